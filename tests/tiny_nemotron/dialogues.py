@@ -1,0 +1,80 @@
+"""The dialogues that the tiny model learns, as the token rows it sees."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sentencepiece import SentencePieceProcessor
+
+DIALOGUES = Path(__file__).with_name("dialogues.jsonl")
+
+
+@dataclass(frozen=True)
+class Message:
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """Everything said before one answer, and the answer the dialogue gives."""
+
+    messages: tuple[Message, ...]
+    answer: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One dialogue as tokens; `learned[i]` says whether token i belongs to an answer."""
+
+    ids: tuple[int, ...]
+    learned: tuple[bool, ...]
+
+
+def load_dialogues(path: Path = DIALOGUES) -> list[tuple[Message, ...]]:
+    """Every dialogue of the file: a system message or none, then user and assistant in turn."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [tuple(Message(**m) for m in json.loads(line)["messages"]) for line in lines]
+
+
+def questions(dialogues: Sequence[tuple[Message, ...]]) -> list[Question]:
+    """Each assistant turn of each dialogue once, in file order."""
+    found: dict[tuple[Message, ...], Question] = {}
+    for dialogue in dialogues:
+        for i, message in enumerate(dialogue):
+            if message.role == "assistant":
+                found.setdefault(dialogue[:i], Question(dialogue[:i], message.content))
+    return list(found.values())
+
+
+def prompt_ids(tokenizer: SentencePieceProcessor, messages: Sequence[Message]) -> list[int]:
+    system = "".join(f"\n{m.content}" for m in messages if m.role == "system")
+    turns = "".join(
+        f"<extra_id_1>{m.role.capitalize()}\n{m.content}\n" for m in messages if m.role != "system"
+    )
+    text = f"<extra_id_0>System{system}\n\n{turns}<extra_id_1>Assistant\n"
+    return list(tokenizer.encode(text))
+
+
+def answer_ids(tokenizer: SentencePieceProcessor, answer: str) -> list[int]:
+    """The turn as the template writes it: the text, its closing newline, the end-of-turn token."""
+    return [*tokenizer.encode(answer + "\n"), tokenizer.piece_to_id("<extra_id_1>")]
+
+
+def row(tokenizer: SentencePieceProcessor, dialogue: Sequence[Message]) -> Row:
+    """The whole dialogue as one row in which every answer is learned."""
+    ids: list[int] = []
+    learned: list[bool] = []
+    for i, message in enumerate(dialogue):
+        if message.role != "assistant":
+            continue
+        prompt = prompt_ids(tokenizer, dialogue[:i])
+        answer = answer_ids(tokenizer, message.content)
+        if prompt[: len(ids)] != ids:
+            raise ValueError(f"the prompt of turn {i} does not start with the turns before it")
+        learned += [False] * (len(prompt) - len(ids)) + [True] * len(answer)
+        ids = prompt + answer
+    return Row(tuple(ids), tuple(learned))
