@@ -1,0 +1,160 @@
+"""The model's shape, as `model_config.yaml` states it."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import yaml
+
+from nemotron_convert.archive import Archive, read_bytes
+from nemotron_convert.errors import NemotronError
+
+CONFIG_NAME = "model_config.yaml"
+CONFIG_LIMIT = 1 << 20
+INTERPOLATED_MULTIPLE = re.compile(r"^\$\{multiply:\s*(\d+)\s*,\s*\$\{\.hidden_size\}\s*\}$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Shape and numerics of a Nemotron-4 model; sizes in elements."""
+
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_size: int
+    max_positions: int
+    norm_eps: float
+    rotary_pct: float
+    rotary_base: float
+    gamma_is_centered: bool
+    """Norm weights are stored without their +1 (LayerNorm1P)."""
+    tokenizer_member: str
+
+    @property
+    def qkv_rows(self) -> int:
+        return (self.num_heads + 2 * self.num_kv_heads) * self.head_size
+
+
+def find_root(archive: Archive) -> str:
+    """The folder inside the archive that holds `model_config.yaml`: "" or "name/"."""
+    roots = [
+        name.removesuffix(CONFIG_NAME)
+        for name in archive.members
+        if posixpath.basename(name) == CONFIG_NAME and name.count("/") <= 1
+    ]
+    if not roots:
+        raise NemotronError(
+            f"no {CONFIG_NAME} in it, so this is not a .nemo checkpoint", where=archive.path
+        )
+    if len(roots) > 1:
+        raise NemotronError(f"more than one {CONFIG_NAME} in it", where=archive.path)
+    return roots[0]
+
+
+def read_model_config(archive: Archive) -> ModelConfig:
+    """Read and check the configuration; NemotronError names the key that is wrong."""
+    root = find_root(archive)
+    where = f"{archive.path}: {root}{CONFIG_NAME}"
+    try:
+        raw = yaml.safe_load(read_bytes(archive, root + CONFIG_NAME, limit=CONFIG_LIMIT))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise NemotronError(f"not plain YAML: {error}", where=where) from error
+    if not isinstance(raw, dict):
+        raise NemotronError("not a YAML mapping", where=where)
+    return _Reader(raw, where, archive, root).model_config()
+
+
+class _Reader:
+    def __init__(self, raw: Mapping[str, Any], where: str, archive: Archive, root: str) -> None:
+        self._raw = raw
+        self._where = where
+        self._archive = archive
+        self._root = root
+
+    def model_config(self) -> ModelConfig:
+        hidden = self._positive_int("hidden_size")
+        heads = self._positive_int("num_attention_heads")
+        kv_heads = self._positive_int("num_query_groups", default=heads)
+        head_size = self._positive_int("kv_channels", default=hidden // heads)
+        if heads % kv_heads:
+            self._fail("num_query_groups", f"{kv_heads} does not divide the {heads} heads")
+        self._require("activation", "squared-relu")
+        self._require("position_embedding_type", "rope")
+        self._require("bias", False)
+        self._require("share_embeddings_and_output_weights", False)
+        normalization = self._raw.get("normalization", "layernorm")
+        if normalization not in ("layernorm", "layernorm1p"):
+            self._fail("normalization", f"{normalization!r} is not Nemotron-4's LayerNorm1P")
+        positions = "max_position_embeddings"
+        return ModelConfig(
+            num_layers=self._positive_int("num_layers"),
+            hidden_size=hidden,
+            intermediate_size=self._intermediate_size(hidden),
+            num_heads=heads,
+            num_kv_heads=kv_heads,
+            head_size=head_size,
+            max_positions=self._positive_int(
+                positions if self._raw.get(positions) is not None else "encoder_seq_length"
+            ),
+            norm_eps=self._positive_float("layernorm_epsilon", 1e-5),
+            rotary_pct=self._rotary_pct(head_size),
+            rotary_base=self._positive_float("rotary_base", 10000.0),
+            gamma_is_centered=normalization == "layernorm1p"
+            or self._raw.get("layernorm_zero_centered_gamma") is True,
+            tokenizer_member=self._tokenizer_member(),
+        )
+
+    def _intermediate_size(self, hidden: int) -> int:
+        raw = self._raw.get("ffn_hidden_size")
+        multiple = INTERPOLATED_MULTIPLE.match(raw) if isinstance(raw, str) else None
+        return int(multiple[1]) * hidden if multiple else self._positive_int("ffn_hidden_size")
+
+    def _rotary_pct(self, head_size: int) -> float:
+        share = self._positive_float("rotary_percentage", 1.0)
+        width = share * head_size
+        if share > 1 or width != int(width) or int(width) % 2:
+            self._fail("rotary_percentage", f"{share} of a head of {head_size} is no even width")
+        return share
+
+    def _tokenizer_member(self) -> str:
+        tokenizer = self._raw.get("tokenizer")
+        tokenizer = tokenizer if isinstance(tokenizer, dict) else {}
+        for key in ("model", "tokenizer_model"):
+            name = tokenizer.get(key)
+            if isinstance(name, str) and name.startswith("nemo:"):
+                # Members are looked up, never opened by path: a name with `..` is just not there.
+                member = self._root + name.removeprefix("nemo:")
+                if member not in self._archive.members:
+                    self._fail(f"tokenizer.{key}", f"{name!r} is not in the archive")
+                return member
+        return self._fail("tokenizer.model", "no nemo:<file> there or in tokenizer.tokenizer_model")
+
+    def _positive_int(self, key: str, default: int | None = None) -> int:
+        value = self._raw.get(key)
+        if value is None and default is not None:
+            return default
+        if type(value) is not int or not 0 < value < 1 << 31:
+            self._fail(key, f"expected a positive integer, got {value!r}")
+        return value
+
+    def _positive_float(self, key: str, default: float) -> float:
+        value = self._raw.get(key)
+        if value is None:
+            return default
+        if type(value) not in (int, float) or not 0 < value < float("inf"):
+            self._fail(key, f"expected a positive number, got {value!r}")
+        return float(value)
+
+    def _require(self, key: str, expected: object) -> None:
+        value = self._raw.get(key)
+        if value != expected:
+            self._fail(key, f"{value!r}, but Nemotron-4 has {expected!r}")
+
+    def _fail(self, key: str, what: str) -> NoReturn:
+        raise NemotronError(f"{key}: {what}", where=self._where)

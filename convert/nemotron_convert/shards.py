@@ -1,0 +1,133 @@
+"""How a matrix is split over tensor-parallel ranks and layers over pipeline stages.
+
+A rule gives blocks: rectangles of the source matrix and where each lies on its rank. The converter
+copies source to rank, `Checkpoint` copies rank to source; both walk the same blocks, so a split and
+its merge cannot disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from nemotron_convert.errors import NemotronError
+from nemotron_convert.model_config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """TP ranks × PP stages; rank = stage · tp + TP rank."""
+
+    tp: int
+    pp: int
+
+    @property
+    def world_size(self) -> int:
+        return self.tp * self.pp
+
+    def layers(self, stage: int, num_layers: int) -> range:
+        """The layers of a stage: near-equal shares, earlier stages take the remainder.
+
+        >>> [Parallel(1, 3).layers(stage, 8) for stage in range(3)]
+        [range(0, 3), range(3, 6), range(6, 8)]
+        """
+        share, rest = divmod(num_layers, self.pp)
+        start = stage * share + min(stage, rest)
+        return range(start, start + share + (stage < rest))
+
+    def check(self, config: ModelConfig) -> None:
+        """Refuse a split that the model's shape does not allow; the remedy names those it does."""
+        allowed = [tp for tp in range(1, config.num_heads + 1) if _tp_fits(tp, config)]
+        if self.tp not in allowed:
+            raise NemotronError(
+                f"TP {self.tp} does not fit {config.num_heads} heads over {config.num_kv_heads} "
+                f"KV heads and {config.intermediate_size} MLP rows",
+                where="--tp",
+                remedy=f"use one of {', '.join(map(str, allowed))}",
+            )
+        if not 1 <= self.pp <= config.num_layers:
+            raise NemotronError(
+                f"PP {self.pp} does not fit {config.num_layers} layers",
+                where="--pp",
+                remedy=f"use 1 to {config.num_layers}",
+            )
+
+
+def _tp_fits(tp: int, config: ModelConfig) -> bool:
+    kv_heads = config.num_kv_heads
+    return (
+        config.num_heads % tp == 0
+        and config.intermediate_size % tp == 0
+        and (kv_heads % tp == 0 or tp % kv_heads == 0)
+    )
+
+
+@dataclass(frozen=True)
+class Block:
+    """`rows` × `columns` of the source from (`row`, `column`) on, at `rank_row` of TP rank `tp`.
+
+    A block is always as wide as the rank's matrix, so on the rank it is contiguous.
+    """
+
+    tp: int
+    row: int
+    column: int
+    rows: int
+    columns: int
+    rank_row: int
+
+
+def replicate(rows: int, columns: int, tp: int) -> Iterator[Block]:
+    """Every rank holds the whole."""
+    for rank in range(tp):
+        yield Block(rank, 0, 0, rows, columns, 0)
+
+
+def split_rows(rows: int, columns: int, tp: int) -> Iterator[Block]:
+    """Rank r holds the r-th share of the rows; the last ranks' missing rows are zeros (padding)."""
+    share = -(-rows // tp)
+    for rank in range(tp):
+        start = min(rank * share, rows)
+        if start < rows:
+            yield Block(rank, start, 0, min(share, rows - start), columns, 0)
+
+
+def split_columns(rows: int, columns: int, tp: int) -> Iterator[Block]:
+    """Rank r holds the r-th share of the columns."""
+    share = columns // tp
+    for rank in range(tp):
+        yield Block(rank, 0, rank * share, rows, share, 0)
+
+
+def split_qkv(heads: int, kv_heads: int, head_size: int, columns: int, tp: int) -> Iterator[Block]:
+    """From Megatron's groups to all q, all k, all v on each rank.
+
+    Each KV head g has r = heads / kv_heads query heads. With r = 2, kv_heads = 4, TP = 2:
+
+        source  q0 q1 k0 v0 | q2 q3 k1 v1 | q4 q5 k2 v2 | q6 q7 k3 v3
+        rank 0  q0 q1 q2 q3 | k0 k1 | v0 v1
+        rank 1  q4 q5 q6 q7 | k2 k3 | v2 v3
+
+    With more ranks than KV heads, each k and v is repeated on the ranks that share its queries.
+    """
+    per_group = heads // kv_heads
+    rank_heads = heads // tp
+    rank_kv_heads = max(1, kv_heads // tp)
+
+    def block(rank: int, source_head: int, rank_head: int, count: int = 1) -> Block:
+        size = head_size
+        return Block(rank, source_head * size, 0, count * size, columns, rank_head * size)
+
+    for rank in range(tp):
+        first = rank * rank_heads
+        done = 0
+        while done < rank_heads:  # runs of queries that stay inside one group
+            group, inside = divmod(first + done, per_group)
+            run = min(per_group - inside, rank_heads - done)
+            yield block(rank, group * (per_group + 2) + inside, done, run)
+            done += run
+        for i in range(rank_kv_heads):
+            group = first // per_group + i
+            key = group * (per_group + 2) + per_group
+            yield block(rank, key, rank_heads + i)
+            yield block(rank, key + 1, rank_heads + rank_kv_heads + i)
