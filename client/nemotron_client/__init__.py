@@ -1,0 +1,33 @@
+"""A client for Nemotron-4 on Triton: a question in, the answer as it is written.
+
+>>> from nemotron_client import Client
+>>> with Client("127.0.0.1:8001") as client:  # doctest: +SKIP
+...     for piece in client.stream_chat([{"role": "user", "content": "Hello!"}]):
+...         print(piece.text, end="", flush=True)
+"""
+
+from __future__ import annotations
+
+from nemotron_client.client import Client
+from nemotron_client.exceptions import (
+    ClientError,
+    ConnectionFailed,
+    RequestRefused,
+    RequestTimeout,
+    ServerFailed,
+    ServerOverloaded,
+)
+from nemotron_client.request import Generation
+from nemotron_client.response import Piece
+
+__all__ = [
+    "Client",
+    "ClientError",
+    "ConnectionFailed",
+    "Generation",
+    "Piece",
+    "RequestRefused",
+    "RequestTimeout",
+    "ServerFailed",
+    "ServerOverloaded",
+]

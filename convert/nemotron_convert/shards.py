@@ -37,7 +37,7 @@ class Parallel:
 
     def check(self, config: ModelConfig) -> None:
         """Refuse a split that the model's shape does not allow; the remedy names those it does."""
-        allowed = [tp for tp in range(1, config.num_heads + 1) if _tp_fits(tp, config)]
+        allowed = allowed_tp(config)
         if self.tp not in allowed:
             raise NemotronError(
                 f"TP {self.tp} does not fit {config.num_heads} heads over {config.num_kv_heads} "
@@ -53,13 +53,16 @@ class Parallel:
             )
 
 
-def _tp_fits(tp: int, config: ModelConfig) -> bool:
+def allowed_tp(config: ModelConfig) -> list[int]:
+    """Every TP that divides the heads and the MLP and shares out the KV heads evenly."""
     kv_heads = config.num_kv_heads
-    return (
-        config.num_heads % tp == 0
+    return [
+        tp
+        for tp in range(1, config.num_heads + 1)
+        if config.num_heads % tp == 0
         and config.intermediate_size % tp == 0
         and (kv_heads % tp == 0 or tp % kv_heads == 0)
-    )
+    ]
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,12 @@ class ZarrArray:
     chunk_columns: int
 
     @property
+    def chunks_shape(self) -> tuple[int, ...]:
+        """Sizes of a chunk along the axes of `shape`."""
+        sizes = (self.chunk_layers, self.chunk_rows, self.chunk_columns)
+        return tuple(size for size, axis in zip(sizes, self._axes, strict=True) if axis)
+
+    @property
     def nbytes(self) -> int:
         return self.layers * self.rows * self.columns * BF16_BYTES
 
@@ -87,17 +93,20 @@ class ZarrArray:
         )
         return words[:, : chunk.columns]
 
+    @property
+    def _axes(self) -> tuple[bool, bool, bool]:
+        """Which of layer, row and column are axes of the stored array."""
+        return self.stacked, len(self.shape) == (3 if self.stacked else 2), True
+
     def _file(self, layer: int, row: int, column: int) -> Member:
-        index: tuple[int, ...] = (
+        index = (
             layer // self.chunk_layers,
             row // self.chunk_rows,
             column // self.chunk_columns,
         )
-        if len(self.shape) == 1:
-            index = index[2:]
-        elif len(self.shape) == 2:
-            index = index[::2] if self.stacked else index[1:]
-        name = self.folder + ".".join(map(str, index))
+        name = self.folder + ".".join(
+            str(i) for i, axis in zip(index, self._axes, strict=True) if axis
+        )
         member = self.archive.members.get(name)
         if member is None:
             raise NemotronError(

@@ -1,0 +1,55 @@
+"""The command `nemotron`: all verbs, none of their libraries.
+
+A verb's module imports only typer at its top; what it works with is imported when it runs. So each
+machine needs only the extras of the verbs it uses, and a missing one is named.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from nemotron_build.commands import build, serve
+from nemotron_client.commands import chat
+from nemotron_convert.commands import convert, inspect
+from nemotron_convert.errors import NemotronError
+
+EXTRAS = {
+    "ml_dtypes": "convert",
+    "safetensors": "convert",
+    "sentencepiece": "convert",
+    "grpc": "client",
+    "tritonclient": "client",
+    "openvino": "cpu",
+    "openvino_genai": "cpu",
+    "psutil": "cpu",
+    "pytriton": "cpu",
+}
+
+app = typer.Typer(
+    help="NVIDIA Nemotron-4-340B-Instruct from its .nemo checkpoint to tokens on the wire.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for verb in (inspect, convert, build, serve, chat):
+    app.command()(verb)
+
+
+def main() -> None:
+    """Run one verb. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    try:
+        app()
+    except NemotronError as error:
+        _fail(str(error), error.exit_code)
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        _fail(f"{error.name} is not installed: pip install 'nemotron-triton[{extra}]'", 1)
+
+
+def _fail(message: str, exit_code: int) -> None:
+    typer.echo(f"nemotron: {message}", err=True)
+    sys.exit(exit_code)

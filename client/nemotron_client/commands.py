@@ -1,0 +1,49 @@
+"""The verb `chat`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def chat(
+    question: Annotated[
+        str | None, typer.Argument(help="One question; without it, a conversation.")
+    ] = None,
+    url: Annotated[
+        str, typer.Option(envvar="NEMOTRON_URL", help="host:port of Triton's gRPC.")
+    ] = "127.0.0.1:8001",
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 1024,
+    temperature: Annotated[float | None, typer.Option(help="Greedy without it.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Nucleus of the sampling.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="Text that ends the answer; may be repeated.")
+    ] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds for one answer.")] = None,
+) -> None:
+    """Talk with the model; without a question, each line of input is a turn."""
+    from nemotron_client.chat import Conversation, ask, talk
+    from nemotron_client.client import Client
+    from nemotron_client.exceptions import ClientError
+    from nemotron_client.request import Generation
+    from nemotron_convert.errors import NemotronError
+
+    generation = Generation(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        stop_words=tuple(stop or ()),
+    )
+    try:
+        with Client(url, timeout=timeout) as client:
+            conversation = Conversation(client, generation, system)
+            if question is None:
+                talk(conversation)
+            else:
+                ask(conversation, question)
+    except ClientError as error:
+        raise NemotronError(str(error), where=url) from error
