@@ -90,7 +90,7 @@ class _Reader:
         self._require("share_embeddings_and_output_weights", False)
         normalization = self._raw.get("normalization", "layernorm")
         if normalization not in ("layernorm", "layernorm1p"):
-            self._fail("normalization", f"{normalization!r} is not Nemotron-4's LayerNorm1P")
+            self._fail("normalization", f"{_short(normalization)} is not Nemotron-4's LayerNorm1P")
         positions = "max_position_embeddings"
         return ModelConfig(
             num_layers=self._positive_int("num_layers"),
@@ -140,7 +140,7 @@ class _Reader:
         if value is None and default is not None:
             return default
         if type(value) is not int or not 0 < value < 1 << 31:
-            self._fail(key, f"expected a positive integer, got {value!r}")
+            self._fail(key, f"expected a positive integer, got {_short(value)}")
         return value
 
     def _positive_float(self, key: str, default: float) -> float:
@@ -148,13 +148,20 @@ class _Reader:
         if value is None:
             return default
         if type(value) not in (int, float) or not 0 < value < float("inf"):
-            self._fail(key, f"expected a positive number, got {value!r}")
+            self._fail(key, f"expected a positive number, got {_short(value)}")
         return float(value)
 
     def _require(self, key: str, expected: object) -> None:
         value = self._raw.get(key)
         if value != expected:
-            self._fail(key, f"{value!r}, but Nemotron-4 has {expected!r}")
+            self._fail(key, f"{_short(value)}, but Nemotron-4 has {expected!r}")
 
     def _fail(self, key: str, what: str) -> NoReturn:
         raise NemotronError(f"{key}: {what}", where=self._where)
+
+
+def _short(value: object) -> str:
+    """A value for a message: aliases can make a few bytes of YAML print as gigabytes."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return repr(value)[:80]
+    return f"a {type(value).__name__}"

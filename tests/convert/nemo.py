@@ -1,0 +1,61 @@
+"""The golden `.nemo` in other shapes: unpacked, packed, re-chunked, damaged."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+NEMO = GOLDEN / "tiny_zarr_tp1pp1.nemo"
+WEIGHTS = "model_weights"
+
+
+def unpack(folder: Path) -> Path:
+    """The golden `.nemo` as a folder."""
+    with tarfile.open(NEMO) as tar:
+        tar.extractall(folder, filter="data")
+    return folder
+
+
+def pack(folder: Path, path: Path, mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+        tar.add(folder, ".")
+    return path
+
+
+def edit_config(folder: Path, edit: Callable[[str], str]) -> Path:
+    config = folder / "model_config.yaml"
+    config.write_text(edit(config.read_text()))
+    return folder
+
+
+def edit_zarray(folder: Path, tensor: str, **keys: object) -> None:
+    path = folder / WEIGHTS / tensor / ".zarray"
+    path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+
+
+def rechunk(folder: Path, tensor: str, chunks: tuple[int, ...]) -> None:
+    """Store a tensor of the folder on another grid, full chunks at its far edges."""
+    path = folder / WEIGHTS / tensor
+    meta = json.loads((path / ".zarray").read_text())
+    shape, old = meta["shape"], meta["chunks"]
+    array = np.empty(shape, np.uint16)
+    for index in np.ndindex(*(-(-n // c) for n, c in zip(shape, old, strict=True))):
+        place = tuple(slice(i * c, (i + 1) * c) for i, c in zip(index, old, strict=True))
+        words = np.fromfile(path / ".".join(map(str, index)), np.uint16).reshape(old)
+        target = array[place]
+        target[...] = words[tuple(slice(0, n) for n in target.shape)]
+    shutil.rmtree(path)
+    path.mkdir()
+    (path / ".zarray").write_text(json.dumps(meta | {"chunks": list(chunks)}))
+    for index in np.ndindex(*(-(-n // c) for n, c in zip(shape, chunks, strict=True))):
+        place = tuple(slice(i * c, (i + 1) * c) for i, c in zip(index, chunks, strict=True))
+        chunk = np.full(chunks, 0x7FC0, np.uint16)  # NaN where no value of the array lies
+        part = array[place]
+        chunk[tuple(slice(0, n) for n in part.shape)] = part
+        chunk.tofile(path / ".".join(map(str, index)))

@@ -1,0 +1,266 @@
+"""Each wrong input: one line that says what and where, and nothing left behind."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nemotron_convert.convert import convert
+from nemotron_convert.errors import NemotronError
+from nemotron_convert.shards import Parallel
+from tests.convert.nemo import NEMO, WEIGHTS, edit_config, edit_zarray, pack, unpack
+
+QKV = "model.decoder.layers.self_attention.linear_qkv.weight"
+
+
+def refused(source: Path, message: str, tmp_path: Path) -> None:
+    """`source` is refused with `message`, and the output's folder stays empty."""
+    (tmp_path / "results").mkdir()
+    with pytest.raises(NemotronError, match=message) as caught:
+        convert(source, tmp_path / "results" / "out", Parallel(2, 1))
+    assert "\n" not in str(caught.value)
+    assert list((tmp_path / "results").iterdir()) == []
+
+
+FOLDER_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no config": (lambda f: (f / "model_config.yaml").unlink(), "no model_config.yaml in it"),
+    "no weights": (lambda f: shutil.rmtree(f / WEIGHTS), "there are no weights"),
+    "no tokenizer": (
+        lambda f: next(f.glob("*.model")).unlink(),
+        r"tokenizer\.model: 'nemo:.*' is not in the archive",
+    ),
+    "tensor missing": (lambda f: shutil.rmtree(f / WEIGHTS / QKV), f"tensor {QKV} is missing"),
+    "tensor misshapen": (
+        lambda f: edit_zarray(f, QKV, shape=[4, 250, 128], chunks=[1, 256, 128]),
+        rf"tensor {QKV} has shape \[4, 250, 128\], the configuration asks for \[4, 256, 128\]",
+    ),
+    "too many axes": (
+        lambda f: edit_zarray(f, QKV, shape=[4, 256, 128, 1], chunks=[1, 256, 128, 1]),
+        r"shape \[4, 256, 128, 1\]",
+    ),
+    "chunk missing": (lambda f: (f / WEIGHTS / QKV / "2.0.0").unlink(), r"2\.0\.0 is missing"),
+    "chunk short": (
+        lambda f: (f / WEIGHTS / QKV / "1.0.0").write_bytes(b"12"),
+        r"1\.0\.0 has 2 bytes, its \.zarray says 65536",
+    ),
+    "zarray not JSON": (
+        lambda f: (f / WEIGHTS / QKV / ".zarray").write_text("{"),
+        rf"not JSON: .*{QKV}/\.zarray",
+    ),
+    "zarray nested": (
+        lambda f: (f / WEIGHTS / QKV / ".zarray").write_text("[" * 60000),
+        "not JSON",
+    ),
+    "zarray huge": (
+        lambda f: (f / WEIGHTS / QKV / ".zarray").write_text(" " * 70000),
+        "more than the 65536",
+    ),
+    "negative shape": (lambda f: edit_zarray(f, QKV, shape=[4, -1, 128]), "shape is"),
+    "zero chunk": (lambda f: edit_zarray(f, QKV, chunks=[1, 0, 128]), "chunks is"),
+    "wrong dtype": (lambda f: edit_zarray(f, QKV, dtype="<f4"), "dtype is '<f4'"),
+    "Fortran order": (lambda f: edit_zarray(f, QKV, order="F"), "order is 'F'"),
+    "torch_dist": (
+        lambda f: (f / WEIGHTS / "metadata.json").write_text('{"sharded_backend": "torch_dist"}'),
+        "stored as 'torch_dist'",
+    ),
+    "metadata empty": (
+        lambda f: (f / WEIGHTS / "metadata.json").write_text("[]"),
+        "stored as None",
+    ),
+    "symbolic link": (
+        lambda f: (f / "link").symlink_to("/etc/passwd"),
+        "not a regular file .*link",
+    ),
+    "named pipe": (lambda f: os.mkfifo(f / "pipe"), "not a regular file .*pipe"),
+}
+
+
+@pytest.mark.parametrize("name", FOLDER_DAMAGE)
+def test_a_damaged_checkpoint(name: str, tmp_path: Path) -> None:
+    damage, message = FOLDER_DAMAGE[name]
+    folder = unpack(tmp_path / "in")
+    damage(folder)
+    refused(folder, message, tmp_path)
+
+
+CONFIG_DAMAGE = {
+    "not YAML": ("num_layers: 4", "num_layers: [", "not plain YAML"),
+    "object tag": ("num_layers: 4", "num_layers: !!python/object:os.system {}", "not plain YAML"),
+    "no layers": ("num_layers: 4\n", "", "num_layers: expected a positive integer, got None"),
+    "text": ("num_layers: 4", "num_layers: many", "num_layers: expected a positive integer"),
+    "boolean": ("num_layers: 4", "num_layers: true", "num_layers: expected a positive integer"),
+    "alias bomb": (
+        "num_layers: 4",
+        "a0: &a0 [x]\n"
+        + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 40))
+        + "num_layers: *a39",
+        "num_layers: expected a positive integer, got a list",
+    ),
+    "zero": ("hidden_size: 128", "hidden_size: 0", "hidden_size: expected a positive integer"),
+    "groups": ("num_query_groups: 8", "num_query_groups: 5", "5 does not divide the 16 heads"),
+    "activation": ("squared-relu", "swiglu", "activation: 'swiglu'"),
+    "tied": (
+        "output_weights: false",
+        "output_weights: true",
+        "share_embeddings_and_output_weights: True",
+    ),
+    "rotary": ("rotary_percentage: 0.5", "rotary_percentage: 0.3", "is no even width"),
+    "ffn": ("ffn_hidden_size: 512", "ffn_hidden_size: ${add:1}", "ffn_hidden_size: expected"),
+    "tokenizer outside": ("nemo:", "nemo:../", r"'nemo:\.\./.*' is not in the archive"),
+    "no tokenizer": ("nemo:", "", r"tokenizer\.model: no nemo:<file>"),
+}
+
+
+@pytest.mark.parametrize("name", CONFIG_DAMAGE)
+def test_a_configuration_that_makes_no_sense(name: str, tmp_path: Path) -> None:
+    old, new, message = CONFIG_DAMAGE[name]
+    folder = edit_config(unpack(tmp_path / "in"), lambda text: text.replace(old, new))
+    refused(folder, message, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("ffn_hidden_size: 512", "ffn_hidden_size: ${multiply:4, ${.hidden_size}}"),
+        ("kv_channels: null", "kv_channels: 8"),
+        ("max_position_embeddings: 256\n", ""),
+        ("rotary_percentage: 0.5", "rotary_percentage: 0.5\nrotary_base: 10000"),
+        ("\n  model: nemo:", "\n  other: nemo:"),
+        ("\n  tokenizer_model: nemo:", "\n  other: nemo:"),
+        ("normalization: layernorm1p", "normalization: layernorm"),
+        ("layernorm_zero_centered_gamma: true", "layernorm_zero_centered_gamma: false"),
+    ],
+)
+def test_the_same_configuration_said_otherwise(old: str, new: str, tmp_path: Path) -> None:
+    folder = unpack(tmp_path / "in")
+    assert old in (folder / "model_config.yaml").read_text()
+    expected = convert(folder, tmp_path / "expected", Parallel(2, 1))
+    edit_config(folder, lambda text: text.replace(old, new))
+    assert convert(folder, tmp_path / "out", Parallel(2, 1)).files == expected.files
+
+
+def tar_of(path: Path, *members: tarfile.TarInfo) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for member in members:
+            tar.addfile(member, io.BytesIO(b"x" * member.size))
+    return path
+
+
+def member(name: str, **fields: object) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    for key, value in fields.items():
+        setattr(info, key, value)
+    return info
+
+
+HOSTILE_TARS = {
+    "absolute": ([member("/etc/passwd", size=1)], "'/etc/passwd' points outside"),
+    "parent": ([member("a/../../b", size=1)], r"'a/\.\./\.\./b' points outside"),
+    "symbolic link": (
+        [member("link", type=tarfile.SYMTYPE, linkname="/etc/passwd")],
+        "'link' is not a plain file",
+    ),
+    "hard link": (
+        [member("link", type=tarfile.LNKTYPE, linkname="/etc/passwd")],
+        "'link' is not a plain file",
+    ),
+    "device": ([member("null", type=tarfile.CHRTYPE)], "'null' is not a plain file"),
+    "twice": ([member("a", size=1), member("./a", size=1)], "'./a' appears twice"),
+    "empty": ([], "the tar is empty"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_TARS)
+def test_a_hostile_tar(name: str, tmp_path: Path) -> None:
+    members, message = HOSTILE_TARS[name]
+    refused(tar_of(tmp_path / "model.nemo", *members), message, tmp_path)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.98])
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_a_truncated_tar(share: float, mode: str, tmp_path: Path) -> None:
+    whole = pack(unpack(tmp_path / "in"), tmp_path / "whole.nemo", mode).read_bytes()
+    cut = tmp_path / "cut.nemo"
+    cut.write_bytes(whole[: int(len(whole) * share)])
+    refused(cut, "cut short|not a .nemo|missing|no model_config|no weights", tmp_path)
+
+
+NOT_A_NEMO = {
+    "text": (b"hello", "not a .nemo: neither a folder nor a whole tar"),
+    "nothing": (b"", "not a .nemo"),
+    "gzip of nothing": (b"\x1f\x8b\x08\x00", "not a .nemo"),
+    "LFS pointer": (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_A_NEMO)
+def test_not_a_nemo(name: str, tmp_path: Path) -> None:
+    content, message = NOT_A_NEMO[name]
+    (tmp_path / "model.nemo").write_bytes(content)
+    refused(tmp_path / "model.nemo", message, tmp_path)
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    refused(tmp_path / "model.nemo", "cannot read: No such file", tmp_path)
+
+
+def test_an_output_that_holds_something_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("keep")
+    with pytest.raises(NemotronError, match="not an empty folder"):
+        convert(NEMO, tmp_path / "out", Parallel(2, 1))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
+
+
+def test_an_empty_output_folder_and_a_killed_run_are_taken_over(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "rank0.safetensors").write_text("half")
+    convert(NEMO, tmp_path / "out", Parallel(1, 1))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("tp", "pp", "message"),
+    [
+        (3, 1, "TP 3 does not fit 16 heads over 8 KV heads .*: use one of 1, 2, 4, 8, 16"),
+        (32, 1, "TP 32 does not fit"),
+        (1, 5, "PP 5 does not fit 4 layers .*: use 1 to 4"),
+    ],
+)
+def test_a_split_that_does_not_fit(tp: int, pp: int, message: str, tmp_path: Path) -> None:
+    with pytest.raises(NemotronError, match=message):
+        convert(NEMO, tmp_path / "out", Parallel(tp, pp))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "line"),
+    [
+        (["convert", __file__, "-o", "out"], 1, r"nemotron: not a \.nemo"),
+        (["convert", str(NEMO), "-o", "out", "--tp", "3"], 1, "nemotron: TP 3 does not fit"),
+        (["convert", str(NEMO), "-o", "out", "--tp", "0"], 2, "--tp"),
+        (["convert", str(NEMO)], 2, "--output"),
+    ],
+)
+def test_the_command_line_fails_with_one_line(
+    arguments: list[str], exit_code: int, line: str, tmp_path: Path
+) -> None:
+    command = [str(Path(sys.executable).with_name("nemotron")), *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == exit_code
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    if exit_code == 1:
+        assert len(done.stderr.splitlines()) == 1
+    assert re.search(line, done.stderr)
+    assert list(tmp_path.iterdir()) == []
