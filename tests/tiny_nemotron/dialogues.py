@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sentencepiece import SentencePieceProcessor
+import nemotron_text
+from nemotron_text import Tokenizer
 
 DIALOGUES = Path(__file__).with_name("dialogues.jsonl")
 
@@ -16,6 +17,9 @@ DIALOGUES = Path(__file__).with_name("dialogues.jsonl")
 class Message:
     role: str
     content: str
+
+    def as_dict(self) -> nemotron_text.Message:
+        return {"role": self.role, "content": self.content}  # type: ignore[typeddict-item]
 
 
 @dataclass(frozen=True)
@@ -50,21 +54,16 @@ def questions(dialogues: Sequence[tuple[Message, ...]]) -> list[Question]:
     return list(found.values())
 
 
-def prompt_ids(tokenizer: SentencePieceProcessor, messages: Sequence[Message]) -> list[int]:
-    system = "".join(f"\n{m.content}" for m in messages if m.role == "system")
-    turns = "".join(
-        f"<extra_id_1>{m.role.capitalize()}\n{m.content}\n" for m in messages if m.role != "system"
-    )
-    text = f"<extra_id_0>System{system}\n\n{turns}<extra_id_1>Assistant\n"
-    return list(tokenizer.encode(text))
+def prompt_ids(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
+    return tokenizer.encode_chat([message.as_dict() for message in messages])
 
 
-def answer_ids(tokenizer: SentencePieceProcessor, answer: str) -> list[int]:
+def answer_ids(tokenizer: Tokenizer, answer: str) -> list[int]:
     """The turn as the template writes it: the text, its closing newline, the end-of-turn token."""
-    return [*tokenizer.encode(answer + "\n"), tokenizer.piece_to_id("<extra_id_1>")]
+    return [*tokenizer.encode(answer + "\n"), tokenizer.end_ids[0]]
 
 
-def row(tokenizer: SentencePieceProcessor, dialogue: Sequence[Message]) -> Row:
+def row(tokenizer: Tokenizer, dialogue: Sequence[Message]) -> Row:
     """The whole dialogue as one row in which every answer is learned."""
     ids: list[int] = []
     learned: list[bool] = []

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers import NemotronConfig, NemotronForCausalLM
 
-from .dialogues import Row
+from tests.tiny_nemotron.dialogues import Row
 
 SEED = 20240614
 EPOCHS = 60

@@ -1,0 +1,218 @@
+"""Nemotron-4 as an OpenVINO graph, built operation by operation from a checkpoint.
+
+The shapes that openvino-genai looks for when it turns the graph into paged attention are kept:
+KV variables with their names, grouped heads by broadcast, attention with an explicit mask.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from nemotron_convert.checkpoint import Checkpoint
+from nemotron_convert.model_config import ModelConfig
+from nemotron_engine.openvino import openvino, opset13
+
+Node = Any
+Precision = Literal["bf16", "f32"]
+MASKED = np.float32(np.finfo(np.float32).min)
+
+
+def build_model(checkpoint: Checkpoint, precision: Precision) -> Any:
+    """An `openvino.Model`: input_ids, attention_mask, position_ids [B, T] i64 → logits [B, T, V].
+
+    Weights stay BF16; `precision` is what the linear layers compute in. Norms, rotary embedding
+    and the residual stream are F32 in both.
+    """
+    return _Graph(checkpoint, precision).model()
+
+
+@dataclass
+class _Graph:
+    checkpoint: Checkpoint
+    precision: Precision
+    sinks: list[Node] = field(default_factory=list)
+    variables: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.shape: ModelConfig = self.checkpoint.config.model_shape()
+
+    def model(self) -> Any:
+        ids, attention_mask, positions = (
+            _parameter(name, [-1, -1], openvino.Type.i64)
+            for name in ("input_ids", "attention_mask", "position_ids")
+        )
+        self.beam = _parameter("beam_idx", [-1], openvino.Type.i32)
+        self.batch = opset13.gather(opset13.shape_of(ids, "i64"), _i64([0]), _i64(0))
+        self.mask = _causal_mask(ids, attention_mask)
+        self.cosines, self.sines = self._rotary_tables(positions)
+        table = self._weight("transformer.vocab_embedding.weight")
+        hidden = opset13.convert(opset13.gather(table, ids, _i64(0)), "f32")
+        for layer in range(self.shape.num_layers):
+            hidden = self._layer(hidden, layer)
+        hidden = self._norm(hidden, "transformer.ln_f")
+        logits = opset13.result(self._linear(hidden, "lm_head"))
+        logits.output(0).set_names({"logits"})
+        model = openvino.Model(
+            [logits],
+            self.sinks,
+            [ids, attention_mask, positions, self.beam],
+            self.variables,
+            "nemotron",
+        )
+        model.validate_nodes_and_infer_types()
+        return model
+
+    def _layer(self, hidden: Node, layer: int) -> Node:
+        prefix = f"transformer.layers.{layer}."
+        normed = self._norm(hidden, prefix + "input_layernorm")
+        hidden = opset13.add(hidden, self._attention(normed, prefix + "attention.", layer))
+        normed = self._norm(hidden, prefix + "post_layernorm")
+        wide = opset13.relu(self._linear(normed, prefix + "mlp.fc"))
+        squared = opset13.power(wide, _f32(2.0))
+        return opset13.add(hidden, self._linear(squared, prefix + "mlp.proj"))
+
+    def _attention(self, normed: Node, prefix: str, layer: int) -> Node:
+        heads, groups, size = self.shape.num_heads, self.shape.num_kv_heads, self.shape.head_size
+        qkv = self._linear(normed, prefix + "qkv")
+        widths = _i64([heads * size, groups * size, groups * size])
+        parts = opset13.variadic_split(qkv, _i64(2), widths)
+        query = self._rotate(_to_heads(parts.output(0), heads, size))
+        key = self._rotate(_to_heads(parts.output(1), groups, size))
+        value = _to_heads(parts.output(2), groups, size)
+        key = self._cached(key, f"past_key_values.{layer}.keypresent.{layer}.key")
+        value = self._cached(value, f"past_key_values.{layer}.valuepresent.{layer}.value")
+        attended = opset13.scaled_dot_product_attention(
+            query, self._for_every_head(key), self._for_every_head(value), self.mask, causal=False
+        )
+        together = opset13.transpose(attended, _i64([0, 2, 1, 3]))
+        flat = opset13.reshape(together, _i64([0, 0, heads * size]), special_zero=True)
+        return self._linear(flat, prefix + "dense")
+
+    def _cached(self, new: Node, name: str) -> Node:
+        """`new` [B, groups, T, size] behind all that came before it."""
+        groups, size = self.shape.num_kv_heads, self.shape.head_size
+        info = openvino.op.util.VariableInfo()
+        info.data_shape = openvino.PartialShape([-1, groups, -1, size])
+        info.data_type = openvino.Type.f32
+        info.variable_id = name
+        variable = openvino.op.util.Variable(info)
+        empty_shape = opset13.concat([self.batch, _i64([groups]), _i64([0]), _i64([size])], 0)
+        empty = opset13.broadcast(_f32(0.0), empty_shape)
+        past = opset13.gather(opset13.read_value(empty, variable), self.beam, _i64(0))
+        whole = opset13.concat([past, new], 2)
+        self.variables.append(variable)
+        self.sinks.append(opset13.assign(whole, variable))
+        return whole
+
+    def _for_every_head(self, kv: Node) -> Node:
+        """[B, groups, T, size] → [B, heads, T, size]: each group's heads see the same."""
+        heads, groups, size = self.shape.num_heads, self.shape.num_kv_heads, self.shape.head_size
+        repeats = heads // groups
+        if repeats == 1:
+            return kv
+        target = opset13.concat(
+            [self.batch, _i64([groups]), _i64([repeats]), _i64([1]), _i64([size])], 0
+        )
+        repeated = opset13.broadcast(
+            opset13.unsqueeze(kv, _i64([2])), target, broadcast_spec="BIDIRECTIONAL"
+        )
+        return opset13.reshape(repeated, _i64([0, heads, -1, size]), special_zero=True)
+
+    def _rotary_tables(self, positions: Node) -> tuple[Node, Node]:
+        """Cos and sin [B, 1, T, width / 2] of position · base^(-2i / width)."""
+        width = int(self.shape.head_size * self.shape.rotary_pct)
+        steps = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
+        frequencies = (1.0 / np.float32(self.shape.rotary_base) ** steps).astype(np.float32)
+        table = opset13.constant(frequencies.reshape(1, 1, 1, -1))
+        angles = opset13.multiply(
+            opset13.unsqueeze(opset13.convert(positions, "f32"), _i64([1, 3])), table
+        )
+        return opset13.cos(angles), opset13.sin(angles)
+
+    def _rotate(self, heads: Node) -> Node:
+        """NeoX halves: the first `width` of each head turn, the rest stay."""
+        width = int(self.shape.head_size * self.shape.rotary_pct)
+        plain = self.shape.head_size - width
+        half = width // 2
+        parts = opset13.variadic_split(heads, _i64(3), _i64([half, half, plain]))
+        first, second, rest = (parts.output(i) for i in range(3))
+        turned = [
+            opset13.subtract(
+                opset13.multiply(first, self.cosines), opset13.multiply(second, self.sines)
+            ),
+            opset13.add(
+                opset13.multiply(second, self.cosines), opset13.multiply(first, self.sines)
+            ),
+        ]
+        return opset13.concat([*turned, rest] if plain else turned, 3)
+
+    def _norm(self, hidden: Node, name: str) -> Node:
+        """LayerNorm; the checkpoint's weight is LayerNorm1P's gamma + 1."""
+        normed = opset13.mvn(hidden, _i64([-1]), True, self.shape.norm_eps, "inside_sqrt")
+        weight, bias = (
+            opset13.constant(self.checkpoint.tensor(f"{name}.{kind}").astype(np.float32))
+            for kind in ("weight", "bias")
+        )
+        return opset13.add(opset13.multiply(normed, weight), bias)
+
+    def _linear(self, hidden: Node, name: str) -> Node:
+        """Hidden · Wᵀ in the graph's precision, F32 in and out.
+
+        In BF16 the weight goes into the product as it is stored: the plug-in then keeps one packed
+        copy of it, where a conversion in the graph would be folded to F32 copies.
+        """
+        weight = self._weight(name + ".weight")
+        if self.precision == "f32":
+            return opset13.matmul(hidden, opset13.convert(weight, "f32"), False, True)
+        product = opset13.matmul(opset13.convert(hidden, "bf16"), weight, False, True)
+        return opset13.convert(product, "f32")
+
+    def _weight(self, name: str) -> Node:
+        return _bf16(self.checkpoint.tensor(name))
+
+
+def _parameter(name: str, shape: list[int], dtype: Any) -> Node:
+    parameter = opset13.parameter(openvino.PartialShape(shape), dtype)
+    parameter.set_friendly_name(name)
+    parameter.output(0).set_names({name})
+    return parameter
+
+
+def _causal_mask(ids: Node, attention_mask: Node) -> Node:
+    """[B, 1, T, past + T] F32: 0 where a token may look, the lowest number where not."""
+    length = opset13.gather(opset13.shape_of(ids, "i64"), _i64(1), _i64(0))
+    total = opset13.gather(opset13.shape_of(attention_mask, "i64"), _i64(1), _i64(0))
+    columns = opset13.range(_i64(0), total, _i64(1), "i64")
+    rows = opset13.range(opset13.subtract(total, length), total, _i64(1), "i64")
+    later = opset13.greater(
+        opset13.unsqueeze(columns, _i64([0])), opset13.unsqueeze(rows, _i64([1]))
+    )
+    padding = opset13.equal(opset13.unsqueeze(attention_mask, _i64([1, 2])), _i64(0))
+    hidden = opset13.logical_or(opset13.unsqueeze(later, _i64([0, 1])), padding)
+    return opset13.select(hidden, opset13.constant(MASKED), _f32(0.0))
+
+
+def _to_heads(flat: Node, heads: int, size: int) -> Node:
+    """[B, T, heads · size] → [B, heads, T, size]."""
+    split = opset13.reshape(flat, _i64([0, 0, heads, size]), special_zero=True)
+    return opset13.transpose(split, _i64([0, 2, 1, 3]))
+
+
+def _i64(value: int | list[int]) -> Node:
+    return opset13.constant(np.array(value, np.int64))
+
+
+def _f32(value: float) -> Node:
+    return opset13.constant(np.float32(value))
+
+
+def _bf16(array: NDArray[Any]) -> Node:
+    if array.dtype != ml_dtypes.bfloat16:
+        raise ValueError(f"expected BF16, got {array.dtype}")
+    tensor = openvino.Tensor(array.view(np.uint16), list(array.shape), openvino.Type.bf16)
+    return openvino.op.Constant(tensor, shared_memory=False)

@@ -1,0 +1,204 @@
+"""The engine of the CPU lane: openvino-genai's continuous batching behind one stepping thread."""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nemotron_convert.errors import NemotronError
+from nemotron_engine.openvino import openvino, openvino_genai
+from nemotron_engine.request import GenerationChunk, GenerationRequest
+from nemotron_engine.settings import CpuEngineSettings
+
+KV_BLOCK_TOKENS = 32
+"""Tokens in one block of OpenVINO's paged KV cache on a CPU."""
+
+OnChunk = Callable[[GenerationChunk | NemotronError], None]
+
+
+@dataclass
+class _Live:
+    """A request that the pipeline works on."""
+
+    request: GenerationRequest
+    on_chunk: OnChunk
+    handle: Any = None
+
+
+class CpuEngine:
+    """Runs many requests at once; every method may be called from any thread.
+
+    Only the stepping thread touches the pipeline. `on_chunk` is called from that thread, in order,
+    until a chunk with a finish reason or a NemotronError; it must not block.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._settings = CpuEngineSettings.read(folder)
+        self._pipeline = self._load()
+        self._inbox: queue.SimpleQueue[_Live | str | None] = queue.SimpleQueue()
+        self._numbers = itertools.count()
+        self._names: set[str] = set()
+        self._names_lock = threading.Lock()
+        self._live: dict[str, _Live] = {}
+        self._broken: NemotronError | None = None
+        self._thread = threading.Thread(target=self._run, name="engine step", daemon=True)
+        self._thread.start()
+
+    @property
+    def settings(self) -> CpuEngineSettings:
+        return self._settings
+
+    def submit(self, request: GenerationRequest, on_chunk: OnChunk) -> None:
+        """Queue a request. NemotronError at once if it is wrong or its id is in use."""
+        request.check(self._settings.vocab_size, self._settings.max_seq_len)
+        with self._names_lock:
+            if self._broken is not None:
+                raise self._broken
+            if request.request_id in self._names:
+                raise NemotronError(f"a request {request.request_id!r} is running already")
+            self._names.add(request.request_id)
+        self._inbox.put(_Live(request, on_chunk))
+
+    def cancel(self, request_id: str) -> bool:
+        """End a request after the running step; False if there is none of that id."""
+        with self._names_lock:
+            known = request_id in self._names
+        if known:
+            self._inbox.put(request_id)
+        return known
+
+    def close(self) -> None:
+        """Stop stepping; requests that still run end as cancelled."""
+        self._inbox.put(None)
+        self._thread.join()
+
+    def _load(self) -> Any:
+        scheduler = openvino_genai.SchedulerConfig()
+        scheduler.max_num_seqs = self._settings.max_batch_size
+        scheduler.max_num_batched_tokens = self._settings.max_num_tokens
+        scheduler.num_kv_blocks = -(-self._settings.kv_cache_tokens // KV_BLOCK_TOKENS)
+        scheduler.enable_prefix_caching = True
+        scheduler.dynamic_split_fuse = True
+        precision = {"bf16": openvino.Type.bf16, "f32": openvino.Type.f32}[self._settings.dtype]
+        return openvino_genai.ContinuousBatchingPipeline(
+            self._folder,
+            scheduler,
+            "CPU",
+            {"INFERENCE_PRECISION_HINT": precision, "KV_CACHE_PRECISION": precision},
+        )
+
+    def _run(self) -> None:
+        while self._take(wait=not self._live):
+            try:
+                self._pipeline.step()
+                self._deliver()
+            except RuntimeError as error:
+                self._rebuild(error)
+        for live in list(self._live.values()):
+            self._stop(live)
+        if self._pipeline.has_non_finished_requests():
+            self._pipeline.step()  # lets go of the stopped requests' KV blocks
+
+    def _take(self, *, wait: bool) -> bool:
+        """Take in all that was asked since the last step; False at the end."""
+        while True:
+            try:
+                item = self._inbox.get(block=wait)
+            except queue.Empty:
+                return True
+            if item is None:
+                return False
+            if isinstance(item, str):
+                if (live := self._live.get(item)) is not None:
+                    self._stop(live)
+            else:
+                self._start(item)
+            wait = not self._live
+
+    def _start(self, live: _Live) -> None:
+        request = live.request
+        self._live[request.request_id] = live
+        ids = openvino.Tensor(np.array([request.input_ids], np.int64))
+        try:
+            config = _generation_config(request)
+            live.handle = self._pipeline.add_request(next(self._numbers), ids, config)
+        except RuntimeError as error:
+            self._end(live, NemotronError(f"the engine refuses the request: {error}"))
+
+    def _deliver(self) -> None:
+        finished = {
+            openvino_genai.GenerationFinishReason.STOP: "stop",
+            openvino_genai.GenerationFinishReason.LENGTH: "length",
+        }
+        for live in list(self._live.values()):
+            while live.handle.can_read():
+                (output,) = live.handle.read().values()
+                log_probs = tuple(output.generated_log_probs) if live.request.log_probs else ()
+                reason = finished.get(output.finish_reason)
+                chunk = GenerationChunk(tuple(output.generated_ids), log_probs, reason)
+                if reason is not None:
+                    self._end(live, chunk)
+                    break
+                live.on_chunk(chunk)
+            else:
+                if live.handle.get_status() == openvino_genai.GenerationStatus.IGNORED:
+                    self._end(live, NemotronError("the KV cache has no room for this request"))
+
+    def _stop(self, live: _Live) -> None:
+        live.handle.stop()
+        self._end(live, GenerationChunk((), finish_reason="cancelled"))
+
+    def _end(self, live: _Live, last: GenerationChunk | NemotronError) -> None:
+        del self._live[live.request.request_id]
+        with self._names_lock:
+            self._names.discard(live.request.request_id)
+        live.on_chunk(last)
+
+    def _rebuild(self, error: RuntimeError) -> None:
+        """A pipeline that has thrown throws for ever: fail what runs, and start a new one."""
+        for live in list(self._live.values()):
+            name = live.request.request_id
+            self._end(live, NemotronError(f"the engine failed: {error}", where=name))
+        try:
+            self._pipeline = self._load()
+        except RuntimeError as fatal:
+            with self._names_lock:
+                self._broken = NemotronError(
+                    f"the engine failed and did not start again: {fatal}", remedy="restart it"
+                )
+
+
+def _generation_config(request: GenerationRequest) -> Any:
+    config = openvino_genai.GenerationConfig(
+        max_new_tokens=request.max_tokens,
+        min_new_tokens=request.min_tokens or 0,
+        stop_token_ids=set(request.end_ids),
+        do_sample=request.samples,
+        logprobs=int(request.log_probs),
+        repetition_penalty=_or(request.repetition_penalty, 1.0),
+        presence_penalty=_or(request.presence_penalty, 0.0),
+        frequency_penalty=_or(request.frequency_penalty, 0.0),
+    )
+    if request.end_ids:
+        config.set_eos_token_id(request.end_ids[0])
+    else:
+        config.ignore_eos = True
+    if request.samples:
+        config.temperature = request.temperature
+        config.top_p = _or(request.top_p, 1.0)
+        if request.top_k:
+            config.top_k = request.top_k
+        config.rng_seed = request.seed or 0
+    return config
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value

@@ -1,0 +1,86 @@
+"""What an engine is asked and what it answers, the same for every lane."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from nemotron_convert.errors import NemotronError
+
+MAX_SEED = 2**64 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationRequest:
+    """One prompt's generation. None means the default that the field's comment states.
+
+    Sampling is on if a temperature is given and `top_k` is not 1; otherwise the most probable
+    token is taken, as TensorRT-LLM does with its default `top_k` of 1. A temperature of 0 is greedy
+    too.
+    """
+
+    request_id: str
+    input_ids: tuple[int, ...]
+    max_tokens: int
+    end_ids: tuple[int, ...]
+    temperature: float | None = None
+    top_k: int | None = None  # no limit
+    top_p: float | None = None  # 1
+    repetition_penalty: float | None = None  # 1
+    presence_penalty: float | None = None  # 0
+    frequency_penalty: float | None = None  # 0
+    min_tokens: int | None = None  # 0
+    seed: int | None = None  # 0
+    log_probs: bool = False
+
+    @property
+    def samples(self) -> bool:
+        return self.temperature is not None and self.temperature > 0 and self.top_k != 1
+
+    def check(self, vocab_size: int, max_seq_len: int) -> None:
+        """NemotronError names the value that no engine of this model could serve."""
+        count = len(self.input_ids)
+        if not count:
+            raise NemotronError("the prompt is empty", where="input_ids")
+        if self.max_tokens < 1:
+            raise NemotronError(f"max_tokens is {self.max_tokens}", remedy="ask for 1 or more")
+        if count + self.max_tokens > max_seq_len:
+            raise NemotronError(
+                f"{count} prompt tokens and max_tokens {self.max_tokens} are more than the "
+                f"{max_seq_len} this model holds",
+                remedy=f"shorten the prompt or ask for at most {max(0, max_seq_len - count)}",
+            )
+        for name, ids in (("input_ids", self.input_ids), ("end_id", self.end_ids)):
+            if bad := [id_ for id_ in ids if not 0 <= id_ < vocab_size]:
+                raise NemotronError(
+                    f"token id {bad[0]} is outside the vocabulary of {vocab_size}", where=name
+                )
+        self._check_range("temperature", 0, 1000)
+        self._check_range("top_k", 0, 2**31 - 1)
+        self._check_range("top_p", 0, 1)
+        self._check_range("repetition_penalty", 0, 1000)
+        self._check_range("presence_penalty", -2, 2)
+        self._check_range("frequency_penalty", -2, 2)
+        self._check_range("min_tokens", 0, self.max_tokens)
+        self._check_range("seed", 0, MAX_SEED)
+        for name in ("top_p", "repetition_penalty"):
+            if getattr(self, name) == 0:
+                raise NemotronError(f"{name} is 0", remedy="use a positive number")
+
+    def _check_range(self, name: str, low: float, high: float) -> None:
+        value = getattr(self, name)
+        if value is not None and not (math.isfinite(value) and low <= value <= high):
+            raise NemotronError(f"{name} is {value}", remedy=f"use {low} to {high}")
+
+
+@dataclass(frozen=True)
+class GenerationChunk:
+    """The next tokens of one request; `finish_reason` is None until the last chunk.
+
+    "stop": the last token is one of the request's end ids. "length": `max_tokens` are out.
+    "cancelled": `cancel` came first; such a chunk has no tokens.
+    """
+
+    token_ids: tuple[int, ...]
+    log_probs: tuple[float, ...] = ()
+    finish_reason: str | None = None

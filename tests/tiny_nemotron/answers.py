@@ -1,0 +1,55 @@
+"""The questions that the committed model answers, with the tokens of each answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import NemotronForCausalLM
+
+from nemotron_text import AnswerStream, Tokenizer
+from tests.tiny_nemotron.dialogues import Message, Question, prompt_ids
+from tests.tiny_nemotron.reference import greedy
+
+ANSWERS = Path(__file__).with_name("answers.jsonl")
+MAX_TOKENS = 160
+
+
+@dataclass(frozen=True)
+class ExactAnswer:
+    """A question, and the greedy tokens in float32 whose text is its answer, end of turn last."""
+
+    question: Question
+    token_ids: list[int]
+
+
+def load_answers(path: Path = ANSWERS) -> list[ExactAnswer]:
+    """The held-in answer list."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [
+        ExactAnswer(
+            Question(tuple(Message(**m) for m in row["messages"]), row["answer"]), row["token_ids"]
+        )
+        for row in rows
+    ]
+
+
+def exact_answers(
+    model: NemotronForCausalLM, tokenizer: Tokenizer, questions: Sequence[Question]
+) -> list[ExactAnswer]:
+    """Those of `questions` that `model` answers exactly under greedy decoding."""
+    end_id = tokenizer.end_ids[0]
+    prompts = [prompt_ids(tokenizer, question.messages) for question in questions]
+    found = greedy(model, prompts, max_tokens=MAX_TOKENS, end_id=end_id)
+    return [
+        ExactAnswer(question, ids)
+        for question, ids in zip(questions, found, strict=True)
+        if ids[-1] == end_id and answer_text(tokenizer, ids) == question.answer
+    ]
+
+
+def answer_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """What a person reads of an answer's tokens."""
+    return AnswerStream(tokenizer, chat=True, end_ids=tokenizer.end_ids).push(ids, "stop")
