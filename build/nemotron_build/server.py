@@ -1,0 +1,213 @@
+"""A Triton process: started, watched until ready, drained, cleaned up after."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+import urllib.request
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+
+from nemotron_build.profile import Profile
+from nemotron_build.repository import render_repository
+from nemotron_convert.errors import NemotronError
+
+POLL_SECONDS = 0.05
+LOG_TAIL_LINES = 3
+# What no client needs and no stranger should reach: closed behind a key that nobody knows.
+RESTRICTED_APIS = "shared-memory,model-repository,logging,trace"
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """Where a running server listens."""
+
+    address: str
+    http: int
+    grpc: int
+    metrics: int
+
+
+class TritonServer:
+    """An engine behind a real tritonserver; a context manager that leaves nothing behind.
+
+    Entering starts the process and returns when every model is ready. NemotronError says which port
+    is taken, or shows the end of Triton's log if it did not start.
+    """
+
+    def __init__(self, engine: Path, profile: Profile, *, log_file: Path | None = None) -> None:
+        self._profile = profile
+        self._engine = engine
+        self._log_file = log_file
+        self._cleanup = ExitStack()
+
+    def __enter__(self) -> TritonServer:
+        with ExitStack() as stack:
+            self.endpoints = _choose_ports(self._profile)
+            folder = Path(tempfile.mkdtemp(prefix="nemotron-"))
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            self.log = self._log_file or folder / "triton.log"
+            self._shm_prefix = f"nemotron-{secrets.token_hex(8)}-"
+            stack.callback(_remove_shared_memory, self._shm_prefix)
+            render_repository(self._engine, folder / "models")
+            self.process = self._start(folder)
+            stack.callback(self._kill)
+            self._wait_until_ready()
+            self._cleanup = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with self._cleanup:  # kills what still runs
+            if kind is None:
+                self.stop()
+
+    def stop(self) -> None:
+        """Take no more requests and let the running ones finish, as long as the profile allows."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(self._profile.timeouts.drain + 5)
+            except subprocess.TimeoutExpired:
+                self._kill()
+
+    def _start(self, folder: Path) -> subprocess.Popen[bytes]:
+        triton = _wheel_folder() / "tritonserver"
+        backends = _backend_folder(triton, folder / "backends")
+        ends = self.endpoints
+        closed = f"{RESTRICTED_APIS}:key={secrets.token_hex(16)}"
+        command = [
+            str(triton / "bin" / "tritonserver"),
+            f"--model-repository={folder / 'models'}",
+            f"--backend-directory={backends}",
+            f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
+            "--disable-auto-complete-config",
+            "--strict-readiness=true",
+            f"--exit-timeout-secs={self._profile.timeouts.drain}",
+            f"--http-address={ends.address}",
+            f"--http-port={ends.http}",
+            f"--http-restricted-api={closed}",
+            f"--grpc-address={ends.address}",
+            f"--grpc-port={ends.grpc}",
+            f"--grpc-restricted-protocol={closed}",
+            f"--metrics-address={ends.address}",
+            f"--metrics-port={ends.metrics}",
+        ]
+        with self.log.open("wb") as log:
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,  # it reads standard input and ends with it
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | _environment(),
+                start_new_session=True,  # a terminal's Ctrl-C is for us, who then drain
+            )
+
+    def _wait_until_ready(self) -> None:
+        url = f"http://{self.endpoints.address}:{self.endpoints.http}/v2/health/ready"
+        deadline = time.monotonic() + self._profile.timeouts.startup
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise NemotronError(
+                    f"Triton ended with status {self.process.returncode}: {self._log_tail()}"
+                )
+            try:
+                with urllib.request.urlopen(url, timeout=5):
+                    return
+            except OSError:
+                time.sleep(POLL_SECONDS)
+        raise NemotronError(
+            f"not ready after {self._profile.timeouts.startup} seconds: {self._log_tail()}",
+            remedy="raise timeouts.startup in the profile",
+        )
+
+    def _log_tail(self) -> str:
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        telling = [line for line in lines if line.startswith("E")]
+        return " | ".join((telling or lines)[-LOG_TAIL_LINES:])
+
+    def _kill(self) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+def _choose_ports(profile: Profile) -> Endpoints:
+    chosen: dict[str, int] = {}
+    with ExitStack() as stack:
+        for name, port in profile.ports.model_dump().items():
+            listener = stack.enter_context(socket.socket())
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind((profile.address, port))
+            except OSError as error:
+                raise NemotronError(
+                    f"the {name} port {port} cannot be used: {error.strerror}",
+                    where=f"{profile.address}:{port}",
+                    remedy=f"stop what listens there or choose another with --{name}-port",
+                ) from error
+            chosen[name] = listener.getsockname()[1]
+    return Endpoints(profile.address, **chosen)
+
+
+def _wheel_folder() -> Path:
+    spec = find_spec("pytriton")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(name="pytriton")
+    return Path(spec.origin).parent
+
+
+def _backend_folder(triton: Path, target: Path) -> Path:
+    """The Python backend with this Python's stub beside it, as Triton wants to find them."""
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = triton / "python_backend_stubs" / version / "triton_python_backend_stub"
+    if not stub.is_file():
+        raise NemotronError(
+            f"Triton's wheel has no Python backend for Python {version}",
+            remedy="use Python 3.10 to 3.12",
+        )
+    shutil.copytree(triton / "backends" / "python", target / "python")
+    shutil.copy(stub, target / "python")
+    for file in (target / "python").glob("*triton*"):
+        file.chmod(0o755)
+    return target
+
+
+def _environment() -> dict[str, str]:
+    """What the stub needs to become this Python: its library, its packages."""
+    library = Path(sysconfig.get_config_var("LIBDIR"))
+    if not (library / sysconfig.get_config_var("INSTSONAME")).is_file():
+        raise NemotronError(
+            f"no {sysconfig.get_config_var('INSTSONAME')}: Triton's Python backend needs the "
+            "interpreter as a shared library",
+            where=library,
+            remedy="install it (libpython3.x), or a Python that was built with --enable-shared",
+        )
+    bundled = _wheel_folder().with_name("nvidia_pytriton.libs")
+    return {
+        "LD_LIBRARY_PATH": os.pathsep.join(
+            [str(library), str(bundled), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
+        ),
+        # The stub is isolated from PYTHONPATH and the like; it becomes the python3 it finds first.
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+    }
+
+
+def _remove_shared_memory(prefix: str) -> None:
+    for file in Path("/dev/shm").glob(f"{prefix}*"):  # noqa: S108  # where shm_open puts it
+        file.unlink(missing_ok=True)

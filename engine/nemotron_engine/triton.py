@@ -1,0 +1,62 @@
+"""Tensors of a Triton request as Python values, and back; used by every model of the repository."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from nemotron_convert.errors import NemotronError
+
+BATCH = 1
+"""Every request is one prompt; the batch axis is there because the classic contract has it."""
+
+
+def values(request: Any, name: str) -> list[Any] | None:
+    """All elements of an input, or None if it was not sent; texts as str."""
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    if tensor is None:
+        return None
+    elements: list[Any] = tensor.as_numpy().ravel().tolist()
+    if elements and isinstance(elements[0], bytes):
+        return [_text(name, element) for element in elements]
+    return elements
+
+
+def value(request: Any, name: str, default: Any = None) -> Any:
+    """The element of an input of one, or `default` if it was not sent."""
+    elements = values(request, name)
+    if elements is None:
+        return default
+    if len(elements) != 1:
+        raise NemotronError(f"expected one value, got {len(elements)}", where=name)
+    return elements[0]
+
+
+def tensor(name: str, elements: Any, dtype: Any) -> Any:
+    """An output with the batch axis in front."""
+    if dtype is object and isinstance(elements, Sequence):
+        elements = [e.encode() if isinstance(e, str) else e for e in elements]
+    return pb_utils.Tensor(name, np.array([elements], dtype))
+
+
+def failure(error: NemotronError) -> Any:
+    """A response that says what was wrong with the request."""
+    return pb_utils.InferenceResponse(
+        error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
+    )
+
+
+def parameter(args: dict[str, str], name: str) -> str:
+    """A parameter of the model's configuration."""
+    return str(json.loads(args["model_config"])["parameters"][name]["string_value"])
+
+
+def _text(name: str, data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise NemotronError(f"not valid UTF-8: byte {error.start}", where=name) from error
