@@ -12,8 +12,10 @@ from nemotron_convert.errors import NemotronError
 from nemotron_engine.settings import CpuEngineSettings
 
 
-def render_repository(engine: Path, target: Path) -> None:
+def render_repository(engine: Path, target: Path, *, drain_file: Path) -> None:
     """Copy the models to the new folder `target`, every `${placeholder}` replaced.
+
+    While `drain_file` exists, new requests are refused.
 
     NemotronError if a path would not survive in a `config.pbtxt`.
     """
@@ -21,6 +23,7 @@ def render_repository(engine: Path, target: Path) -> None:
     values = {
         "gpt_model_path": str(engine),
         "tokenizer_path": str(engine / TOKENIZER_NAME),
+        "drain_file": str(drain_file),
         "max_seq_len": str(CpuEngineSettings.read(engine).max_seq_len),
     }
     for value in values.values():

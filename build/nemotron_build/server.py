@@ -22,8 +22,13 @@ from types import TracebackType
 from nemotron_build.profile import Profile
 from nemotron_build.repository import render_repository
 from nemotron_convert.errors import NemotronError
+from nemotron_engine.metrics import OPEN_METRIC, RUNNING_METRIC
 
 POLL_SECONDS = 0.05
+IDLE_POLLS = 5
+"""Between two models a request is in neither's count, so one look is not enough."""
+EXIT_SECONDS = 20
+BUSY_METRICS = (RUNNING_METRIC, OPEN_METRIC)
 LOG_TAIL_LINES = 3
 # What no client needs and no stranger should reach: closed behind a key that nobody knows.
 RESTRICTED_APIS = "shared-memory,model-repository,logging,trace"
@@ -60,7 +65,8 @@ class TritonServer:
             self.log = self._log_file or folder / "triton.log"
             self._shm_prefix = f"nemotron-{secrets.token_hex(8)}-"
             stack.callback(_remove_shared_memory, self._shm_prefix)
-            render_repository(self._engine, folder / "models")
+            self._drain_file = folder / "draining"
+            render_repository(self._engine, folder / "models", drain_file=self._drain_file)
             self.process = self._start(folder)
             stack.callback(self._kill)
             self._wait_until_ready()
@@ -78,13 +84,33 @@ class TritonServer:
                 self.stop()
 
     def stop(self) -> None:
-        """Take no more requests and let the running ones finish, as long as the profile allows."""
+        """Take no more requests and let the running ones finish, as long as the profile allows.
+
+        Triton's own way down is not enough: on SIGTERM it waits for running ensembles, but no
+        longer gives their steps anything to do. So it gets the signal when nothing runs any more.
+        """
+        self._drain_file.touch()
+        deadline = time.monotonic() + self._profile.timeouts.drain
+        idle = 0
+        while idle < IDLE_POLLS and self.process.poll() is None and time.monotonic() < deadline:
+            idle = idle + 1 if self._is_idle() else 0
+            time.sleep(POLL_SECONDS)
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
-                self.process.wait(self._profile.timeouts.drain + 5)
+                self.process.wait(EXIT_SECONDS)
             except subprocess.TimeoutExpired:
                 self._kill()
+
+    def _is_idle(self) -> bool:
+        url = f"http://{self.endpoints.address}:{self.endpoints.metrics}/metrics"
+        try:
+            with urllib.request.urlopen(url, timeout=5) as response:
+                text = response.read().decode()
+        except OSError:
+            return False
+        lines = [line for line in text.splitlines() if line.startswith(BUSY_METRICS)]
+        return all(float(line.split()[-1]) == 0 for line in lines)
 
     def _start(self, folder: Path) -> subprocess.Popen[bytes]:
         triton = _wheel_folder() / "tritonserver"
@@ -98,7 +124,7 @@ class TritonServer:
             f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
             "--disable-auto-complete-config",
             "--strict-readiness=true",
-            f"--exit-timeout-secs={self._profile.timeouts.drain}",
+            f"--exit-timeout-secs={EXIT_SECONDS // 2}",
             f"--http-address={ends.address}",
             f"--http-port={ends.http}",
             f"--http-restricted-api={closed}",

@@ -126,6 +126,7 @@ class Client:
     def _stop(self, request_id: str) -> None:
         """Free the engine: an ensemble does not notice that its client has gone."""
         request = stop_request(ENGINE_MODEL, request_id)
-        with suppress(grpc.RpcError):  # the server may be gone with the request
+        # The server may be gone with the request, or this client closed (a ValueError).
+        with suppress(grpc.RpcError, ValueError):
             for _response in self._stub.ModelStreamInfer(iter([request]), timeout=STOP_TIMEOUT):
                 pass

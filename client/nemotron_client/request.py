@@ -26,6 +26,7 @@ class Generation:
     frequency_penalty: float | None = None
     min_tokens: int | None = None
     seed: int | None = None
+    end_id: int | None = None
     stop_words: Sequence[str] = ()
 
 
@@ -39,6 +40,7 @@ WIRE_TYPES = {
     "frequency_penalty": "FP32",
     "min_tokens": "INT32",
     "seed": "UINT64",
+    "end_id": "INT32",
     "stop_words": "BYTES",
     "text_input": "BYTES",
     "messages": "BYTES",

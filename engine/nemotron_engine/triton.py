@@ -50,6 +50,31 @@ def failure(error: NemotronError) -> Any:
     )
 
 
+def shutting_down() -> Any:
+    """The answer to every new request while the running ones finish."""
+    return pb_utils.InferenceResponse(
+        error=pb_utils.TritonError(
+            "the server is shutting down: ask another", pb_utils.TritonError.UNAVAILABLE
+        )
+    )
+
+
+class Gauge:
+    """A number on Triton's metrics page. Each call crosses processes: not for every token."""
+
+    def __init__(self, name: str, description: str) -> None:
+        self._family = pb_utils.MetricFamily(
+            name=name, description=description, kind=pb_utils.MetricFamily.GAUGE
+        )
+        self._metric = self._family.Metric(labels={})
+        self._value = 0.0
+
+    def set(self, value: float) -> None:
+        if value != self._value:
+            self._value = value
+            self._metric.set(value)
+
+
 def parameter(args: dict[str, str], name: str) -> str:
     """A parameter of the model's configuration."""
     return str(json.loads(args["model_config"])["parameters"][name]["string_value"])

@@ -14,7 +14,8 @@ from tests.tiny_nemotron.dialogues import Message, Question, prompt_ids
 from tests.tiny_nemotron.reference import greedy
 
 ANSWERS = Path(__file__).with_name("answers.jsonl")
-MAX_TOKENS = 160
+MAX_TOKENS = 256
+"""Room for every answer: the longest, counting to 60, has 232 tokens."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class ExactAnswer:
 
 
 def load_answers(path: Path = ANSWERS) -> list[ExactAnswer]:
-    """The held-in answer list."""
+    """The committed list, in the order of the questions."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return [
         ExactAnswer(
@@ -34,6 +35,20 @@ def load_answers(path: Path = ANSWERS) -> list[ExactAnswer]:
         )
         for row in rows
     ]
+
+
+def save_answers(answers: Sequence[ExactAnswer], path: Path = ANSWERS) -> None:
+    """Write what `load_answers` reads: one JSON object on each line."""
+    rows = [
+        {
+            "messages": [message.as_dict() for message in one.question.messages],
+            "answer": one.question.answer,
+            "token_ids": one.token_ids,
+        }
+        for one in answers
+    ]
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    path.write_text("".join(lines), encoding="utf-8")
 
 
 def exact_answers(

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import nemotron_text
 from nemotron_text import Tokenizer
@@ -15,11 +16,11 @@ DIALOGUES = Path(__file__).with_name("dialogues.jsonl")
 
 @dataclass(frozen=True)
 class Message:
-    role: str
+    role: Literal["system", "user", "assistant"]
     content: str
 
     def as_dict(self) -> nemotron_text.Message:
-        return {"role": self.role, "content": self.content}  # type: ignore[typeddict-item]
+        return {"role": self.role, "content": self.content}
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,8 @@ def _megatron_arrays(
         return torch.stack([weights[f"model.layers.{i}.{name}"] for i in layers])
 
     def by_group(name: str) -> Tensor:
-        return stack(f"self_attn.{name}_proj.weight").unflatten(1, (config.num_key_value_heads, -1))
+        layers, groups = config.num_hidden_layers, config.num_key_value_heads
+        return stack(f"self_attn.{name}_proj.weight").reshape(layers, groups, -1, hidden)
 
     qkv = torch.cat([by_group("q"), by_group("k"), by_group("v")], dim=2).flatten(1, 2)
     proj, fc1, fc2 = (
@@ -120,7 +121,9 @@ def _megatron_arrays(
 
 
 def _zarr(folder: str, tensor: Tensor, chunks: tuple[int, ...]) -> dict[str, bytes]:
-    """The members of one array; every axis is a whole number of chunks long."""
+    """The members of one array; every axis must be a whole number of chunks long."""
+    if any(n % c for n, c in zip(tensor.shape, chunks, strict=True)):
+        raise ValueError(f"{folder}: {tuple(tensor.shape)} is no whole number of {chunks}")
     words = tensor.to(torch.bfloat16).contiguous().view(torch.uint16).numpy()
     meta = {
         "chunks": chunks,

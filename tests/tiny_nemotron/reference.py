@@ -1,6 +1,6 @@
 """What transformers makes of a model: the truth that converter and engines are held against.
 
-Reads a `.nemo` with tarfile, NumPy and torch alone, nothing of the project's own reader.
+Reads a `.nemo` with tarfile, PyYAML, NumPy and torch alone, nothing of the project's own reader.
 """
 
 from __future__ import annotations
@@ -12,64 +12,33 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from torch import Tensor
-from transformers import NemotronForCausalLM
-
-from tests.tiny_nemotron.train import tiny_config
+from transformers import NemotronConfig, NemotronForCausalLM
 
 NEMO = Path(__file__).with_name("tiny_nemotron.nemo")
 PADDING = 0
 
 
-def load_hf_model(nemo: Path = NEMO, dtype: torch.dtype = torch.float32) -> NemotronForCausalLM:
-    """The tiny model, its BF16 weights computed with in `dtype`."""
-    arrays = _read_arrays(nemo)
-    config = tiny_config(arrays["model.output_layer.weight"].shape[0])
-    weights = {
-        "model.embed_tokens.weight": arrays["model.embedding.word_embeddings.weight"],
-        "lm_head.weight": arrays["model.output_layer.weight"],
-        "model.norm.weight": arrays["model.decoder.final_layernorm.weight"],
-        "model.norm.bias": arrays["model.decoder.final_layernorm.bias"],
-    }
-    groups = config.num_key_value_heads
-    repeat = config.num_attention_heads // groups
-    size = config.hidden_size // config.num_attention_heads
-    for layer in range(config.num_hidden_layers):
+def load_hf_model(path: Path = NEMO, dtype: torch.dtype = torch.float32) -> NemotronForCausalLM:
+    """The model in a zarr `.nemo` tar or a Hugging Face folder, computing in `dtype`.
 
-        def stacked(name: str, layer: int = layer) -> Tensor:
-            return arrays[f"model.decoder.layers.{name}"][layer]
-
-        q, k, v = (
-            part.flatten(0, 1)
-            for part in stacked("self_attention.linear_qkv.weight")
-            .unflatten(0, (groups, (repeat + 2) * size))
-            .split([repeat * size, size, size], dim=1)
-        )
-        weights |= {
-            f"model.layers.{layer}.{name}": tensor
-            for name, tensor in {
-                "self_attn.q_proj.weight": q,
-                "self_attn.k_proj.weight": k,
-                "self_attn.v_proj.weight": v,
-                "self_attn.o_proj.weight": stacked("self_attention.linear_proj.weight"),
-                "mlp.up_proj.weight": stacked("mlp.linear_fc1.weight"),
-                "mlp.down_proj.weight": stacked("mlp.linear_fc2.weight"),
-                "input_layernorm.weight": stacked("self_attention.linear_qkv.layer_norm_weight"),
-                "input_layernorm.bias": stacked("self_attention.linear_qkv.layer_norm_bias"),
-                "post_attention_layernorm.weight": stacked("mlp.linear_fc1.layer_norm_weight"),
-                "post_attention_layernorm.bias": stacked("mlp.linear_fc1.layer_norm_bias"),
-            }.items()
-        }
+    Its weights are the stored BF16 values, gamma without the 1 that LayerNorm1P adds.
+    """
+    if path.is_dir():
+        return NemotronForCausalLM.from_pretrained(path, dtype=dtype).eval()
+    members = _read_members(path)
+    arrays = _read_arrays(members)
+    config = _read_config(members["model_config.yaml"], arrays)
     model = NemotronForCausalLM(config)
-    model.load_state_dict(weights)
+    model.load_state_dict(_hugging_face_weights(arrays, config))
     return model.to(dtype).eval()
 
 
 def read_tokenizer(nemo: Path = NEMO) -> bytes:
     """The serialized SentencePiece model in a `.nemo`."""
-    with tarfile.open(nemo) as tar:
-        (name,) = (name for name in tar.getnames() if name.endswith(".model"))
-        return tar.extractfile(name).read()  # type: ignore[union-attr]
+    (model,) = (data for name, data in _read_members(nemo).items() if name.endswith(".model"))
+    return model
 
 
 @torch.inference_mode()
@@ -79,7 +48,7 @@ def greedy(
     *,
     max_tokens: int,
     end_id: int,
-    batch: int = 64,
+    batch: int = 32,
 ) -> list[list[int]]:
     """Each prompt's greedy continuation up to and with `end_id`, at most `max_tokens` long."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -107,12 +76,19 @@ def greedy(
     return answers
 
 
-def _read_arrays(nemo: Path) -> dict[str, Tensor]:
-    arrays = {}
+def _read_members(nemo: Path) -> dict[str, bytes]:
     with tarfile.open(nemo) as tar:
-        files = {m.name.removeprefix("./"): tar.extractfile(m) for m in tar if m.isfile()}
-        data = {name: file.read() for name, file in files.items() if file}
-    for name, text in data.items():
+        return {
+            member.name.removeprefix("./"): file.read()
+            for member in tar
+            if (file := tar.extractfile(member))
+        }
+
+
+def _read_arrays(members: dict[str, bytes]) -> dict[str, Tensor]:
+    """Each zarr array of `model_weights/` by its name, BF16, put together from its chunks."""
+    arrays = {}
+    for name, text in members.items():
         if not name.endswith("/.zarray"):
             continue
         meta = json.loads(text)
@@ -121,8 +97,70 @@ def _read_arrays(nemo: Path) -> dict[str, Tensor]:
         folder = name.removesuffix(".zarray")
         for index in np.ndindex(*(n // c for n, c in zip(shape, chunks, strict=True))):
             place = tuple(slice(i * c, (i + 1) * c) for i, c in zip(index, chunks, strict=True))
-            words = np.frombuffer(data[folder + ".".join(map(str, index))], np.uint16)
+            words = np.frombuffer(members[folder + ".".join(map(str, index))], np.uint16)
             array[place] = words.reshape(chunks)
         key = folder.removeprefix("model_weights/").removesuffix("/")
         arrays[key] = torch.from_numpy(array).view(torch.bfloat16)
     return arrays
+
+
+def _read_config(text: bytes, arrays: dict[str, Tensor]) -> NemotronConfig:
+    settings = yaml.safe_load(text)
+    vocab_size, hidden_size = arrays["model.embedding.word_embeddings.weight"].shape
+    layers, intermediate_size, _ = arrays["model.decoder.layers.mlp.linear_fc1.weight"].shape
+    return NemotronConfig(
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_hidden_layers=layers,
+        num_attention_heads=settings["num_attention_heads"],
+        num_key_value_heads=settings["num_query_groups"],
+        hidden_act="relu2",
+        max_position_embeddings=settings["max_position_embeddings"],
+        norm_eps=settings["layernorm_epsilon"],
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": settings["rotary_percentage"],
+        },
+        tie_word_embeddings=False,
+    )
+
+
+def _hugging_face_weights(arrays: dict[str, Tensor], config: NemotronConfig) -> dict[str, Tensor]:
+    weights = {
+        "model.embed_tokens.weight": arrays["model.embedding.word_embeddings.weight"],
+        "lm_head.weight": arrays["model.output_layer.weight"],
+        "model.norm.weight": arrays["model.decoder.final_layernorm.weight"],
+        "model.norm.bias": arrays["model.decoder.final_layernorm.bias"],
+    }
+    groups = config.num_key_value_heads
+    repeat = config.num_attention_heads // groups
+    size = config.hidden_size // config.num_attention_heads
+    for layer in range(config.num_hidden_layers):
+        stored = {
+            name.removeprefix("model.decoder.layers."): array[layer]
+            for name, array in arrays.items()
+            if name.startswith("model.decoder.layers.")
+        }
+        qkv = stored["self_attention.linear_qkv.weight"]
+        by_group = qkv.reshape(groups, (repeat + 2) * size, config.hidden_size)
+        q, k, v = (
+            part.flatten(0, 1) for part in torch.split(by_group, [repeat * size, size, size], dim=1)
+        )
+        weights |= {
+            f"model.layers.{layer}.{name}": tensor
+            for name, tensor in {
+                "self_attn.q_proj.weight": q,
+                "self_attn.k_proj.weight": k,
+                "self_attn.v_proj.weight": v,
+                "self_attn.o_proj.weight": stored["self_attention.linear_proj.weight"],
+                "mlp.up_proj.weight": stored["mlp.linear_fc1.weight"],
+                "mlp.down_proj.weight": stored["mlp.linear_fc2.weight"],
+                "input_layernorm.weight": stored["self_attention.linear_qkv.layer_norm_weight"],
+                "input_layernorm.bias": stored["self_attention.linear_qkv.layer_norm_bias"],
+                "post_attention_layernorm.weight": stored["mlp.linear_fc1.layer_norm_weight"],
+                "post_attention_layernorm.bias": stored["mlp.linear_fc1.layer_norm_bias"],
+            }.items()
+        }
+    return weights

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from nemotron_engine.triton import parameter, tensor
+from nemotron_engine.metrics import OPEN_METRIC
+from nemotron_engine.triton import Gauge, parameter, tensor
 from nemotron_text import AnswerSettings, AnswerStream, Tokenizer
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
@@ -22,6 +23,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         self._tokenizer = Tokenizer(Path(parameter(args, "tokenizer_path")))
         self._answers: OrderedDict[bytes, _Answer] = OrderedDict()
+        self._gauge = Gauge(OPEN_METRIC, "Answers of which text has come and more is to come")
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
@@ -37,6 +39,7 @@ class TritonPythonModel:
             tensors = answer.push(request, finish_reason)
             if finish_reason:
                 del self._answers[settings]
+            self._gauge.set(len(self._answers))
             sender = request.get_response_sender()
             response = pb_utils.InferenceResponse(tensors) if tensors else None
             sender.send(response, flags=FINAL) if response else sender.send(flags=FINAL)

@@ -11,7 +11,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from nemotron_convert.errors import NemotronError
-from nemotron_engine.triton import failure, parameter, tensor, value, values
+from nemotron_engine.triton import failure, parameter, shutting_down, tensor, value, values
 from nemotron_text import AnswerSettings, StopStrings, Tokenizer, check_text, parse_messages
 
 
@@ -19,9 +19,12 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         self._tokenizer = Tokenizer(Path(parameter(args, "tokenizer_path")))
         self._max_seq_len = int(parameter(args, "max_seq_len"))
+        self._drain_file = Path(parameter(args, "drain_file"))
         self._stream_ids = (f"{uuid.uuid4().hex}-{number}" for number in itertools.count())
 
     def execute(self, requests: list[Any]) -> list[Any]:
+        if self._drain_file.exists():
+            return [shutting_down() for _request in requests]
         responses = []
         for request in requests:
             try:

@@ -14,8 +14,9 @@ import triton_python_backend_utils as pb_utils
 
 from nemotron_convert.errors import NemotronError
 from nemotron_engine.cpu import CpuEngine
+from nemotron_engine.metrics import RUNNING_METRIC
 from nemotron_engine.request import GenerationChunk, GenerationRequest
-from nemotron_engine.triton import failure, parameter, tensor, value, values
+from nemotron_engine.triton import Gauge, failure, parameter, tensor, value, values
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
@@ -26,6 +27,8 @@ class TritonPythonModel:
         # Names a client may stop a request by → the engine's ids; clients may share a name.
         self._running: defaultdict[str, set[str]] = defaultdict(set)
         self._lock = threading.Lock()
+        self._count = 0
+        self._gauge = Gauge(RUNNING_METRIC, "Requests that the engine has and has not finished")
 
     def finalize(self) -> None:
         self._engine.close()
@@ -55,6 +58,8 @@ class TritonPythonModel:
         with self._lock:
             for name in names:
                 self._running[name].add(id_)
+            self._count += 1
+            self._gauge.set(self._count)
 
         def ended() -> None:
             with self._lock:
@@ -62,6 +67,8 @@ class TritonPythonModel:
                     self._running[name].discard(id_)
                     if not self._running[name]:
                         del self._running[name]
+                self._count -= 1
+                self._gauge.set(self._count)
 
         answer = _Answer(
             sender,

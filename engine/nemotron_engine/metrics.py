@@ -1,0 +1,6 @@
+"""Names of the metrics that the models add to Triton's own."""
+
+from __future__ import annotations
+
+RUNNING_METRIC = "nemotron_requests_running"
+OPEN_METRIC = "nemotron_answers_open"

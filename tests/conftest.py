@@ -1,0 +1,64 @@
+"""What is expensive is made once: the tiny model's checkpoint, its engines, one Triton server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nemotron_build.engine import build_engine
+from nemotron_build.profile import Profile, load_profile
+from nemotron_build.server import TritonServer
+from nemotron_convert.convert import convert
+from nemotron_convert.shards import Parallel
+from nemotron_text import Tokenizer
+from tests.tiny_nemotron.answers import ExactAnswer, load_answers
+from tests.tiny_nemotron.reference import NEMO
+
+
+def free_ports(profile: Profile) -> Profile:
+    ports = profile.ports.model_copy(update={"http": 0, "grpc": 0, "metrics": 0})
+    return profile.model_copy(update={"ports": ports})
+
+
+@pytest.fixture(scope="session")
+def cpu_profile() -> Profile:
+    return free_ports(load_profile("cpu"))
+
+
+@pytest.fixture(scope="session")
+def checkpoint_tp8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
+    convert(NEMO, folder, Parallel(8, 1))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def engine_bf16(checkpoint_tp8: Path, cpu_profile: Profile) -> Path:
+    folder = checkpoint_tp8.with_name("engine-bf16")
+    build_engine(checkpoint_tp8, folder, cpu_profile)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def engine_f32(checkpoint_tp8: Path, cpu_profile: Profile) -> Path:
+    folder = checkpoint_tp8.with_name("engine-f32")
+    build_engine(checkpoint_tp8, folder, cpu_profile.model_copy(update={"dtype": "f32"}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(checkpoint_tp8: Path) -> Tokenizer:
+    return Tokenizer(checkpoint_tp8 / "tokenizer.model")
+
+
+@pytest.fixture(scope="session")
+def answers() -> list[ExactAnswer]:
+    return load_answers()
+
+
+@pytest.fixture(scope="session")
+def server(engine_bf16: Path, cpu_profile: Profile) -> Iterator[TritonServer]:
+    with TritonServer(engine_bf16, cpu_profile) as running:
+        yield running

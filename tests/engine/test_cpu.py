@@ -1,0 +1,275 @@
+"""The CPU engine against transformers, token by token."""
+
+from __future__ import annotations
+
+import math
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import NemotronForCausalLM
+
+from nemotron_build.engine import build_engine
+from nemotron_build.profile import Profile
+from nemotron_convert.convert import convert
+from nemotron_convert.errors import NemotronError
+from nemotron_convert.shards import Parallel
+from nemotron_engine.cpu import CpuEngine
+from nemotron_engine.request import GenerationChunk, GenerationRequest
+from nemotron_text import Tokenizer
+from tests.tiny_nemotron.answers import ExactAnswer
+from tests.tiny_nemotron.dialogues import prompt_ids
+from tests.tiny_nemotron.reference import greedy, load_hf_model
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+WAIT = 120
+NEVER = 0  # an end id that greedy decoding does not reach
+
+
+@dataclass
+class Answer:
+    """Collects one request's chunks."""
+
+    token_ids: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    finish_reason: str | None = None
+    error: NemotronError | None = None
+    chunks: int = 0
+    first: threading.Event = field(default_factory=threading.Event)
+    done: threading.Event = field(default_factory=threading.Event)
+
+    def push(self, chunk: GenerationChunk | NemotronError) -> None:
+        if isinstance(chunk, NemotronError):
+            self.error = chunk
+        else:
+            self.token_ids += chunk.token_ids
+            self.log_probs += chunk.log_probs
+            self.finish_reason = chunk.finish_reason
+            self.chunks += 1
+        self.first.set()
+        if self.error or self.finish_reason:
+            self.done.set()
+
+    def wait(self) -> Answer:
+        assert self.done.wait(WAIT)
+        if self.error:
+            raise self.error
+        return self
+
+
+def request(ids: list[int], name: str = "one", **fields: Any) -> GenerationRequest:
+    defaults: dict[str, Any] = {"max_tokens": 64, "end_ids": (5,)}
+    return GenerationRequest(request_id=name, input_ids=tuple(ids), **(defaults | fields))
+
+
+def ask(engine: CpuEngine, ids: list[int], name: str = "one", **fields: Any) -> Answer:
+    answer = Answer()
+    engine.submit(request(ids, name, **fields), answer.push)
+    return answer
+
+
+@pytest.fixture(scope="module")
+def f32(engine_f32: Path) -> Iterator[CpuEngine]:
+    engine = CpuEngine(engine_f32)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def bf16(engine_bf16: Path) -> Iterator[CpuEngine]:
+    engine = CpuEngine(engine_bf16)
+    yield engine
+    engine.close()
+
+
+def exact_share(engine: CpuEngine, answers: list[ExactAnswer], tokenizer: Tokenizer) -> float:
+    found = [
+        ask(engine, prompt_ids(tokenizer, one.question.messages), str(i), max_tokens=200)
+        for i, one in enumerate(answers)
+    ]
+    same = [a.wait().token_ids == one.token_ids for a, one in zip(found, answers, strict=True)]
+    return sum(same) / len(same)
+
+
+def test_f32_is_transformers_on_every_answer(
+    f32: CpuEngine, answers: list[ExactAnswer], tokenizer: Tokenizer
+) -> None:
+    assert exact_share(f32, answers, tokenizer) == 1
+
+
+def test_bf16_keeps_the_answers(
+    bf16: CpuEngine, answers: list[ExactAnswer], tokenizer: Tokenizer
+) -> None:
+    assert exact_share(bf16, answers, tokenizer) >= 0.98
+
+
+def test_f32_is_transformers_one_request_at_a_time(
+    f32: CpuEngine, answers: list[ExactAnswer], tokenizer: Tokenizer
+) -> None:
+    for one in answers[::25]:
+        alone = ask(f32, prompt_ids(tokenizer, one.question.messages), max_tokens=200).wait()
+        assert alone.token_ids == one.token_ids
+        assert alone.finish_reason == "stop"
+        assert alone.chunks > 1
+
+
+def round_norms(model: NemotronForCausalLM) -> None:
+    """Give transformers what a checkpoint holds: gamma + 1 rounded to BF16, bit for bit ModelOpt's.
+
+    Transformers adds the 1 in float32, which moves the log-probabilities of these random weights
+    by 0.02; the model the engine is built from has lost that difference.
+    """
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" in name and name.endswith("weight"):
+                weight.copy_((weight + 1).bfloat16().float() - 1)
+
+
+@pytest.fixture(scope="module")
+def golden(tmp_path_factory: pytest.TempPathFactory, cpu_profile: Profile) -> Iterator[CpuEngine]:
+    folder = tmp_path_factory.mktemp("golden")
+    convert(GOLDEN / "tiny_zarr_tp1pp1.nemo", folder / "checkpoint", Parallel(2, 2))
+    build_engine(
+        folder / "checkpoint", folder / "engine", cpu_profile.model_copy(update={"dtype": "f32"})
+    )
+    engine = CpuEngine(folder / "engine")
+    yield engine
+    engine.close()
+
+
+def test_f32_is_transformers_on_random_weights_with_32_requests_joining_and_leaving(
+    golden: CpuEngine,
+) -> None:
+    """Prompts and answers of every length; each request starts while others are running."""
+    model = NemotronForCausalLM.from_pretrained(GOLDEN / "hf_tiny", dtype=torch.float32)
+    round_norms(model)
+    generator = torch.Generator().manual_seed(7)
+    prompts = [
+        torch.randint(6, 500, (int(n),), generator=generator).tolist()
+        for n in torch.randint(1, 120, (32,), generator=generator)
+    ]
+    lengths = [8 + 3 * i % 60 for i in range(32)]
+    expected = greedy(model, prompts, max_tokens=max(lengths), end_id=NEVER, batch=1)
+    running: queue.Queue[Answer] = queue.Queue()
+    found = []
+    for i, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
+        found.append(ask(golden, prompt, str(i), max_tokens=length, end_ids=(NEVER,)))
+        running.put(found[-1])
+        if i % 3 == 2:  # wait for the oldest to speak, so that the next joins in the middle
+            assert running.get().first.wait(WAIT)
+    for answer, ids, length in zip(found, expected, lengths, strict=True):
+        assert answer.wait().token_ids == ids[:length]
+        assert answer.finish_reason == ("stop" if NEVER in ids[:length] else "length")
+    for i, (prompt, ids) in enumerate(zip(prompts[:6], expected, strict=False)):
+        alone = ask(golden, prompt, max_tokens=lengths[i], end_ids=(NEVER,)).wait()
+        assert alone.token_ids == ids[: lengths[i]]
+
+
+def test_log_probabilities_are_transformers(
+    f32: CpuEngine, answers: list[ExactAnswer], tokenizer: Tokenizer
+) -> None:
+    one = answers[0]
+    prompt = prompt_ids(tokenizer, one.question.messages)
+    found = ask(f32, prompt, log_probs=True, max_tokens=200).wait()
+    model = load_hf_model()
+    round_norms(model)
+    with torch.inference_mode():
+        logits = model(torch.tensor([prompt + one.token_ids])).logits[0]
+    log_probs = logits.log_softmax(-1)[len(prompt) - 1 : -1]
+    expected = log_probs.gather(1, torch.tensor(one.token_ids)[:, None])[:, 0]
+    assert found.log_probs == pytest.approx(expected.tolist(), abs=1e-3)
+
+
+def test_a_seed_repeats_its_sample_and_another_does_not(f32: CpuEngine) -> None:
+    prompt = [4, 20, 30, 40]
+    fields = {"temperature": 5.0, "end_ids": (NEVER,), "max_tokens": 30}
+    first, again, other = (
+        ask(f32, prompt, name, seed=seed, **fields) for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
+    assert first.wait().token_ids == again.wait().token_ids
+    assert first.token_ids != other.wait().token_ids
+
+
+def test_temperature_with_top_k_1_and_temperature_0_are_greedy(
+    f32: CpuEngine, answers: list[ExactAnswer], tokenizer: Tokenizer
+) -> None:
+    one = answers[1]
+    prompt = prompt_ids(tokenizer, one.question.messages)
+    for fields in ({"temperature": 3.0, "top_k": 1}, {"temperature": 0.0}):
+        found = ask(f32, prompt, max_tokens=200, **fields).wait()
+        assert found.token_ids == one.token_ids
+
+
+def test_a_cancelled_request_ends_and_the_others_do_not(f32: CpuEngine) -> None:
+    long, other = (
+        ask(f32, [4, 20, 30, i], str(i), max_tokens=2000, end_ids=(NEVER,)) for i in (40, 41)
+    )
+    assert long.first.wait(WAIT)
+    assert f32.cancel("40")
+    assert long.wait().finish_reason == "cancelled"
+    assert len(long.token_ids) < 2000
+    assert f32.cancel("41")
+    assert other.wait().finish_reason == "cancelled"
+    assert not f32.cancel("40")
+    again = ask(f32, [4, 20, 30, 40], "40", max_tokens=4).wait()
+    assert len(again.token_ids) <= 4
+
+
+def test_closing_ends_what_runs(engine_f32: Path) -> None:
+    engine = CpuEngine(engine_f32)
+    running = ask(engine, [4, 20, 30], max_tokens=4000, end_ids=(NEVER,))
+    assert running.first.wait(WAIT)
+    engine.close()
+    assert running.wait().finish_reason == "cancelled"
+
+
+GOOD = request([4, 20, 30])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"input_ids": ()}, "the prompt is empty"),
+        ({"input_ids": (4, 1536)}, "token id 1536 is outside the vocabulary of 1536"),
+        ({"input_ids": (-1,)}, "token id -1 is outside"),
+        ({"end_ids": (99999,)}, "token id 99999 is outside"),
+        ({"max_tokens": 0}, "max_tokens is 0"),
+        ({"max_tokens": 4096}, "3 prompt tokens and max_tokens 4096 are more than the 4096"),
+        ({"temperature": math.nan}, "temperature is nan"),
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"temperature": math.inf}, "temperature is inf"),
+        ({"top_p": 0.0}, "top_p is 0"),
+        ({"top_p": 1.5}, "top_p is 1.5"),
+        ({"top_k": -1}, "top_k is -1"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty is 0"),
+        ({"presence_penalty": 3.0}, "presence_penalty is 3.0"),
+        ({"min_tokens": 65}, "min_tokens is 65"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
+def test_a_request_that_makes_no_sense_is_refused_at_once(
+    f32: CpuEngine, fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(NemotronError, match=message):
+        f32.submit(replace(GOOD, **fields), Answer().push)
+    assert ask(f32, [4, 20, 30], max_tokens=2).wait().token_ids
+
+
+def test_an_id_in_use_is_refused(f32: CpuEngine) -> None:
+    running = ask(f32, [4, 20, 30], max_tokens=2000, end_ids=(NEVER,))
+    with pytest.raises(NemotronError, match="'one' is running already"):
+        ask(f32, [4, 20, 30])
+    f32.cancel("one")
+    running.wait()
+
+
+def test_nothing_reports_to_the_vendor() -> None:
+    import sys
+
+    assert sys.modules["openvino_telemetry"] is None
+    assert sys.modules["openvino.tools.ovc.telemetry_stub"] is not None

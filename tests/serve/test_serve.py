@@ -1,0 +1,163 @@
+"""`nemotron serve` as a process: ready, drained, refused, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from nemotron_build.engine import ENGINE_NAME
+from nemotron_client import Client, ClientError, Generation
+
+NEMOTRON = str(Path(sys.executable).with_name("nemotron"))
+FREE_PORTS = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+WAIT = 60
+PROMPT = "<extra_id_1>Count"
+
+
+@contextmanager
+def serving(engine: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], dict[str, int]]]:
+    ports = tmp_path / "ports.json"
+    command = [NEMOTRON, "serve", str(engine), *FREE_PORTS, "--port-file", str(ports)]
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"TMPDIR": str(scratch)},
+    )
+    try:
+        deadline = time.monotonic() + WAIT
+        while not ports.exists():
+            assert process.poll() is None, process.stdout and process.stdout.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        yield process, json.loads(ports.read_text())
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def shared_memory() -> set[str]:
+    return {path.name for path in Path("/dev/shm").iterdir()}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_a_running_answer_finish(
+    number: int, engine_bf16: Path, tmp_path: Path
+) -> None:
+    before = shared_memory()
+    with (
+        serving(engine_bf16, tmp_path) as (process, ports),
+        Client(f"127.0.0.1:{ports['grpc']}") as client,
+    ):
+        pieces = client.stream_complete(PROMPT, Generation(max_tokens=3000, end_id=0))
+        first = next(pieces)
+        process.send_signal(number)
+        assert process.stdout
+        assert any("draining" in line for line in iter(process.stdout.readline, ""))
+        with pytest.raises(ClientError, match="the server is shutting down"):
+            client.complete(PROMPT)
+        rest = list(pieces)
+        assert rest[-1].finish_reason == "length"
+        assert rest[-1].num_output_tokens == 3000
+        assert first.num_output_tokens < 3000
+        output, _ = process.communicate(timeout=WAIT)
+        assert process.returncode == 0
+    assert output.splitlines()[-1] == "stopped"
+    assert not (tmp_path / "ports.json").exists()
+    assert list((tmp_path / "scratch").iterdir()) == []
+    assert shared_memory() <= before
+
+
+def test_it_says_how_to_talk_to_it(engine_bf16: Path, tmp_path: Path) -> None:
+    with serving(engine_bf16, tmp_path) as (process, ports):
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=WAIT)
+    assert "is ready; Ctrl-C drains and stops." in output
+    assert f"nemotron chat --url 127.0.0.1:{ports['grpc']} 'Who are you?'" in output
+    assert f"curl http://127.0.0.1:{ports['http']}/v2/models/ensemble/generate -d" in output
+
+
+def test_a_second_signal_ends_at_once(engine_bf16: Path, tmp_path: Path) -> None:
+    before = shared_memory()
+    with (
+        serving(engine_bf16, tmp_path) as (process, ports),
+        Client(f"127.0.0.1:{ports['grpc']}") as client,
+    ):
+        pieces = client.stream_complete(PROMPT, Generation(max_tokens=4000, end_id=0))
+        next(pieces)
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout
+        assert any("draining" in line for line in iter(process.stdout.readline, ""))
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=WAIT)
+        assert process.returncode == 130
+    assert list((tmp_path / "scratch").iterdir()) == []
+    assert shared_memory() <= before
+
+
+def refused(arguments: list[str], tmp_path: Path) -> str:
+    done = subprocess.run(
+        [NEMOTRON, "serve", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=WAIT,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    return done.stderr
+
+
+def test_a_port_in_use(engine_bf16: Path, tmp_path: Path) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        error = refused([str(engine_bf16), *FREE_PORTS, "--grpc-port", str(port)], tmp_path)
+    assert f"the grpc port {port} cannot be used: Address already in use" in error
+    assert "choose another with --grpc-port" in error
+
+
+def test_an_engine_of_another_lane(engine_bf16: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(engine_bf16, tmp_path / "other")
+    record = json.loads((other / ENGINE_NAME).read_text()) | {"lane": "tensorrt"}
+    (other / ENGINE_NAME).write_text(json.dumps(record))
+    assert "an engine of the lane 'tensorrt'" in refused([str(other), *FREE_PORTS], tmp_path)
+
+
+def test_a_triton_that_does_not_start_says_why(engine_bf16: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(engine_bf16, tmp_path / "broken")
+    size = (broken / "openvino_model.xml").stat().st_size
+    (broken / "openvino_model.xml").write_text("x" * size)
+    error = refused([str(broken), *FREE_PORTS], tmp_path)
+    assert "Triton ended with status" in error
+    assert "tensorrt_llm" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["broken"]
+
+
+def test_the_repository_has_no_unfilled_placeholder(engine_bf16: Path) -> None:
+    from nemotron_build.repository import render_repository
+
+    with tempfile.TemporaryDirectory() as folder:
+        render_repository(engine_bf16, Path(folder, "models"), drain_file=Path(folder, "drain"))
+        configs = list(Path(folder).glob("models/*/config.pbtxt"))
+        assert len(configs) == 5
+        assert all("${" not in config.read_text() for config in configs)
+        assert f'"{engine_bf16}"' in Path(folder, "models/tensorrt_llm/config.pbtxt").read_text()
