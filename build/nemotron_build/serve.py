@@ -29,7 +29,7 @@ def serve(
     port_file: Path | None,
     log_file: Path | None,
 ) -> None:
-    """Serve until SIGINT or SIGTERM, then drain; a second signal ends at once.
+    """Serve until SIGINT or SIGTERM, then drain; a second signal, or one before, ends at once.
 
     NemotronError if the engine or a port cannot be used, or if Triton ends by itself.
     """
@@ -44,6 +44,7 @@ def serve(
     signals = _Signals()
     console = Console(highlight=False)
     with TritonServer(engine, chosen, log_file=log_file) as server:
+        signals.drain = True
         if port_file is not None:
             _write_port_file(port_file, server.endpoints)
         try:
@@ -64,15 +65,16 @@ def serve(
 
 
 class _Signals:
-    """The first SIGINT or SIGTERM asks to drain, the second interrupts."""
+    """SIGINT and SIGTERM interrupt; but the first one that comes while `drain` is set asks to."""
 
     def __init__(self) -> None:
+        self.drain = False
         self.stop = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._handle)
 
     def _handle(self, _number: int, _frame: FrameType | None) -> None:
-        if self.stop.is_set():
+        if self.stop.is_set() or not self.drain:
             raise KeyboardInterrupt
         self.stop.set()
 
@@ -92,8 +94,11 @@ def _write_port_file(path: Path, endpoints: Endpoints) -> None:
         }
     )
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(text + "\n", encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise NemotronError(f"cannot write: {error.strerror}", where=path) from error
 
 
 def _welcome(engine: Path, ends: Endpoints) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import secrets
 import shutil
@@ -12,24 +13,25 @@ import sys
 import sysconfig
 import tempfile
 import time
-import urllib.request
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 from nemotron_build.profile import Profile
 from nemotron_build.repository import render_repository
 from nemotron_convert.errors import NemotronError
-from nemotron_engine.metrics import OPEN_METRIC, RUNNING_METRIC
+from nemotron_engine.metrics import RUNNING_METRIC
 
 POLL_SECONDS = 0.05
 IDLE_POLLS = 5
 """Between two models a request is in neither's count, so one look is not enough."""
 EXIT_SECONDS = 20
-BUSY_METRICS = (RUNNING_METRIC, OPEN_METRIC)
+BUSY_METRICS = (RUNNING_METRIC, "nv_inference_pending_request_count")
 LOG_TAIL_LINES = 3
+LOAD_FAILURE = "failed to load '"
 # What no client needs and no stranger should reach: closed behind a key that nobody knows.
 RESTRICTED_APIS = "shared-memory,model-repository,logging,trace"
 
@@ -90,27 +92,41 @@ class TritonServer:
         longer gives their steps anything to do. So it gets the signal when nothing runs any more.
         """
         self._drain_file.touch()
+        if self._becomes_idle():
+            self.process.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(EXIT_SECONDS)
+        self._kill()
+
+    def _becomes_idle(self) -> bool:
         deadline = time.monotonic() + self._profile.timeouts.drain
         idle = 0
-        while idle < IDLE_POLLS and self.process.poll() is None and time.monotonic() < deadline:
+        while self.process.poll() is None and time.monotonic() < deadline:
             idle = idle + 1 if self._is_idle() else 0
+            if idle == IDLE_POLLS:
+                return True
             time.sleep(POLL_SECONDS)
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(EXIT_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._kill()
+        return False
 
     def _is_idle(self) -> bool:
-        url = f"http://{self.endpoints.address}:{self.endpoints.metrics}/metrics"
-        try:
-            with urllib.request.urlopen(url, timeout=5) as response:
-                text = response.read().decode()
-        except OSError:
+        metrics = self._get(self.endpoints.metrics, "/metrics")
+        if metrics is None:
             return False
-        lines = [line for line in text.splitlines() if line.startswith(BUSY_METRICS)]
+        lines = [line for line in metrics.splitlines() if line.startswith(BUSY_METRICS)]
         return all(float(line.split()[-1]) == 0 for line in lines)
+
+    def _get(self, port: int, path: str) -> str | None:
+        """The body of an answer with status 200; a proxy of the environment is not asked."""
+        connection = http.client.HTTPConnection(self.endpoints.address, port, timeout=5)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            body = response.read().decode()
+        except (OSError, http.client.HTTPException):
+            return None
+        finally:
+            connection.close()
+        return body if response.status == http.HTTPStatus.OK else None
 
     def _start(self, folder: Path) -> subprocess.Popen[bytes]:
         triton = _wheel_folder() / "tritonserver"
@@ -133,8 +149,9 @@ class TritonServer:
             f"--grpc-restricted-protocol={closed}",
             f"--metrics-address={ends.address}",
             f"--metrics-port={ends.metrics}",
+            "--allow-gpu-metrics=false",
         ]
-        with self.log.open("wb") as log:
+        with self._open_log() as log:
             return subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,  # it reads standard input and ends with it
@@ -144,28 +161,36 @@ class TritonServer:
                 start_new_session=True,  # a terminal's Ctrl-C is for us, who then drain
             )
 
+    def _open_log(self) -> BinaryIO:
+        try:
+            return self.log.open("wb")
+        except OSError as error:
+            raise NemotronError(f"cannot write: {error.strerror}", where=self.log) from error
+
     def _wait_until_ready(self) -> None:
-        url = f"http://{self.endpoints.address}:{self.endpoints.http}/v2/health/ready"
         deadline = time.monotonic() + self._profile.timeouts.startup
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
                 raise NemotronError(
-                    f"Triton ended with status {self.process.returncode}: {self._log_tail()}"
+                    f"Triton ended with status {self.process.returncode}: {self._reason()}"
                 )
-            try:
-                with urllib.request.urlopen(url, timeout=5):
-                    return
-            except OSError:
-                time.sleep(POLL_SECONDS)
+            if self._get(self.endpoints.http, "/v2/health/ready") is not None:
+                return
+            time.sleep(POLL_SECONDS)
         raise NemotronError(
-            f"not ready after {self._profile.timeouts.startup} seconds: {self._log_tail()}",
+            f"not ready after {self._profile.timeouts.startup} seconds: {self._reason()}",
             remedy="raise timeouts.startup in the profile",
         )
 
-    def _log_tail(self) -> str:
+    def _reason(self) -> str:
+        """What the log says about a failed start: the model that did not load, or its end."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        telling = [line for line in lines if line.startswith("E")]
-        return " | ".join((telling or lines)[-LOG_TAIL_LINES:])
+        for line in lines:
+            if LOAD_FAILURE in line:
+                # Triton prints the exception's text with its line ends as \n; the stack follows.
+                text, _, _ = line[line.index(LOAD_FAILURE) :].partition("\\n\\nAt:")
+                return text.replace("\\n", " ").rstrip()
+        return " | ".join(lines[-LOG_TAIL_LINES:])
 
     def _kill(self) -> None:
         if self.process.poll() is None:
@@ -181,6 +206,7 @@ def _choose_ports(profile: Profile) -> Endpoints:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 listener.bind((profile.address, port))
+                listener.listen()  # else the next of our own sockets could have the same port
             except OSError as error:
                 raise NemotronError(
                     f"the {name} port {port} cannot be used: {error.strerror}",
@@ -216,22 +242,32 @@ def _backend_folder(triton: Path, target: Path) -> Path:
 
 def _environment() -> dict[str, str]:
     """What the stub needs to become this Python: its library, its packages."""
-    library = Path(sysconfig.get_config_var("LIBDIR"))
-    if not (library / sysconfig.get_config_var("INSTSONAME")).is_file():
-        raise NemotronError(
-            f"no {sysconfig.get_config_var('INSTSONAME')}: Triton's Python backend needs the "
-            "interpreter as a shared library",
-            where=library,
-            remedy="install it (libpython3.x), or a Python that was built with --enable-shared",
-        )
     bundled = _wheel_folder().with_name("nvidia_pytriton.libs")
+    libraries = [str(_library_folder()), str(bundled), os.environ.get("LD_LIBRARY_PATH")]
     return {
-        "LD_LIBRARY_PATH": os.pathsep.join(
-            [str(library), str(bundled), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
-        ),
+        "LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries)),
         # The stub is isolated from PYTHONPATH and the like; it becomes the python3 it finds first.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
     }
+
+
+def _library_folder() -> Path:
+    """Where this Python's shared library lies."""
+    name = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
+    recorded = Path(sysconfig.get_config_var("LIBDIR") or "")
+    places = [
+        recorded,
+        recorded / (sysconfig.get_config_var("MULTIARCH") or ""),  # Debian
+        Path(sys.base_prefix) / "lib",  # a Python that was moved after it was built
+    ]
+    for place in places:
+        if (place / name).is_file():
+            return place
+    raise NemotronError(
+        f"no {name}: Triton's Python backend needs the interpreter as a shared library",
+        where=sys.base_prefix,
+        remedy="install it (Debian: libpython3-dev), or a Python built with --enable-shared",
+    )
 
 
 def _remove_shared_memory(prefix: str) -> None:

@@ -3,4 +3,3 @@
 from __future__ import annotations
 
 RUNNING_METRIC = "nemotron_requests_running"
-OPEN_METRIC = "nemotron_answers_open"

@@ -11,8 +11,8 @@ import triton_python_backend_utils as pb_utils
 
 from nemotron_convert.errors import NemotronError
 
-BATCH = 1
-"""Every request is one prompt; the batch axis is there because the classic contract has it."""
+KNOWN_PARAMETERS = {"id"}
+"""`/generate` takes the request's id from this key, and hands it on as a parameter too."""
 
 
 def values(request: Any, name: str) -> list[Any] | None:
@@ -34,6 +34,28 @@ def value(request: Any, name: str, default: Any = None) -> Any:
     if len(elements) != 1:
         raise NemotronError(f"expected one value, got {len(elements)}", where=name)
     return elements[0]
+
+
+def required(request: Any, name: str) -> Any:
+    """The element of an input of one that must be there.
+
+    Triton itself only counts a request's inputs: an optional one makes up for a missing one.
+    """
+    element = value(request, name)
+    if element is None:
+        raise NemotronError(f"{name} is missing")
+    return element
+
+
+def refuse_parameters(request: Any) -> None:
+    """NemotronError if something was sent that is no input.
+
+    `/generate` makes a parameter of every key it does not know: a misspelt or unsupported setting
+    would otherwise change nothing and tell nobody.
+    """
+    unknown = sorted(set(json.loads(request.parameters() or "{}")) - KNOWN_PARAMETERS)
+    if unknown:
+        raise NemotronError(f"there is no input {unknown[0]!r}", remedy="leave it out")
 
 
 def tensor(name: str, elements: Any, dtype: Any) -> Any:

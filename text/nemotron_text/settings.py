@@ -6,6 +6,8 @@ import dataclasses
 import json
 from dataclasses import dataclass
 
+from nemotron_convert.errors import NemotronError
+
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerSettings:
@@ -31,8 +33,15 @@ class AnswerSettings:
         return json.dumps(dataclasses.asdict(self)).encode()
 
     @classmethod
-    def from_json(cls, source: bytes) -> AnswerSettings:
-        fields = json.loads(source)
-        fields["end_ids"] = tuple(fields["end_ids"])
-        fields["stop_strings"] = tuple(fields["stop_strings"])
-        return cls(**fields)
+    def from_json(cls, source: str | bytes) -> AnswerSettings:
+        """NemotronError if this is not what `to_json` writes."""
+        try:
+            fields = json.loads(source)
+            lists = {name: tuple(fields[name]) for name in ("end_ids", "stop_strings")}
+            return cls(**(fields | lists))
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise NemotronError(
+                "these are no settings of an answer",
+                where="answer_settings",
+                remedy="send prompts to the model ensemble, which makes them",
+            ) from error

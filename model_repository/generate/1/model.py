@@ -10,34 +10,59 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+from nemotron_convert.errors import NemotronError
+from nemotron_engine.triton import failure, refuse_parameters, value
+
+FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+MAX_WAITING = 256
+"""Answers waited for at once, each by a thread of its own; more wait their turn."""
+
 
 class TritonPythonModel:
-    def initialize(self, args: dict[str, str]) -> None:
-        self._pool = ThreadPoolExecutor(
-            int(args["max_batch_size"]) if "max_batch_size" in args else 64
-        )
+    def initialize(self, _args: dict[str, str]) -> None:
+        self._pool = ThreadPoolExecutor(MAX_WAITING)
 
     def finalize(self) -> None:
         self._pool.shutdown()
 
-    def execute(self, requests: list[Any]) -> list[Any]:
-        return list(self._pool.map(_ask, requests))
+    def execute(self, requests: list[Any]) -> None:
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                refuse_parameters(request)
+                if value(request, "stream", default=False):
+                    raise NemotronError(
+                        "this model answers with one response",
+                        where="stream",
+                        remedy="send the request to the model ensemble",
+                    )
+                self._pool.submit(_answer, _inner(request), sender)
+            except NemotronError as error:
+                sender.send(failure(error), flags=FINAL)
 
 
-def _ask(request: Any) -> Any:
-    inner = pb_utils.InferenceRequest(
+def _inner(request: Any) -> Any:
+    return pb_utils.InferenceRequest(
         model_name="ensemble",
         request_id=request.request_id(),
         requested_output_names=list(request.requested_output_names()),
-        inputs=request.inputs(),
+        # Copies: what a request's inputs lie in is Triton's again when `execute` returns.
+        inputs=[pb_utils.Tensor(i.name(), i.as_numpy().copy()) for i in request.inputs()],
     )
-    answer = None
-    for response in inner.exec(decoupled=True):
-        if response.has_error():
-            answer = pb_utils.InferenceResponse(error=response.error())
-        elif response.output_tensors():
-            answer = pb_utils.InferenceResponse(response.output_tensors())
-    if answer is None:
-        error = pb_utils.TritonError("the ensemble sent no answer", pb_utils.TritonError.INTERNAL)
-        answer = pb_utils.InferenceResponse(error=error)
-    return answer
+
+
+def _answer(inner: Any, sender: Any) -> None:
+    answer = pb_utils.InferenceResponse(
+        error=pb_utils.TritonError("the ensemble sent no answer", pb_utils.TritonError.INTERNAL)
+    )
+    try:
+        for response in inner.exec(decoupled=True):
+            if response.has_error():
+                answer = pb_utils.InferenceResponse(error=response.error())
+            elif response.output_tensors():
+                answer = pb_utils.InferenceResponse(response.output_tensors())
+    except pb_utils.TritonModelException as error:
+        answer = pb_utils.InferenceResponse(
+            error=pb_utils.TritonError(str(error), pb_utils.TritonError.INTERNAL)
+        )
+    sender.send(answer, flags=FINAL)

@@ -11,7 +11,16 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from nemotron_convert.errors import NemotronError
-from nemotron_engine.triton import failure, parameter, shutting_down, tensor, value, values
+from nemotron_engine.triton import (
+    failure,
+    parameter,
+    refuse_parameters,
+    required,
+    shutting_down,
+    tensor,
+    value,
+    values,
+)
 from nemotron_text import AnswerSettings, StopStrings, Tokenizer, check_text, parse_messages
 
 
@@ -34,6 +43,13 @@ class TritonPythonModel:
         return responses
 
     def _tensors(self, request: Any) -> list[Any]:
+        refuse_parameters(request)
+        if not value(request, "exclude_input_in_output", default=True):
+            raise NemotronError(
+                "an answer never repeats its prompt",
+                where="exclude_input_in_output",
+                remedy="send true or leave it out",
+            )
         text, messages = value(request, "text_input"), value(request, "messages")
         if (text is None) == (messages is None):
             raise NemotronError(
@@ -46,7 +62,7 @@ class TritonPythonModel:
         else:
             check_text(text, where="text_input")
             ids = self._tokenizer.encode(text)
-        max_tokens = value(request, "max_tokens")
+        max_tokens = required(request, "max_tokens")
         self._check_length(len(ids), max_tokens)
         stop_strings = tuple(values(request, "stop_words") or ())
         StopStrings(stop_strings)  # refuses what could never match

@@ -16,7 +16,16 @@ from nemotron_convert.errors import NemotronError
 from nemotron_engine.cpu import CpuEngine
 from nemotron_engine.metrics import RUNNING_METRIC
 from nemotron_engine.request import GenerationChunk, GenerationRequest
-from nemotron_engine.triton import Gauge, failure, parameter, tensor, value, values
+from nemotron_engine.triton import (
+    Gauge,
+    failure,
+    parameter,
+    refuse_parameters,
+    required,
+    tensor,
+    value,
+    values,
+)
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
@@ -73,8 +82,9 @@ class TritonPythonModel:
         answer = _Answer(
             sender,
             streaming=value(request, "streaming", default=False),
-            # Triton lets no step mix a stream with what came before it, so the engine hands on
-            # what postprocessing has to know.
+            log_probs=generation.log_probs,
+            # Triton lets no step mix a stream's second response with what came before the stream,
+            # so the engine hands on what postprocessing has to know.
             echo=value(request, "answer_settings", default=""),
             ended=ended,
             cancel=lambda: self._engine.cancel(id_),
@@ -94,12 +104,14 @@ class _Answer:
         sender: Any,
         *,
         streaming: bool,
+        log_probs: bool,
         echo: str,
         ended: Callable[[], None],
         cancel: Callable[[], object],
     ) -> None:
         self._sender = sender
         self._streaming = streaming
+        self._with_log_probs = log_probs
         self._echo = echo
         self._ended = ended
         self._cancel = cancel
@@ -126,25 +138,31 @@ class _Answer:
             self._ids, self._log_probs = (), ()
 
     def _response(self, finish_reason: str) -> Any:
-        log_probs = self._log_probs or (0.0,) * len(self._ids)
-        return pb_utils.InferenceResponse(
-            [
-                tensor("output_ids", [self._ids], np.int32),
-                tensor("sequence_length", [len(self._ids)], np.int32),
-                tensor("output_log_probs", [log_probs], np.float32),
-                tensor("cum_log_probs", [self._cum_log_prob], np.float32),
-                tensor("finish_reason", [finish_reason], np.object_),
-                tensor("answer_settings", [self._echo], np.object_),
-            ]
-        )
+        tensors = [
+            tensor("output_ids", [self._ids], np.int32),
+            tensor("sequence_length", [len(self._ids)], np.int32),
+            tensor("finish_reason", [finish_reason], np.object_),
+            tensor("answer_settings", [self._echo], np.object_),
+        ]
+        if self._with_log_probs:
+            tensors.append(tensor("output_log_probs", [self._log_probs], np.float32))
+            tensors.append(tensor("cum_log_probs", [self._cum_log_prob], np.float32))
+        return pb_utils.InferenceResponse(tensors)
 
 
 def _generation(request: Any) -> GenerationRequest:
+    refuse_parameters(request)
+    input_ids = tuple(values(request, "input_ids") or ())
+    if (length := required(request, "input_lengths")) != len(input_ids):
+        raise NemotronError(
+            f"input_lengths is {length}, but there are {len(input_ids)} input_ids",
+            remedy="send the prompt without padding",
+        )
     end_id = value(request, "end_id")
     return GenerationRequest(
         request_id=uuid.uuid4().hex,
-        input_ids=tuple(values(request, "input_ids") or ()),
-        max_tokens=value(request, "request_output_len"),
+        input_ids=input_ids,
+        max_tokens=required(request, "request_output_len"),
         end_ids=(() if end_id is None else (end_id,)) + _one_token_stops(request),
         temperature=value(request, "temperature"),
         top_k=value(request, "runtime_top_k"),
