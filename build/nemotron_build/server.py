@@ -31,7 +31,7 @@ IDLE_POLLS = 5
 EXIT_SECONDS = 20
 BUSY_METRICS = (RUNNING_METRIC, "nv_inference_pending_request_count")
 LOG_TAIL_LINES = 3
-LOAD_FAILURE = "failed to load '"
+LOAD_FAILURE = "failed to load "
 # What no client needs and no stranger should reach: closed behind a key that nobody knows.
 RESTRICTED_APIS = "shared-memory,model-repository,logging,trace"
 

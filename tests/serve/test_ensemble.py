@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import queue
 import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,14 +17,17 @@ import tritonclient.grpc
 import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
+from nemotron_build.profile import Profile
 from nemotron_build.server import TritonServer
-from nemotron_text import Tokenizer
+from nemotron_engine.metrics import RUNNING_METRIC
+from nemotron_text import StreamingDetokenizer, Tokenizer
 from tests.serve.wire import (
     WAIT,
     grpc_client,
     inputs,
     last,
     messages_json,
+    metric,
     post,
     stream,
     text,
@@ -67,15 +75,21 @@ def test_64_streams_at_once_each_with_its_own_answer(
         assert counts == sorted(counts)
 
 
-def test_a_piece_is_never_half_a_character_nor_empty(
-    server: TritonServer, answers: list[ExactAnswer], tokenizer: Tokenizer
-) -> None:
-    split = [
+@pytest.fixture(scope="module")
+def split(answers: list[ExactAnswer], tokenizer: Tokenizer) -> list[ExactAnswer]:
+    """Answers with many characters that are several tokens."""
+    found = [
         one
         for one in answers
         if sum(isinstance(tokenizer.token_text(id_), int) for id_ in one.token_ids) > 8
-    ][:8]
-    assert len(split) == 8
+    ]
+    assert len(found) >= 8
+    return found[:8]
+
+
+def test_a_piece_is_never_half_a_character_nor_empty(
+    server: TritonServer, split: list[ExactAnswer]
+) -> None:
     for one in split:
         pieces = streamed(server, one)
         texts = [r["text_output"].ravel()[0].decode() for r in pieces]
@@ -84,6 +98,38 @@ def test_a_piece_is_never_half_a_character_nor_empty(
         assert all(texts[:-1])
         assert "\N{REPLACEMENT CHARACTER}" not in "".join(texts)
         assert any(r["output_token_ids"].size > 1 for r in pieces)  # bytes that waited
+
+
+def test_an_answer_cut_inside_a_character_ends_before_it(
+    server: TritonServer, split: list[ExactAnswer], tokenizer: Tokenizer
+) -> None:
+    one = split[0]
+    prompt = messages_json(one.question.messages)
+    waiting = 0
+    for length in range(1, 25):
+        found = stream(server, messages=prompt, max_tokens=length, stream=True)
+        detokenizer = StreamingDetokenizer(tokenizer)
+        expected = detokenizer.push(one.token_ids[:length])
+        waiting += detokenizer.push([tokenizer.end_ids[0]]) != ""  # bytes that were no text yet
+        assert text(found) == expected
+        assert one.question.answer.startswith(expected)
+        assert last(found, "num_output_tokens") == length
+    assert waiting > 3
+
+
+def test_a_stop_character_of_several_tokens(
+    server: TritonServer, split: list[ExactAnswer], tokenizer: Tokenizer
+) -> None:
+    def num_bytes(character: str) -> int:
+        texts = map(tokenizer.token_text, tokenizer.encode(character))
+        return sum(isinstance(text, int) for text in texts)
+
+    for one in split:
+        character = [c for c in one.question.answer if num_bytes(c) > 1][-1]
+        prompt = messages_json(one.question.messages)
+        found = stream(server, messages=prompt, max_tokens=200, stop_words=[character], stream=True)
+        assert text(found) == one.question.answer.partition(character)[0]
+        assert last(found, "stop_reason") == character
 
 
 def test_plain_infer_over_grpc_and_http(server: TritonServer, answers: list[ExactAnswer]) -> None:
@@ -114,6 +160,21 @@ def test_plain_infer_answers_many_at_once(server: TritonServer, answers: list[Ex
     chosen = answers[5:37]
     with ThreadPoolExecutor(32) as pool:
         assert list(pool.map(ask, chosen)) == [one.question.answer for one in chosen]
+
+
+def test_plain_infer_does_not_wait_for_a_longer_one(server: TritonServer) -> None:
+    long = {"text_input": "<extra_id_1>Go", "end_id": 0, "max_tokens": 4000, "id": "long"}
+    path = "/v2/models/generate/generate"
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(post, server, path, long)
+        poll(lambda: metric(server, RUNNING_METRIC) == 1)
+        status, _reply = post(server, path, {"messages": ASK, "max_tokens": 200})
+        assert status == 200
+        assert not waiting.done()
+        stream(server, "tensorrt_llm", request_id="long", **STOP)
+        status, reply = waiting.result(WAIT)
+    assert status == 200
+    assert json.loads(reply)["finish_reason"] == "cancelled"
 
 
 def test_generate_and_generate_stream(server: TritonServer, answers: list[ExactAnswer]) -> None:
@@ -182,35 +243,81 @@ def test_log_probabilities_come_when_asked_for(server: TritonServer) -> None:
     assert last(found, "cum_log_probs") == pytest.approx(sum(values), abs=1e-4)
 
 
+def test_log_probabilities_are_not_there_unasked(server: TritonServer) -> None:
+    (found,) = stream(server, messages=ASK, max_tokens=6)
+    assert set(found) == {
+        "text_output",
+        "output_token_ids",
+        "finish_reason",
+        "stop_reason",
+        "num_input_tokens",
+        "num_output_tokens",
+    }
+
+
+STOP = {"stop": True, "input_ids": [1], "input_lengths": 1, "request_output_len": 1}
+ENDLESS = {"text_input": "<extra_id_1>Go", "end_id": 0, "max_tokens": 4000, "stream": True}
+
+
+def poll(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def test_a_second_request_stops_the_first_by_its_id(server: TritonServer) -> None:
-    fields = inputs(
-        tritonclient.grpc, text_input="<extra_id_1>Go", end_id=0, max_tokens=4000, stream=True
-    )
-    stop = inputs(
-        tritonclient.grpc, stop=True, input_ids=[1], input_lengths=1, request_output_len=1
-    )
-    started, ended = threading.Event(), threading.Event()
-    reasons: list[str] = []
+    started = threading.Event()
+    responses: queue.Queue[Any] = queue.Queue()
 
     def collect(result: Any, error: Any) -> None:
-        if error is not None:
-            reasons.append(str(error))
-            ended.set()
-            return
-        reasons.append(result.as_numpy("finish_reason").ravel()[0].decode())
+        responses.put(error or result.as_numpy("finish_reason").ravel()[0].decode())
         started.set()
-        if reasons[-1]:
-            ended.set()
 
-    with grpc_client(server) as client, grpc_client(server) as other:
+    with grpc_client(server) as client:
         client.start_stream(collect)
+        fields = inputs(tritonclient.grpc, **ENDLESS)
         client.async_stream_infer("ensemble", fields, request_id="stop-me")
         assert started.wait(WAIT)
-        other.start_stream(lambda result, error: None)
-        other.async_stream_infer("tensorrt_llm", stop, request_id="stop-me")
-        assert ended.wait(WAIT)
-    assert reasons[-1] == "cancelled"
-    assert len(reasons) < 4000
+        assert stream(server, "tensorrt_llm", request_id="stop-me", **STOP) == []
+        count = 1
+        while not (reason := responses.get(timeout=WAIT)):
+            count += 1
+    assert reason == "cancelled"
+    assert count < 4000
+
+
+def cancel_grpc(server: TritonServer) -> None:
+    started = threading.Event()
+    with grpc_client(server) as client:
+        client.start_stream(lambda result, error: started.set())
+        client.async_stream_infer("ensemble", inputs(tritonclient.grpc, **ENDLESS))
+        assert started.wait(WAIT)
+        client.stop_stream(cancel_requests=True)
+
+
+def hang_up_http(server: TritonServer) -> None:
+    connection = http.client.HTTPConnection(server.endpoints.address, server.endpoints.http)
+    connection.request("POST", "/v2/models/ensemble/generate_stream", json.dumps(ENDLESS))
+    response = connection.getresponse()
+    assert response.read(20).startswith(b"data:")
+    response.close()
+    connection.close()
+
+
+@pytest.mark.parametrize("leave", [cancel_grpc, hang_up_http])
+def test_a_client_that_just_goes_frees_the_engine(
+    leave: Callable[[TritonServer], None], engine_bf16: Path, cpu_profile: Profile
+) -> None:
+    """Nobody sends a stop. Triton itself then ends in good order: it lost count of no request."""
+    tokens = 'nv_inference_exec_count{model="postprocessing",version="1"}'
+    with TritonServer(engine_bf16, cpu_profile) as own:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(leave, [own] * 8))
+        poll(lambda: metric(own, RUNNING_METRIC) == 0)
+        assert metric(own, tokens) < 8 * 4000 / 2
+        assert text(stream(own, messages=ASK, max_tokens=200)).startswith("I am")
+    assert own.process.returncode == 0
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -245,6 +352,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "top_p": ({"messages": ASK, "max_tokens": 5, "top_p": 2.0}, "top_p is 2.0"),
     "end_id": ({"messages": ASK, "max_tokens": 5, "end_id": 1536}, "token id 1536 is outside"),
+    "max_tokens missing": ({"messages": ASK, "stream": True}, "max_tokens is missing"),
+    "echo": (
+        {"messages": ASK, "max_tokens": 5, "exclude_input_in_output": False},
+        "an answer never repeats its prompt",
+    ),
+    "not on this engine": (
+        {"messages": ASK, "max_tokens": 5, "bad_words": ["a"]},
+        "unexpected inference input 'bad_words'",
+    ),
     "empty stop": ({"messages": ASK, "max_tokens": 5, "stop_words": [""]}, "stop string"),
 }
 
@@ -256,3 +372,32 @@ def test_a_wrong_request_is_refused_and_harms_nobody(name: str, server: TritonSe
         stream(server, **fields)
     assert message in str(caught.value)
     assert text(stream(server, messages=ASK, max_tokens=200)).startswith("I am")
+
+
+@pytest.mark.parametrize("model", ["ensemble", "generate"])
+def test_a_key_that_is_no_input_is_not_ignored(model: str, server: TritonServer) -> None:
+    for key in ("temprature", "beam_width"):
+        body = {"messages": ASK, "max_tokens": 5, key: 2}
+        status, reply = post(server, f"/v2/models/{model}/generate", body)
+        assert status == 400
+        assert f"there is no input '{key}'" in json.loads(reply)["error"]
+
+
+def test_plain_infer_cannot_stream(server: TritonServer) -> None:
+    body = {"messages": ASK, "max_tokens": 5, "stream": True}
+    status, reply = post(server, "/v2/models/generate/generate", body)
+    assert status == 400
+    assert "send the request to the model ensemble" in json.loads(reply)["error"]
+
+
+def test_an_error_on_generate_stream_has_its_status(server: TritonServer) -> None:
+    body = {"messages": ASK, "max_tokens": 5, "stream": True, "temperature": -1.0}
+    status, reply = post(server, "/v2/models/ensemble/generate_stream", body)
+    assert status == 400
+    assert b"temperature is -1.0: use 0 to 1000" in reply
+
+
+def test_the_engine_refuses_a_padded_prompt(server: TritonServer) -> None:
+    prompt = {"input_ids": [1, 2, 3], "input_lengths": 2, "request_output_len": 4}
+    with pytest.raises(InferenceServerException, match="input_lengths is 2, but there are 3"):
+        stream(server, "tensorrt_llm", **prompt)

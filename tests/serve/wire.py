@@ -31,6 +31,10 @@ DTYPES = {
     "seed": ("UINT64", np.uint64),
     "stream": ("BOOL", np.bool_),
     "stop": ("BOOL", np.bool_),
+    "exclude_input_in_output": ("BOOL", np.bool_),
+    "return_num_input_tokens": ("BOOL", np.bool_),
+    "bad_words": ("BYTES", np.object_),
+    "pad_id": ("INT32", np.int32),
     "return_log_probs": ("BOOL", np.bool_),
     "input_ids": ("INT32", np.int32),
     "input_lengths": ("INT32", np.int32),
@@ -61,13 +65,18 @@ def grpc_client(server: TritonServer) -> Any:
     return tritonclient.grpc.InferenceServerClient(f"{ends.address}:{ends.grpc}")
 
 
-def stream(server: TritonServer, model: str = "ensemble", **fields: Any) -> list[dict[str, Any]]:
+def stream(
+    server: TritonServer, model: str = "ensemble", request_id: str = "", **fields: Any
+) -> list[dict[str, Any]]:
     """All responses of one streamed request; InferenceServerException if it fails."""
     found: queue.Queue[Any] = queue.Queue()
     with grpc_client(server) as client:
         client.start_stream(lambda result, error: found.put(error or result))
         client.async_stream_infer(
-            model, inputs(tritonclient.grpc, **fields), enable_empty_final_response=True
+            model,
+            inputs(tritonclient.grpc, **fields),
+            request_id=request_id,
+            enable_empty_final_response=True,
         )
         responses = []
         while True:
@@ -81,6 +90,15 @@ def stream(server: TritonServer, model: str = "ensemble", **fields: Any) -> list
                 )
             if response.parameters["triton_final_response"].bool_param:
                 return responses
+
+
+def metric(server: TritonServer, name: str) -> float:
+    """The value of a metric; `name` with its labels, if it has any."""
+    ends = server.endpoints
+    with urllib.request.urlopen(f"http://{ends.address}:{ends.metrics}/metrics") as response:
+        lines = response.read().decode().splitlines()
+    (value,) = (line.split()[-1] for line in lines if line.rsplit(" ", 1)[0] == name)
+    return float(value)
 
 
 def text(responses: Sequence[dict[str, Any]]) -> str:

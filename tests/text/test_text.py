@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from nemotron_convert.errors import NemotronError
 from nemotron_text import (
+    AnswerSettings,
     AnswerStream,
     Message,
     StopStrings,
@@ -52,6 +53,27 @@ def test_pieces_are_together_the_decode_of_all_tokens(both: Path, data: st.DataO
     "".join(pieces).encode()  # raises if a piece holds half a surrogate pair
 
 
+@given(data=st.data())
+def test_the_text_of_tokens_is_sentencepieces_own(both: Path, data: st.DataObject) -> None:
+    """As a continuation: behind a first token, where a leading space is a space for both.
+
+    Of bytes only whole characters are drawn, for those that are none have no text of their own in
+    SentencePiece: it looks at the whole run of them.
+    """
+    tokenizer = Tokenizer(both)
+    plain = sentencepiece.SentencePieceProcessor(model_file=str(both))
+    texts = range(tokenizer.vocab_size)
+    words = [[i] for i in texts if not (tokenizer.is_control(i) or plain.is_byte(i))]
+    byte_ids = [plain.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)]
+    characters = st.characters(exclude_categories=["Cs"], exclude_characters="\0").map(
+        lambda character: [byte_ids[byte] for byte in character.encode()]
+    )
+    drawn = data.draw(st.lists(st.one_of(st.sampled_from(words), characters), max_size=30))
+    ids = [id_ for group in drawn for id_ in group]
+    first = tokenizer.encode("a")
+    assert tokenizer.decode(ids) == plain.decode([*first, *ids])[len(plain.decode(first)) :]
+
+
 @given(text=st.text(alphabet=st.characters(exclude_categories=["Cs"], exclude_characters="\0")))
 def test_encode_then_decode_gives_what_sentencepiece_gives(both: Path, text: str) -> None:
     """Behind a first piece, where a continuation's leading space is a space for both."""
@@ -59,8 +81,8 @@ def test_encode_then_decode_gives_what_sentencepiece_gives(both: Path, text: str
     plain = sentencepiece.SentencePieceProcessor(model_file=str(both))
     prefix = tokenizer.encode("a")
     whole = plain.encode("a" + text)
-    if whole[: len(prefix)] != prefix or any(tokenizer.is_control(id_) for id_ in whole):
-        return
+    assume(whole[: len(prefix)] == prefix)
+    assume(not any(tokenizer.is_control(id_) for id_ in whole))
     expected = plain.decode(whole)[len(plain.decode(prefix)) :]
     assert tokenizer.decode(whole[len(prefix) :]) == expected
 
@@ -198,3 +220,31 @@ def test_a_file_that_is_no_tokenizer(tmp_path: Path) -> None:
 def test_stop_strings_that_could_never_match(stops: list[str]) -> None:
     with pytest.raises(NemotronError, match="stop string"):
         StopStrings(stops)
+
+
+@given(
+    chat=st.booleans(),
+    stream=st.booleans(),
+    end_ids=st.lists(st.integers(0, 1000)).map(tuple),
+    stop_strings=st.lists(st.text()).map(tuple),
+)
+def test_answer_settings_travel_as_they_are(
+    chat: bool, stream: bool, end_ids: tuple[int, ...], stop_strings: tuple[str, ...]
+) -> None:
+    settings = AnswerSettings(
+        stream_id="7",
+        chat=chat,
+        stream=stream,
+        end_ids=end_ids,
+        stop_strings=stop_strings,
+        num_input_tokens=9,
+    )
+    assert AnswerSettings.from_json(settings.to_json()) == settings
+
+
+@pytest.mark.parametrize(
+    "source", ["", "[1]", "{}", '{"end_ids": 1, "stop_strings": []}', "[" * 9999]
+)
+def test_answer_settings_of_somebody_else(source: str) -> None:
+    with pytest.raises(NemotronError, match="no settings of an answer"):
+        AnswerSettings.from_json(source)
