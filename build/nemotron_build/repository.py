@@ -39,4 +39,5 @@ def render_repository(engine: Path, target: Path, *, drain_file: Path) -> None:
     for config in target.glob("*/config.pbtxt"):
         template = Template(config.read_text(encoding="utf-8"))
         config.write_text(template.substitute(values), encoding="utf-8")
-        (config.parent / "1").mkdir(exist_ok=True)  # the ensemble's is empty: git has no such folder
+        # Triton wants a version's folder; the ensemble's is empty, and git keeps no empty folders.
+        (config.parent / "1").mkdir(exist_ok=True)
