@@ -1,0 +1,97 @@
+"""How a server starts, and the ways in which it does not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from nemotron_build.profile import Profile
+from nemotron_build.server import TritonServer
+from nemotron_convert.errors import NemotronError
+from tests.serve.wire import WAIT
+
+NEMOTRON = str(Path(sys.executable).with_name("nemotron"))
+FREE_PORTS = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+
+
+def test_a_proxy_of_the_environment_is_not_asked(
+    engine_bf16: Path, cpu_profile: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with TritonServer(engine_bf16, cpu_profile) as server:
+        ends = server.endpoints
+        assert len({ends.http, ends.grpc, ends.metrics}) == 3
+    assert server.process.returncode == 0
+
+
+def test_the_models_of_a_clone_without_empty_folders(
+    engine_bf16: Path, cpu_profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nemotron_build import repository
+    from nemotron_build.resources import resource
+
+    clone = shutil.copytree(resource("model_repository"), tmp_path / "clone")
+    for folder in clone.glob("*/1"):
+        if not any(folder.iterdir()):
+            folder.rmdir()
+    monkeypatch.setattr(repository, "resource", lambda _name: clone)
+    repository.render_repository(engine_bf16, tmp_path / "models", drain_file=tmp_path / "drain")
+    assert all((model / "1").is_dir() for model in (tmp_path / "models").iterdir())
+
+
+def test_a_signal_before_it_is_ready_ends_it_at_once(engine_bf16: Path, tmp_path: Path) -> None:
+    process = psutil.Popen(
+        [NEMOTRON, "serve", str(engine_bf16), *FREE_PORTS],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    )
+    deadline = time.monotonic() + WAIT
+    while not (children := process.children()):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    children[0].suspend()  # so it is never ready
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=WAIT)
+    assert process.returncode == 130
+    assert "is ready" not in output
+    assert not children[0].is_running()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["--log-file", "--port-file"])
+def test_a_file_that_cannot_be_written(option: str, engine_bf16: Path, tmp_path: Path) -> None:
+    path = tmp_path / "none" / "file"
+    done = subprocess.run(
+        [NEMOTRON, "serve", str(engine_bf16), *FREE_PORTS, option, str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=WAIT,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    )
+    assert done.returncode == 1
+    assert done.stderr == f"nemotron: cannot write: No such file or directory [{path}]\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_two_ports_are_the_same(engine_bf16: Path, cpu_profile: Profile) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ports = cpu_profile.ports.model_copy(update={"http": port, "metrics": port})
+    with (
+        pytest.raises(NemotronError, match=f"the metrics port {port} cannot be used"),
+        TritonServer(engine_bf16, cpu_profile.model_copy(update={"ports": ports})),
+    ):
+        pass
