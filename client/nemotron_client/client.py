@@ -10,15 +10,18 @@ from dataclasses import replace
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from nemotron_client.exceptions import RequestRefused, ServerFailed, from_rpc_error
+from nemotron_client.exceptions import (
+    RequestRefused,
+    ServerFailed,
+    from_rpc_error,
+    from_stream_error,
+)
 from nemotron_client.request import Generation, generation_request, stop_request
 from nemotron_client.response import Piece, read_piece
 
 MODEL = "ensemble"
 ENGINE_MODEL = "tensorrt_llm"
 MAX_MESSAGE_BYTES = 64 << 20
-# Asks Triton to end a failed stream with a gRPC status instead of a text inside it.
-STATUS_ERRORS = (("triton_grpc_error", "true"),)
 STOP_TIMEOUT = 5.0
 
 Messages = Sequence[Mapping[str, str]]
@@ -97,15 +100,13 @@ class Client:
             request = generation_request(MODEL, request_id, prompt, generation, stream=stream)
         except ValueError as error:
             raise RequestRefused(str(error)) from error
-        call = self._stub.ModelStreamInfer(
-            iter([request]), timeout=self.timeout, metadata=STATUS_ERRORS
-        )
+        call = self._stub.ModelStreamInfer(iter([request]), timeout=self.timeout)
         finished = False
         try:
             for response in call:
                 if response.error_message:
                     finished = True
-                    raise ServerFailed(response.error_message)
+                    raise from_stream_error(response.error_message)
                 piece = read_piece(response.infer_response)
                 finished = finished or bool(piece.finish_reason)
                 yield piece

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import grpc
 
+from nemotron_engine.error_kinds import FAILED, REFUSED, SHUTTING_DOWN
+
 
 class ClientError(Exception):
     """Any failure of a request; `str()` is one line for a person."""
@@ -48,6 +50,23 @@ _BY_STATUS: dict[grpc.StatusCode, type[ClientError]] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: RequestTimeout,
     grpc.StatusCode.UNAVAILABLE: ConnectionFailed,
 }
+
+
+_BY_TEXT: dict[str, type[ClientError]] = {
+    REFUSED: RequestRefused,
+    SHUTTING_DOWN: ConnectionFailed,
+    FAILED: ServerFailed,
+}
+
+
+def from_stream_error(message: str) -> ClientError:
+    """The exception for an error inside a stream, told apart by its text."""
+    text = " ".join(message.split())
+    for beginning, kind in _BY_TEXT.items():
+        _triton, found, reason = text.partition(beginning)
+        if found:
+            return kind(f"{beginning}{reason}")
+    return ServerFailed(text)
 
 
 def from_rpc_error(error: grpc.RpcError, url: str) -> ClientError:

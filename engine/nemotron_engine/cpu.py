@@ -166,7 +166,7 @@ class CpuEngine:
         """A pipeline that has thrown throws for ever: fail what runs, and start a new one."""
         for live in list(self._live.values()):
             name = live.request.request_id
-            self._end(live, NemotronError(f"the engine failed: {error}", where=name))
+            self._end(live, NemotronError(str(error), where=name))
         try:
             self._pipeline = self._load()
         except RuntimeError as fatal:

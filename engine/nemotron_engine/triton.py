@@ -10,6 +10,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from nemotron_convert.errors import NemotronError
+from nemotron_engine.error_kinds import FAILED, REFUSED, SHUTTING_DOWN
 
 KNOWN_PARAMETERS = {"id"}
 """`/generate` takes the request's id from this key, and hands it on as a parameter too."""
@@ -65,20 +66,19 @@ def tensor(name: str, elements: Any, dtype: Any) -> Any:
     return pb_utils.Tensor(name, np.array([elements], dtype))
 
 
-def failure(error: NemotronError) -> Any:
-    """A response that says what was wrong with the request."""
-    return pb_utils.InferenceResponse(
-        error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
-    )
+def refusal(error: NemotronError) -> Any:
+    """A response that says what is wrong with the request."""
+    return _error(f"{REFUSED}{error}", pb_utils.TritonError.INVALID_ARG)
+
+
+def fault(error: NemotronError) -> Any:
+    """A response that says what went wrong with a request that was right."""
+    return _error(f"{FAILED}{error}", pb_utils.TritonError.INTERNAL)
 
 
 def shutting_down() -> Any:
     """The answer to every new request while the running ones finish."""
-    return pb_utils.InferenceResponse(
-        error=pb_utils.TritonError(
-            "the server is shutting down: ask another", pb_utils.TritonError.UNAVAILABLE
-        )
-    )
+    return _error(f"{SHUTTING_DOWN}ask another", pb_utils.TritonError.UNAVAILABLE)
 
 
 class Gauge:
@@ -100,6 +100,10 @@ class Gauge:
 def parameter(args: dict[str, str], name: str) -> str:
     """A parameter of the model's configuration."""
     return str(json.loads(args["model_config"])["parameters"][name]["string_value"])
+
+
+def _error(text: str, code: int) -> Any:
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(text, code))
 
 
 def _text(name: str, data: bytes) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from nemotron_convert.errors import NemotronError
-from nemotron_engine.triton import failure, refuse_parameters, value
+from nemotron_engine.triton import refusal, refuse_parameters, value
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 MAX_WAITING = 256
@@ -38,7 +38,7 @@ class TritonPythonModel:
                     )
                 self._pool.submit(_answer, _inner(request), sender)
             except NemotronError as error:
-                sender.send(failure(error), flags=FINAL)
+                sender.send(refusal(error), flags=FINAL)
 
 
 def _inner(request: Any) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from nemotron_convert.errors import NemotronError
-from nemotron_engine.triton import failure, parameter, required, tensor, value, values
+from nemotron_engine.triton import parameter, refusal, required, tensor, value, values
 from nemotron_text import AnswerSettings, AnswerStream, Tokenizer
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
@@ -30,7 +30,7 @@ class TritonPythonModel:
             try:
                 tensors = self._push(request)
             except NemotronError as error:
-                sender.send(failure(error), flags=FINAL)
+                sender.send(refusal(error), flags=FINAL)
                 continue
             if tensors:
                 sender.send(pb_utils.InferenceResponse(tensors), flags=FINAL)

@@ -12,8 +12,8 @@ import triton_python_backend_utils as pb_utils
 
 from nemotron_convert.errors import NemotronError
 from nemotron_engine.triton import (
-    failure,
     parameter,
+    refusal,
     refuse_parameters,
     required,
     shutting_down,
@@ -39,7 +39,7 @@ class TritonPythonModel:
             try:
                 responses.append(pb_utils.InferenceResponse(self._tensors(request)))
             except NemotronError as error:
-                responses.append(failure(error))
+                responses.append(refusal(error))
         return responses
 
     def _tensors(self, request: Any) -> list[Any]:

@@ -18,8 +18,9 @@ from nemotron_engine.metrics import RUNNING_METRIC
 from nemotron_engine.request import GenerationChunk, GenerationRequest
 from nemotron_engine.triton import (
     Gauge,
-    failure,
+    fault,
     parameter,
+    refusal,
     refuse_parameters,
     required,
     tensor,
@@ -52,7 +53,7 @@ class TritonPythonModel:
                 else:
                     self._start(request, sender)
             except NemotronError as error:
-                sender.send(failure(error), flags=FINAL)
+                sender.send(refusal(error), flags=FINAL)
 
     def _stop(self, name: str) -> None:
         with self._lock:
@@ -122,7 +123,7 @@ class _Answer:
     def push(self, chunk: GenerationChunk | NemotronError) -> None:
         if isinstance(chunk, NemotronError):
             self._ended()
-            self._sender.send(failure(chunk), flags=FINAL)
+            self._sender.send(fault(chunk), flags=FINAL)
             return
         if chunk.finish_reason is None and self._sender.is_cancelled():
             self._cancel()

@@ -1,0 +1,171 @@
+"""Client and chat against the real server."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import nemotron_client
+from nemotron_build.server import TritonServer
+from nemotron_client import (
+    Client,
+    ClientError,
+    ConnectionFailed,
+    Generation,
+    RequestRefused,
+    RequestTimeout,
+    ServerFailed,
+    ServerOverloaded,
+)
+from tests.tiny_nemotron.answers import ExactAnswer
+
+NEMOTRON = str(Path(sys.executable).with_name("nemotron"))
+ENDLESS = Generation(max_tokens=4000, end_id=0)
+
+
+@pytest.fixture
+def url(server: TritonServer) -> str:
+    return f"{server.endpoints.address}:{server.endpoints.grpc}"
+
+
+def test_the_public_names() -> None:
+    assert sorted(nemotron_client.__all__) == [
+        "Client",
+        "ClientError",
+        "ConnectionFailed",
+        "Generation",
+        "Piece",
+        "RequestRefused",
+        "RequestTimeout",
+        "ServerFailed",
+        "ServerOverloaded",
+    ]
+    failures = [ConnectionFailed, RequestRefused, RequestTimeout, ServerFailed, ServerOverloaded]
+    assert all(failure.__base__ is ClientError for failure in failures)
+
+
+def test_streamed_and_whole_are_the_same_answer(url: str, answers: list[ExactAnswer]) -> None:
+    with Client(url) as client:
+        assert client.is_ready()
+        for one in answers[::60]:
+            messages = [message.as_dict() for message in one.question.messages]
+            whole = client.chat(messages)
+            pieces = list(client.stream_chat(messages))
+            assert "".join(piece.text for piece in pieces) == whole.text == one.question.answer
+            assert [i for piece in pieces for i in piece.token_ids] == one.token_ids
+            assert list(whole.token_ids) == one.token_ids
+            assert pieces[-1].finish_reason == whole.finish_reason == "stop"
+            assert pieces[-1].num_output_tokens == whole.num_output_tokens == len(one.token_ids)
+
+
+def test_every_setting_reaches_the_engine(url: str) -> None:
+    settings = Generation(
+        max_tokens=40,
+        temperature=3.0,
+        top_p=0.95,
+        top_k=50,
+        repetition_penalty=1.1,
+        presence_penalty=0.1,
+        frequency_penalty=0.1,
+        min_tokens=3,
+        seed=11,
+        stop_words=["zzz"],
+    )
+    with Client(url) as client:
+        first = client.complete("Hello", settings)
+        assert client.complete("Hello", settings).token_ids == first.token_ids
+        assert first.num_output_tokens >= 3
+
+
+def test_leaving_an_answer_frees_the_engine(url: str, server: TritonServer) -> None:
+    with Client(url) as client:
+        for _ in range(70):  # more than run at once: each must make room for the next
+            pieces = client.stream_complete("<extra_id_1>Go", ENDLESS)
+            assert next(pieces).text
+            pieces.close()
+        assert client.complete("<extra_id_1>Go", Generation(max_tokens=3)).num_output_tokens
+
+
+@pytest.mark.parametrize(
+    ("generation", "message"),
+    [
+        (Generation(max_tokens=0), "max_tokens is 0"),
+        (Generation(max_tokens=5000), "more than the 4096"),
+        (Generation(temperature=float("nan")), "temperature is nan"),
+        (Generation(seed=-1), "seed: .* is no UINT64"),
+        (Generation(max_tokens=2**40), "max_tokens: .* is no INT32"),
+    ],
+)
+def test_a_refused_request_is_its_own_exception(
+    url: str, generation: Generation, message: str
+) -> None:
+    with Client(url) as client, pytest.raises(RequestRefused, match=message):
+        client.complete("Hello", generation)
+
+
+def test_a_deadline_is_kept(url: str) -> None:
+    with Client(url, timeout=0.2) as client, pytest.raises(RequestTimeout):
+        client.complete("<extra_id_1>Go", ENDLESS)
+
+
+def test_no_server() -> None:
+    with Client("127.0.0.1:9") as client:
+        assert not client.is_ready()
+        with pytest.raises(ConnectionFailed, match=r"no answer from 127\.0\.0\.1:9"):
+            client.complete("Hello")
+
+
+def chat(url: str, *arguments: str, lines: str = "") -> subprocess.CompletedProcess[str]:
+    command = [NEMOTRON, "chat", "--url", url, *arguments]
+    return subprocess.run(
+        command, input=lines, capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+def test_chat_answers_one_question(url: str, answers: list[ExactAnswer]) -> None:
+    one = next(one for one in answers if len(one.question.messages) == 1)
+    done = chat(url, one.question.messages[0].content)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == one.question.answer + "\n"
+
+
+def test_chat_remembers_the_turns_before(url: str, answers: list[ExactAnswer]) -> None:
+    one = next(
+        one
+        for one in answers
+        if [m.role for m in one.question.messages] == ["user", "assistant", "user"]
+        and not any("\n" in m.content for m in one.question.messages)
+    )
+    first, second = (m.content for m in one.question.messages if m.role == "user")
+    done = chat(url, lines=f"{first}\n{second}\n/new\n{first}\n/exit\nnever asked\n")
+    assert done.stdout.splitlines() == [
+        one.question.messages[1].content,
+        *one.question.answer.splitlines(),
+        one.question.messages[1].content,
+    ]
+    assert done.returncode == 0
+
+
+def test_chat_with_a_system_message(url: str, answers: list[ExactAnswer]) -> None:
+    one = next(
+        one for one in answers if [m.role for m in one.question.messages] == ["system", "user"]
+    )
+    system, question = (m.content for m in one.question.messages)
+    assert chat(url, question, "--system", system).stdout == one.question.answer + "\n"
+
+
+def test_chat_without_a_server_says_so() -> None:
+    done = chat("127.0.0.1:9", "Hello")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert "nemotron: no answer from 127.0.0.1:9" in done.stderr
+
+
+def test_chat_refuses_what_the_server_refuses(url: str) -> None:
+    done = chat(url, "Hello", "--max-tokens", "5000")
+    assert done.returncode == 1
+    assert "more than the 4096 this model holds" in done.stderr
