@@ -23,7 +23,6 @@ EXTRAS = {
     "tritonclient": "client",
     "openvino": "cpu",
     "openvino_genai": "cpu",
-    "psutil": "cpu",
     "pytriton": "cpu",
 }
 
