@@ -17,7 +17,9 @@ from tests.tiny_nemotron.answers import ExactAnswer
 ROOT = Path(__file__).parents[1]
 FREE = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
 WAIT = 120
-ENVIRONMENT = os.environ | {
+# A make inside `make test` would otherwise take over the outer one's flags and chatter.
+OUTSIDE_MAKE = {name: value for name, value in os.environ.items() if "MAKE" not in name}
+ENVIRONMENT = OUTSIDE_MAKE | {
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     "DEMO_EXIT": "1",
     "DEMO_PORTS": "free",
