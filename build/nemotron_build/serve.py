@@ -43,8 +43,8 @@ def serve(
     chosen = _with_ports(chosen, ports)
     signals = _Signals()
     console = Console(highlight=False)
-    with TritonServer(engine, chosen, log_file=log_file) as server:
-        signals.drain = True
+    with TritonServer(engine, chosen, log_file=log_file, give_up=signals.stop) as server:
+        signals.ready = True
         if port_file is not None:
             _write_port_file(port_file, server.endpoints)
         try:
@@ -65,16 +65,16 @@ def serve(
 
 
 class _Signals:
-    """SIGINT and SIGTERM interrupt; but the first one that comes while `drain` is set asks to."""
+    """SIGINT and SIGTERM ask to stop; a second one interrupts, once there is a server to leave."""
 
     def __init__(self) -> None:
-        self.drain = False
+        self.ready = False
         self.stop = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._handle)
 
     def _handle(self, _number: int, _frame: FrameType | None) -> None:
-        if self.stop.is_set() or not self.drain:
+        if self.stop.is_set() and self.ready:
             raise KeyboardInterrupt
         self.stop.set()
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import threading
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -49,14 +50,23 @@ class Endpoints:
 class TritonServer:
     """An engine behind a real tritonserver; a context manager that leaves nothing behind.
 
-    Entering starts the process and returns when every model is ready. NemotronError says which port
-    is taken, or shows the end of Triton's log if it did not start.
+    Entering starts the process and returns when every model is ready; KeyboardInterrupt if
+    `give_up` is set before. NemotronError says which port is taken, or shows the end of Triton's
+    log if it did not start.
     """
 
-    def __init__(self, engine: Path, profile: Profile, *, log_file: Path | None = None) -> None:
+    def __init__(
+        self,
+        engine: Path,
+        profile: Profile,
+        *,
+        log_file: Path | None = None,
+        give_up: threading.Event | None = None,
+    ) -> None:
         self._profile = profile
         self._engine = engine
         self._log_file = log_file
+        self._give_up = give_up or threading.Event()
         self._cleanup = ExitStack()
 
     def __enter__(self) -> TritonServer:
@@ -176,7 +186,8 @@ class TritonServer:
                 )
             if self._get(self.endpoints.http, "/v2/health/ready") is not None:
                 return
-            time.sleep(POLL_SECONDS)
+            if self._give_up.wait(POLL_SECONDS):
+                raise KeyboardInterrupt
         raise NemotronError(
             f"not ready after {self._profile.timeouts.startup} seconds: {self._reason()}",
             remedy="raise timeouts.startup in the profile",
