@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from nemotron_convert.arrays import BF16_BYTES, Chunk, StoredArray
 from nemotron_convert.checkpoint_config import CONFIG_NAME, trtllm_config
 from nemotron_convert.errors import NemotronError
 from nemotron_convert.folder import new_folder
@@ -23,7 +24,6 @@ from nemotron_convert.rank_file import RankFile, TensorSpec
 from nemotron_convert.shards import Parallel
 from nemotron_convert.source import Source
 from nemotron_convert.tensor_map import TENSOR_MAP, RuleShape, TensorRule, rule_shape, stages
-from nemotron_convert.zarr import BF16_BYTES, Chunk, ZarrArray
 
 TOKENIZER_NAME = "tokenizer.model"
 BAND_BYTES = 8 << 20
@@ -91,7 +91,7 @@ class _Copy:
     """All that one chunk needs: where it is read and the rank tensors it is part of."""
 
     rule: TensorRule
-    array: ZarrArray
+    array: StoredArray
     chunk: Chunk
     shape: RuleShape
     targets: tuple[tuple[int, str], ...]
@@ -119,7 +119,7 @@ class _Plan:
                 specs[stage][name] = TensorSpec("BF16", shape.rank_shape)
                 targets[layer].append((stage, name))
             array = source.tensors[rule.source]
-            for chunk in array.chunks():
+            for chunk in array.chunks:
                 copies.append(_Copy(rule, array, chunk, shape, tuple(targets[chunk.layer])))
         copies.sort(key=lambda copy: (copy.chunk.member.offset, copy.chunk.offset))
         files = [

@@ -10,10 +10,10 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
+from nemotron_convert.arrays import BF16_BYTES
 from nemotron_convert.shards import allowed_tp
 from nemotron_convert.source import Source
 from nemotron_convert.tensor_map import TENSOR_MAP
-from nemotron_convert.zarr import BF16_BYTES
 
 
 class TensorReport(BaseModel):
@@ -42,12 +42,9 @@ def inspect(path: Path) -> ModelReport:
     """Read and check everything but the weights themselves; NemotronError if something is off."""
     with Source.open(path) as source:
         tensors = [source.tensors[rule.source] for rule in TENSOR_MAP]
-        for tensor in tensors:
-            for _chunk in tensor.chunks():  # each is looked up: missing and short files are named
-                pass
         return ModelReport(
             source=str(path),
-            layout="zarr",
+            layout=source.layout,
             dtype="bfloat16",
             parameters=sum(math.prod(tensor.shape) for tensor in tensors),
             weight_bytes=source.nbytes,
@@ -55,7 +52,7 @@ def inspect(path: Path) -> ModelReport:
             vocab_size=source.vocab_size,
             allowed_tp=allowed_tp(source.config),
             tensors=[
-                TensorReport(name=rule.source, shape=tensor.shape, chunks=tensor.chunks_shape)
+                TensorReport(name=rule.source, shape=tensor.shape, chunks=tensor.chunk_shape)
                 for rule, tensor in zip(TENSOR_MAP, tensors, strict=True)
             ],
         )

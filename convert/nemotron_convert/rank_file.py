@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nemotron_convert.arrays import BF16_BYTES
 from nemotron_convert.errors import NemotronError
-from nemotron_convert.zarr import BF16_BYTES
 
 DTYPE_BYTES = {"BF16": 2, "F8_E4M3": 1, "F32": 4}
 ALIGNMENT = 8

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 from nemotron_convert.archive import Archive, open_archive, read_bytes
+from nemotron_convert.arrays import StoredArray
 from nemotron_convert.errors import NemotronError
 from nemotron_convert.model_config import ModelConfig, find_root, read_model_config
 from nemotron_convert.tensor_map import TENSOR_MAP, Place, TensorRule, rule_shape
-from nemotron_convert.zarr import ZarrArray, open_zarr
+from nemotron_convert.torch_dist import TorchDist
+from nemotron_convert.zarr import open_zarr
 
 WEIGHTS = "model_weights/"
 METADATA_LIMIT = 1 << 16
@@ -20,14 +24,22 @@ TOKENIZER_LIMIT = 64 << 20
 VOCABULARY = "model.embedding.word_embeddings.weight"
 
 
+class Opener(Protocol):
+    """Opens the tensor `name`; `stacked`: its axis 0 counts layers."""
+
+    def __call__(self, name: str, *, stacked: bool) -> StoredArray: ...
+
+
 @dataclass(frozen=True)
 class Source:
     """A `.nemo` whose tensors are all there and have the shapes its configuration asks for."""
 
     archive: Archive
+    layout: str
+    """"zarr" or "torch_dist"."""
     config: ModelConfig
     vocab_size: int
-    tensors: Mapping[str, ZarrArray]
+    tensors: Mapping[str, StoredArray]
     """By Megatron's name."""
 
     @classmethod
@@ -37,15 +49,18 @@ class Source:
         try:
             config = read_model_config(archive)
             folder = find_root(archive) + WEIGHTS
-            _require_zarr(archive, folder)
-            tensors = {rule.source: _open_tensor(archive, folder, rule) for rule in TENSOR_MAP}
-            vocab_size = tensors[VOCABULARY].rows
+            layout, opener = _opener(archive, folder)
+            tensors = {
+                rule.source: opener(rule.source, stacked=rule.place is Place.EVERY_LAYER)
+                for rule in TENSOR_MAP
+            }
+            vocab_size = tensors[VOCABULARY].shape[0]
             for rule in TENSOR_MAP:
                 _check_shape(tensors[rule.source], rule, config, vocab_size)
         except BaseException:
             archive.close()
             raise
-        return cls(archive, config, vocab_size, tensors)
+        return cls(archive, layout, config, vocab_size, tensors)
 
     def read_tokenizer(self) -> bytes:
         """The serialized SentencePiece model."""
@@ -68,38 +83,38 @@ class Source:
         self.archive.close()
 
 
-def _require_zarr(archive: Archive, folder: str) -> None:
-    """Refuse the layouts that are not read, by the name they go by."""
-    if not any(name.startswith(folder) for name in archive.members):
-        raise NemotronError(f"no {folder} in it: there are no weights", where=archive.path)
-    metadata = folder + "metadata.json"
-    backend: object = "zarr"
+def _opener(archive: Archive, weights: str) -> tuple[str, Opener]:
+    """The layout's name and how its tensors are opened, by what is stored beside them."""
+    if not any(name.startswith(weights) for name in archive.members):
+        raise NemotronError(f"no {weights} in it: there are no weights", where=archive.path)
+    metadata = weights + "metadata.json"
+    layout: object = "legacy (pickled ranks)"
     if metadata in archive.members:
         try:
-            backend = json.loads(read_bytes(archive, metadata, limit=METADATA_LIMIT))
-            backend = backend["sharded_backend"] if isinstance(backend, dict) else None
+            found = json.loads(read_bytes(archive, metadata, limit=METADATA_LIMIT))
+            layout = found["sharded_backend"] if isinstance(found, dict) else None
         except (ValueError, KeyError, RecursionError) as error:
             raise NemotronError(
                 f"{metadata} names no sharded_backend", where=archive.path
             ) from error
-    elif not any(name.endswith("/.zarray") for name in archive.members):
-        backend = "legacy (pickled ranks)"
-    if backend != "zarr":
-        raise NemotronError(
-            f"the weights are stored as {backend!r}",
-            where=archive.path,
-            remedy="save the model with dist_ckpt_format zarr",
-        )
+    elif any(name.endswith("/.zarray") for name in archive.members):
+        layout = "zarr"
+    elif weights + ".metadata" in archive.members:
+        layout = "torch_dist"
+    if layout == "zarr":
+        return layout, partial(open_zarr, archive, weights)
+    if layout == "torch_dist":
+        return layout, TorchDist(archive, weights).open
+    raise NemotronError(
+        f"the weights are stored as {layout!r}",
+        where=archive.path,
+        remedy="save the model with dist_ckpt_format zarr or torch_dist",
+    )
 
 
-def _open_tensor(archive: Archive, folder: str, rule: TensorRule) -> ZarrArray:
-    path = f"{folder}{rule.source}/"
-    if path + ".zarray" not in archive.members:
-        raise NemotronError(f"tensor {rule.source} is missing", where=archive.path)
-    return open_zarr(archive, path, stacked=rule.place is Place.EVERY_LAYER)
-
-
-def _check_shape(tensor: ZarrArray, rule: TensorRule, config: ModelConfig, vocab_size: int) -> None:
+def _check_shape(
+    tensor: StoredArray, rule: TensorRule, config: ModelConfig, vocab_size: int
+) -> None:
     shape = rule_shape(rule, config, vocab_size, tp=1)
     expected = (shape.rows, shape.columns) if len(shape.rank_shape) == 2 else (shape.columns,)
     if rule.place is Place.EVERY_LAYER:

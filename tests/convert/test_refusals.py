@@ -68,9 +68,9 @@ FOLDER_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "zero chunk": (lambda f: edit_zarray(f, QKV, chunks=[1, 0, 128]), "chunks is"),
     "wrong dtype": (lambda f: edit_zarray(f, QKV, dtype="<f4"), "dtype is '<f4'"),
     "Fortran order": (lambda f: edit_zarray(f, QKV, order="F"), "order is 'F'"),
-    "torch_dist": (
-        lambda f: (f / WEIGHTS / "metadata.json").write_text('{"sharded_backend": "torch_dist"}'),
-        "stored as 'torch_dist'",
+    "another layout": (
+        lambda f: (f / WEIGHTS / "metadata.json").write_text('{"sharded_backend": "mine"}'),
+        "stored as 'mine'",
     ),
     "metadata empty": (
         lambda f: (f / WEIGHTS / "metadata.json").write_text("[]"),

@@ -1,0 +1,244 @@
+"""Arrays in PyTorch's distributed checkpoint format ("torch_dist"), read without torch.
+
+`.metadata` is a pickle that says where each block of each tensor lies: so many bytes of a
+`__{rank}_{i}.distcp` file. Each block is what `torch.save` writes for one tensor: a zip, stored
+without compression, with a pickle of the tensor's shape (`data.pkl`) and its bytes (`data/0`).
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+import zipfile
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+from nemotron_convert.archive import Archive, Member, read_bytes
+from nemotron_convert.arrays import BF16_BYTES, Chunk, StoredArray, as_matrices, check_cover
+from nemotron_convert.errors import NemotronError
+from nemotron_convert.pickled import Record, load_pickle
+
+METADATA_NAME = ".metadata"
+METADATA_LIMIT = 256 << 20
+ZIP_ENTRY_LIMIT = 1 << 16
+LOCAL_HEADER = struct.Struct("<26xHH")
+"""The end of a zip entry's header: the lengths of its name and of its extra field."""
+
+_CHECKPOINT = "torch.distributed.checkpoint."
+METADATA_GLOBALS = frozenset(
+    {(f"{_CHECKPOINT}metadata", name) for name in (
+        "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex",
+        "StorageMeta", "TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
+    )}
+    | {(f"{_CHECKPOINT}planner", name) for name in (
+        "BytesIOWriteData", "SavePlan", "TensorWriteData", "WriteItem", "WriteItemType",
+    )}
+    | {(f"{_CHECKPOINT}filesystem", "_StorageInfo"), ("torch.serialization", "_get_layout")}
+    | {("pathlib", "PosixPath"), ("pathlib._local", "PosixPath")}
+    | {("torch", name) for name in ("Size", "bfloat16", "float16", "float32", "uint8", "int64")}
+)  # fmt: skip
+TENSOR_GLOBALS = frozenset(
+    {
+        ("torch._utils", "_rebuild_tensor_v2"),
+        ("torch", "BFloat16Storage"),
+        ("collections", "OrderedDict"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A stored block: its place in the tensor, and the zip that holds it."""
+
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    file: str
+    start: int
+    length: int
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    dtype: str
+    shape: tuple[int, ...]
+    blocks: tuple[_Block, ...]
+
+
+class TorchDist:
+    """The tensors of one checkpoint, by name."""
+
+    def __init__(self, archive: Archive, weights: str) -> None:
+        self._archive = archive
+        self._weights = weights
+        where = f"{archive.path}: {weights}{METADATA_NAME}"
+        if weights + METADATA_NAME not in archive.members:
+            raise NemotronError(f"no {METADATA_NAME} beside the weights", where=archive.path)
+        data = read_bytes(archive, weights + METADATA_NAME, limit=METADATA_LIMIT)
+        metadata = load_pickle(data, METADATA_GLOBALS, where=where)
+        try:
+            self._tensors = _read_index(metadata)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise NemotronError(f"not a checkpoint's index: {error!r}", where=where) from error
+
+    def open(self, name: str, *, stacked: bool) -> StoredArray:
+        """NemotronError if the tensor is missing, or not BF16, or not all there."""
+        tensor = self._tensors.get(name)
+        if tensor is None:
+            raise NemotronError(f"tensor {name} is missing", where=self._archive.path)
+        if tensor.dtype != "bfloat16":
+            raise NemotronError(
+                f"tensor {name} is {tensor.dtype}, not bfloat16", where=self._archive.path
+            )
+        if len(tensor.shape) not in ((2, 3) if stacked else (1, 2)) or not tensor.blocks:
+            raise NemotronError(
+                f"tensor {name} has shape {list(tensor.shape)}", where=self._archive.path
+            )
+        chunks = [chunk for block in tensor.blocks for chunk in self._chunks(name, block, stacked)]
+        array = StoredArray(
+            self._archive, name, tensor.shape, tensor.blocks[0].sizes, tuple(chunks)
+        )
+        check_cover(array, stacked=stacked)
+        return array
+
+    def _chunks(self, name: str, block: _Block, stacked: bool) -> list[Chunk]:
+        layers, rows, columns = as_matrices(block.sizes, stacked=stacked, missing=1)
+        layer, row, column = as_matrices(block.offsets, stacked=stacked, missing=0)
+        member, start = self._find_bytes(name, block)
+        pitch = columns * BF16_BYTES
+        return [
+            Chunk(member, start + i * rows * pitch, pitch, layer + i, row, rows, column, columns)
+            for i in range(layers)
+        ]
+
+    def _find_bytes(self, name: str, block: _Block) -> tuple[Member, int]:
+        """The file and the byte at which a block's elements begin."""
+        path = self._weights + block.file
+        where = f"{self._archive.path}: {path}"
+        member = self._archive.members.get(path)
+        if member is None:
+            raise NemotronError(f"{path} is missing", where=self._archive.path)
+        if not 0 <= block.start <= block.start + block.length <= member.size:
+            raise NemotronError(
+                f"tensor {name} should lie at bytes {block.start} to "
+                f"{block.start + block.length}, the file has {member.size}",
+                where=where,
+                remedy="copy the checkpoint again",
+            )
+        file = _MemberFile(self._archive, member, block.start, block.length)
+        try:
+            with zipfile.ZipFile(file) as archive:
+                return member, block.start + _find_elements(archive, file, block, where)
+        except (zipfile.BadZipFile, struct.error, KeyError, ValueError, TypeError) as error:
+            raise NemotronError(
+                f"tensor {name} is not stored as torch.save stores one: {error}", where=where
+            ) from error
+
+
+def _read_index(metadata: Any) -> dict[str, _Tensor]:
+    blocks: defaultdict[str, list[_Block]] = defaultdict(list)
+    sizes: dict[tuple[str, tuple[int, ...]], tuple[int, ...]] = {}
+    described = {
+        str(name): entry
+        for name, entry in metadata.state_dict_metadata.items()
+        if hasattr(entry, "chunks")
+    }
+    for name, entry in described.items():
+        for chunk in entry.chunks:
+            sizes[name, _integers(chunk.offsets)] = _integers(chunk.sizes)
+    for index, info in metadata.storage_data.items():
+        offset = getattr(index, "offset", None)  # only tensors have one
+        if offset is None or index.fqn not in described:
+            continue
+        offsets = _integers(offset)
+        blocks[index.fqn].append(
+            _Block(
+                offsets,
+                sizes[index.fqn, offsets],
+                str(info.relative_path),
+                int(info.offset),
+                int(info.length),
+            )
+        )
+    return {
+        name: _Tensor(_dtype(entry.properties), _integers(entry.size), tuple(blocks.get(name, ())))
+        for name, entry in described.items()
+    }
+
+
+def _dtype(properties: Any) -> str:
+    """TensorProperties' state is a tuple that begins with the dtype, in old versions a dict."""
+    dtype = properties.dtype if hasattr(properties, "dtype") else properties.state[0]
+    return str(dtype.__name__)
+
+
+def _integers(size: Any) -> tuple[int, ...]:
+    """A torch.Size, whose one argument is the sizes."""
+    values = size.args[0] if isinstance(size, Record) else size
+    if not all(type(value) is int and 0 <= value < 1 << 40 for value in values):
+        raise ValueError(f"sizes are {values!r}"[:100])
+    return tuple(values)
+
+
+def _find_elements(archive: zipfile.ZipFile, file: _MemberFile, block: _Block, where: str) -> int:
+    infos = {info.filename.partition("/")[2]: info for info in archive.infolist()}
+    description, data = infos["data.pkl"], infos["data/0"]
+    if description.file_size > ZIP_ENTRY_LIMIT:
+        raise ValueError(f"data.pkl has {description.file_size} bytes")
+    if data.compress_type != zipfile.ZIP_STORED or data.flag_bits & 1:
+        raise ValueError("its bytes are compressed or encrypted")
+    byte_order = archive.read(infos["byteorder"]) if "byteorder" in infos else b"little"
+    tensor = load_pickle(archive.read(description), TENSOR_GLOBALS, where=where)
+    storage, first, shape, strides, *_rest = tensor.args
+    _kind, storage_type, key, _device, count = storage
+    contiguous = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
+    if (
+        (storage_type.__name__, key, byte_order) != ("BFloat16Storage", "0", b"little")
+        or tuple(shape) != block.sizes
+        or tuple(strides) != contiguous
+        or not 0 <= first <= first + math.prod(shape) <= count
+        or data.file_size != count * BF16_BYTES
+    ):
+        raise ValueError("it is not the contiguous BF16 block that the index describes")
+    file.seek(data.header_offset)
+    name_length, extra_length = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
+    start = data.header_offset + LOCAL_HEADER.size + int(name_length) + int(extra_length)
+    if start + data.file_size > block.length:
+        raise ValueError("it is cut short")
+    return start + int(first) * BF16_BYTES
+
+
+class _MemberFile(io.RawIOBase):
+    """A part of a member as a file to read and seek in."""
+
+    def __init__(self, archive: Archive, member: Member, start: int, length: int) -> None:
+        self._archive = archive
+        self._member = member
+        self._start = start
+        self._length = length
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._length}[whence]
+        if base + offset < 0:
+            raise ValueError("a position before the beginning")
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        count = max(0, min(len(view), self._length - self._position))
+        if count:
+            self._archive.read_into(self._member, self._start + self._position, view[:count])
+        self._position += count
+        return count

@@ -1,0 +1,177 @@
+"""PyTorch's distributed checkpoints: the same bytes out, and nothing in them is run."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import struct
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+
+from nemotron_convert.convert import convert
+from nemotron_convert.errors import NemotronError
+from nemotron_convert.manifest import read_manifest
+from nemotron_convert.pickled import load_pickle
+from nemotron_convert.shards import Parallel
+from tests.convert.nemo import GOLDEN, NEMO, WEIGHTS, pack, unpack
+
+# torch says this of every save outside a process group, also when told that there is none.
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+
+TORCH_DIST = GOLDEN / "tiny_torch_dist_tp1pp1.nemo"
+
+
+def unpack_torch_dist(folder: Path) -> Path:
+    with tarfile.open(TORCH_DIST) as tar:
+        tar.extractall(folder, filter="data")
+    return folder
+
+
+@pytest.mark.parametrize("container", ["as it is", "folder", "gzip"])
+@pytest.mark.parametrize(("tp", "pp"), [(1, 1), (8, 1), (16, 3)])
+def test_megatrons_file_gives_the_same_checkpoint_as_its_zarr(
+    container: str, tp: int, pp: int, tmp_path: Path
+) -> None:
+    source = TORCH_DIST
+    if container != "as it is":
+        source = unpack_torch_dist(tmp_path / "in")
+    if container == "gzip":
+        source = pack(source, tmp_path / "model.nemo", "w:gz")
+    convert(NEMO, tmp_path / "expected", Parallel(tp, pp))
+    convert(source, tmp_path / "out", Parallel(tp, pp))
+    assert read_manifest(tmp_path / "out").files == read_manifest(tmp_path / "expected").files
+
+
+def read_zarr(folder: Path) -> torch.Tensor:
+    meta = json.loads((folder / ".zarray").read_text())
+    shape, chunks = meta["shape"], meta["chunks"]
+    array = np.empty(shape, np.uint16)
+    for index in np.ndindex(*(n // c for n, c in zip(shape, chunks, strict=True))):
+        place = tuple(slice(i * c, (i + 1) * c) for i, c in zip(index, chunks, strict=True))
+        words = np.fromfile(folder / ".".join(map(str, index)), np.uint16)
+        array[place] = words.reshape(chunks)
+    return torch.from_numpy(array).view(torch.bfloat16)
+
+
+def test_this_pytorchs_own_file_gives_it_too(tmp_path: Path) -> None:
+    """Another version of the format than Megatron's, and one block for a whole tensor."""
+    folder = unpack(tmp_path / "in")
+    zarrs = sorted((folder / WEIGHTS).glob("*/.zarray"))
+    tensors = {path.parent.name: read_zarr(path.parent) for path in zarrs}
+    shutil.rmtree(folder / WEIGHTS)
+    dcp.save(tensors, storage_writer=dcp.FileSystemWriter(folder / WEIGHTS), no_dist=True)
+    convert(NEMO, tmp_path / "expected", Parallel(2, 2))
+    convert(folder, tmp_path / "out", Parallel(2, 2))
+    assert read_manifest(tmp_path / "out").files == read_manifest(tmp_path / "expected").files
+
+
+class Attack:
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self._call = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self._call
+
+
+def nested(depth: int) -> bytes:
+    return b"\x80\x04" + b"]" * depth + b"a" * (depth - 1) + b"."
+
+
+# LONG_BINPUT to index 2³¹: the C unpickler would reserve room for all of them.
+MEMO_BOMB = b"\x80\x04Nr" + struct.pack("<I", 2**31 - 1) + b"."
+
+PICKLES: dict[str, tuple[bytes, str]] = {
+    "system": (pickle.dumps(Attack(os.system, "touch {marker}")), r"asks for posix\.system"),
+    "eval": (pickle.dumps(Attack(eval, "1")), r"asks for builtins\.eval"),
+    "open": (pickle.dumps(Attack(open, "{marker}", "w")), r"asks for (io|_io)\.open"),
+    "getattr": (pickle.dumps(Attack(getattr, "x", "y")), r"asks for builtins\.getattr"),
+    "torch loader": (b"\x80\x02ctorch.hub\nload\n.", r"asks for torch\.hub\.load"),
+    "long name": (b"c" + b"a" * 5000 + b"\nb\n.", "asks for aaa"),
+    "deep": (nested(100_000), "not a checkpoint's index"),
+    "memo": (MEMO_BOMB, "not a checkpoint's index"),
+    "empty": (b"", "not a whole pickle"),
+    "cut": (b"\x80\x04]q", "not a whole pickle"),
+    "huge string": (b"\x80\x04\x8d" + struct.pack("<Q", 2**60) + b"a.", "not a whole pickle"),
+    "a number": (pickle.dumps(7), "not a checkpoint's index"),
+    "extension": (b"\x80\x02\x82\x01.", "not a whole pickle"),
+}
+
+
+@pytest.mark.parametrize("name", PICKLES)
+def test_a_hostile_index_is_refused_and_nothing_in_it_runs(name: str, tmp_path: Path) -> None:
+    data, message = PICKLES[name]
+    marker = tmp_path / "ran"
+    folder = unpack_torch_dist(tmp_path / "in")
+    (folder / WEIGHTS / ".metadata").write_bytes(data.replace(b"{marker}", bytes(marker)))
+    with pytest.raises(NemotronError, match=message) as caught:
+        convert(folder, tmp_path / "out", Parallel(1, 1))
+    assert len(str(caught.value)) < 600
+    assert not marker.exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pickle_cannot_change_a_class_for_the_next_one() -> None:
+    """BUILD on a class instead of an instance, as an attack would."""
+    allowed = [("torch", "Size")]
+    data = b"\x80\x02ctorch\nSize\n}X\x01\x00\x00\x00aK\x01sb."
+    with pytest.raises(NemotronError, match="not a whole pickle"):
+        load_pickle(data, allowed, where="here")
+    fresh = load_pickle(b"\x80\x02ctorch\nSize\n)R.", allowed, where="here")
+    assert not hasattr(fresh, "a")
+
+
+FILE_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing": (lambda f: (f / "__0_1.distcp").unlink(), r"__0_1\.distcp is missing"),
+    "cut": (lambda f: os.truncate(f / "__0_0.distcp", 500_000), "the file has 500000"),
+    "empty": (lambda f: (f / "__0_0.distcp").write_bytes(b""), "the file has 0"),
+    "zeros": (
+        lambda f: (f / "__0_0.distcp").write_bytes(bytes((f / "__0_0.distcp").stat().st_size)),
+        "not stored as torch.save stores one",
+    ),
+    "no index": (lambda f: (f / ".metadata").unlink(), r"no \.metadata beside the weights"),
+}
+
+
+@pytest.mark.parametrize("name", FILE_DAMAGE)
+def test_a_damaged_file(name: str, tmp_path: Path) -> None:
+    damage, message = FILE_DAMAGE[name]
+    folder = unpack_torch_dist(tmp_path / "in")
+    damage(folder / WEIGHTS)
+    with pytest.raises(NemotronError, match=message):
+        convert(folder, tmp_path / "out", Parallel(1, 1))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.float(), "is float32, not bfloat16"),
+        (lambda t: t[:, :-1].contiguous(), "has shape"),
+        (lambda t: t.T.contiguous().T, "not the contiguous BF16 block"),
+        (None, "is missing"),
+    ],
+)
+def test_a_tensor_that_is_not_what_it_should_be(
+    change: Callable[[torch.Tensor], torch.Tensor] | None, message: str, tmp_path: Path
+) -> None:
+    name = "model.output_layer.weight"
+    folder = unpack(tmp_path / "in")
+    zarrs = sorted((folder / WEIGHTS).glob("*/.zarray"))
+    tensors = {path.parent.name: read_zarr(path.parent) for path in zarrs}
+    if change is None:
+        del tensors[name]
+    else:
+        tensors[name] = change(tensors[name])
+    shutil.rmtree(folder / WEIGHTS)
+    dcp.save(tensors, storage_writer=dcp.FileSystemWriter(folder / WEIGHTS), no_dist=True)
+    with pytest.raises(NemotronError, match=f"{name}.*{message}|{message}.*{name}"):
+        convert(folder, tmp_path / "out", Parallel(1, 1))
