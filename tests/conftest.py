@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from nemotron_build.engine import build_engine
 from nemotron_build.profile import Profile, load_profile
@@ -15,6 +16,9 @@ from nemotron_convert.shards import Parallel
 from nemotron_text import Tokenizer
 from tests.tiny_nemotron.answers import ExactAnswer, load_answers
 from tests.tiny_nemotron.reference import NEMO
+
+settings.register_profile("suite", deadline=None, derandomize=True)  # a busy machine is no failure
+settings.load_profile("suite")
 
 
 def free_ports(profile: Profile) -> Profile:
