@@ -204,9 +204,10 @@ class TritonServer:
         return " | ".join(lines[-LOG_TAIL_LINES:])
 
     def _kill(self) -> None:
-        if self.process.poll() is None:
+        """End what is left of it; also the models' processes, which a crash of Triton can leave."""
+        with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+        self.process.wait()
 
 
 def _choose_ports(profile: Profile) -> Endpoints:
