@@ -12,19 +12,32 @@ Nemo = Annotated[Path, typer.Argument(metavar="MODEL.nemo", help="A .nemo: file 
 
 
 def inspect(
-    model: Nemo,
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL.nemo|CHECKPOINT", help="What to look at.")
+    ],
     json: Annotated[bool, typer.Option("--json", help="For a program to read.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Of a checkpoint: read every file, compare its hash.")
+    ] = False,
 ) -> None:
-    """Show what a .nemo holds, and check it without reading the weights."""
+    """Show what a .nemo or a checkpoint holds, and check it without reading the weights."""
     from rich.console import Console
 
     from nemotron_convert import inspect as inspection
+    from nemotron_convert.errors import NemotronError
+    from nemotron_convert.manifest import MANIFEST_NAME
 
-    report = inspection.inspect(model)
+    report: inspection.CheckpointReport | inspection.ModelReport
+    if (model / MANIFEST_NAME).is_file():
+        report = inspection.inspect_checkpoint(model, check=check)
+    elif check:
+        raise NemotronError(f"no {MANIFEST_NAME}: only a checkpoint has hashes", where=model)
+    else:
+        report = inspection.inspect(model)
     if json:
         typer.echo(report.model_dump_json(indent=2))
     else:
-        inspection.print_report(report, Console())
+        report.print(Console())
 
 
 def convert(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nemotron_convert.arrays import BF16_BYTES
+from nemotron_convert.checkpoint import Checkpoint
 from nemotron_convert.shards import allowed_tp
 from nemotron_convert.source import Source
 from nemotron_convert.tensor_map import TENSOR_MAP
@@ -37,6 +39,45 @@ class ModelReport(BaseModel):
     allowed_tp: list[int]
     tensors: list[TensorReport]
 
+    def print(self, console: Console) -> None:
+        """As two tables."""
+        facts = _facts(
+            {
+                "layout": f"{self.layout}, {self.dtype}",
+                "parameters": self.parameters,
+                "weights": f"{self.weight_bytes:,} bytes ({BF16_BYTES} per parameter)",
+                "vocabulary": self.vocab_size,
+                **self.config,
+                "allowed TP": ", ".join(map(str, self.allowed_tp)),
+            }
+        )
+        tensors = Table("tensor", "shape", "chunks", box=None)
+        for tensor in self.tensors:
+            sizes = ("×".join(map(str, sizes)) for sizes in (tensor.shape, tensor.chunks))
+            tensors.add_row(tensor.name, *sizes)
+        console.print(facts)
+        console.print()
+        console.print(tensors)
+
+
+class CheckpointReport(BaseModel):
+    """The answer for a checkpoint folder."""
+
+    checkpoint: str
+    source: str
+    dtype: str
+    tp: int
+    pp: int
+    bytes: int
+    files: int
+    hash: str
+    checked: bool
+    """Every file was read and is what the manifest says."""
+
+    def print(self, console: Console) -> None:
+        """As a table."""
+        console.print(_facts(self.model_dump(exclude={"checkpoint"})))
+
 
 def inspect(path: Path) -> ModelReport:
     """Read and check everything but the weights themselves; NemotronError if something is off."""
@@ -58,21 +99,27 @@ def inspect(path: Path) -> ModelReport:
         )
 
 
-def print_report(report: ModelReport, console: Console) -> None:
-    """The report as two tables."""
-    facts = Table(show_header=False, box=None)
-    facts.add_row("layout", f"{report.layout}, {report.dtype}")
-    facts.add_row("parameters", f"{report.parameters:,}")
-    facts.add_row("weights", f"{report.weight_bytes:,} bytes ({BF16_BYTES} per parameter)")
-    facts.add_row("vocabulary", f"{report.vocab_size:,}")
-    for key, value in report.config.items():
-        facts.add_row(key.replace("_", " "), f"{value:,}" if type(value) is int else str(value))
-    facts.add_row("allowed TP", ", ".join(map(str, report.allowed_tp)))
-    tensors = Table("tensor", "shape", "chunks", box=None)
-    for tensor in report.tensors:
-        tensors.add_row(
-            tensor.name, *("×".join(map(str, sizes)) for sizes in (tensor.shape, tensor.chunks))
-        )
-    console.print(facts)
-    console.print()
-    console.print(tensors)
+def inspect_checkpoint(folder: Path, *, check: bool) -> CheckpointReport:
+    """Check a checkpoint's headers and, with `check`, every byte; NemotronError if one is wrong."""
+    checkpoint = Checkpoint.open(folder)
+    if check:
+        checkpoint.check_hashes()
+    manifest = checkpoint.manifest
+    return CheckpointReport(
+        checkpoint=str(folder),
+        source=manifest.source,
+        dtype=manifest.dtype,
+        tp=manifest.tp,
+        pp=manifest.pp,
+        bytes=sum(entry.size for entry in manifest.files.values()),
+        files=len(manifest.files),
+        hash=checkpoint.hash,
+        checked=check,
+    )
+
+
+def _facts(values: Mapping[str, object]) -> Table:
+    table = Table(show_header=False, box=None)
+    for key, value in values.items():
+        table.add_row(key.replace("_", " "), f"{value:,}" if type(value) is int else str(value))
+    return table

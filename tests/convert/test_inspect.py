@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from nemotron_convert.convert import convert
 from nemotron_convert.inspect import inspect
+from nemotron_convert.shards import Parallel
 from tests.convert.nemo import GOLDEN, NEMO
 
 NEMOTRON = str(Path(sys.executable).with_name("nemotron"))
@@ -42,3 +44,30 @@ def test_json_is_for_programs_and_tables_for_people() -> None:
     )
     assert f"{report['parameters']:,}" in done.stdout
     assert "linear_qkv.weight" in done.stdout
+
+
+def nemotron(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [NEMOTRON, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_checkpoint_is_checked_byte_for_byte(tmp_path: Path) -> None:
+    convert(NEMO, tmp_path / "out", Parallel(2, 2))
+    report = json.loads(nemotron("inspect", tmp_path / "out", "--json", "--check").stdout)
+    assert (report["tp"], report["pp"], report["checked"]) == (2, 2, True)
+    assert report["source"] == NEMO.name
+    rank = tmp_path / "out" / "rank3.safetensors"
+    data = bytearray(rank.read_bytes())
+    data[-1] ^= 1
+    rank.write_bytes(data)
+    assert nemotron("inspect", tmp_path / "out").returncode == 0
+    done = nemotron("inspect", tmp_path / "out", "--check")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "changed since the conversion: rank3.safetensors" in done.stderr
+
+
+def test_a_nemo_has_no_hashes_to_check() -> None:
+    done = nemotron("inspect", NEMO, "--check")
+    assert done.returncode == 1
+    assert "only a checkpoint has hashes" in done.stderr
