@@ -120,12 +120,17 @@ class Client:
         except ValueError as error:
             raise ServerFailed(str(error)) from error
         finally:
-            call.cancel()
-            if not finished:
+            if finished:
+                # To the end: a cancel now could meet Triton's own, which then loses the request.
+                with suppress(grpc.RpcError):
+                    for _response in call:
+                        pass
+            else:
+                call.cancel()
                 self._stop(request_id)
 
     def _stop(self, request_id: str) -> None:
-        """Free the engine: an ensemble does not notice that its client has gone."""
+        """Free the engine now; the ensemble notices that its client has gone a token later."""
         request = stop_request(ENGINE_MODEL, request_id)
         # The server may be gone with the request, or this client closed (a ValueError).
         with suppress(grpc.RpcError, ValueError):

@@ -16,18 +16,23 @@ from nemotron_convert.errors import NemotronError
 
 
 class Record:
-    """An instance of some allowed class: what it was called with, and the state it was given.
+    """An instance of some allowed class: what it was called with, set as items, given as state.
 
     A state that is a dict becomes attributes; any other is kept as `state`.
     """
 
     args: tuple[Any, ...]
+    entries: dict[Any, Any]
     state: Any
 
     def __new__(cls, *args: Any) -> Record:
         record = super().__new__(cls)
         record.__dict__["args"] = args
+        record.__dict__["entries"] = {}
         return record
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.entries[key] = value
 
     def __setstate__(self, state: Any) -> None:
         if isinstance(state, dict):

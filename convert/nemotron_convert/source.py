@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
 
 from nemotron_convert.archive import Archive, open_archive, read_bytes
 from nemotron_convert.arrays import StoredArray
 from nemotron_convert.errors import NemotronError
+from nemotron_convert.legacy import Legacy, find_ranks
 from nemotron_convert.model_config import ModelConfig, find_root, read_model_config
-from nemotron_convert.tensor_map import TENSOR_MAP, Place, TensorRule, rule_shape
+from nemotron_convert.tensor_map import TENSOR_MAP, TensorRule, rule_shape
 from nemotron_convert.torch_dist import TorchDist
 from nemotron_convert.zarr import open_zarr
 
@@ -24,10 +23,7 @@ TOKENIZER_LIMIT = 64 << 20
 VOCABULARY = "model.embedding.word_embeddings.weight"
 
 
-class Opener(Protocol):
-    """Opens the tensor `name`; `stacked`: its axis 0 counts layers."""
-
-    def __call__(self, name: str, *, stacked: bool) -> StoredArray: ...
+Opener = Callable[[TensorRule], StoredArray]
 
 
 @dataclass(frozen=True)
@@ -36,7 +32,7 @@ class Source:
 
     archive: Archive
     layout: str
-    """"zarr" or "torch_dist"."""
+    """"zarr", "torch_dist" or "legacy"."""
     config: ModelConfig
     vocab_size: int
     tensors: Mapping[str, StoredArray]
@@ -48,12 +44,8 @@ class Source:
         archive = open_archive(path)
         try:
             config = read_model_config(archive)
-            folder = find_root(archive) + WEIGHTS
-            layout, opener = _opener(archive, folder)
-            tensors = {
-                rule.source: opener(rule.source, stacked=rule.place is Place.EVERY_LAYER)
-                for rule in TENSOR_MAP
-            }
+            layout, opener = _opener(archive, find_root(archive))
+            tensors = {rule.source: opener(rule) for rule in TENSOR_MAP}
             vocab_size = tensors[VOCABULARY].shape[0]
             for rule in TENSOR_MAP:
                 _check_shape(tensors[rule.source], rule, config, vocab_size)
@@ -83,12 +75,15 @@ class Source:
         self.archive.close()
 
 
-def _opener(archive: Archive, weights: str) -> tuple[str, Opener]:
+def _opener(archive: Archive, root: str) -> tuple[str, Opener]:
     """The layout's name and how its tensors are opened, by what is stored beside them."""
+    weights = root + WEIGHTS
+    if ranks := find_ranks(archive, root):
+        return "legacy", Legacy(archive, ranks).open
     if not any(name.startswith(weights) for name in archive.members):
         raise NemotronError(f"no {weights} in it: there are no weights", where=archive.path)
     metadata = weights + "metadata.json"
-    layout: object = "legacy (pickled ranks)"
+    layout: object = None
     if metadata in archive.members:
         try:
             found = json.loads(read_bytes(archive, metadata, limit=METADATA_LIMIT))
@@ -102,9 +97,10 @@ def _opener(archive: Archive, weights: str) -> tuple[str, Opener]:
     elif weights + ".metadata" in archive.members:
         layout = "torch_dist"
     if layout == "zarr":
-        return layout, partial(open_zarr, archive, weights)
+        return layout, lambda rule: open_zarr(archive, weights, rule.source, stacked=rule.stacked)
     if layout == "torch_dist":
-        return layout, TorchDist(archive, weights).open
+        checkpoint = TorchDist(archive, weights)
+        return layout, lambda rule: checkpoint.open(rule.source, stacked=rule.stacked)
     raise NemotronError(
         f"the weights are stored as {layout!r}",
         where=archive.path,
@@ -117,7 +113,7 @@ def _check_shape(
 ) -> None:
     shape = rule_shape(rule, config, vocab_size, tp=1)
     expected = (shape.rows, shape.columns) if len(shape.rank_shape) == 2 else (shape.columns,)
-    if rule.place is Place.EVERY_LAYER:
+    if rule.stacked:
         expected = (config.num_layers, *expected)
     if tensor.shape != expected:
         raise NemotronError(

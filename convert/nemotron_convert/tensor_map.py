@@ -48,6 +48,11 @@ class TensorRule:
     is_gamma: bool = False
     """TensorRT-LLM wants LayerNorm1P's gamma + 1."""
 
+    @property
+    def stacked(self) -> bool:
+        """Axis 0 of the source counts layers."""
+        return self.place is Place.EVERY_LAYER
+
 
 LAYERS = "model.decoder.layers."
 _LAYER_RULES = (

@@ -7,10 +7,6 @@ without compression, with a pickle of the tensor's shape (`data.pkl`) and its by
 
 from __future__ import annotations
 
-import io
-import math
-import struct
-import zipfile
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
@@ -19,12 +15,10 @@ from nemotron_convert.archive import Archive, Member, read_bytes
 from nemotron_convert.arrays import BF16_BYTES, Chunk, StoredArray, as_matrices, check_cover
 from nemotron_convert.errors import NemotronError
 from nemotron_convert.pickled import Record, load_pickle
+from nemotron_convert.torch_zip import TorchZip
 
 METADATA_NAME = ".metadata"
 METADATA_LIMIT = 256 << 20
-ZIP_ENTRY_LIMIT = 1 << 16
-LOCAL_HEADER = struct.Struct("<26xHH")
-"""The end of a zip entry's header: the lengths of its name and of its extra field."""
 
 _CHECKPOINT = "torch.distributed.checkpoint."
 METADATA_GLOBALS = frozenset(
@@ -39,13 +33,6 @@ METADATA_GLOBALS = frozenset(
     | {("pathlib", "PosixPath"), ("pathlib._local", "PosixPath")}
     | {("torch", name) for name in ("Size", "bfloat16", "float16", "float32", "uint8", "int64")}
 )  # fmt: skip
-TENSOR_GLOBALS = frozenset(
-    {
-        ("torch._utils", "_rebuild_tensor_v2"),
-        ("torch", "BFloat16Storage"),
-        ("collections", "OrderedDict"),
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -126,14 +113,15 @@ class TorchDist:
                 where=where,
                 remedy="copy the checkpoint again",
             )
-        file = _MemberFile(self._archive, member, block.start, block.length)
-        try:
-            with zipfile.ZipFile(file) as archive:
-                return member, block.start + _find_elements(archive, file, block, where)
-        except (zipfile.BadZipFile, struct.error, KeyError, ValueError, TypeError) as error:
+        tensor_zip = TorchZip(self._archive, member, block.start, block.length)
+        stored = tensor_zip.find(name, tensor_zip.load())
+        if stored.shape != block.sizes:
             raise NemotronError(
-                f"tensor {name} is not stored as torch.save stores one: {error}", where=where
-            ) from error
+                f"tensor {name} has a block of {list(stored.shape)} where its index says "
+                f"{list(block.sizes)}",
+                where=where,
+            )
+        return member, stored.offset
 
 
 def _read_index(metadata: Any) -> dict[str, _Tensor]:
@@ -179,66 +167,3 @@ def _integers(size: Any) -> tuple[int, ...]:
     if not all(type(value) is int and 0 <= value < 1 << 40 for value in values):
         raise ValueError(f"sizes are {values!r}"[:100])
     return tuple(values)
-
-
-def _find_elements(archive: zipfile.ZipFile, file: _MemberFile, block: _Block, where: str) -> int:
-    infos = {info.filename.partition("/")[2]: info for info in archive.infolist()}
-    description, data = infos["data.pkl"], infos["data/0"]
-    if description.file_size > ZIP_ENTRY_LIMIT:
-        raise ValueError(f"data.pkl has {description.file_size} bytes")
-    if data.compress_type != zipfile.ZIP_STORED or data.flag_bits & 1:
-        raise ValueError("its bytes are compressed or encrypted")
-    byte_order = archive.read(infos["byteorder"]) if "byteorder" in infos else b"little"
-    tensor = load_pickle(archive.read(description), TENSOR_GLOBALS, where=where)
-    storage, first, shape, strides, *_rest = tensor.args
-    _kind, storage_type, key, _device, count = storage
-    contiguous = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
-    if (
-        (storage_type.__name__, key, byte_order) != ("BFloat16Storage", "0", b"little")
-        or tuple(shape) != block.sizes
-        or tuple(strides) != contiguous
-        or not 0 <= first <= first + math.prod(shape) <= count
-        or data.file_size != count * BF16_BYTES
-    ):
-        raise ValueError("it is not the contiguous BF16 block that the index describes")
-    file.seek(data.header_offset)
-    name_length, extra_length = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
-    start = data.header_offset + LOCAL_HEADER.size + int(name_length) + int(extra_length)
-    if start + data.file_size > block.length:
-        raise ValueError("it is cut short")
-    return start + int(first) * BF16_BYTES
-
-
-class _MemberFile(io.RawIOBase):
-    """A part of a member as a file to read and seek in."""
-
-    def __init__(self, archive: Archive, member: Member, start: int, length: int) -> None:
-        self._archive = archive
-        self._member = member
-        self._start = start
-        self._length = length
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._length}[whence]
-        if base + offset < 0:
-            raise ValueError("a position before the beginning")
-        self._position = base + offset
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        count = max(0, min(len(view), self._length - self._position))
-        if count:
-            self._archive.read_into(self._member, self._start + self._position, view[:count])
-        self._position += count
-        return count

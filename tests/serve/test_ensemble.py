@@ -19,6 +19,7 @@ from tritonclient.utils import InferenceServerException
 
 from nemotron_build.profile import Profile
 from nemotron_build.server import TritonServer
+from nemotron_client import Client, Generation, RequestRefused
 from nemotron_engine.metrics import RUNNING_METRIC
 from nemotron_text import StreamingDetokenizer, Tokenizer
 from tests.serve.wire import (
@@ -305,7 +306,14 @@ def hang_up_http(server: TritonServer) -> None:
     connection.close()
 
 
-@pytest.mark.parametrize("leave", [cancel_grpc, hang_up_http])
+def refused_again_and_again(server: TritonServer) -> None:
+    with Client(f"{server.endpoints.address}:{server.endpoints.grpc}") as client:
+        for _ in range(40):
+            with pytest.raises(RequestRefused, match="max_tokens is 0"):
+                client.complete("Go", Generation(max_tokens=0))
+
+
+@pytest.mark.parametrize("leave", [cancel_grpc, hang_up_http, refused_again_and_again])
 def test_a_client_that_just_goes_frees_the_engine(
     leave: Callable[[TritonServer], None], engine_bf16: Path, cpu_profile: Profile
 ) -> None:
