@@ -7,6 +7,7 @@ import os
 import stat
 import tarfile
 import threading
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import TracebackType
@@ -68,9 +69,9 @@ def open_archive(path: Path) -> Archive:
     return TarArchive(path, compressed=magic.startswith(GZIP_MAGIC))
 
 
-class _Closing:
-    def close(self) -> None:
-        raise NotImplementedError
+class _Closing(ABC):
+    @abstractmethod
+    def close(self) -> None: ...
 
     def __exit__(
         self,
