@@ -11,7 +11,7 @@ from hypothesis import settings
 from nemotron_build.engine import build_engine
 from nemotron_build.profile import Profile, load_profile
 from nemotron_build.server import TritonServer
-from nemotron_convert.convert import convert
+from nemotron_convert.convert import Options, convert
 from nemotron_convert.shards import Parallel
 from nemotron_text import Tokenizer
 from tests.tiny_nemotron.answers import ExactAnswer, load_answers
@@ -34,7 +34,7 @@ def cpu_profile() -> Profile:
 @pytest.fixture(scope="session")
 def checkpoint_tp8(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
-    convert(NEMO, folder, Parallel(8, 1))
+    convert(NEMO, folder, Options(Parallel(8, 1)))
     return folder
 
 

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from nemotron_convert.checkpoint_config import CONFIG_NAME, TrtLlmConfig
-from nemotron_convert.convert import TOKENIZER_NAME, rank_name
+from nemotron_convert.convert import TOKENIZER_NAME
 from nemotron_convert.errors import NemotronError
+from nemotron_convert.layout import rank_name
 from nemotron_convert.manifest import Manifest, check_files, read_manifest
-from nemotron_convert.rank_file import StoredTensor, TensorSpec, read_header
 from nemotron_convert.shards import Block, Parallel
+from nemotron_convert.tensor_file import StoredTensor, TensorSpec, read_header
 from nemotron_convert.tensor_map import TENSOR_MAP, RuleShape, rule_shape, stages
 
 DTYPES = {"BF16": ml_dtypes.bfloat16, "F8_E4M3": ml_dtypes.float8_e4m3fn, "F32": np.float32}

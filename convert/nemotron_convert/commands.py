@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -43,16 +43,55 @@ def inspect(
 def convert(
     model: Nemo,
     output: Annotated[Path, typer.Option("-o", "--output", help="The checkpoint: a new folder.")],
-    tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel ranks.")] = 8,
+    format: Annotated[
+        Literal["trtllm", "hf"],
+        typer.Option(help="A TensorRT-LLM checkpoint, or a Hugging Face folder."),
+    ] = "trtllm",
+    tp: Annotated[
+        int | None, typer.Option(min=1, help="Tensor-parallel ranks, 8 if not given.")
+    ] = None,
     pp: Annotated[int, typer.Option(min=1, help="Pipeline stages.")] = 1,
     jobs: Annotated[
         int, typer.Option(min=1, max=256, help="Threads that copy; each holds a few MiB.")
     ] = min(8, os.cpu_count() or 1),
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only say what would be done, and whether it can be.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where an earlier run was ended.")
+    ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse NaN and Inf.")] = False,
 ) -> None:
-    """Convert a .nemo to a BF16 TensorRT-LLM checkpoint."""
-    from nemotron_convert.convert import convert as run
-    from nemotron_convert.shards import Parallel
+    """Convert a .nemo to a BF16 TensorRT-LLM checkpoint or Hugging Face folder.
 
-    manifest = run(model, output, Parallel(tp, pp), jobs=jobs)
-    size = sum(entry.size for entry in manifest.files.values())
-    typer.echo(f"{output}: {size:,} bytes, {manifest.dtype} TP={tp} PP={pp}")
+    Under mpirun or srun the files are shared out over the processes.
+    """
+    from rich.console import Console
+
+    from nemotron_convert.convert import Options
+    from nemotron_convert.convert import convert as run
+    from nemotron_convert.folder import partial_path
+    from nemotron_convert.layout import Format
+    from nemotron_convert.plan import make_plan
+    from nemotron_convert.shards import Parallel
+    from nemotron_convert.team import open_team
+
+    parallel = Parallel(tp or (8 if format == "trtllm" else 1), pp)
+    options = Options(parallel, Format(format), jobs, resume, strict)
+    if plan:
+        made = make_plan(model, output, options)
+        made.print(Console())
+        made.check()
+        return
+    with open_team() as team:
+        try:
+            manifest = run(model, output, options, team=team)
+        except KeyboardInterrupt:
+            typer.echo(f"{partial_path(output)} is kept: --resume goes on from it", err=True)
+            raise
+    if team.leads:
+        for name in manifest.nonfinite:
+            typer.echo(f"warning: {name} holds NaN or Inf", err=True)
+        size = sum(entry.size for entry in manifest.files.values())
+        split = f" TP={parallel.tp} PP={parallel.pp}" if format == "trtllm" else ""
+        typer.echo(f"{output}: {size:,} bytes, {manifest.format} {manifest.dtype}{split}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -20,17 +21,29 @@ def new_folder(output: Path) -> Iterator[Path]:
     After an exception it is removed; after a kill it stays under `output` + ".partial", which
     nothing takes for a result and the next run replaces. NemotronError if `output` holds something.
     """
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise NemotronError(
-            "the output exists and is not an empty folder",
-            where=output,
-            remedy="name another with -o or remove it",
-        )
-    partial = output.with_name(output.name + PARTIAL)
+    with unfinished_folder(output, keep=False) as partial:
+        try:
+            yield partial
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def unfinished_folder(output: Path, *, keep: bool) -> Iterator[Path]:
+    """The same, but it stays after an exception, and with `keep` what is in it stays at the start.
+
+    One process at a time: NemotronError if another one is writing it.
+    """
+    check_output(output)
+    partial = partial_path(output)
+    descriptor = -1
     try:
-        if partial.exists():
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True)
+        partial.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(partial, os.O_RDONLY | os.O_NOFOLLOW)
+        _lock(descriptor, partial)
+        if not keep:
+            _empty(partial)
         yield partial
         for path in partial.rglob("*"):
             _sync(path)
@@ -40,11 +53,43 @@ def new_folder(output: Path) -> Iterator[Path]:
         partial.rename(output)
         _sync(output.parent)
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise NemotronError(f"cannot write: {error.strerror or error}", where=output) from error
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def partial_path(output: Path) -> Path:
+    """Where an output is until it is whole."""
+    return output.with_name(output.name + PARTIAL)
+
+
+def check_output(output: Path) -> None:
+    """NemotronError if something would be overwritten."""
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise NemotronError(
+            "the output exists and is not an empty folder",
+            where=output,
+            remedy="name another with -o or remove it",
+        )
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    """The lock belongs to the open descriptor, so it ends with the process, however that ends."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise NemotronError(
+            "another process is writing it", where=folder, remedy="wait for that one or end it"
+        ) from error
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _sync(path: Path) -> None:

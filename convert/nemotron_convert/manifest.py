@@ -33,10 +33,13 @@ class Manifest(BaseModel):
     format_version: Literal[1] = 1
     source: str
     """Name of the `.nemo`."""
+    format: Literal["trtllm", "hf"] = "trtllm"
     dtype: Literal["bf16"]
     tp: int
     pp: int
     calibration: None = None
+    nonfinite: list[str] = []
+    """Tensors of the source that hold NaN or Inf."""
     files: dict[str, FileEntry]
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 
 from nemotron_convert.errors import NemotronError
 from nemotron_convert.model_config import ModelConfig
@@ -80,6 +81,14 @@ class Block:
     rank_row: int
 
 
+class HeadKind(Enum):
+    """Which third of an attention's input projection a head belongs to."""
+
+    QUERY = "q"
+    KEY = "k"
+    VALUE = "v"
+
+
 def replicate(rows: int, columns: int, tp: int) -> Iterator[Block]:
     """Every rank holds the whole."""
     for rank in range(tp):
@@ -113,24 +122,50 @@ def split_qkv(heads: int, kv_heads: int, head_size: int, columns: int, tp: int) 
 
     With more ranks than KV heads, each k and v is repeated on the ranks that share its queries.
     """
-    per_group = heads // kv_heads
     rank_heads = heads // tp
     rank_kv_heads = max(1, kv_heads // tp)
-
-    def block(rank: int, source_head: int, rank_head: int, count: int = 1) -> Block:
-        size = head_size
-        return Block(rank, source_head * size, 0, count * size, columns, rank_head * size)
-
     for rank in range(tp):
         first = rank * rank_heads
-        done = 0
-        while done < rank_heads:  # runs of queries that stay inside one group
-            group, inside = divmod(first + done, per_group)
-            run = min(per_group - inside, rank_heads - done)
-            yield block(rank, group * (per_group + 2) + inside, done, run)
-            done += run
-        for i in range(rank_kv_heads):
-            group = first // per_group + i
-            key = group * (per_group + 2) + per_group
-            yield block(rank, key, rank_heads + i)
-            yield block(rank, key + 1, rank_heads + rank_kv_heads + i)
+        group = first // (heads // kv_heads)
+        for kind, start, count, rank_head in (
+            (HeadKind.QUERY, first, rank_heads, 0),
+            (HeadKind.KEY, group, rank_kv_heads, rank_heads),
+            (HeadKind.VALUE, group, rank_kv_heads, rank_heads + rank_kv_heads),
+        ):
+            for source_head, offset, run in _runs(kind, heads, kv_heads, start, count):
+                yield Block(
+                    rank,
+                    source_head * head_size,
+                    0,
+                    run * head_size,
+                    columns,
+                    (rank_head + offset) * head_size,
+                )
+
+
+def take_heads(
+    kind: HeadKind, heads: int, kv_heads: int, head_size: int, columns: int
+) -> Iterator[Block]:
+    """All heads of one kind in order, out of Megatron's groups: one matrix, as Hugging Face has."""
+    count = heads if kind is HeadKind.QUERY else kv_heads
+    for source_head, offset, run in _runs(kind, heads, kv_heads, 0, count):
+        row, rank_row = source_head * head_size, offset * head_size
+        yield Block(0, row, 0, run * head_size, columns, rank_row)
+
+
+def _runs(
+    kind: HeadKind, heads: int, kv_heads: int, start: int, count: int
+) -> Iterator[tuple[int, int, int]]:
+    """(head in the source, offset from `start`, run) of neighbours in the source's groups."""
+    queries = heads // kv_heads
+    before, per_group = {
+        HeadKind.QUERY: (0, queries),
+        HeadKind.KEY: (queries, 1),
+        HeadKind.VALUE: (queries + 1, 1),
+    }[kind]
+    done = 0
+    while done < count:
+        group, inside = divmod(start + done, per_group)
+        run = min(per_group - inside, count - done)
+        yield group * (queries + 2) + before + inside, done, run
+        done += run

@@ -1,4 +1,4 @@
-"""Which Megatron tensor becomes which TensorRT-LLM tensor, as data."""
+"""Which Megatron tensor becomes which TensorRT-LLM or Hugging Face tensor, as data."""
 
 from __future__ import annotations
 
@@ -6,25 +6,29 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-from nemotron_convert.errors import NemotronError
 from nemotron_convert.model_config import ModelConfig
 from nemotron_convert.shards import (
     Block,
+    HeadKind,
     Parallel,
     replicate,
     split_columns,
     split_qkv,
     split_rows,
+    take_heads,
 )
 
 
 class Split(Enum):
-    """How a tensor is spread over the TP ranks."""
+    """How a tensor is spread over the TP ranks, or which part of it is taken."""
 
     REPLICATED = "replicated"
     ROWS = "rows"
     COLUMNS = "columns"
     QKV = "qkv"
+    QUERIES = "queries"
+    KEYS = "keys"
+    VALUES = "values"
 
 
 class Place(Enum):
@@ -42,11 +46,11 @@ class TensorRule:
     source: str
     target: str
     shape: tuple[str, ...]
-    """Names of sizes, see `sizes`; (rows, columns), or (columns,) for a vector."""
+    """Of the source's matrix, in names of sizes: (rows, columns), or (columns,) for a vector."""
     split: Split
     place: Place
     is_gamma: bool = False
-    """TensorRT-LLM wants LayerNorm1P's gamma + 1."""
+    """A norm's weight, of which some formats store gamma and some gamma - 1."""
 
     @property
     def stacked(self) -> bool:
@@ -55,65 +59,94 @@ class TensorRule:
 
 
 LAYERS = "model.decoder.layers."
-_LAYER_RULES = (
-    ("self_attention.linear_qkv.layer_norm_weight", "input_layernorm.weight", Split.REPLICATED),
-    ("self_attention.linear_qkv.layer_norm_bias", "input_layernorm.bias", Split.REPLICATED),
-    ("self_attention.linear_qkv.weight", "attention.qkv.weight", Split.QKV),
-    ("self_attention.linear_proj.weight", "attention.dense.weight", Split.COLUMNS),
-    ("mlp.linear_fc1.layer_norm_weight", "post_layernorm.weight", Split.REPLICATED),
-    ("mlp.linear_fc1.layer_norm_bias", "post_layernorm.bias", Split.REPLICATED),
-    ("mlp.linear_fc1.weight", "mlp.fc.weight", Split.ROWS),
-    ("mlp.linear_fc2.weight", "mlp.proj.weight", Split.COLUMNS),
-)
-_LAYER_SHAPES = {
-    "attention.qkv.weight": ("qkv", "hidden"),
-    "attention.dense.weight": ("hidden", "heads"),
-    "mlp.fc.weight": ("ffn", "hidden"),
-    "mlp.proj.weight": ("hidden", "ffn"),
+_SHAPES = {
+    "self_attention.linear_qkv.weight": ("qkv", "hidden"),
+    "self_attention.linear_proj.weight": ("hidden", "heads"),
+    "mlp.linear_fc1.weight": ("ffn", "hidden"),
+    "mlp.linear_fc2.weight": ("hidden", "ffn"),
 }
 
-TENSOR_MAP: tuple[TensorRule, ...] = (
-    TensorRule(
-        "model.embedding.word_embeddings.weight",
-        "transformer.vocab_embedding.weight",
-        ("vocab", "hidden"),
-        Split.ROWS,
-        Place.FIRST,
+
+def _layer(source: str, target: str, split: Split = Split.REPLICATED) -> TensorRule:
+    shape = _SHAPES.get(source, ("hidden",))
+    gamma = source.endswith("layer_norm_weight")
+    return TensorRule(LAYERS + source, target, shape, split, Place.EVERY_LAYER, gamma)
+
+
+def _model(
+    embedding: str, layer: tuple[TensorRule, ...], norm: str, head: str
+) -> tuple[TensorRule, ...]:
+    """A decoder's rules, in the order of the data."""
+    final = "model.decoder.final_layernorm."
+    table, split, vector = ("vocab", "hidden"), Split.ROWS, ("hidden",)
+    whole, last = Split.REPLICATED, Place.LAST
+    return (
+        TensorRule("model.embedding.word_embeddings.weight", embedding, table, split, Place.FIRST),
+        *layer,
+        TensorRule(final + "weight", norm + ".weight", vector, whole, last, is_gamma=True),
+        TensorRule(final + "bias", norm + ".bias", vector, whole, last),
+        TensorRule("model.output_layer.weight", head, table, split, last),
+    )
+
+
+_TRT = "transformer.layers.{layer}."
+TENSOR_MAP = _model(
+    "transformer.vocab_embedding.weight",
+    (
+        _layer("self_attention.linear_qkv.layer_norm_weight", _TRT + "input_layernorm.weight"),
+        _layer("self_attention.linear_qkv.layer_norm_bias", _TRT + "input_layernorm.bias"),
+        _layer("self_attention.linear_qkv.weight", _TRT + "attention.qkv.weight", Split.QKV),
+        _layer("self_attention.linear_proj.weight", _TRT + "attention.dense.weight", Split.COLUMNS),
+        _layer("mlp.linear_fc1.layer_norm_weight", _TRT + "post_layernorm.weight"),
+        _layer("mlp.linear_fc1.layer_norm_bias", _TRT + "post_layernorm.bias"),
+        _layer("mlp.linear_fc1.weight", _TRT + "mlp.fc.weight", Split.ROWS),
+        _layer("mlp.linear_fc2.weight", _TRT + "mlp.proj.weight", Split.COLUMNS),
     ),
-    *(
-        TensorRule(
-            LAYERS + source,
-            "transformer.layers.{layer}." + target,
-            _LAYER_SHAPES.get(target, ("hidden",)),
-            split,
-            Place.EVERY_LAYER,
-            is_gamma=target.endswith("layernorm.weight"),
-        )
-        for source, target, split in _LAYER_RULES
-    ),
-    TensorRule(
-        "model.decoder.final_layernorm.weight",
-        "transformer.ln_f.weight",
-        ("hidden",),
-        Split.REPLICATED,
-        Place.LAST,
-        is_gamma=True,
-    ),
-    TensorRule(
-        "model.decoder.final_layernorm.bias",
-        "transformer.ln_f.bias",
-        ("hidden",),
-        Split.REPLICATED,
-        Place.LAST,
-    ),
-    TensorRule(
-        "model.output_layer.weight",
-        "lm_head.weight",
-        ("vocab", "hidden"),
-        Split.ROWS,
-        Place.LAST,
-    ),
+    "transformer.ln_f",
+    "lm_head.weight",
 )
+"""TensorRT-LLM's GPT; its norm weights are gamma."""
+
+_HF = "model.layers.{layer}."
+HF_MAP = _model(
+    "model.embed_tokens.weight",
+    (
+        _layer("self_attention.linear_qkv.layer_norm_weight", _HF + "input_layernorm.weight"),
+        _layer("self_attention.linear_qkv.layer_norm_bias", _HF + "input_layernorm.bias"),
+        _layer("self_attention.linear_qkv.weight", _HF + "self_attn.q_proj.weight", Split.QUERIES),
+        _layer("self_attention.linear_qkv.weight", _HF + "self_attn.k_proj.weight", Split.KEYS),
+        _layer("self_attention.linear_qkv.weight", _HF + "self_attn.v_proj.weight", Split.VALUES),
+        _layer("self_attention.linear_proj.weight", _HF + "self_attn.o_proj.weight"),
+        _layer("mlp.linear_fc1.layer_norm_weight", _HF + "post_attention_layernorm.weight"),
+        _layer("mlp.linear_fc1.layer_norm_bias", _HF + "post_attention_layernorm.bias"),
+        _layer("mlp.linear_fc1.weight", _HF + "mlp.up_proj.weight"),
+        _layer("mlp.linear_fc2.weight", _HF + "mlp.down_proj.weight"),
+    ),
+    "model.norm",
+    "lm_head.weight",
+)
+"""transformers' NemotronForCausalLM; its norm weights are gamma - 1."""
+
+
+def in_order(rules: tuple[TensorRule, ...], num_layers: int) -> Iterator[tuple[TensorRule, int]]:
+    """Every rule with every global layer it has, in the order in which data flows."""
+    for rule in rules:
+        if rule.place is Place.FIRST:
+            yield rule, 0
+    for layer in range(num_layers):
+        for rule in rules:
+            if rule.place is Place.EVERY_LAYER:
+                yield rule, layer
+    for rule in rules:
+        if rule.place is Place.LAST:
+            yield rule, 0
+
+
+_HEAD_KINDS = {
+    Split.QUERIES: HeadKind.QUERY,
+    Split.KEYS: HeadKind.KEY,
+    Split.VALUES: HeadKind.VALUE,
+}
 
 
 @dataclass(frozen=True)
@@ -146,9 +179,15 @@ def rule_shape(rule: TensorRule, config: ModelConfig, vocab_size: int, tp: int) 
     if rule.split is Split.COLUMNS:
         blocks = tuple(split_columns(rows, columns, tp))
         return RuleShape(rows, columns, (rows, columns // tp), blocks)
-    qkv = split_qkv(config.num_heads, config.num_kv_heads, config.head_size, columns, tp)
-    rank_heads = config.num_heads // tp + 2 * max(1, config.num_kv_heads // tp)
-    return RuleShape(rows, columns, (rank_heads * config.head_size, columns), tuple(qkv))
+    heads, kv_heads, size = config.num_heads, config.num_kv_heads, config.head_size
+    if rule.split is Split.QKV:
+        qkv = split_qkv(heads, kv_heads, size, columns, tp)
+        rank_heads = heads // tp + 2 * max(1, kv_heads // tp)
+        return RuleShape(rows, columns, (rank_heads * size, columns), tuple(qkv))
+    kind = _HEAD_KINDS[rule.split]
+    taken = (heads if kind is HeadKind.QUERY else kv_heads) * size
+    blocks = tuple(take_heads(kind, heads, kv_heads, size, columns))
+    return RuleShape(rows, columns, (taken, columns), blocks)
 
 
 def stages(rule: TensorRule, parallel: Parallel, num_layers: int) -> Iterator[tuple[int, int, str]]:
@@ -161,13 +200,3 @@ def stages(rule: TensorRule, parallel: Parallel, num_layers: int) -> Iterator[tu
         for stage in range(parallel.pp):
             for local, layer in enumerate(parallel.layers(stage, num_layers)):
                 yield stage, layer, rule.target.format(layer=local)
-
-
-def find_rule(target: str) -> tuple[TensorRule, int]:
-    """The rule and global layer of an unsharded tensor's name; NemotronError if there is none."""
-    parts = target.split(".")
-    layer = int(parts[2]) if target.startswith("transformer.layers.") else 0
-    for rule in TENSOR_MAP:
-        if rule.target.format(layer=layer) == target:
-            return rule, layer
-    raise NemotronError(f"no tensor is called {target}")

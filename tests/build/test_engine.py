@@ -15,7 +15,7 @@ import pytest
 from nemotron_build.engine import ENGINE_NAME, build_engine, open_engine
 from nemotron_build.profile import Profile, load_profile
 from nemotron_build.resources import resource
-from nemotron_convert.convert import convert
+from nemotron_convert.convert import Options, convert
 from nemotron_convert.errors import NemotronError
 from nemotron_convert.shards import Parallel
 from tests.tiny_nemotron.reference import NEMO
@@ -24,7 +24,7 @@ from tests.tiny_nemotron.reference import NEMO
 def test_any_split_gives_the_same_engine(
     tmp_path: Path, engine_bf16: Path, cpu_profile: Profile
 ) -> None:
-    convert(NEMO, tmp_path / "checkpoint", Parallel(16, 3))
+    convert(NEMO, tmp_path / "checkpoint", Options(Parallel(16, 3)))
     build_engine(tmp_path / "checkpoint", tmp_path / "engine", cpu_profile)
     weights = "openvino_model.bin"
     assert (tmp_path / "engine" / weights).read_bytes() == (engine_bf16 / weights).read_bytes()

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig
 
 from nemotron_convert.checkpoint import Checkpoint
-from nemotron_convert.convert import convert
+from nemotron_convert.convert import Options, convert
 from nemotron_convert.manifest import check_files, read_manifest
 from nemotron_convert.shards import Parallel
 from tests.convert.expected import rank_tensors
@@ -37,7 +37,7 @@ def ranks(folder: Path) -> list[dict[str, torch.Tensor]]:
 
 @pytest.mark.parametrize("tp", [1, 2, 8])
 def test_every_bit_is_modelopts(tp: int, tmp_path: Path) -> None:
-    convert(NEMO, tmp_path / "out", Parallel(tp, 1))
+    convert(NEMO, tmp_path / "out", Options(Parallel(tp, 1)))
     expected = ranks(GOLDEN / f"modelopt_bf16_tp{tp}")
     assert len(expected) == tp
     for actual, golden in zip(ranks(tmp_path / "out"), expected, strict=True):
@@ -46,7 +46,7 @@ def test_every_bit_is_modelopts(tp: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("tp", "pp"), SPLITS)
 def test_every_split_holds_transformers_weights(tp: int, pp: int, tmp_path: Path) -> None:
-    convert(NEMO, tmp_path / "out", Parallel(tp, pp))
+    convert(NEMO, tmp_path / "out", Options(Parallel(tp, pp)))
     config = AutoConfig.from_pretrained(GOLDEN / "hf_tiny")
     weights = load_file(GOLDEN / "hf_tiny" / "model.safetensors")
     expected = rank_tensors(weights, config, tp, pp)
@@ -57,7 +57,7 @@ def test_every_split_holds_transformers_weights(tp: int, pp: int, tmp_path: Path
 
 @pytest.mark.parametrize(("tp", "pp"), SPLITS)
 def test_a_checkpoint_reads_back_unsharded(tp: int, pp: int, tmp_path: Path) -> None:
-    convert(NEMO, tmp_path / "out", Parallel(tp, pp))
+    convert(NEMO, tmp_path / "out", Options(Parallel(tp, pp)))
     checkpoint = Checkpoint.open(tmp_path / "out")
     checkpoint.check_hashes()
     for name, tensor in load_file(GOLDEN / "modelopt_bf16_tp1" / "rank0.safetensors").items():
@@ -74,8 +74,8 @@ def test_every_container_gives_the_same_bytes(container: str, tmp_path: Path) ->
         "gzip": lambda: pack(folder, tmp_path / "model.nemo", "w:gz"),
         "folder in tar": lambda: pack(folder.parent, tmp_path / "model.nemo"),
     }[container]()
-    convert(NEMO, tmp_path / "expected", Parallel(4, 2))
-    convert(source, tmp_path / "out", Parallel(4, 2), jobs=3)
+    convert(NEMO, tmp_path / "expected", Options(Parallel(4, 2)))
+    convert(source, tmp_path / "out", Options(Parallel(4, 2), jobs=3))
     expected = read_manifest(tmp_path / "expected")
     assert read_manifest(tmp_path / "out").files == expected.files
     assert check_files(tmp_path / "out", expected) == []
@@ -101,8 +101,8 @@ def test_the_grid_is_read_never_assumed(data: st.DataObject, tmp_path: Path) -> 
         grid = tuple(data.draw(st.integers(max(1, n // 5), n)) for n in shape)
         rechunk(folder, tensor, grid)
     tp = data.draw(st.sampled_from([1, 2, 8, 16]))
-    convert(folder, tmp_path / "out", Parallel(tp, 1))
-    convert(NEMO, tmp_path / "expected", Parallel(tp, 1))
+    convert(folder, tmp_path / "out", Options(Parallel(tp, 1)))
+    convert(NEMO, tmp_path / "expected", Options(Parallel(tp, 1)))
     assert read_manifest(tmp_path / "out").files == read_manifest(tmp_path / "expected").files
 
 
@@ -114,7 +114,7 @@ def test_a_vocabulary_that_tp_does_not_divide_is_padded_with_zero_rows(tmp_path:
         (path / "0.0").write_bytes(words)
         meta = (path / ".zarray").read_text()
         (path / ".zarray").write_text(meta.replace("512", "509"))
-    convert(folder, tmp_path / "out", Parallel(8, 1))
+    convert(folder, tmp_path / "out", Options(Parallel(8, 1)))
     whole = load_file(GOLDEN / "hf_tiny" / "model.safetensors")["lm_head.weight"][:509]
     rows = torch.cat([rank["lm_head.weight"] for rank in ranks(tmp_path / "out")])
     assert rows.shape == (512, 128)
@@ -130,6 +130,6 @@ def test_gamma_is_taken_as_it_is_where_the_norm_is_not_centered(tmp_path: Path) 
             "zero_centered_gamma: true", "zero_centered_gamma: false"
         ),
     )
-    convert(folder, tmp_path / "out", Parallel(1, 1))
+    convert(folder, tmp_path / "out", Options(Parallel(1, 1)))
     gamma = load_file(GOLDEN / "hf_tiny" / "model.safetensors")["model.norm.weight"]
     assert torch.equal(ranks(tmp_path / "out")[0]["transformer.ln_f.weight"], gamma)

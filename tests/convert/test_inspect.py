@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from nemotron_convert.convert import convert
+from nemotron_convert.convert import Options, convert
 from nemotron_convert.inspect import inspect
 from nemotron_convert.shards import Parallel
 from tests.convert.nemo import GOLDEN, NEMO
@@ -52,7 +52,7 @@ def nemotron(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_checkpoint_is_checked_byte_for_byte(tmp_path: Path) -> None:
-    convert(NEMO, tmp_path / "out", Parallel(2, 2))
+    convert(NEMO, tmp_path / "out", Options(Parallel(2, 2)))
     report = json.loads(nemotron("inspect", tmp_path / "out", "--json", "--check").stdout)
     assert (report["tp"], report["pp"], report["checked"]) == (2, 2, True)
     assert report["source"] == NEMO.name

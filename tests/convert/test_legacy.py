@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from nemotron_convert.convert import convert
+from nemotron_convert.convert import Options, convert
 from nemotron_convert.errors import NemotronError
 from nemotron_convert.inspect import inspect
 from nemotron_convert.manifest import read_manifest
@@ -68,8 +68,8 @@ def test_ranks_of_any_split_give_the_same_checkpoint(
     if container == "tar":
         source = pack(source, tmp_path / "model.nemo")
     assert inspect(source).layout == "legacy"
-    convert(NEMO, tmp_path / "expected", Parallel(4, 2))
-    convert(source, tmp_path / "out", Parallel(4, 2))
+    convert(NEMO, tmp_path / "expected", Options(Parallel(4, 2)))
+    convert(source, tmp_path / "out", Options(Parallel(4, 2)))
     assert read_manifest(tmp_path / "out").files == read_manifest(tmp_path / "expected").files
 
 
@@ -80,8 +80,8 @@ def test_views_of_one_storage_are_read_where_they_begin(tmp_path: Path) -> None:
     table = state["model.output_layer.weight"]
     state["model.output_layer.weight"] = torch.cat([torch.ones_like(table), table])[len(table) :]
     torch.save(state, path)
-    convert(NEMO, tmp_path / "expected", Parallel(2, 1))
-    convert(folder, tmp_path / "out", Parallel(2, 1))
+    convert(NEMO, tmp_path / "expected", Options(Parallel(2, 1)))
+    convert(folder, tmp_path / "out", Options(Parallel(2, 1)))
     assert read_manifest(tmp_path / "out").files == read_manifest(tmp_path / "expected").files
 
 
@@ -127,7 +127,7 @@ def test_a_damaged_rank(name: str, tmp_path: Path) -> None:
     folder = legacy(tmp_path / "in", 2, 1)
     damage(folder)
     with pytest.raises(NemotronError, match=message):
-        convert(folder, tmp_path / "out", Parallel(1, 1))
+        convert(folder, tmp_path / "out", Options(Parallel(1, 1)))
     assert not (tmp_path / "out").exists()
 
 
@@ -141,7 +141,7 @@ def test_a_hostile_pickle_runs_nothing(name: str, tmp_path: Path) -> None:
     with zipfile.ZipFile(folder / "model_weights.ckpt", "w") as file:
         file.writestr("a/data.pkl", PICKLES[name][0].replace(b"{marker}", bytes(marker)))
     with pytest.raises(NemotronError, match=r"asks for|not a state dict|is missing"):
-        convert(folder, tmp_path / "out", Parallel(1, 1))
+        convert(folder, tmp_path / "out", Options(Parallel(1, 1)))
     assert not marker.exists()
 
 
@@ -150,4 +150,4 @@ def test_a_bare_pickle_is_refused(tmp_path: Path) -> None:
     shutil.rmtree(folder / WEIGHTS)
     (folder / "model_weights.ckpt").write_bytes(pickle.dumps({"a": 1}))
     with pytest.raises(NemotronError, match=r"not a file of torch\.save"):
-        convert(folder, tmp_path / "out", Parallel(1, 1))
+        convert(folder, tmp_path / "out", Options(Parallel(1, 1)))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from nemotron_convert.convert import convert
+from nemotron_convert.convert import Options, convert
 from nemotron_convert.errors import NemotronError
 from nemotron_convert.shards import Parallel
 from tests.convert.nemo import NEMO, WEIGHTS, edit_config, edit_zarray, pack, unpack
@@ -26,7 +26,7 @@ def refused(source: Path, message: str, tmp_path: Path) -> None:
     """`source` is refused with `message`, and the output's folder stays empty."""
     (tmp_path / "results").mkdir()
     with pytest.raises(NemotronError, match=message) as caught:
-        convert(source, tmp_path / "results" / "out", Parallel(2, 1))
+        convert(source, tmp_path / "results" / "out", Options(Parallel(2, 1)))
     assert "\n" not in str(caught.value)
     assert list((tmp_path / "results").iterdir()) == []
 
@@ -143,9 +143,9 @@ def test_a_configuration_that_makes_no_sense(name: str, tmp_path: Path) -> None:
 def test_the_same_configuration_said_otherwise(old: str, new: str, tmp_path: Path) -> None:
     folder = unpack(tmp_path / "in")
     assert old in (folder / "model_config.yaml").read_text()
-    expected = convert(folder, tmp_path / "expected", Parallel(2, 1))
+    expected = convert(folder, tmp_path / "expected", Options(Parallel(2, 1)))
     edit_config(folder, lambda text: text.replace(old, new))
-    assert convert(folder, tmp_path / "out", Parallel(2, 1)).files == expected.files
+    assert convert(folder, tmp_path / "out", Options(Parallel(2, 1))).files == expected.files
 
 
 def tar_of(path: Path, *members: tarfile.TarInfo) -> Path:
@@ -217,7 +217,7 @@ def test_an_output_that_holds_something_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("keep")
     with pytest.raises(NemotronError, match="not an empty folder"):
-        convert(NEMO, tmp_path / "out", Parallel(2, 1))
+        convert(NEMO, tmp_path / "out", Options(Parallel(2, 1)))
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
 
 
@@ -225,7 +225,7 @@ def test_an_empty_output_folder_and_a_killed_run_are_taken_over(tmp_path: Path) 
     (tmp_path / "out").mkdir()
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "rank0.safetensors").write_text("half")
-    convert(NEMO, tmp_path / "out", Parallel(1, 1))
+    convert(NEMO, tmp_path / "out", Options(Parallel(1, 1)))
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -239,7 +239,7 @@ def test_an_empty_output_folder_and_a_killed_run_are_taken_over(tmp_path: Path) 
 )
 def test_a_split_that_does_not_fit(tp: int, pp: int, message: str, tmp_path: Path) -> None:
     with pytest.raises(NemotronError, match=message):
-        convert(NEMO, tmp_path / "out", Parallel(tp, pp))
+        convert(NEMO, tmp_path / "out", Options(Parallel(tp, pp)))
     assert not (tmp_path / "out").exists()
 
 

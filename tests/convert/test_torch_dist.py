@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from nemotron_convert.convert import convert
+from nemotron_convert.convert import Options, convert
 from nemotron_convert.errors import NemotronError
 from nemotron_convert.manifest import read_manifest
 from nemotron_convert.pickled import load_pickle
@@ -46,8 +46,8 @@ def test_megatrons_file_gives_the_same_checkpoint_as_its_zarr(
         source = unpack_torch_dist(tmp_path / "in")
     if container == "gzip":
         source = pack(source, tmp_path / "model.nemo", "w:gz")
-    convert(NEMO, tmp_path / "expected", Parallel(tp, pp))
-    convert(source, tmp_path / "out", Parallel(tp, pp))
+    convert(NEMO, tmp_path / "expected", Options(Parallel(tp, pp)))
+    convert(source, tmp_path / "out", Options(Parallel(tp, pp)))
     assert read_manifest(tmp_path / "out").files == read_manifest(tmp_path / "expected").files
 
 
@@ -69,8 +69,8 @@ def test_this_pytorchs_own_file_gives_it_too(tmp_path: Path) -> None:
     tensors = {path.parent.name: read_zarr(path.parent) for path in zarrs}
     shutil.rmtree(folder / WEIGHTS)
     dcp.save(tensors, storage_writer=dcp.FileSystemWriter(folder / WEIGHTS), no_dist=True)
-    convert(NEMO, tmp_path / "expected", Parallel(2, 2))
-    convert(folder, tmp_path / "out", Parallel(2, 2))
+    convert(NEMO, tmp_path / "expected", Options(Parallel(2, 2)))
+    convert(folder, tmp_path / "out", Options(Parallel(2, 2)))
     assert read_manifest(tmp_path / "out").files == read_manifest(tmp_path / "expected").files
 
 
@@ -113,7 +113,7 @@ def test_a_hostile_index_is_refused_and_nothing_in_it_runs(name: str, tmp_path: 
     folder = unpack_torch_dist(tmp_path / "in")
     (folder / WEIGHTS / ".metadata").write_bytes(data.replace(b"{marker}", bytes(marker)))
     with pytest.raises(NemotronError, match=message) as caught:
-        convert(folder, tmp_path / "out", Parallel(1, 1))
+        convert(folder, tmp_path / "out", Options(Parallel(1, 1)))
     assert len(str(caught.value)) < 600
     assert not marker.exists()
     assert not (tmp_path / "out").exists()
@@ -147,7 +147,7 @@ def test_a_damaged_file(name: str, tmp_path: Path) -> None:
     folder = unpack_torch_dist(tmp_path / "in")
     damage(folder / WEIGHTS)
     with pytest.raises(NemotronError, match=message):
-        convert(folder, tmp_path / "out", Parallel(1, 1))
+        convert(folder, tmp_path / "out", Options(Parallel(1, 1)))
     assert not (tmp_path / "out").exists()
 
 
@@ -174,4 +174,4 @@ def test_a_tensor_that_is_not_what_it_should_be(
     shutil.rmtree(folder / WEIGHTS)
     dcp.save(tensors, storage_writer=dcp.FileSystemWriter(folder / WEIGHTS), no_dist=True)
     with pytest.raises(NemotronError, match=f"{name}.*{message}|{message}.*{name}"):
-        convert(folder, tmp_path / "out", Parallel(1, 1))
+        convert(folder, tmp_path / "out", Options(Parallel(1, 1)))

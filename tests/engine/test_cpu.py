@@ -16,7 +16,7 @@ from transformers import NemotronForCausalLM
 
 from nemotron_build.engine import build_engine
 from nemotron_build.profile import Profile
-from nemotron_convert.convert import convert
+from nemotron_convert.convert import Options, convert
 from nemotron_convert.errors import NemotronError
 from nemotron_convert.shards import Parallel
 from nemotron_engine.cpu import CpuEngine
@@ -133,7 +133,7 @@ def round_norms(model: NemotronForCausalLM) -> None:
 @pytest.fixture(scope="module")
 def golden(tmp_path_factory: pytest.TempPathFactory, cpu_profile: Profile) -> Iterator[CpuEngine]:
     folder = tmp_path_factory.mktemp("golden")
-    convert(GOLDEN / "tiny_zarr_tp1pp1.nemo", folder / "checkpoint", Parallel(2, 2))
+    convert(GOLDEN / "tiny_zarr_tp1pp1.nemo", folder / "checkpoint", Options(Parallel(2, 2)))
     build_engine(
         folder / "checkpoint", folder / "engine", cpu_profile.model_copy(update={"dtype": "f32"})
     )

@@ -1,0 +1,84 @@
+"""The processes of one `mpirun`, or the only one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+from nemotron_convert.errors import NemotronError
+
+T = TypeVar("T")
+
+SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+"""How Open MPI, MPICH (and Slurm's pmi2) and MVAPICH tell a process that it has company."""
+PMIX_VARIABLE = "PMIX_RANK"
+
+
+@dataclass(frozen=True)
+class Team:
+    """A process's place among `size`; process 0 leads."""
+
+    rank: int = 0
+    size: int = 1
+    world: Any = None
+    """mpi4py's COMM_WORLD, if there is more than one process."""
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        if self.world is not None:
+            self.world.Barrier()
+
+    def gather(self, value: T) -> list[T]:
+        """Every process's value, on every process, by rank."""
+        return [value] if self.world is None else self.world.allgather(value)
+
+    def share(self, value: T | None) -> T:
+        """The leader's value, on every process."""
+        shared = value if self.world is None else self.world.bcast(value)
+        return cast(T, shared)
+
+
+ALONE = Team()
+
+
+@contextmanager
+def open_team() -> Iterator[Team]:
+    """The processes that `mpirun` or `srun` has started together.
+
+    If one fails, it says why and ends them all: the others would wait for it forever.
+    NemotronError if there are several and mpi4py is missing, for each would do the whole work.
+    """
+    if not _has_company():
+        yield ALONE
+        return
+    try:
+        from mpi4py import MPI  # noqa: PLC0415 - importing it joins the MPI job
+    except ImportError as error:
+        raise NemotronError(
+            f"started under MPI, but mpi4py cannot be loaded ({error})",
+            remedy="pip install 'nemotron-triton[mpi]', or start one process",
+        ) from error
+    world = MPI.COMM_WORLD
+    team = Team(world.Get_rank(), world.Get_size(), world if world.Get_size() > 1 else None)
+    try:
+        yield team
+    except BaseException as error:
+        if team.world is None:
+            raise
+        what = str(error) if isinstance(error, NemotronError) else repr(error)
+        print(f"nemotron: process {team.rank} of {team.size}: {what}", file=sys.stderr, flush=True)
+        world.Abort(error.exit_code if isinstance(error, NemotronError) else 1)
+        raise
+
+
+def _has_company() -> bool:
+    sizes = (os.environ.get(name, "") for name in SIZE_VARIABLES)
+    return any(size.isdigit() and int(size) > 1 for size in sizes) or PMIX_VARIABLE in os.environ
