@@ -12,6 +12,7 @@ from nemotron_convert.archive import Archive, Member
 from nemotron_convert.errors import NemotronError
 
 BF16_BYTES = 2
+PAGE = 4096
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,19 @@ class StoredArray:
 
     def read(self, chunk: Chunk, first: int, rows: int) -> NDArray[np.uint16]:
         """BF16 words [rows, chunk.columns] of a chunk, from its row `first` on."""
-        words = np.empty((rows, chunk.pitch // BF16_BYTES), np.uint16)
+        words = aligned_empty((rows, chunk.pitch // BF16_BYTES))
         self.archive.read_into(
             chunk.member, chunk.offset + first * chunk.pitch, words.data.cast("B")
         )
         return words[:, : chunk.columns]
+
+
+def aligned_empty(shape: tuple[int, int]) -> NDArray[np.uint16]:
+    """An array that begins on a page, as direct I/O wants it."""
+    size = math.prod(shape) * BF16_BYTES
+    room = np.empty(size + PAGE, np.uint8)
+    start = -room.ctypes.data % PAGE
+    return room[start : start + size].view(np.uint16).reshape(shape)
 
 
 def as_matrices(sizes: tuple[int, ...], *, stacked: bool, missing: int) -> tuple[int, int, int]:

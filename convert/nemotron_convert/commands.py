@@ -53,7 +53,7 @@ def convert(
     pp: Annotated[int, typer.Option(min=1, help="Pipeline stages.")] = 1,
     jobs: Annotated[
         int, typer.Option(min=1, max=256, help="Threads that copy; each holds a few MiB.")
-    ] = min(8, os.cpu_count() or 1),
+    ] = min(16, 2 * (os.cpu_count() or 1)),
     plan: Annotated[
         bool, typer.Option("--plan", help="Only say what would be done, and whether it can be.")
     ] = False,

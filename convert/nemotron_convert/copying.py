@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +13,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from nemotron_convert.arrays import BF16_BYTES, Chunk, StoredArray
+from nemotron_convert.arrays import BF16_BYTES, PAGE, Chunk, StoredArray
 from nemotron_convert.errors import NemotronError
 from nemotron_convert.journal import Finished, Journal
 from nemotron_convert.layout import Layout, Target
@@ -82,7 +83,7 @@ class Copying:
         pool = ThreadPoolExecutor(self._threads or jobs)
 
         def copy(piece: Piece) -> None:
-            rows = max(1, BAND_BYTES // piece.chunk.pitch)
+            rows = _rows(piece.chunk, BAND_BYTES)
             for first in range(piece.first, piece.first + piece.rows, rows):
                 if self._stopped:
                     return
@@ -160,7 +161,7 @@ def _pieces(source: Source, layout: Layout, finished: Finished) -> Iterator[Piec
             continue
         array = source.tensors[name]
         for chunk in chunks[name, layer]:
-            rows = max(1, PIECE_BYTES // chunk.pitch)
+            rows = _rows(chunk, PIECE_BYTES)
             for first in range(0, chunk.rows, rows):
                 count = min(rows, chunk.rows - first)
                 touched = tuple(
@@ -170,6 +171,13 @@ def _pieces(source: Source, layout: Layout, finished: Finished) -> Iterator[Piec
                 )
                 if touched:
                     yield Piece(array, chunk, first, count, touched)
+
+
+def _rows(chunk: Chunk, limit: int) -> int:
+    """How many of a chunk's rows are about `limit` bytes, and whole pages if that is possible."""
+    rows = max(1, limit // chunk.pitch)
+    step = PAGE // math.gcd(PAGE, chunk.pitch)
+    return rows // step * step or rows
 
 
 def _overlap(chunk: Chunk, first: int, rows: int, block: Block) -> bool:

@@ -16,6 +16,7 @@ from nemotron_convert.errors import NemotronError
 CONFIG_NAME = "model_config.yaml"
 CONFIG_LIMIT = 1 << 20
 INTERPOLATED_MULTIPLE = re.compile(r"^\$\{multiply:\s*(\d+)\s*,\s*\$\{\.hidden_size\}\s*\}$")
+NUMBER = re.compile(r"\d+(\.\d+)?[eE][-+]?\d+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +148,8 @@ class _Reader:
         value = self._raw.get(key)
         if value is None:
             return default
+        if isinstance(value, str) and NUMBER.fullmatch(value):
+            value = float(value)  # 1e-05 is a number in YAML 1.2, and a string to PyYAML
         if type(value) not in (int, float) or not 0 < value < float("inf"):
             self._fail(key, f"expected a positive number, got {_short(value)}")
         return float(value)

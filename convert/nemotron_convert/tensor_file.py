@@ -7,12 +7,15 @@ that is larger than memory; the library reads what comes out.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
 import threading
+from bisect import bisect_right
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,8 @@ from nemotron_convert.errors import NemotronError
 from nemotron_convert.manifest import FileEntry
 
 DTYPE_BYTES = {"BF16": 2, "F8_E4M3": 1, "F32": 4}
-ALIGNMENT = 8
+ALIGNMENT = 4096
+"""Of the tensors' start, and of direct I/O: a page, and a multiple of every disk's block."""
 HASH_BYTES = 1 << 20
 HEADER_LIMIT = 100_000_000
 """The format's own limit on the header, in bytes."""
@@ -45,8 +49,9 @@ class TensorSpec:
 class TensorFile:
     """A file's tensors in place: `open` makes it, `write` fills it, both from any thread.
 
-    SHA-256 follows the writing: each tensor that is whole, and behind no gap, is hashed while its
-    bytes are still in memory, by whichever thread calls `hash_some`.
+    SHA-256 goes along: what is written in the file's order is hashed as it is written. What was
+    written out of order, or by an earlier run, is read again by `hash_some` as soon as its tensor
+    is whole and there is no gap before it, so mostly from memory.
     """
 
     def __init__(self, path: Path, tensors: Mapping[str, TensorSpec]) -> None:
@@ -64,16 +69,16 @@ class TensorFile:
             }
             end += tensor.nbytes
         header = json.dumps(entries, separators=(",", ":")).encode()
-        header += b" " * (-len(header) % ALIGNMENT)
+        header += b" " * (-(8 + len(header)) % ALIGNMENT)
         self._header = len(header).to_bytes(8, "little") + header
         self._offsets = {name: len(self._header) + offset for name, offset in offsets.items()}
         self.size = len(self._header) + end
-        self._descriptor = -1
+        self._descriptor = self._direct = -1
+        self._ends = [self._offsets[name] + spec.nbytes for name, spec in tensors.items()]
         self._names = list(tensors)
         self._finished: set[str] = set()
-        self._digest = hashlib.sha256()
-        self._hashed_bytes = 0
-        self._hashed_tensors = 0
+        self._digest = hashlib.sha256(self._header)
+        self._hashed = len(self._header)
         self._hashing = threading.Lock()
 
     def open(self) -> None:
@@ -81,10 +86,13 @@ class TensorFile:
 
         What the file already holds stays: a resumed conversion counts on it.
         """
-        self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+        self._descriptor = os.open(self.path, flags, 0o644)
         os.pwrite(self._descriptor, self._header, 0)
         os.posix_fallocate(self._descriptor, 0, self.size)
         os.ftruncate(self._descriptor, self.size)
+        with suppress(OSError):  # some file systems have no direct I/O
+            self._direct = os.open(self.path, os.O_WRONLY | os.O_NOFOLLOW | os.O_DIRECT)
 
     def write(self, name: str, row: int, column: int, values: NDArray[np.generic]) -> None:
         """Put values [rows, columns] of the tensor's width into it (a vector is one row)."""
@@ -108,51 +116,69 @@ class TensorFile:
     @property
     def can_hash(self) -> bool:
         """There is a whole tensor to be hashed, and nobody is at it."""
-        return self._next_end > self._hashed_bytes and not self._hashing.locked()
+        return self._hashable > self._hashed and not self._hashing.locked()
 
     def hash_some(self, stopped: Callable[[], bool]) -> None:
-        """Hash what is whole, unless another thread is at it."""
+        """Hash the whole tensors that come next, unless another thread is at it."""
         if not self._hashing.acquire(blocking=False):
             return
         try:
             buffer = memoryview(bytearray(HASH_BYTES))
-            while (end := self._next_end) > self._hashed_bytes:
-                while self._hashed_bytes < end and not stopped():
-                    part = buffer[: min(HASH_BYTES, end - self._hashed_bytes)]
-                    count = os.preadv(self._descriptor, [part], self._hashed_bytes)
-                    self._digest.update(part[:count])
-                    self._hashed_bytes += count
-                if stopped():
-                    return
-                self._hashed_tensors += 1
+            while (end := self._hashable) > self._hashed and not stopped():
+                part = buffer[: min(HASH_BYTES, end - self._hashed)]
+                count = os.preadv(self._descriptor, [part], self._hashed)
+                self._digest.update(part[:count])
+                self._hashed += count
         finally:
             self._hashing.release()
 
     def entry(self) -> FileEntry:
         """Size and hash of the file, of which every tensor must be finished."""
         self.hash_some(lambda: False)
-        if self._hashed_bytes != self.size:
+        if self._hashed != self.size:
             raise AssertionError(f"{self.path.name} is not whole")
         return FileEntry(size=self.size, sha256=self._digest.hexdigest())
 
     @property
-    def _next_end(self) -> int:
-        """Where the first tensor not yet hashed ends, if it is finished."""
-        at = self._hashed_tensors
-        if at == len(self._names) or self._names[at] not in self._finished:
-            return 0
-        return self._offsets[self._names[at]] + self.tensors[self._names[at]].nbytes
+    def _hashable(self) -> int:
+        """End of the whole tensors that follow what is hashed, without a gap."""
+        end = self._hashed
+        at = bisect_right(self._ends, end)
+        while at < len(self._names) and self._names[at] in self._finished:
+            end = self._ends[at]
+            at += 1
+        return end
 
     def _write_at(self, position: int, data: memoryview) -> None:
-        done = 0
-        while done < len(data):
-            done += os.pwrite(self._descriptor, data[done:], position + done)
+        if not self._write_direct(position, data):
+            done = 0
+            while done < len(data):
+                done += os.pwrite(self._descriptor, data[done:], position + done)
+        if position == self._hashed and self._hashing.acquire(blocking=False):
+            try:
+                if position == self._hashed:
+                    self._digest.update(data)
+                    self._hashed += len(data)
+            finally:
+                self._hashing.release()
+
+    def _write_direct(self, position: int, data: memoryview) -> bool:
+        """From the buffer to the disk, past the page cache: half the work, where it can be done."""
+        address = np.frombuffer(data, np.uint8).ctypes.data
+        if self._direct < 0 or (position | address | len(data)) % ALIGNMENT:
+            return False
+        try:
+            return os.pwrite(self._direct, data, position) == len(data)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # which asks for another alignment
+                raise
+            return False
 
     def close(self) -> None:
         """Close the file, if `open` has opened it."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        for descriptor in {self._descriptor, self._direct} - {-1}:
+            os.close(descriptor)
+        self._descriptor = self._direct = -1
 
 
 @dataclass(frozen=True)
