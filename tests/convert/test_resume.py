@@ -1,0 +1,197 @@
+"""Conversions that are ended at a bad moment, and go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bench.random_nemo import Shape, write_nemo
+from nemotron_convert import journal
+from nemotron_convert.convert import Options, convert
+from nemotron_convert.copying import Copying, Piece
+from nemotron_convert.errors import NemotronError
+from nemotron_convert.folder import unfinished_folder
+from nemotron_convert.layout import Format
+from nemotron_convert.manifest import check_files, read_manifest
+from nemotron_convert.shards import Parallel
+from tests.convert.nemo import NEMO, edit_config, rechunk, unpack
+
+NEMOTRON = str(Path(sys.executable).with_name("nemotron"))
+TP8 = Options(Parallel(8, 1))
+AGAIN = Options(Parallel(8, 1), resume=True)
+
+
+def break_after(bands: int, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> list[str]:
+    """Copying fails after so many bands; the list gets the source tensor of each band copied."""
+    copied: list[str] = []
+    copy_band = Copying._copy_band
+
+    def break_in(self: Copying, piece: Piece, first: int, rows: int) -> None:
+        if len(copied) == bands:
+            raise error
+        copy_band(self, piece, first, rows)
+        copied.append(f"{piece.array.name} {piece.chunk.layer} {piece.chunk.row} {first}")
+
+    monkeypatch.setattr(Copying, "_copy_band", break_in)
+    return copied
+
+
+@pytest.mark.parametrize("format", Format)
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_what_is_finished_is_not_done_again(
+    error: BaseException, format: Format, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parallel = Parallel(8, 1) if format is Format.TRTLLM else Parallel(1, 1)
+    expected = convert(NEMO, tmp_path / "expected", Options(parallel, format))
+    with monkeypatch.context() as patch:
+        first = break_after(20, patch, error)
+        with pytest.raises((KeyboardInterrupt, NemotronError)):
+            convert(NEMO, tmp_path / "out", Options(parallel, format, jobs=1))
+    assert not (tmp_path / "out").exists()
+    with monkeypatch.context() as patch:
+        second = break_after(1 << 30, patch, error)
+        resumed = Options(parallel, format, resume=True)
+        assert convert(NEMO, tmp_path / "out", resumed).files == expected.files
+    assert second
+    assert not set(first) & set(second)
+    assert check_files(tmp_path / "out", expected) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["expected", "out"]
+
+
+def test_killed_again_and_again(tmp_path: Path) -> None:
+    source = write_nemo(tmp_path / "in", Shape(layers=3, hidden=1024, heads=16, vocab=4096))
+    expected = convert(source, tmp_path / "expected", TP8)
+    out = tmp_path / "out"
+    command = [NEMOTRON, "convert", str(source), "-o", str(out), "--tp", "8", "--resume"]
+    generator = random.Random(7)
+    for _ in range(6):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 20
+        while not (tmp_path / "out.partial").exists() and process.poll() is None:
+            assert time.monotonic() < deadline
+        time.sleep(generator.uniform(0, 0.15))
+        process.send_signal(generator.choice([signal.SIGKILL, signal.SIGINT, signal.SIGTERM]))
+        process.wait()
+        if out.exists():  # it was faster: then it is whole
+            assert check_files(out, expected) == []
+            shutil.rmtree(out)
+    subprocess.run(command, check=True, capture_output=True)
+    assert read_manifest(out).files == expected.files
+    assert check_files(out, expected) == []
+
+
+def begin(source: Path, out: Path, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        break_after(20, patch, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            convert(source, out, options)
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        (Options(Parallel(4, 1), resume=True), "another tp"),
+        (Options(Parallel(8, 2), resume=True), "another pp"),
+        (Options(Parallel(1, 1), Format.HF, resume=True), "another format, tp"),
+    ],
+)
+def test_another_option_is_refused(
+    options: Options, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(NEMO, tmp_path / "out", TP8, monkeypatch)
+    before = sorted((tmp_path / "out.partial").iterdir())
+    with pytest.raises(NemotronError, match=f"{what}.*leave out --resume"):
+        convert(NEMO, tmp_path / "out", options)
+    assert sorted((tmp_path / "out.partial").iterdir()) == before
+
+
+@pytest.mark.parametrize("change", ["configuration", "grid", "touched"])
+def test_another_source_is_refused(
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = unpack(tmp_path / "in")
+    begin(folder, tmp_path / "out", TP8, monkeypatch)
+    if change == "configuration":
+        edit_config(folder, lambda text: text + "\nrotary_base: 5000\n")
+    elif change == "grid":
+        rechunk(folder, "model.output_layer.weight", (64, 128))
+    else:
+        os.utime(folder / "model_weights" / "model.output_layer.weight" / "0.0")
+    with pytest.raises(NemotronError, match="begun with another source"):
+        convert(folder, tmp_path / "out", AGAIN)
+    assert convert(folder, tmp_path / "out", TP8)  # from the beginning
+
+
+def test_a_torn_journal_loses_only_its_last_tensor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = convert(NEMO, tmp_path / "expected", TP8)
+    begin(NEMO, tmp_path / "out", TP8, monkeypatch)
+    log = tmp_path / "out.partial" / journal.FOLDER / "0.jsonl"
+    lines = log.read_text().splitlines()
+    assert len(lines) > 2
+    log.write_text("\n".join(lines)[:-5])
+    copied = break_after(1 << 30, monkeypatch, KeyboardInterrupt())
+    assert convert(NEMO, tmp_path / "out", AGAIN).files == expected.files
+    torn = json.loads(lines[-1])
+    assert torn[0].startswith("rank")
+    assert copied
+
+
+def test_a_file_that_has_gone_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = convert(NEMO, tmp_path / "expected", TP8)
+    begin(NEMO, tmp_path / "out", TP8, monkeypatch)
+    (tmp_path / "out.partial" / "rank3.safetensors").unlink()
+    assert convert(NEMO, tmp_path / "out", AGAIN).files == expected.files
+    assert check_files(tmp_path / "out", expected) == []
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    with (
+        unfinished_folder(tmp_path / "out", keep=False),
+        pytest.raises(NemotronError, match="another process is writing it"),
+    ):
+        convert(NEMO, tmp_path / "out", TP8)
+    assert (tmp_path / "out").is_dir()
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    """A real one: a file system of our own, first too small for anything, then for the end."""
+    expected = convert(NEMO, tmp_path / "expected", TP8)
+    (tmp_path / "disk").mkdir()
+    convert_here = f"{NEMOTRON} convert {NEMO} -o disk/out --tp 8 --resume"
+    script = f"""
+        mount -t tmpfs -o size=1m none disk
+        {convert_here}; echo "first $?"; ls disk
+        mount -o remount,size=1800k disk
+        {convert_here}; echo "second $?"; ls disk
+        mount -o remount,size=8m disk
+        {convert_here}; echo "third $?"; ls disk; cp disk/out/manifest.json .
+    """
+    done = subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "sh", "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    partial, whole = "out.partial", "out"
+    told = done.stdout.splitlines()
+    told = [
+        line for line in told if line.split()[0] in ("first", "second", "third", partial, whole)
+    ]
+    assert told == ["first 1", partial, "second 1", partial, "third 0", whole]
+    assert "more bytes" in done.stderr
+    assert "No space left on device" in done.stderr
+    assert read_manifest(tmp_path).files == expected.files
