@@ -19,6 +19,7 @@ EXTRAS = {
     "ml_dtypes": "convert",
     "safetensors": "convert",
     "sentencepiece": "convert",
+    "tokenizers": "convert",
     "grpc": "client",
     "tritonclient": "client",
     "openvino": "cpu",

@@ -14,6 +14,8 @@ from nemotron_convert.checkpoint_config import CONFIG_NAME, trtllm_config
 from nemotron_convert.copying import Copying
 from nemotron_convert.errors import NemotronError
 from nemotron_convert.folder import partial_path, unfinished_folder
+from nemotron_convert.hf_config import write_hf_configs
+from nemotron_convert.hf_tokenizer import write_hf_tokenizer
 from nemotron_convert.layout import Format, Layout, hf_layout, trtllm_layout
 from nemotron_convert.manifest import FileEntry, Manifest, hash_file
 from nemotron_convert.progress import byte_progress
@@ -21,6 +23,7 @@ from nemotron_convert.shards import Parallel
 from nemotron_convert.source import Source
 from nemotron_convert.team import ALONE, Team
 from nemotron_convert.tensor_file import TensorFile
+from nemotron_text.sentencepiece_model import SentencePieceModel
 
 TOKENIZER_NAME = "tokenizer.model"
 HF_INDEX_NAME = "model.safetensors.index.json"
@@ -160,7 +163,11 @@ def _write_side_files(source: Source, folder: Path, layout: Layout, options: Opt
         config = trtllm_config(source.config, source.vocab_size, options.parallel)
         text = config.model_dump_json(indent=2) + "\n"
         (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
-    elif len(layout.files) > 1:
+        return
+    write_hf_tokenizer(folder, tokenizer, source.config.max_positions)
+    pieces = SentencePieceModel.parse(tokenizer)
+    write_hf_configs(folder, source.config, source.vocab_size, pieces)
+    if len(layout.files) > 1:
         total = sum(spec.nbytes for tensors in layout.files.values() for spec in tensors.values())
         places = {tensor: name for name, tensors in layout.files.items() for tensor in tensors}
         index = {"metadata": {"total_size": total}, "weight_map": places}
