@@ -17,6 +17,7 @@ from nemotron_convert.errors import NemotronError
 
 EXTRAS = {
     "ml_dtypes": "convert",
+    "numcodecs": "convert",
     "safetensors": "convert",
     "sentencepiece": "convert",
     "tokenizers": "convert",

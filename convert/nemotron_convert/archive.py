@@ -7,6 +7,7 @@ import os
 import stat
 import tarfile
 import threading
+import zlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,6 +18,9 @@ from nemotron_convert.errors import NemotronError
 
 GZIP_MAGIC = b"\x1f\x8b"
 LFS_MAGIC = b"version https://git-lfs"
+LFS_LIMIT = 1024
+"""The specification's own limit on a pointer file, in bytes."""
+MEMBER_LIMIT = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -53,20 +57,57 @@ class Archive(Protocol):
 
 def open_archive(path: Path) -> Archive:
     """The archive at `path`; NemotronError says what the file is instead, if it is none."""
-    if path.is_dir():
-        return FolderArchive(path)
+    archive = FolderArchive(path) if path.is_dir() else _open_tar(path)
+    try:
+        _check_names(archive)
+        _check_pointers(archive)
+    except BaseException:
+        archive.close()
+        raise
+    return archive
+
+
+def _open_tar(path: Path) -> TarArchive:
     try:
         with path.open("rb") as file:
             magic = file.read(len(LFS_MAGIC))
     except OSError as error:
         raise NemotronError(f"cannot read: {error.strerror}", where=path) from error
     if magic == LFS_MAGIC:
-        raise NemotronError(
-            "this is a Git-LFS pointer, not the weights",
-            where=path,
-            remedy="run `git lfs pull` in the folder it came from",
-        )
+        raise _lfs_pointer(path)
     return TarArchive(path, compressed=magic.startswith(GZIP_MAGIC))
+
+
+def _check_names(archive: Archive) -> None:
+    """Names that differ in case only are one file on some systems: which one is chance."""
+    if len(archive.members) > MEMBER_LIMIT:
+        raise NemotronError(f"more than {MEMBER_LIMIT} members", where=archive.path)
+    seen: dict[str, str] = {}
+    for name in archive.members:
+        other = seen.setdefault(name.casefold(), name)
+        if other != name:
+            raise NemotronError(
+                f"members {other!r} and {name!r} differ in case only", where=archive.path
+            )
+
+
+def _check_pointers(archive: Archive) -> None:
+    """A clone without Git LFS has small text files where the weights should be."""
+    for member in archive.members.values():
+        if archive.sequential or not len(LFS_MAGIC) <= member.size <= LFS_LIMIT:
+            continue
+        magic = bytearray(len(LFS_MAGIC))
+        archive.read_into(member, 0, memoryview(magic))
+        if magic == LFS_MAGIC:
+            raise _lfs_pointer(f"{archive.path}: {member.name}")
+
+
+def _lfs_pointer(where: object) -> NemotronError:
+    return NemotronError(
+        "this is a Git-LFS pointer, not the weights",
+        where=where,
+        remedy="run `git lfs pull` in the folder it came from",
+    )
 
 
 class _Closing(ABC):
@@ -164,7 +205,7 @@ class TarArchive(_Closing):
                             where=self.path,
                             remedy="copy it again",
                         )
-        except (tarfile.TarError, EOFError, OSError) as error:
+        except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:
             raise NemotronError(
                 f"not a .nemo: neither a folder nor a whole tar ({error})",
                 where=self.path,
@@ -198,7 +239,7 @@ class TarArchive(_Closing):
             try:
                 self._stream.seek(member.offset + offset)
                 data = self._stream.read(len(buffer))
-            except (EOFError, OSError) as error:
+            except (EOFError, OSError, zlib.error) as error:
                 raise NemotronError(f"cannot decompress: {error}", where=where) from error
             if len(data) != len(buffer):
                 raise NemotronError("the archive ends early", where=where, remedy="copy it again")

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nemotron_convert.archive import Archive, Member
+from nemotron_convert.codec import Codec
 from nemotron_convert.errors import NemotronError
 
 BF16_BYTES = 2
@@ -49,6 +50,8 @@ class StoredArray:
     chunk_shape: tuple[int, ...]
     """Of the first stored block, along the axes of `shape`."""
     chunks: tuple[Chunk, ...]
+    codec: Codec | None = None
+    """Of compressed chunks, whose offsets count decoded bytes."""
 
     @property
     def nbytes(self) -> int:
@@ -57,9 +60,8 @@ class StoredArray:
     def read(self, chunk: Chunk, first: int, rows: int) -> NDArray[np.uint16]:
         """BF16 words [rows, chunk.columns] of a chunk, from its row `first` on."""
         words = aligned_empty((rows, chunk.pitch // BF16_BYTES))
-        self.archive.read_into(
-            chunk.member, chunk.offset + first * chunk.pitch, words.data.cast("B")
-        )
+        reader = self.codec or self.archive
+        reader.read_into(chunk.member, chunk.offset + first * chunk.pitch, words.data.cast("B"))
         return words[:, : chunk.columns]
 
 

@@ -82,7 +82,9 @@ class Plan:
 
     def print(self, console: Console) -> None:
         """As tables."""
-        tensors = Table("source tensor", "shape", "becomes", "shape", "files", box=None)
+        tensors = Table(box=None)
+        for title in ("source tensor", "shape", "becomes", "shape", "files"):
+            tensors.add_column(title, overflow="fold")
         for name, shape in self.shapes.items():
             layers = [layer for source, layer in self.layout.targets if source == name]
             targets = self.layout.targets[name, layers[0]]

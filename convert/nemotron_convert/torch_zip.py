@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import lzma
 import math
 import struct
 import zipfile
+import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +16,18 @@ from nemotron_convert.arrays import BF16_BYTES
 from nemotron_convert.errors import NemotronError
 from nemotron_convert.pickled import Record, load_pickle
 
+ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    ValueError,
+)
+"""What the library raises for damaged files."""
 PICKLE_LIMIT = 64 << 20
 LOCAL_HEADER = struct.Struct("<26xHH")
 """The end of a zip entry's header: the lengths of its name and of its extra field."""
@@ -48,7 +62,7 @@ class TorchZip:
         self._where = f"{archive.path}: {member.name}"
         try:
             self._zip = zipfile.ZipFile(self._file)
-        except (zipfile.BadZipFile, ValueError) as error:
+        except ZIP_ERRORS as error:
             raise NemotronError(f"not a file of torch.save: {error}", where=self._where) from error
         self._entries = {i.filename.partition("/")[2]: i for i in self._zip.infolist()}
 
@@ -58,12 +72,9 @@ class TorchZip:
         if entry.file_size > PICKLE_LIMIT:
             raise NemotronError(f"data.pkl has {entry.file_size} bytes", where=self._where)
         order = self._entries.get("byteorder")
-        if order is not None and self._zip.read(order) != b"little":
+        if order is not None and self._read(order) != b"little":
             raise NemotronError("saved on a big-endian machine", where=self._where)
-        try:
-            data = self._zip.read(entry)
-        except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-            raise NemotronError(f"data.pkl cannot be read: {error}", where=self._where) from error
+        data = self._read(entry)
         return load_pickle(data, GLOBALS, where=self._where)
 
     def find(self, name: str, tensor: Any) -> SavedTensor:
@@ -95,6 +106,19 @@ class TorchZip:
         if begin + entry.file_size > self._length:
             raise ValueError("it is cut short")
         return SavedTensor(tuple(shape), self._start + begin + int(first) * BF16_BYTES)
+
+    def _read(self, entry: zipfile.ZipInfo) -> bytes:
+        """A small entry; one that lies about its size or its place is refused."""
+        try:
+            with self._zip.open(entry) as stream:
+                data = stream.read(PICKLE_LIMIT + 1)
+        except ZIP_ERRORS as error:
+            raise NemotronError(
+                f"{entry.filename} cannot be read: {error}", where=self._where
+            ) from error
+        if len(data) > PICKLE_LIMIT:
+            raise NemotronError(f"{entry.filename} is larger than it may be", where=self._where)
+        return data
 
     def _entry(self, name: str) -> zipfile.ZipInfo:
         if name not in self._entries:

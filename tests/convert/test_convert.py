@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
+import numcodecs
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -14,6 +17,7 @@ from transformers import AutoConfig
 
 from nemotron_convert.checkpoint import Checkpoint
 from nemotron_convert.convert import Options, convert
+from nemotron_convert.errors import NemotronError
 from nemotron_convert.manifest import check_files, read_manifest
 from nemotron_convert.shards import Parallel
 from tests.convert.expected import rank_tensors
@@ -133,3 +137,34 @@ def test_gamma_is_taken_as_it_is_where_the_norm_is_not_centered(tmp_path: Path) 
     convert(folder, tmp_path / "out", Options(Parallel(1, 1)))
     gamma = load_file(GOLDEN / "hf_tiny" / "model.safetensors")["model.norm.weight"]
     assert torch.equal(ranks(tmp_path / "out")[0]["transformer.ln_f.weight"], gamma)
+
+
+@pytest.mark.parametrize("codec", ["blosc", "bz2", "gzip", "lz4", "zlib"])
+def test_compressed_chunks(codec: str, tmp_path: Path) -> None:
+    """As numcodecs, which zarr itself uses, writes them."""
+    folder = unpack(tmp_path / "in")
+    compressor = numcodecs.get_codec({"id": codec})
+    for meta in sorted((folder / "model_weights").glob("*/.zarray")):
+        meta.write_text(
+            json.dumps(json.loads(meta.read_text()) | {"compressor": compressor.get_config()})
+        )
+        for chunk in meta.parent.glob("[0-9]*"):
+            chunk.write_bytes(bytes(compressor.encode(chunk.read_bytes())))
+    expected = convert(NEMO, tmp_path / "expected", Options(Parallel(8, 1)))
+    assert convert(folder, tmp_path / "out", Options(Parallel(8, 1))).files == expected.files
+
+
+@pytest.mark.parametrize("bits", [0x7F80, 0xFF80, 0x7FC1])
+def test_nan_and_inf_are_named_or_refused(bits: int, tmp_path: Path) -> None:
+    folder = unpack(tmp_path / "in")
+    name = "model.decoder.layers.mlp.linear_fc1.weight"
+    path = folder / "model_weights" / name / "2.0.0"
+    words = np.fromfile(path, np.uint16)
+    words[777] = bits
+    words.tofile(path)
+    manifest = convert(folder, tmp_path / "out", Options(Parallel(8, 1)))
+    assert manifest.nonfinite == [f"{name}, layer 2"]
+    assert read_manifest(tmp_path / "out") == manifest
+    with pytest.raises(NemotronError, match=f"tensor {name}, layer 2 holds NaN or Inf"):
+        convert(folder, tmp_path / "strict", Options(Parallel(8, 1), strict=True))
+    assert not (tmp_path / "strict").exists()

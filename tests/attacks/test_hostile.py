@@ -9,9 +9,11 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import numcodecs.blosc
 import pytest
 
 from nemotron_convert.convert import Options, convert
@@ -23,12 +25,25 @@ QKV = "model.decoder.layers.self_attention.linear_qkv.weight"
 
 
 def refused(source: Path, message: str, tmp_path: Path) -> None:
-    """`source` is refused with `message`, and the output's folder stays empty."""
+    """`source` is refused with `message`: no output, and nothing read or written elsewhere."""
     (tmp_path / "results").mkdir()
     with pytest.raises(NemotronError, match=message) as caught:
         convert(source, tmp_path / "results" / "out", Options(Parallel(2, 1)))
     assert "\n" not in str(caught.value)
-    assert list((tmp_path / "results").iterdir()) == []
+    assert [path.name for path in (tmp_path / "results").iterdir()] in ([], ["out.partial"])
+
+
+POINTER = (
+    "version https://git-lfs.github.com/spec/v1\n"
+    "oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"
+)
+
+
+def bomb(folder: Path, chunk: bytes, compressor: str) -> None:
+    """Every chunk of QKV decodes, by what it says itself, to far more than an array has."""
+    edit_zarray(folder, QKV, compressor={"id": compressor})
+    for layer in range(4):
+        (folder / WEIGHTS / QKV / f"{layer}.0.0").write_bytes(chunk)
 
 
 FOLDER_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -79,6 +94,66 @@ FOLDER_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "symbolic link": (
         lambda f: (f / "link").symlink_to("/etc/passwd"),
         "not a regular file .*link",
+    ),
+    "chunk outside the grid": (
+        lambda f: (f / WEIGHTS / QKV / "9.0.0").write_bytes(b"\0" * 65536),
+        r"9\.0\.0 is no chunk of the array's grid",
+    ),
+    "shape that lies": (
+        lambda f: edit_zarray(f, QKV, shape=[3, 256, 128]),
+        r"3\.0\.0 is no chunk of the array's grid",
+    ),
+    "chunks that lie": (
+        lambda f: edit_zarray(f, QKV, chunks=[1, 128, 128]),
+        r"0\.0\.0 has 65536 bytes, its \.zarray says 32768",
+    ),
+    "huge shape": (
+        lambda f: edit_zarray(f, QKV, shape=[1 << 39, 1 << 39, 1 << 39]),
+        "is missing",
+    ),
+    "huge chunk": (
+        lambda f: edit_zarray(f, QKV, chunks=[1 << 39, 1 << 39, 1 << 39]),
+        "its .zarray says",
+    ),
+    "number beyond all": (lambda f: edit_zarray(f, QKV, shape=[1 << 80, 1, 1]), "shape is"),
+    "fraction": (lambda f: edit_zarray(f, QKV, shape=[4.0, 256, 128]), "shape is"),
+    "boolean": (lambda f: edit_zarray(f, QKV, shape=[True, 256, 128]), "shape is"),
+    "filter": (lambda f: edit_zarray(f, QKV, filters=[{"id": "delta"}]), "filters is"),
+    "unknown compressor": (
+        lambda f: edit_zarray(f, QKV, compressor={"id": "pickle"}),
+        "compressor is .*pickle.*: one of blosc",
+    ),
+    "compressor of no kind": (
+        lambda f: edit_zarray(f, QKV, compressor=[1]),
+        "compressor is",
+    ),
+    "not compressed after all": (
+        lambda f: edit_zarray(f, QKV, compressor={"id": "zlib"}),
+        r"chunk .*0\.0\.0 cannot be decoded with zlib",
+    ),
+    "decompression bomb": (
+        lambda f: bomb(f, zlib.compress(bytes(64 << 20), 9), "zlib"),
+        r"does not decode to the 65536 bytes",
+    ),
+    "blosc bomb": (
+        lambda f: bomb(f, numcodecs.blosc.compress(bytes(64 << 20), b"zstd", 9, 1), "blosc"),
+        r"does not decode to the 65536 bytes",
+    ),
+    "lz4 bomb": (
+        lambda f: bomb(f, (1 << 31).to_bytes(4, "little") + b"\xff" * 100, "lz4"),
+        "does not decode to the 65536 bytes",
+    ),
+    "names that differ in case": (
+        lambda f: (f / "Model_Config.yaml").write_text(""),
+        "'Model_Config.yaml' .*'model_config.yaml'|'model_config.yaml' .*'Model_Config.yaml'",
+    ),
+    "LFS pointer for a chunk": (
+        lambda f: (f / WEIGHTS / QKV / "1.0.0").write_text(POINTER),
+        r"this is a Git-LFS pointer, not the weights .*1\.0\.0\]: run `git lfs pull`",
+    ),
+    "LFS pointer for the tokenizer": (
+        lambda f: next(f.glob("*.model")).write_text(POINTER),
+        r"this is a Git-LFS pointer, not the weights .*\.model\]",
     ),
     "named pipe": (lambda f: os.mkfifo(f / "pipe"), "not a regular file .*pipe"),
 }
@@ -174,6 +249,12 @@ HOSTILE_TARS = {
         "'link' is not a plain file",
     ),
     "device": ([member("null", type=tarfile.CHRTYPE)], "'null' is not a plain file"),
+    "fifo": ([member("pipe", type=tarfile.FIFOTYPE)], "'pipe' is not a plain file"),
+    "sparse": (
+        [member("hole", type=tarfile.GNUTYPE_SPARSE)],
+        "'hole' is not a plain file|not a .nemo",
+    ),
+    "case": ([member("a", size=1), member("A", size=1)], "'a' and 'A' differ in case only"),
     "twice": ([member("a", size=1), member("./a", size=1)], "'./a' appears twice"),
     "empty": ([], "the tar is empty"),
 }

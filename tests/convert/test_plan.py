@@ -1,0 +1,102 @@
+"""`--plan`: what is said beforehand is what happens."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.random_nemo import Shape
+from nemotron_convert.convert import Options, convert
+from nemotron_convert.errors import NemotronError
+from nemotron_convert.layout import Format, hf_layout, trtllm_layout
+from nemotron_convert.model_config import ModelConfig
+from nemotron_convert.plan import CARDS, WEIGHT_SHARE, Plan, make_plan
+from nemotron_convert.shards import Parallel
+from tests.convert.nemo import NEMO
+
+NEMOTRON = str(Path(sys.executable).with_name("nemotron"))
+REAL = ModelConfig(
+    num_layers=96,
+    hidden_size=18432,
+    intermediate_size=73728,
+    num_heads=96,
+    num_kv_heads=8,
+    head_size=192,
+    max_positions=4096,
+    norm_eps=1e-5,
+    rotary_pct=0.5,
+    rotary_base=10000.0,
+    gamma_is_centered=True,
+    tokenizer_member="tokenizer.model",
+)
+PARAMETERS = 341_029_195_776
+
+
+def plan_of_the_real_model(parallel: Parallel) -> Plan:
+    """Nemotron-4-340B itself, of which only the sizes are known here."""
+    return Plan(
+        source="real",
+        output=Path("out"),
+        layout=trtllm_layout(REAL, 256000, parallel),
+        shapes={},
+        to_read=2 * PARAMETERS,
+        to_write=0,
+        room=0,
+        free=0,
+        memory=0,
+        rate=1.0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("parallel", "gib", "fitting"),
+    [
+        (Parallel(8, 1), 79.4, {"H100 NVL 94 GB", "H200 141 GB", "B200 180 GB"}),
+        (Parallel(8, 2), 39.7, set(CARDS) - {"A100 40 GB"}),
+    ],
+)
+def test_the_340b_against_known_cards(parallel: Parallel, gib: float, fitting: set[str]) -> None:
+    plan = plan_of_the_real_model(parallel)
+    assert plan.largest_file / 2**30 == pytest.approx(gib, abs=0.06)
+    fits = {card for card, memory in CARDS.items() if plan.largest_file <= memory * WEIGHT_SHARE}
+    assert fits == fitting
+
+
+def test_the_340b_in_hugging_face_shards() -> None:
+    layout = hf_layout(REAL, 256000)
+    sizes = [sum(spec.nbytes for spec in file.values()) for file in layout.files.values()]
+    assert sum(sizes) == 2 * PARAMETERS
+    assert max(sizes) <= 10_000_000_000
+
+
+@pytest.mark.parametrize("options", [Options(Parallel(8, 1)), Options(Parallel(1, 1), Format.HF)])
+def test_the_plan_is_what_happens(options: Options, tmp_path: Path) -> None:
+    plan = make_plan(NEMO, tmp_path / "out", options)
+    plan.check()
+    assert plan.rate > 0
+    assert list(tmp_path.iterdir()) == []
+    manifest = convert(NEMO, tmp_path / "out", options)
+    tensors = {name: entry for name, entry in manifest.files.items() if name in plan.layout.files}
+    assert sum(entry.size for entry in tensors.values()) == plan.room
+    with pytest.raises(NemotronError, match="not an empty folder"):
+        plan.check()
+
+
+def test_the_command_says_it_and_fails_early(tmp_path: Path) -> None:
+    command = [NEMOTRON, "convert", str(NEMO), "-o", str(tmp_path / "out"), "--plan"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    for word in ("model.output_layer.weight", "lm_head.weight", "H200", "free", "memory", "time"):
+        assert word in done.stdout
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").write_text("mine")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "not an empty folder" in done.stderr
+
+
+def test_the_random_model_has_the_size_it_says() -> None:
+    real = Shape(layers=96, hidden=18432, heads=96, kv_heads=8, vocab=256000)
+    assert real.nbytes == 2 * PARAMETERS
