@@ -13,7 +13,7 @@ from nemotron_convert import journal
 from nemotron_convert.checkpoint_config import CONFIG_NAME, trtllm_config
 from nemotron_convert.copying import Copying
 from nemotron_convert.errors import NemotronError
-from nemotron_convert.folder import partial_path, unfinished_folder
+from nemotron_convert.folder import partial_path, unfinished_folder, writing_errors
 from nemotron_convert.hf_config import write_hf_configs
 from nemotron_convert.hf_tokenizer import write_hf_tokenizer
 from nemotron_convert.layout import Format, Layout, hf_layout, trtllm_layout
@@ -91,6 +91,8 @@ def _shared_folder(output: Path, options: Options, team: Team) -> Iterator[Path]
     with ExitStack() as stack:
         if team.leads:
             stack.enter_context(unfinished_folder(output, keep=options.resume))
+        else:
+            stack.enter_context(writing_errors(output))
         yield partial_path(output)
     team.barrier()
 
@@ -99,21 +101,37 @@ def _write(source: Source, folder: Path, layout: Layout, options: Options, team:
     finished = team.share(_begin(source, folder, layout, options) if team.leads else None)
     mine = frozenset(list(layout.files)[team.rank :: team.size])
     entries, nonfinite = _copy(source, folder, layout.restrict(mine), finished, options, team)
-    if team.leads:
-        _write_side_files(source, folder, layout, options)
-    files = {name: entry for part in team.gather(entries) for name, entry in part.items()}
+    hashed = {name: entry for part in team.gather(entries) for name, entry in part.items()}
+    found = set().union(*team.gather(nonfinite))
+    return team.share(
+        _finish(source, folder, layout, options, hashed, found) if team.leads else None
+    )
+
+
+def _finish(
+    source: Source,
+    folder: Path,
+    layout: Layout,
+    options: Options,
+    hashed: dict[str, FileEntry],
+    nonfinite: set[str],
+) -> Manifest:
+    """What stands beside the weights, once they are all written."""
+    _write_side_files(source, folder, layout, options)
+    for path in folder.iterdir():
+        if path.is_file() and path.name not in layout.files:
+            hashed[path.name] = hash_file(path)
     manifest = Manifest(
         source=source.archive.path.name,
         format=options.format.value,
         dtype="bf16",
         tp=options.parallel.tp,
         pp=options.parallel.pp,
-        nonfinite=sorted(set().union(*team.gather(nonfinite))),
-        files=dict(sorted((files | _hash_side_files(folder, layout)).items())),
+        nonfinite=sorted(nonfinite),
+        files=dict(sorted(hashed.items())),
     )
-    if team.leads:
-        manifest.write(folder)
-        shutil.rmtree(folder / journal.FOLDER)
+    manifest.write(folder)
+    shutil.rmtree(folder / journal.FOLDER)
     return manifest
 
 
@@ -172,11 +190,3 @@ def _write_side_files(source: Source, folder: Path, layout: Layout, options: Opt
         places = {tensor: name for name, tensors in layout.files.items() for tensor in tensors}
         index = {"metadata": {"total_size": total}, "weight_map": places}
         (folder / HF_INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def _hash_side_files(folder: Path, layout: Layout) -> dict[str, FileEntry]:
-    return {
-        path.name: hash_file(path)
-        for path in folder.iterdir()
-        if path.is_file() and path.name not in layout.files
-    }

@@ -36,6 +36,8 @@ GAMMAS = frozenset(rule.source for rule in TENSOR_MAP if rule.is_gamma)
 class Piece:
     """Some rows of a chunk and the tensors that they are part of."""
 
+    name: str
+    """Of the source tensor, as the tensor map has it."""
     array: StoredArray
     chunk: Chunk
     first: int
@@ -107,7 +109,7 @@ class Copying:
         band = piece.array.read(chunk, first, rows)
         if (band & 0x7FFF).max() >= EXPONENT:
             self._note_nonfinite(piece)
-        if self._gamma_offset and piece.array.name in GAMMAS:
+        if self._gamma_offset and piece.name in GAMMAS:
             band = _add(band, self._gamma_offset)
         top, left = chunk.row + first, chunk.column
         for target in piece.targets:
@@ -138,7 +140,7 @@ class Copying:
                 file.hash_some(lambda: self._stopped)
 
     def _note_nonfinite(self, piece: Piece) -> None:
-        name = piece.array.name
+        name = piece.name
         if name.startswith(LAYERS):
             name += f", layer {piece.chunk.layer}"
         if self._strict:
@@ -170,7 +172,7 @@ def _pieces(source: Source, layout: Layout, finished: Finished) -> Iterator[Piec
                     if any(_overlap(chunk, first, count, block) for block in target.blocks)
                 )
                 if touched:
-                    yield Piece(array, chunk, first, count, touched)
+                    yield Piece(name, array, chunk, first, count, touched)
 
 
 def _rows(chunk: Chunk, limit: int) -> int:

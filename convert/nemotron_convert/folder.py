@@ -38,25 +38,33 @@ def unfinished_folder(output: Path, *, keep: bool) -> Iterator[Path]:
     check_output(output)
     partial = partial_path(output)
     descriptor = -1
+    with writing_errors(output):
+        try:
+            partial.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(partial, os.O_RDONLY | os.O_NOFOLLOW)
+            _lock(descriptor, partial)
+            if not keep:
+                _empty(partial)
+            yield partial
+            for path in partial.rglob("*"):
+                _sync(path)
+            _sync(partial)
+            if output.exists():
+                output.rmdir()
+            partial.rename(output)
+            _sync(output.parent)
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
+
+
+@contextmanager
+def writing_errors(output: Path) -> Iterator[None]:
+    """What the operating system refuses, as a NemotronError about `output`."""
     try:
-        partial.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(partial, os.O_RDONLY | os.O_NOFOLLOW)
-        _lock(descriptor, partial)
-        if not keep:
-            _empty(partial)
-        yield partial
-        for path in partial.rglob("*"):
-            _sync(path)
-        _sync(partial)
-        if output.exists():
-            output.rmdir()
-        partial.rename(output)
-        _sync(output.parent)
+        yield
     except OSError as error:
         raise NemotronError(f"cannot write: {error.strerror or error}", where=output) from error
-    finally:
-        if descriptor >= 0:
-            os.close(descriptor)
 
 
 def partial_path(output: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import posixpath
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any, NoReturn
 
 import yaml
 
+from nemotron_convert import nemo2
 from nemotron_convert.archive import Archive, read_bytes
 from nemotron_convert.errors import NemotronError
 
@@ -42,12 +42,16 @@ class ModelConfig:
         return (self.num_heads + 2 * self.num_kv_heads) * self.head_size
 
 
-def find_root(archive: Archive) -> str:
-    """The folder inside the archive that holds `model_config.yaml`: "" or "name/"."""
+def find_root(archive: Archive) -> tuple[str, bool]:
+    """The folder inside the archive that holds the model ("" or "name/"); whether NeMo 2 wrote it.
+
+    A `.nemo` has `model_config.yaml` there, NeMo 2 has `context/model.yaml`.
+    """
     roots = [
-        name.removesuffix(CONFIG_NAME)
+        (name.removesuffix(config), config == nemo2.CONFIG_NAME)
         for name in archive.members
-        if posixpath.basename(name) == CONFIG_NAME and name.count("/") <= 1
+        for config in (CONFIG_NAME, nemo2.CONFIG_NAME)
+        if re.fullmatch(r"([^/]+/)?" + re.escape(config), name)
     ]
     if not roots:
         raise NemotronError(
@@ -60,14 +64,17 @@ def find_root(archive: Archive) -> str:
 
 def read_model_config(archive: Archive) -> ModelConfig:
     """Read and check the configuration; NemotronError names the key that is wrong."""
-    root = find_root(archive)
-    where = f"{archive.path}: {root}{CONFIG_NAME}"
+    root, is_nemo2 = find_root(archive)
+    name = root + (nemo2.CONFIG_NAME if is_nemo2 else CONFIG_NAME)
+    where = f"{archive.path}: {name}"
     try:
-        raw = yaml.safe_load(read_bytes(archive, root + CONFIG_NAME, limit=CONFIG_LIMIT))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raw = yaml.safe_load(read_bytes(archive, name, limit=CONFIG_LIMIT))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise NemotronError(f"not plain YAML: {error}", where=where) from error
     if not isinstance(raw, dict):
         raise NemotronError("not a YAML mapping", where=where)
+    if is_nemo2:
+        raw = nemo2.say_as_nemo(raw, archive, root)
     return _Reader(raw, where, archive, root).model_config()
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from nemotron_convert import nemo2
 from nemotron_convert.archive import Archive, open_archive, read_bytes
 from nemotron_convert.arrays import StoredArray
 from nemotron_convert.errors import NemotronError
@@ -18,6 +19,7 @@ from nemotron_convert.torch_dist import TorchDist
 from nemotron_convert.zarr import open_zarr
 
 WEIGHTS = "model_weights/"
+PREFIX = "model."
 METADATA_LIMIT = 1 << 16
 TOKENIZER_LIMIT = 64 << 20
 VOCABULARY = "model.embedding.word_embeddings.weight"
@@ -44,7 +46,7 @@ class Source:
         archive = open_archive(path)
         try:
             config = read_model_config(archive)
-            layout, opener = _opener(archive, find_root(archive))
+            layout, opener = _opener(archive, *find_root(archive))
             tensors = {rule.source: opener(rule) for rule in TENSOR_MAP}
             vocab_size = tensors[VOCABULARY].shape[0]
             for rule in TENSOR_MAP:
@@ -75,9 +77,14 @@ class Source:
         self.archive.close()
 
 
-def _opener(archive: Archive, root: str) -> tuple[str, Opener]:
+def _opener(archive: Archive, root: str, is_nemo2: bool) -> tuple[str, Opener]:
     """The layout's name and how its tensors are opened, by what is stored beside them."""
-    weights = root + WEIGHTS
+    weights = root + (nemo2.WEIGHTS if is_nemo2 else WEIGHTS)
+    prefix = nemo2.TENSOR_PREFIX if is_nemo2 else PREFIX
+
+    def stored(rule: TensorRule) -> str:
+        return prefix + rule.source.removeprefix(PREFIX)
+
     if ranks := find_ranks(archive, root):
         return "legacy", Legacy(archive, ranks).open
     if not any(name.startswith(weights) for name in archive.members):
@@ -97,10 +104,10 @@ def _opener(archive: Archive, root: str) -> tuple[str, Opener]:
     elif weights + ".metadata" in archive.members:
         layout = "torch_dist"
     if layout == "zarr":
-        return layout, lambda rule: open_zarr(archive, weights, rule.source, stacked=rule.stacked)
+        return layout, lambda rule: open_zarr(archive, weights, stored(rule), stacked=rule.stacked)
     if layout == "torch_dist":
         checkpoint = TorchDist(archive, weights)
-        return layout, lambda rule: checkpoint.open(rule.source, stacked=rule.stacked)
+        return layout, lambda rule: checkpoint.open(stored(rule), stacked=rule.stacked)
     raise NemotronError(
         f"the weights are stored as {layout!r}",
         where=archive.path,

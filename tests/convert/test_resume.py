@@ -39,7 +39,7 @@ def break_after(bands: int, monkeypatch: pytest.MonkeyPatch, error: BaseExceptio
         if len(copied) == bands:
             raise error
         copy_band(self, piece, first, rows)
-        copied.append(f"{piece.array.name} {piece.chunk.layer} {piece.chunk.row} {first}")
+        copied.append(f"{piece.name} {piece.chunk.layer} {piece.chunk.row} {first}")
 
     monkeypatch.setattr(Copying, "_copy_band", break_in)
     return copied

@@ -51,6 +51,85 @@ def test_megatrons_file_gives_the_same_checkpoint_as_its_zarr(
     assert read_manifest(tmp_path / "out").files == read_manifest(tmp_path / "expected").files
 
 
+NEMO2_MODEL = """
+_target_: nemo.collections.llm.gpt.model.nemotron.NemotronModel
+config:
+  _target_: nemo.collections.llm.gpt.model.nemotron.Nemotron4Config340B
+  activation_func:
+    _call_: false
+    _target_: nemo.collections.llm.fn.activation.squared_relu
+  add_bias_linear: false
+  ffn_hidden_size: 512
+  hidden_size: 128
+  kv_channels: 8
+  layernorm_epsilon: 1.0e-05
+  layernorm_zero_centered_gamma: true
+  normalization: LayerNorm
+  num_attention_heads: 16
+  num_layers: 4
+  num_query_groups: 8
+  position_embedding_type: rope
+  rotary_base: 10000
+  rotary_percent: 0.5
+  seq_length: 256
+  share_embeddings_and_output_weights: false
+tokenizer:
+  _target_: nemo.collections.common.tokenizers.sentencepiece_tokenizer.SentencePieceTokenizer
+  model_path: nemo_tokenizer/tokenizer.model
+"""
+
+
+def nemo2(folder: Path, *, zarr: bool) -> Path:
+    """The golden model as a NeMo 2 folder."""
+    unpack(folder)
+    (folder / "context" / "nemo_tokenizer").mkdir(parents=True)
+    next(folder.glob("*.model")).rename(folder / "context" / "nemo_tokenizer" / "tokenizer.model")
+    (folder / "model_config.yaml").unlink()
+    (folder / "context" / "model.yaml").write_text(NEMO2_MODEL)
+    (folder / WEIGHTS).rename(folder / "weights")
+    arrays = [path.parent for path in sorted((folder / "weights").glob("*/.zarray"))]
+    if zarr:
+        for path in arrays:
+            path.rename(path.with_name(path.name.replace("model.", "module.", 1)))
+        return folder
+    tensors = {path.name.replace("model.", "module.", 1): read_zarr(path) for path in arrays}
+    shutil.rmtree(folder / "weights")
+    dcp.save(tensors, storage_writer=dcp.FileSystemWriter(folder / "weights"), no_dist=True)
+    return folder
+
+
+@pytest.mark.parametrize("zarr", [True, False])
+def test_nemo_2(zarr: bool, tmp_path: Path) -> None:
+    folder = nemo2(tmp_path / "in", zarr=zarr)
+    expected = convert(NEMO, tmp_path / "expected", Options(Parallel(8, 1)))
+    assert convert(folder, tmp_path / "out", Options(Parallel(8, 1))).files == expected.files
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("activation.squared_relu", "silu", "activation: '.*silu', but Nemotron-4 has"),
+        ("LayerNorm", "RMSNorm", "normalization: 'rmsnorm'"),
+        ("config:", "other:", "config: not there"),
+        ("rope", "!!python/object/apply:os.abort []", "not plain YAML"),
+        ("num_layers: 4", "num_layers: 5", "has shape"),
+    ],
+)
+def test_a_nemo_2_folder_of_another_model(old: str, new: str, message: str, tmp_path: Path) -> None:
+    folder = nemo2(tmp_path / "in", zarr=True)
+    path = folder / "context" / "model.yaml"
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(NemotronError, match=message):
+        convert(folder, tmp_path / "out", Options(Parallel(8, 1)))
+
+
+def test_a_nemo_2_folder_without_a_tokenizer(tmp_path: Path) -> None:
+    folder = nemo2(tmp_path / "in", zarr=True)
+    next(folder.rglob("*.model")).unlink()
+    with pytest.raises(NemotronError, match="0 SentencePiece files"):
+        convert(folder, tmp_path / "out", Options(Parallel(8, 1)))
+
+
 def read_zarr(folder: Path) -> torch.Tensor:
     meta = json.loads((folder / ".zarray").read_text())
     shape, chunks = meta["shape"], meta["chunks"]
