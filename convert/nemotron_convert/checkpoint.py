@@ -17,7 +17,7 @@ from nemotron_convert.checkpoint_config import CONFIG_NAME, TrtLlmConfig
 from nemotron_convert.convert import TOKENIZER_NAME
 from nemotron_convert.errors import NemotronError
 from nemotron_convert.layout import rank_name
-from nemotron_convert.manifest import Manifest, check_files, read_manifest
+from nemotron_convert.manifest import Manifest, read_manifest, require_unchanged
 from nemotron_convert.shards import Block, Parallel
 from nemotron_convert.tensor_file import StoredTensor, TensorSpec, read_header
 from nemotron_convert.tensor_map import TENSOR_MAP, RuleShape, rule_shape, stages
@@ -38,6 +38,12 @@ class Checkpoint:
     def open(cls, folder: Path) -> Checkpoint:
         """Check config, manifest and every rank file's header; NemotronError says what is wrong."""
         manifest = read_manifest(folder)
+        if manifest.format != "trtllm":
+            raise NemotronError(
+                f"this is a folder of the format {manifest.format}",
+                where=folder,
+                remedy="convert with --format trtllm",
+            )
         path = folder / CONFIG_NAME
         try:
             config = TrtLlmConfig.model_validate_json(path.read_bytes())
@@ -66,12 +72,7 @@ class Checkpoint:
 
     def check_hashes(self) -> None:
         """Read every file and compare with the manifest; NemotronError names the changed ones."""
-        if bad := check_files(self.folder, self.manifest):
-            raise NemotronError(
-                f"changed since the conversion: {', '.join(bad)}",
-                where=self.folder,
-                remedy="convert again",
-            )
+        require_unchanged(self.folder, self.manifest)
 
     def tensor(self, name: str) -> NDArray[Any]:
         """The whole tensor as it would be at TP=1, PP=1; `name` counts layers over the model.

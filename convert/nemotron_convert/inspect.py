@@ -13,6 +13,7 @@ from rich.table import Table
 
 from nemotron_convert.arrays import BF16_BYTES
 from nemotron_convert.checkpoint import Checkpoint
+from nemotron_convert.manifest import read_manifest, require_unchanged
 from nemotron_convert.shards import allowed_tp
 from nemotron_convert.source import Source
 from nemotron_convert.tensor_map import TENSOR_MAP
@@ -65,6 +66,7 @@ class CheckpointReport(BaseModel):
 
     checkpoint: str
     source: str
+    format: str
     dtype: str
     tp: int
     pp: int
@@ -101,19 +103,21 @@ def inspect(path: Path) -> ModelReport:
 
 def inspect_checkpoint(folder: Path, *, check: bool) -> CheckpointReport:
     """Check a checkpoint's headers and, with `check`, every byte; NemotronError if one is wrong."""
-    checkpoint = Checkpoint.open(folder)
+    manifest = read_manifest(folder)
+    if manifest.format == "trtllm":
+        Checkpoint.open(folder)
     if check:
-        checkpoint.check_hashes()
-    manifest = checkpoint.manifest
+        require_unchanged(folder, manifest)
     return CheckpointReport(
         checkpoint=str(folder),
         source=manifest.source,
+        format=manifest.format,
         dtype=manifest.dtype,
         tp=manifest.tp,
         pp=manifest.pp,
         bytes=sum(entry.size for entry in manifest.files.values()),
         files=len(manifest.files),
-        hash=checkpoint.hash,
+        hash=manifest.content_hash,
         checked=check,
     )
 

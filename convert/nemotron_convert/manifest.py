@@ -90,3 +90,13 @@ def check_files(folder: Path, manifest: Manifest) -> list[str]:
         if not path.is_file() or hash_file(path) != expected:
             bad.append(name)
     return bad
+
+
+def require_unchanged(folder: Path, manifest: Manifest) -> None:
+    """Read every file and compare with the manifest; NemotronError names the changed ones."""
+    if bad := check_files(folder, manifest):
+        raise NemotronError(
+            f"changed since the conversion: {', '.join(bad)}",
+            where=folder,
+            remedy="convert again",
+        )

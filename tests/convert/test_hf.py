@@ -15,9 +15,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nemotron_convert import layout
+from nemotron_convert.checkpoint import Checkpoint
 from nemotron_convert.convert import Options, convert
 from nemotron_convert.errors import NemotronError
 from nemotron_convert.hf_tokenizer import hf_tokenizer
+from nemotron_convert.inspect import inspect_checkpoint
 from nemotron_convert.layout import Format
 from nemotron_convert.manifest import check_files
 from nemotron_convert.shards import Parallel
@@ -110,6 +112,13 @@ def test_transformers_gives_the_trained_answers(trained: Path, answers: list[Exa
             == answer.question.answer.strip()
         )
     assert right == len(asked)
+
+
+def test_inspect_knows_it_and_build_refuses_it(golden: Path) -> None:
+    report = inspect_checkpoint(golden, check=True)
+    assert (report.format, report.checked) == ("hf", True)
+    with pytest.raises(NemotronError, match=r"format hf.*--format trtllm"):
+        Checkpoint.open(golden)
 
 
 def test_a_split_is_refused(tmp_path: Path) -> None:
