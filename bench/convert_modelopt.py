@@ -31,7 +31,7 @@ from modelopt.torch.export import export_tensorrt_llm_checkpoint
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16)
 with torch.inference_mode():
     export_tensorrt_llm_checkpoint(
-        model, "nemotron", torch.bfloat16, export_dir=sys.argv[2], inference_tensor_parallel=8
+        model, "gpt", torch.bfloat16, export_dir=sys.argv[2], inference_tensor_parallel=8
     )
 """
 

@@ -1,6 +1,6 @@
 """`nemotron convert` against `cp -r` of the same bytes, side by side on one disk.
 
-    python -m bench.convert_speed WORK_FOLDER [--gigabytes 4] [--runs 5] [--json OUT]
+    python -m bench.convert_speed WORK_FOLDER [--gigabytes 4] [--runs 6] [--json OUT]
 
 Both start with a cold page cache where the system lets us drop it (root on Linux), and take turns.
 Once as they are (`cp` leaves its data to be written later, `convert` does not), once with `cp`
@@ -90,7 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--gigabytes", type=float, default=4)
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=6)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     layer = Shape(layers=2).nbytes - Shape(layers=1).nbytes
@@ -107,11 +107,13 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in commands}
     peaks: list[int] = []
     cold = True
-    for _ in range(options.runs):
-        for name, command in commands.items():
+    for run in range(options.runs):
+        turn = run % len(commands)  # what ran before leaves the disk in another state
+        order = [*commands, *commands][turn : turn + len(commands)]
+        for name in order:
             shutil.rmtree(out, ignore_errors=True)
             cold = drop_caches() and cold
-            took, peak = measure(command)
+            took, peak = measure(commands[name])
             seconds[name].append(took)
             if name == "convert":
                 peaks.append(peak)
