@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nemotron_convert.archive import Archive, Member
-from nemotron_convert.codec import Codec
+from nemotron_convert.archive import Bytes, Member
 from nemotron_convert.errors import NemotronError
 
 BF16_BYTES = 2
+LAYER_LIMIT = 4096
 PAGE = 4096
 
 
@@ -44,14 +44,12 @@ class StoredArray:
     A matrix [R, C] and a vector [C] have one layer.
     """
 
-    archive: Archive
+    archive: Bytes
     name: str
     shape: tuple[int, ...]
     chunk_shape: tuple[int, ...]
     """Of the first stored block, along the axes of `shape`."""
     chunks: tuple[Chunk, ...]
-    codec: Codec | None = None
-    """Of compressed chunks, whose offsets count decoded bytes."""
 
     @property
     def nbytes(self) -> int:
@@ -60,8 +58,9 @@ class StoredArray:
     def read(self, chunk: Chunk, first: int, rows: int) -> NDArray[np.uint16]:
         """BF16 words [rows, chunk.columns] of a chunk, from its row `first` on."""
         words = aligned_empty((rows, chunk.pitch // BF16_BYTES))
-        reader = self.codec or self.archive
-        reader.read_into(chunk.member, chunk.offset + first * chunk.pitch, words.data.cast("B"))
+        self.archive.read_into(
+            chunk.member, chunk.offset + first * chunk.pitch, words.data.cast("B")
+        )
         return words[:, : chunk.columns]
 
 
@@ -80,6 +79,12 @@ def as_matrices(sizes: tuple[int, ...], *, stacked: bool, missing: int) -> tuple
     if len(sizes) == 2:
         return (sizes[0], missing, sizes[1]) if stacked else (missing, *sizes)
     return missing, missing, sizes[0]
+
+
+def check_layers(name: str, shape: tuple[int, ...], where: object, *, stacked: bool) -> None:
+    """NemotronError for more layers than any model has: each becomes a chunk in memory."""
+    if stacked and shape[0] > LAYER_LIMIT:
+        raise NemotronError(f"tensor {name} has {shape[0]} layers", where=where)
 
 
 def check_cover(array: StoredArray, *, stacked: bool) -> None:

@@ -29,4 +29,8 @@ class NemotronError(Exception):
             text += f" [{self.where}]"
         if self.remedy is not None:
             text += f": {self.remedy}"
-        return " ".join(text.split())
+        return "".join(
+            # What a checkpoint names must not move the cursor of the terminal it is told on.
+            c if c.isprintable() else c.encode("unicode_escape").decode()
+            for c in " ".join(text.split())
+        )

@@ -35,15 +35,22 @@ class _Rank:
 
 def find_ranks(archive: Archive, root: str) -> dict[tuple[int, int], Member]:
     """The ranks' files by (pipeline stage, TP rank); empty if this is another layout."""
-    found = {}
+    found: dict[tuple[int, int], Member] = {}
     for name, member in archive.members.items():
         if not name.startswith(root):
             continue
         if name == root + CHECKPOINT_NAME:
-            found[0, 0] = member
+            rank = 0, 0
         elif match := RANK_FOLDER.fullmatch(name.removeprefix(root)):
             alone, tp, pp = match.groups()
-            found[int(pp or 0), int(alone or tp)] = member
+            rank = int(pp or 0), int(alone or tp)
+        else:
+            continue
+        if rank in found:
+            raise NemotronError(
+                f"{found[rank].name} and {name} are of the same rank", where=archive.path
+            )
+        found[rank] = member
     return found
 
 
@@ -54,15 +61,16 @@ class Legacy:
         self._archive = archive
         self._pp = max(stage for stage, _ in members) + 1
         self._tp = max(tp for _, tp in members) + 1
-        ranks = [(stage, tp) for stage in range(self._pp) for tp in range(self._tp)]
-        if missing := [rank for rank in ranks if rank not in members]:
-            stage, tp = missing[0]
+        # Not listed before: a folder's name can claim any number of ranks.
+        ranks = ((stage, tp) for stage in range(self._pp) for tp in range(self._tp))
+        if missing := next((rank for rank in ranks if rank not in members), None):
+            stage, tp = missing
             raise NemotronError(
                 f"the {CHECKPOINT_NAME} of TP rank {tp}, pipeline stage {stage} is missing",
                 where=archive.path,
                 remedy="copy the checkpoint again",
             )
-        self._ranks = {rank: _open_rank(archive, members[rank]) for rank in ranks}
+        self._ranks = {rank: _open_rank(archive, members[rank]) for rank in sorted(members)}
 
     def open(self, rule: TensorRule) -> StoredArray:
         """NemotronError if a rank lacks its share, or the shares do not make up a tensor."""

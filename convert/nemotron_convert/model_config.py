@@ -16,6 +16,8 @@ from nemotron_convert.errors import NemotronError
 CONFIG_NAME = "model_config.yaml"
 CONFIG_LIMIT = 1 << 20
 INTERPOLATED_MULTIPLE = re.compile(r"^\$\{multiply:\s*(\d+)\s*,\s*\$\{\.hidden_size\}\s*\}$")
+LARGEST = 1e30
+"""Of any number here; YAML can write integers that no float holds."""
 NUMBER = re.compile(r"\d+(\.\d+)?[eE][-+]?\d+")
 
 
@@ -67,15 +69,31 @@ def read_model_config(archive: Archive) -> ModelConfig:
     root, is_nemo2 = find_root(archive)
     name = root + (nemo2.CONFIG_NAME if is_nemo2 else CONFIG_NAME)
     where = f"{archive.path}: {name}"
-    try:
-        raw = yaml.safe_load(read_bytes(archive, name, limit=CONFIG_LIMIT))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise NemotronError(f"not plain YAML: {error}", where=where) from error
+    raw = _load_yaml(read_bytes(archive, name, limit=CONFIG_LIMIT), where)
     if not isinstance(raw, dict):
         raise NemotronError("not a YAML mapping", where=where)
     if is_nemo2:
         raw = nemo2.say_as_nemo(raw, archive, root)
     return _Reader(raw, where, archive, root).model_config()
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML's plain values; merge keys, which no NeMo writes, can make gigabytes of a few bytes."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(None, None, "merge keys", key.start_mark)
+
+
+def _load_yaml(data: bytes, where: str) -> Any:
+    try:
+        return yaml.load(data, _PlainLoader)  # noqa: S506 - it is a SafeLoader
+    except (
+        *(yaml.YAMLError, RecursionError),
+        *(AttributeError, LookupError, TypeError, ValueError, ArithmeticError),  # "!!int text"
+    ) as error:
+        raise NemotronError(f"not plain YAML: {error}"[:300], where=where) from error
 
 
 class _Reader:
@@ -146,7 +164,7 @@ class _Reader:
     def _positive_int(self, key: str, default: int | None = None) -> int:
         value = self._raw.get(key)
         if value is None and default is not None:
-            return default
+            value = default
         if type(value) is not int or not 0 < value < 1 << 31:
             self._fail(key, f"expected a positive integer, got {_short(value)}")
         return value
@@ -157,7 +175,7 @@ class _Reader:
             return default
         if isinstance(value, str) and NUMBER.fullmatch(value):
             value = float(value)  # 1e-05 is a number in YAML 1.2, and a string to PyYAML
-        if type(value) not in (int, float) or not 0 < value < float("inf"):
+        if type(value) not in (int, float) or not 0 < value < LARGEST:
             self._fail(key, f"expected a positive number, got {_short(value)}")
         return float(value)
 

@@ -3,13 +3,16 @@
 Every global that a pickle may name is on a list, and becomes a `Record`: a class of ours that only
 remembers what it was given. Python's own unpickler in Python is used, not the C one, because that
 one reserves memory for whatever index a pickle claims.
+
+What comes out is still in the writer's hand. A few bytes can nest a tuple in itself so often that
+it takes for ever to print, to compare or to hash: whoever reads it looks at a value's type first.
 """
 
 from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from nemotron_convert.errors import NemotronError
@@ -57,7 +60,30 @@ def load_pickle(data: bytes, allowed: Collection[tuple[str, str]], *, where: str
         raise NemotronError(f"not a whole pickle: {error!r}"[:200], where=where) from error
 
 
+def _checked(opcode: int, keys: slice) -> Callable[[Any], None]:
+    """What unpickles `opcode`, after a look at those items of its stack that become dict's keys."""
+    load: Callable[[Any], None] = pickle._Unpickler.dispatch[opcode]
+
+    def load_checked(unpickler: Any) -> None:
+        for key in unpickler.stack[keys]:
+            if not isinstance(key, str | int | Record):  # hashing a nested tuple can take for ever
+                raise TypeError(f"a key that is a {type(key).__name__}")
+        load(unpickler)
+
+    return load_checked
+
+
 class _Unpickler(pickle._Unpickler):
+    dispatch = pickle._Unpickler.dispatch.copy()
+    for opcode in (
+        *(pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET),  # they hash what they are given
+        *(pickle.INT, pickle.LONG),  # numbers as text take quadratic time on old Pythons
+    ):
+        del dispatch[opcode[0]]
+    dispatch[pickle.SETITEM[0]] = _checked(pickle.SETITEM[0], slice(-2, -1))
+    dispatch[pickle.SETITEMS[0]] = _checked(pickle.SETITEMS[0], slice(0, None, 2))  # since the mark
+    dispatch[pickle.DICT[0]] = _checked(pickle.DICT[0], slice(0, None, 2))
+
     def __init__(self, data: bytes, allowed: Collection[tuple[str, str]], where: str) -> None:
         super().__init__(io.BytesIO(data))
         self._allowed = allowed

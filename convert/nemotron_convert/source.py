@@ -9,14 +9,15 @@ from pathlib import Path
 from types import TracebackType
 
 from nemotron_convert import nemo2
-from nemotron_convert.archive import Archive, open_archive, read_bytes
+from nemotron_convert.archive import Archive, read_bytes
 from nemotron_convert.arrays import StoredArray
+from nemotron_convert.containers import open_archive
 from nemotron_convert.errors import NemotronError
 from nemotron_convert.legacy import Legacy, find_ranks
 from nemotron_convert.model_config import ModelConfig, find_root, read_model_config
 from nemotron_convert.tensor_map import TENSOR_MAP, TensorRule, rule_shape
 from nemotron_convert.torch_dist import TorchDist
-from nemotron_convert.zarr import open_zarr
+from nemotron_convert.zarr import Zarr
 
 WEIGHTS = "model_weights/"
 PREFIX = "model."
@@ -104,7 +105,8 @@ def _opener(archive: Archive, root: str, is_nemo2: bool) -> tuple[str, Opener]:
     elif weights + ".metadata" in archive.members:
         layout = "torch_dist"
     if layout == "zarr":
-        return layout, lambda rule: open_zarr(archive, weights, stored(rule), stacked=rule.stacked)
+        arrays = Zarr(archive, weights)
+        return layout, lambda rule: arrays.open(stored(rule), stacked=rule.stacked)
     if layout == "torch_dist":
         checkpoint = TorchDist(archive, weights)
         return layout, lambda rule: checkpoint.open(stored(rule), stacked=rule.stacked)

@@ -11,14 +11,21 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-from nemotron_convert.archive import Archive, Member, read_bytes
-from nemotron_convert.arrays import BF16_BYTES, Chunk, StoredArray, as_matrices, check_cover
+from nemotron_convert.archive import Archive, Member, read_bytes, refuse_pointer
+from nemotron_convert.arrays import (
+    BF16_BYTES,
+    Chunk,
+    StoredArray,
+    as_matrices,
+    check_cover,
+    check_layers,
+)
 from nemotron_convert.errors import NemotronError
 from nemotron_convert.pickled import Record, load_pickle
-from nemotron_convert.torch_zip import TorchZip
+from nemotron_convert.torch_zip import TorchZip, check_sizes
 
 METADATA_NAME = ".metadata"
-METADATA_LIMIT = 256 << 20
+METADATA_LIMIT = 64 << 20
 
 _CHECKPOINT = "torch.distributed.checkpoint."
 METADATA_GLOBALS = frozenset(
@@ -66,8 +73,13 @@ class TorchDist:
         metadata = load_pickle(data, METADATA_GLOBALS, where=where)
         try:
             self._tensors = _read_index(metadata)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise NemotronError(f"not a checkpoint's index: {error!r}", where=where) from error
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise NemotronError(
+                f"not a checkpoint's index: {error!r}"[:200], where=where
+            ) from error
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
 
     def open(self, name: str, *, stacked: bool) -> StoredArray:
         """NemotronError if the tensor is missing, or not BF16, or not all there."""
@@ -82,6 +94,7 @@ class TorchDist:
             raise NemotronError(
                 f"tensor {name} has shape {list(tensor.shape)}", where=self._archive.path
             )
+        check_layers(name, tensor.shape, self._archive.path, stacked=stacked)
         chunks = [chunk for block in tensor.blocks for chunk in self._chunks(name, block, stacked)]
         array = StoredArray(
             self._archive, name, tensor.shape, tensor.blocks[0].sizes, tuple(chunks)
@@ -107,6 +120,7 @@ class TorchDist:
         if member is None:
             raise NemotronError(f"{path} is missing", where=self._archive.path)
         if not 0 <= block.start <= block.start + block.length <= member.size:
+            refuse_pointer(self._archive, member)
             raise NemotronError(
                 f"tensor {name} should lie at bytes {block.start} to "
                 f"{block.start + block.length}, the file has {member.size}",
@@ -128,25 +142,24 @@ def _read_index(metadata: Any) -> dict[str, _Tensor]:
     blocks: defaultdict[str, list[_Block]] = defaultdict(list)
     sizes: dict[tuple[str, tuple[int, ...]], tuple[int, ...]] = {}
     described = {
-        str(name): entry
+        name: entry
         for name, entry in metadata.state_dict_metadata.items()
-        if hasattr(entry, "chunks")
+        if isinstance(name, str) and hasattr(entry, "chunks")
     }
     for name, entry in described.items():
         for chunk in entry.chunks:
             sizes[name, _integers(chunk.offsets)] = _integers(chunk.sizes)
     for index, info in metadata.storage_data.items():
         offset = getattr(index, "offset", None)  # only tensors have one
-        if offset is None or index.fqn not in described:
+        if offset is None or _text(index.fqn) not in described:
             continue
         offsets = _integers(offset)
         blocks[index.fqn].append(
             _Block(
                 offsets,
                 sizes[index.fqn, offsets],
-                str(info.relative_path),
-                int(info.offset),
-                int(info.length),
+                _text(info.relative_path),
+                *_integers((info.offset, info.length)),
             )
         )
     return {
@@ -158,12 +171,17 @@ def _read_index(metadata: Any) -> dict[str, _Tensor]:
 def _dtype(properties: Any) -> str:
     """TensorProperties' state is a tuple that begins with the dtype, in old versions a dict."""
     dtype = properties.dtype if hasattr(properties, "dtype") else properties.state[0]
-    return str(dtype.__name__)
+    return _text(dtype.__name__)
 
 
 def _integers(size: Any) -> tuple[int, ...]:
     """A torch.Size, whose one argument is the sizes."""
     values = size.args[0] if isinstance(size, Record) else size
-    if not all(type(value) is int and 0 <= value < 1 << 40 for value in values):
-        raise ValueError(f"sizes are {values!r}"[:100])
+    check_sizes(values)
     return tuple(values)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"a name that is a {type(value).__name__}")
+    return value

@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 import io
-import lzma
 import math
 import struct
 import zipfile
-import zlib
 from dataclasses import dataclass
 from typing import Any
 
-from nemotron_convert.archive import Archive, Member
+from nemotron_convert.archive import Archive, Member, refuse_pointer, short_name
 from nemotron_convert.arrays import BF16_BYTES
 from nemotron_convert.errors import NemotronError
 from nemotron_convert.pickled import Record, load_pickle
 
-ZIP_ERRORS = (
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    struct.error,
-    EOFError,
-    NotImplementedError,
-    OSError,
-    RuntimeError,
-    ValueError,
-)
-"""What the library raises for damaged files."""
-PICKLE_LIMIT = 64 << 20
+PICKLE_LIMIT = 16 << 20
+READ_LIMIT = 16 << 20
+"""Bytes of a zip's directory, or of anything else that is read at once."""
 LOCAL_HEADER = struct.Struct("<26xHH")
 """The end of a zip entry's header: the lengths of its name and of its extra field."""
 STORAGES = ("BFloat16Storage", "ByteStorage", "FloatStorage", "HalfStorage", "LongStorage")
+ZIP_ERRORS = (
+    *(zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError),
+    *(ValueError, LookupError, ArithmeticError, struct.error),
+)
+"""What zipfile raises for a zip that is none."""
 GLOBALS = frozenset(
     {("torch", name) for name in STORAGES}
     | {("torch._utils", name) for name in ("_rebuild_tensor_v2", "_rebuild_parameter")}
@@ -62,19 +55,19 @@ class TorchZip:
         self._where = f"{archive.path}: {member.name}"
         try:
             self._zip = zipfile.ZipFile(self._file)
+            entries = self._zip.infolist()
         except ZIP_ERRORS as error:
-            raise NemotronError(f"not a file of torch.save: {error}", where=self._where) from error
-        self._entries = {i.filename.partition("/")[2]: i for i in self._zip.infolist()}
+            refuse_pointer(archive, member)
+            raise NemotronError(
+                f"not a file of torch.save: {error}"[:200], where=self._where
+            ) from error
+        self._entries = {entry.filename.partition("/")[2]: entry for entry in entries}
 
     def load(self) -> Any:
         """The saved object, as Records; see `pickled`."""
-        entry = self._entry("data.pkl")
-        if entry.file_size > PICKLE_LIMIT:
-            raise NemotronError(f"data.pkl has {entry.file_size} bytes", where=self._where)
-        order = self._entries.get("byteorder")
-        if order is not None and self._read(order) != b"little":
+        if "byteorder" in self._entries and self._read("byteorder", limit=16) != b"little":
             raise NemotronError("saved on a big-endian machine", where=self._where)
-        data = self._read(entry)
+        data = self._read("data.pkl", limit=PICKLE_LIMIT)
         return load_pickle(data, GLOBALS, where=self._where)
 
     def find(self, name: str, tensor: Any) -> SavedTensor:
@@ -83,7 +76,8 @@ class TorchZip:
             return self._find(tensor)
         except (AttributeError, IndexError, TypeError, ValueError, struct.error) as error:
             raise NemotronError(
-                f"tensor {name} is not stored as torch.save stores one: {error}", where=self._where
+                f"tensor {name} is not stored as torch.save stores one: {error}"[:300],
+                where=self._where,
             ) from error
 
     def _find(self, tensor: Record) -> SavedTensor:
@@ -91,13 +85,16 @@ class TorchZip:
             tensor = tensor.args[0]
         storage, first, shape, strides, *_rest = tensor.args
         _kind, storage_type, key, _device, count = storage
+        if not (isinstance(storage_type, type) and isinstance(key, str)):
+            raise TypeError("its storage is none of torch's")
         if storage_type.__name__ != "BFloat16Storage":
             raise ValueError(f"it is a {storage_type.__name__}, not BF16")
+        check_sizes(shape)
+        check_sizes(strides)
+        check_sizes((first, count))
         if tuple(strides) != tuple(math.prod(shape[i + 1 :]) for i in range(len(shape))):
             raise ValueError("it is not contiguous")
         entry = self._entry(f"data/{key}")
-        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
-            raise ValueError("its bytes are compressed or encrypted")
         if entry.file_size != count * BF16_BYTES or not 0 <= first <= count - math.prod(shape):
             raise ValueError(f"its storage has {entry.file_size} bytes")
         self._file.seek(entry.header_offset)
@@ -107,23 +104,39 @@ class TorchZip:
             raise ValueError("it is cut short")
         return SavedTensor(tuple(shape), self._start + begin + int(first) * BF16_BYTES)
 
-    def _read(self, entry: zipfile.ZipInfo) -> bytes:
-        """A small entry; one that lies about its size or its place is refused."""
+    def _entry(self, name: str) -> zipfile.ZipInfo:
+        entry = self._entries.get(name)
+        if entry is None:
+            raise NemotronError(f"there is no {short_name(name)} in it", where=self._where)
+        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
+            raise NemotronError(f"{name} is compressed or encrypted", where=self._where)
+        if entry.compress_size != entry.file_size:
+            raise NemotronError(f"{name} has two sizes", where=self._where)
+        return entry
+
+    def _read(self, name: str, *, limit: int) -> bytes:
+        entry = self._entry(name)
+        if entry.file_size > limit:
+            raise NemotronError(
+                f"{name} has {entry.file_size} bytes, more than the {limit} it may have",
+                where=self._where,
+            )
         try:
-            with self._zip.open(entry) as stream:
-                data = stream.read(PICKLE_LIMIT + 1)
+            return self._zip.read(entry)
         except ZIP_ERRORS as error:
             raise NemotronError(
-                f"{entry.filename} cannot be read: {error}", where=self._where
+                f"{name} cannot be read: {error}"[:200], where=self._where
             ) from error
-        if len(data) > PICKLE_LIMIT:
-            raise NemotronError(f"{entry.filename} is larger than it may be", where=self._where)
-        return data
 
-    def _entry(self, name: str) -> zipfile.ZipInfo:
-        if name not in self._entries:
-            raise NemotronError(f"there is no {name} in it", where=self._where)
-        return self._entries[name]
+
+def check_sizes(sizes: Any) -> None:
+    """ValueError unless these are a few numbers, as a pickle's need not be."""
+    if not (
+        isinstance(sizes, tuple | list)
+        and len(sizes) <= 3
+        and all(type(size) is int and 0 <= size < 1 << 40 for size in sizes)
+    ):
+        raise ValueError("its sizes are not up to three numbers")
 
 
 class _MemberFile(io.RawIOBase):
@@ -152,10 +165,13 @@ class _MemberFile(io.RawIOBase):
     def tell(self) -> int:
         return self._position
 
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        count = max(0, min(len(view), self._length - self._position))
-        if count:
-            self._archive.read_into(self._member, self._start + self._position, view[:count])
-        self._position += count
-        return count
+    def read(self, size: int = -1) -> bytes:
+        """Up to `size` bytes; ValueError for more than READ_LIMIT, as a zip can ask for."""
+        rest = max(0, self._length - self._position)
+        count = rest if size < 0 else min(size, rest)
+        if count > READ_LIMIT:
+            raise ValueError(f"its directory has {count} bytes")
+        buffer = bytearray(count)
+        self._archive.read_into(self._member, self._start + self._position, memoryview(buffer))
+        self._position += len(buffer)
+        return bytes(buffer)

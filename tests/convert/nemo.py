@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from numcodecs.abc import Codec
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NEMO = GOLDEN / "tiny_zarr_tp1pp1.nemo"
@@ -37,6 +38,13 @@ def edit_config(folder: Path, edit: Callable[[str], str]) -> Path:
 def edit_zarray(folder: Path, tensor: str, **keys: object) -> None:
     path = folder / WEIGHTS / tensor / ".zarray"
     path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+
+
+def compress(folder: Path, tensor: str, compressor: Codec) -> None:
+    """Store a tensor's chunks compressed, as zarr does."""
+    for chunk in (folder / WEIGHTS / tensor).glob("[0-9]*"):
+        chunk.write_bytes(bytes(compressor.encode(chunk.read_bytes())))
+    edit_zarray(folder, tensor, compressor=compressor.get_config())
 
 
 def rechunk(folder: Path, tensor: str, chunks: tuple[int, ...]) -> None:

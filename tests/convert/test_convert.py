@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
-import numcodecs
 import numpy as np
 import pytest
 import torch
@@ -137,21 +135,6 @@ def test_gamma_is_taken_as_it_is_where_the_norm_is_not_centered(tmp_path: Path) 
     convert(folder, tmp_path / "out", Options(Parallel(1, 1)))
     gamma = load_file(GOLDEN / "hf_tiny" / "model.safetensors")["model.norm.weight"]
     assert torch.equal(ranks(tmp_path / "out")[0]["transformer.ln_f.weight"], gamma)
-
-
-@pytest.mark.parametrize("codec", ["blosc", "bz2", "gzip", "lz4", "zlib"])
-def test_compressed_chunks(codec: str, tmp_path: Path) -> None:
-    """As numcodecs, which zarr itself uses, writes them."""
-    folder = unpack(tmp_path / "in")
-    compressor = numcodecs.get_codec({"id": codec})
-    for meta in sorted((folder / "model_weights").glob("*/.zarray")):
-        meta.write_text(
-            json.dumps(json.loads(meta.read_text()) | {"compressor": compressor.get_config()})
-        )
-        for chunk in meta.parent.glob("[0-9]*"):
-            chunk.write_bytes(bytes(compressor.encode(chunk.read_bytes())))
-    expected = convert(NEMO, tmp_path / "expected", Options(Parallel(8, 1)))
-    assert convert(folder, tmp_path / "out", Options(Parallel(8, 1))).files == expected.files
 
 
 @pytest.mark.parametrize("bits", [0x7F80, 0xFF80, 0x7FC1])

@@ -1,172 +1,151 @@
-"""Damage whole `.nemo` files at random and read them: every outcome but two is a finding.
+"""Fuzz the readers of checkpoints: whatever the bytes, a checkpoint or one NemotronError.
 
-    python -m tests.fuzz.readers --minutes 10 --seed 1 [--findings FOLDER]
+    python -m tests.fuzz.readers --minutes 10 --seed 1
 
-Allowed are success and `NemotronError`, within the limits of time and memory. The damage knows the
-formats: it changes bytes, numbers and structure of the JSON, YAML and pickles, swaps and cuts
-members, and lies about sizes.
+Anything else is a finding: another exception, more than TIME_LIMIT or MEMORY_LIMIT, a message that
+is no single line. It is kept in the folder of findings as `{seed}-{number}.nemo`, and the text
+beside it says what happened; what ends the process itself is left as `running.nemo`.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
-import pickletools
-import random
 import resource
-import shutil
+import signal
 import sys
-import tarfile
 import tempfile
 import time
 import traceback
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from random import Random
+from types import FrameType
+
+import numcodecs
 
 from nemotron_convert.errors import NemotronError
 from nemotron_convert.source import Source
+from tests.convert.nemo import compress, unpack
+from tests.convert.test_legacy import legacy
+from tests.convert.test_torch_dist import nemo2, unpack_torch_dist
+from tests.fuzz.mutations import Members, mutated
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-SEEDS = ("tiny_zarr_tp1pp1.nemo", "tiny_torch_dist_tp1pp1.nemo")
-SECONDS = 10.0
-MEMORY_BYTES = 2 << 30
-NUMBERS = (b"0", b"-1", b"1", b"255", b"65536", b"4294967296", b"1e9", b"99999999999999999999")
-WORDS = (b"null", b"true", b"[]", b"{}", b'""', b"[[[[", b"!!python/object:os.system", b"*a")
-OPCODES = tuple(ord(opcode.code) for opcode in pickletools.opcodes)
-
-
-def load_seeds() -> list[dict[str, bytes]]:
-    """The members of each golden file."""
-    seeds = []
-    for name in SEEDS:
-        with tarfile.open(GOLDEN / name) as tar:
-            found = {}
-            for info in tar:
-                if info.isfile():
-                    stream = tar.extractfile(info)
-                    assert stream is not None
-                    found[info.name.removeprefix("./")] = stream.read()
-            seeds.append(found)
-    return seeds
+TIME_LIMIT = 20
+"""Seconds for one checkpoint; the sound ones take a few milliseconds."""
+MEMORY_LIMIT = 512 << 20
+MESSAGE_LIMIT = 2000
+BANDS = 2
 
 
-def damage(members: dict[str, bytes], rng: random.Random) -> dict[str, bytes]:
-    """A copy with a few changes."""
-    members = dict(members)
-    for _ in range(rng.randint(1, 4)):
-        # Small members steer the readers, so they are taken more often than their bytes deserve.
-        name = rng.choice(sorted(members, key=lambda n: len(members[n]))[: rng.choice((8, 20, 99))])
-        kind = rng.randrange(8)
-        if kind == 0 and len(members) > 1:
-            del members[name]
-        elif kind == 1:
-            members[name] = members[name][: rng.randrange(len(members[name]) + 1)]
-        elif kind == 2:
-            members[name] += rng.randbytes(rng.choice((1, 2, 100, 70000)))
-        elif kind == 3:
-            members[rng.choice(sorted(members))] = members[name]
-        elif kind == 4:
-            members[_renamed(name, rng)] = members[name]
-        else:
-            members[name] = _edit(members[name], rng)
-    return members
+class TimeUp(BaseException):
+    """The reader has taken longer than TIME_LIMIT."""
 
 
-def _renamed(name: str, rng: random.Random) -> str:
-    return rng.choice(
-        (name.upper(), name + "/x", "../" + name, "/" + name, "x/" + name, name + ".1")
+def sound_checkpoints(folder: Path) -> list[Members]:
+    """One of each layout that is read."""
+    compressed = unpack(folder / "compressed")
+    codecs = (numcodecs.Blosc(), numcodecs.Zstd(), numcodecs.Zlib(), numcodecs.LZ4())
+    tensors = sorted(path.name for path in (compressed / "model_weights").glob("*.weight"))
+    for tensor, codec in zip(tensors, codecs, strict=False):
+        compress(compressed, tensor, codec)
+    made = (
+        unpack(folder / "zarr"),
+        compressed,
+        unpack_torch_dist(folder / "torch_dist"),
+        legacy(folder / "legacy", 1, 1),
+        legacy(folder / "ranks", 2, 1),
+        nemo2(folder / "nemo2", zarr=False),
     )
+    return [
+        {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+        for root in made
+    ]
 
 
-def _edit(data: bytes, rng: random.Random) -> bytes:
-    for _ in range(rng.choice((1, 1, 2, 5))):
-        at = rng.randrange(len(data) + 1)
-        digits = [i for i, byte in enumerate(data[: 1 << 16]) if 48 <= byte <= 57]
-        kind = rng.randrange(5)
-        if kind == 0 and digits:
-            at = rng.choice(digits)
-            data = data[:at] + rng.choice(NUMBERS) + data[at + 1 :]
-        elif kind == 1:
-            data = data[:at] + rng.choice(WORDS) + data[at + rng.randrange(8) :]
-        elif kind == 2:
-            data = data[:at] + bytes([rng.choice(OPCODES)]) + data[at + 1 :]
-        elif kind == 3:
-            data = data[:at] + rng.randbytes(rng.choice((1, 4, 8))) + data[at + 1 :]
-        else:
-            end = min(len(data), at + rng.randrange(64))
-            data = data[:at] + data[at:end] * rng.choice((0, 2, 50)) + data[end:]
-    return data
+def read_all(path: Path) -> bool:
+    """Every byte that a conversion would read, in bands; False if the checkpoint is refused."""
+    try:
+        with Source.open(path) as source:
+            source.read_tokenizer()
+            for tensor in source.tensors.values():
+                for chunk in tensor.chunks:
+                    rows = -(-chunk.rows // BANDS)
+                    for first in range(0, chunk.rows, rows):
+                        tensor.read(chunk, first, min(rows, chunk.rows - first))
+    except NemotronError as error:
+        if len(str(error)) > MESSAGE_LIMIT or not str(error).isprintable():
+            raise AssertionError(f"a message that is no line: {str(error)[:500]!r}") from error
+        return False
+    return True
 
 
-def pack(members: dict[str, bytes], path: Path, rng: random.Random) -> None:
-    """As a tar, sometimes gzipped, sometimes with its own bytes damaged."""
-    gzipped = rng.random() < 0.1
-    with tarfile.open(path, "w:gz" if gzipped else "w") as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    if rng.random() < 0.1:
-        data = bytearray(path.read_bytes())
-        for _ in range(rng.randint(1, 20)):
-            data[rng.randrange(min(len(data), 1 << 16))] = rng.randrange(256)
-        path.write_bytes(data)
+@contextmanager
+def limits() -> Iterator[None]:
+    """MEMORY_LIMIT more than now, and TIME_LIMIT from each `signal.alarm` on."""
+
+    def time_up(_signal: int, _frame: FrameType | None) -> None:
+        raise TimeUp(f"more than {TIME_LIMIT} s")
+
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    now = pages * resource.getpagesize()
+    handler = signal.signal(signal.SIGALRM, time_up)
+    resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY_LIMIT, before[1]))
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, handler)
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-def read_all(path: Path) -> None:
-    """Open the source and read every chunk, in bands as the converter does."""
-    with Source.open(path) as source:
-        source.read_tokenizer()
-        for tensor in source.tensors.values():
-            for chunk in tensor.chunks:
-                for first in range(0, chunk.rows, 64):
-                    tensor.read(chunk, first, min(64, chunk.rows - first))
-
-
-def run(seed: int, *, seconds: float, executions: int, findings: Path) -> tuple[int, int, int]:
-    """(executions, of them refused, findings) until either limit is reached."""
-    rng = random.Random(seed)
-    seeds = load_seeds()
-    done = refused = found = 0
-    end = time.monotonic() + seconds
+def fuzz(seed: int, numbers: Iterator[int], findings: Path) -> Counter[str]:
+    """How many were read, refused and found, by those words."""
+    findings.mkdir(parents=True, exist_ok=True)
+    outcomes: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "model.nemo")
-        while done < executions and time.monotonic() < end:
-            pack(damage(rng.choice(seeds), rng), path, rng)
-            start = time.monotonic()
-            problem = ""
-            try:
-                read_all(path)
-            except NemotronError as error:
-                refused += 1
-                if "\n" in str(error) or len(str(error)) > 2000:
-                    problem = f"a message that is no line: {str(error)[:200]}"
-            except Exception:
-                problem = traceback.format_exc(limit=-3)
-            if time.monotonic() - start > SECONDS:
-                problem = f"took {time.monotonic() - start:.0f} s"
-            if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > MEMORY_BYTES:
-                problem = problem or "memory"
-            done += 1
-            if problem:
-                found += 1
-                findings.mkdir(parents=True, exist_ok=True)
-                shutil.copy(path, findings / f"{seed}-{done}.nemo")
-                print(f"finding {seed}-{done}: {problem}", file=sys.stderr, flush=True)
-    return done, refused, found
+        sound = sound_checkpoints(Path(folder))
+        running = findings / "running.nemo"
+        with limits():
+            for number in numbers:
+                random = Random(f"{seed}:{number}")
+                running.write_bytes(mutated(random, random.choice(sound)))
+                signal.alarm(TIME_LIMIT)
+                try:
+                    outcomes["read" if read_all(running) else "refused"] += 1
+                except (Exception, TimeUp):
+                    signal.alarm(0)
+                    outcomes["found"] += 1
+                    running.rename(findings / f"{seed}-{number}.nemo")
+                    said = traceback.format_exc().encode(errors="backslashreplace")
+                    (findings / f"{seed}-{number}.txt").write_bytes(said)
+                signal.alarm(0)
+    running.unlink(missing_ok=True)
+    return outcomes
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Fuzz the readers of checkpoints.")
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--findings", type=Path, default=Path("findings"))
+    parser.add_argument("--first", type=int, default=0, help="number to begin with")
+    parser.add_argument("--findings", type=Path, default=Path("fuzz-findings"))
     options = parser.parse_args()
-    done, refused, found = run(
-        options.seed, seconds=options.minutes * 60, executions=1 << 62, findings=options.findings
-    )
-    print(f"seed {options.seed}: {done} executions, {refused} refused, {found} findings")
-    sys.exit(found > 0)
+    end = time.monotonic() + 60 * options.minutes
+
+    def numbers() -> Iterator[int]:
+        number = options.first
+        while time.monotonic() < end:
+            yield number
+            number += 1
+
+    outcomes = fuzz(options.seed, numbers(), options.findings)
+    words = ", ".join(f"{count} {word}" for word, count in sorted(outcomes.items()))
+    print(f"seed {options.seed}, {options.minutes:g} minutes: {outcomes.total()} runs, {words}")
+    return 1 if outcomes["found"] else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

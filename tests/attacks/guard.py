@@ -1,0 +1,83 @@
+"""What an attack may not do, watched while it is tried."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemotron_convert.convert import Options, convert
+from nemotron_convert.errors import NemotronError
+from nemotron_convert.shards import Parallel
+
+MEMORY_LIMIT = 64 << 20
+CANARY = b"outside"
+RUNS_SOMETHING = re.compile(
+    r"os\.(system|exec|fork|posix_spawn|spawn)|subprocess\.|socket\.|ctypes\."
+)
+
+Build = Callable[[Path], Path]
+"""Makes the hostile checkpoint in a folder of its own; beside that lies the file `canary`."""
+
+
+@dataclass(frozen=True)
+class Attack:
+    """A checkpoint, and what the refusal says: that should name the member."""
+
+    build: Build
+    message: str
+
+
+_events: list[tuple[str, tuple[Any, ...]]] | None = None
+
+
+def _watch(event: str, arguments: tuple[Any, ...]) -> None:
+    if _events is not None and (event == "open" or RUNS_SOMETHING.match(event)):
+        _events.append((event, arguments))
+
+
+sys.addaudithook(_watch)
+
+
+@contextmanager
+def _watched() -> Iterator[list[tuple[str, tuple[Any, ...]]]]:
+    global _events  # noqa: PLW0603 - an audit hook cannot be taken off again
+    _events = []
+    try:
+        yield _events
+    finally:
+        _events = None
+
+
+def try_attack(attack: Attack, tmp_path: Path) -> None:
+    """The attack is refused in a line, in little memory, and touches nothing outside."""
+    canary = tmp_path / "canary"
+    canary.write_bytes(CANARY)
+    (tmp_path / "attack").mkdir()
+    (tmp_path / "results").mkdir()
+    source = attack.build(tmp_path / "attack")
+    before = sorted(tmp_path.rglob("*"))
+    tracemalloc.start()
+    try:
+        with _watched() as events, pytest.raises(NemotronError, match=attack.message) as caught:
+            convert(source, tmp_path / "results" / "out", Options(Parallel(2, 1)))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1000
+    assert peak < MEMORY_LIMIT
+    assert [name for name, _ in events if name != "open"] == []
+    assert not [
+        path for _, (path, *_) in events if isinstance(path, str) and path.endswith("canary")
+    ]
+    left = [path for path in sorted(tmp_path.rglob("*")) if path not in before]
+    assert all(path.is_relative_to(tmp_path / "results" / "out.partial") for path in left)
+    assert canary.read_bytes() == CANARY
