@@ -12,6 +12,7 @@ from nemotron_build.engine import build_engine
 from nemotron_build.profile import Profile, load_profile
 from nemotron_build.server import TritonServer
 from nemotron_convert.convert import Options, convert
+from nemotron_convert.layout import Dtype, Precision
 from nemotron_convert.shards import Parallel
 from nemotron_text import Tokenizer
 from tests.tiny_nemotron.answers import ExactAnswer, load_answers
@@ -49,6 +50,14 @@ def engine_bf16(checkpoint_tp8: Path, cpu_profile: Profile) -> Path:
 def engine_f32(checkpoint_tp8: Path, cpu_profile: Profile) -> Path:
     folder = checkpoint_tp8.with_name("engine-f32")
     build_engine(checkpoint_tp8, folder, cpu_profile.model_copy(update={"dtype": "f32"}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint_fp8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """TP 8, calibrated on the project's own texts."""
+    folder = tmp_path_factory.mktemp("tiny-fp8") / "checkpoint"
+    convert(NEMO, folder, Options(Parallel(8, 1), precision=Precision(Dtype.FP8)))
     return folder
 
 

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nemotron_convert.checkpoint import Checkpoint
+from nemotron_convert.fp8 import E4M3_MAX
+from nemotron_convert.layout import Dtype, ScaleKind
 from nemotron_convert.model_config import ModelConfig
 from nemotron_engine.openvino import openvino, opset13
 
@@ -25,8 +27,9 @@ MASKED = np.float32(np.finfo(np.float32).min)
 def build_model(checkpoint: Checkpoint, precision: Precision) -> Any:
     """An `openvino.Model`: input_ids, attention_mask, position_ids [B, T] i64 → logits [B, T, V].
 
-    Weights stay BF16; `precision` is what the linear layers compute in. Norms, rotary embedding
-    and the residual stream are F32 in both.
+    BF16 weights stay BF16; `precision` is what the linear layers compute in. Norms, rotary
+    embedding and the residual stream are F32 in both. An FP8 checkpoint's scales are applied to
+    weights and inputs, but not to the KV cache, which is the engine's own.
     """
     return _Graph(checkpoint, precision).model()
 
@@ -166,11 +169,36 @@ class _Graph:
         In BF16 the weight goes into the product as it is stored: the plug-in then keeps one packed
         copy of it, where a conversion in the graph would be folded to F32 copies.
         """
+        if self.checkpoint.precision.weights is Dtype.FP8 and name != "lm_head":
+            return self._fp8_linear(hidden, name)
         weight = self._weight(name + ".weight")
         if self.precision == "f32":
             return opset13.matmul(hidden, opset13.convert(weight, "f32"), False, True)
         product = opset13.matmul(opset13.convert(hidden, "bf16"), weight, False, True)
         return opset13.convert(product, "f32")
+
+    def _fp8_linear(self, hidden: Node, name: str) -> Node:
+        """The same on the checkpoint's E4M3 weight and an input rounded to E4M3 by its scale.
+
+        The plug-in computes nothing in 8 bits: what is E4M3 by value is BF16 by type, which holds
+        each of its numbers exactly. Without the clamp, what is too large would become NaN.
+        """
+        weight = self.checkpoint.tensor(name + ".weight")
+        weight_scale, input_scale = (
+            self.checkpoint.scale(name + ".weight", kind)
+            for kind in (ScaleKind.WEIGHT, ScaleKind.INPUT)
+        )
+        scaled = opset13.multiply(hidden, _f32(1 / input_scale))
+        rounded = opset13.convert(opset13.clamp(scaled, -E4M3_MAX, E4M3_MAX), "f8e4m3")
+        wide = _bf16(weight.astype(ml_dtypes.bfloat16))
+        if self.precision == "f32":
+            product = opset13.matmul(
+                opset13.convert(rounded, "f32"), opset13.convert(wide, "f32"), False, True
+            )
+        else:
+            narrow = opset13.matmul(opset13.convert(rounded, "bf16"), wide, False, True)
+            product = opset13.convert(narrow, "f32")
+        return opset13.multiply(product, _f32(weight_scale * input_scale))
 
     def _weight(self, name: str) -> Node:
         return _bf16(self.checkpoint.tensor(name))

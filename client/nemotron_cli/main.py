@@ -17,6 +17,7 @@ from nemotron_convert.errors import NemotronError
 
 EXTRAS = {
     "ml_dtypes": "convert",
+    "torch": "calibrate",
     "numcodecs": "convert",
     "safetensors": "convert",
     "sentencepiece": "convert",

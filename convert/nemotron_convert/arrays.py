@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +17,8 @@ from nemotron_convert.errors import NemotronError
 BF16_BYTES = 2
 LAYER_LIMIT = 4096
 PAGE = 4096
+BAND_BYTES = 1 << 20
+"""What is read at a time: it is checked and used while it is in the CPU's cache."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,50 @@ class StoredArray:
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * BF16_BYTES
+
+    def read_layer(self, layer: int) -> NDArray[np.uint16]:
+        """BF16 words [R, C] of one layer's matrix; of a vector [1, C]."""
+        chunks = self.of_layer(layer)
+        rows = max(chunk.row + chunk.rows for chunk in chunks)
+        whole = np.empty((rows, self.shape[-1]), np.uint16)
+        for chunk in chunks:
+            for first, band in self.bands(chunk):
+                top, left = chunk.row + first, chunk.column
+                whole[top : top + len(band), left : left + chunk.columns] = band
+        return whole
+
+    def read_rows(self, wanted: NDArray[np.int64]) -> NDArray[np.uint16]:
+        """BF16 words [n, C] of some rows of a matrix, given in rising order."""
+        found = np.empty((len(wanted), self.shape[-1]), np.uint16)
+        for chunk in self.chunks:
+            for first, band in self.bands(chunk):
+                top = chunk.row + first
+                start, end = np.searchsorted(wanted, (top, top + len(band)))
+                columns = slice(chunk.column, chunk.column + chunk.columns)
+                found[start:end, columns] = band[wanted[start:end] - top]
+        return found
+
+    def bands(self, chunk: Chunk) -> Iterator[tuple[int, NDArray[np.uint16]]]:
+        """A chunk in parts of about BAND_BYTES: (row of the chunk, its words from there on)."""
+        rows = max(1, BAND_BYTES // chunk.pitch)
+        for first in range(0, chunk.rows, rows):
+            yield first, self.read(chunk, first, min(rows, chunk.rows - first))
+
+    @property
+    def layer_bytes(self) -> int:
+        """Of one layer's matrix, or of the only one."""
+        return self.nbytes // len(self._by_layer)
+
+    def of_layer(self, layer: int) -> tuple[Chunk, ...]:
+        """The chunks of one layer's matrix."""
+        return self._by_layer[layer]
+
+    @cached_property
+    def _by_layer(self) -> dict[int, tuple[Chunk, ...]]:
+        found: defaultdict[int, list[Chunk]] = defaultdict(list)
+        for chunk in self.chunks:
+            found[chunk.layer].append(chunk)
+        return {layer: tuple(chunks) for layer, chunks in found.items()}
 
     def read(self, chunk: Chunk, first: int, rows: int) -> NDArray[np.uint16]:
         """BF16 words [rows, chunk.columns] of a chunk, from its row `first` on."""

@@ -16,11 +16,11 @@ from pydantic import ValidationError
 from nemotron_convert.checkpoint_config import CONFIG_NAME, TrtLlmConfig
 from nemotron_convert.convert import TOKENIZER_NAME
 from nemotron_convert.errors import NemotronError
-from nemotron_convert.layout import rank_name
+from nemotron_convert.layout import Precision, ScaleKind, rank_name, trtllm_scale_name
 from nemotron_convert.manifest import Manifest, read_manifest, require_unchanged
 from nemotron_convert.shards import Block, Parallel
 from nemotron_convert.tensor_file import StoredTensor, TensorSpec, read_header
-from nemotron_convert.tensor_map import TENSOR_MAP, RuleShape, rule_shape, stages
+from nemotron_convert.tensor_map import TENSOR_MAP, RuleShape, TensorRule, rule_shape, stages
 
 DTYPES = {"BF16": ml_dtypes.bfloat16, "F8_E4M3": ml_dtypes.float8_e4m3fn, "F32": np.float32}
 
@@ -70,6 +70,20 @@ class Checkpoint:
         """SHA-256 (hex) of the content, as the manifest states it."""
         return self.manifest.content_hash
 
+    @property
+    def precision(self) -> Precision:
+        """What of it is FP8."""
+        return self.config.precision
+
+    def scale(self, name: str, kind: ScaleKind) -> float:
+        """A scale of the linear layer whose weight has this name; the same on every rank.
+
+        KeyError if the checkpoint has no such scale.
+        """
+        merge = self._merges[name]
+        rank = merge.stage * self.config.mapping.tp_size
+        return float(self.read(rank, trtllm_scale_name(merge.name, kind))[0])
+
     def check_hashes(self) -> None:
         """Read every file and compare with the manifest; NemotronError names the changed ones."""
         require_unchanged(self.folder, self.manifest)
@@ -77,14 +91,14 @@ class Checkpoint:
     def tensor(self, name: str) -> NDArray[Any]:
         """The whole tensor as it would be at TP=1, PP=1; `name` counts layers over the model.
 
-        bfloat16 (ml_dtypes). `attention.qkv.weight` is [all q; all k; all v]; norm weights hold
-        gamma + 1. KeyError if the model has no such tensor.
+        bfloat16 or float8_e4m3fn (ml_dtypes). `attention.qkv.weight` is [all q; all k; all v];
+        norm weights hold gamma + 1. KeyError if the model has no such tensor.
         """
         merge = self._merges[name]
         if len(merge.whole.rank_shape) == 1:
-            return self._read(merge.stage * self.config.mapping.tp_size, merge.name).copy()
+            return self.read(merge.stage * self.config.mapping.tp_size, merge.name).copy()
         parts = [
-            self._read(merge.stage * self.config.mapping.tp_size + tp, merge.name)
+            self.read(merge.stage * self.config.mapping.tp_size + tp, merge.name)
             for tp in range(self.config.mapping.tp_size)
         ]
         whole = np.zeros(merge.whole.rank_shape, parts[0].dtype)
@@ -102,24 +116,31 @@ class Checkpoint:
             here = rule_shape(rule, model, self.config.vocab_size, split.tp)
             whole = rule_shape(rule, model, self.config.vocab_size, 1)
             for stage, layer, name in stages(rule, split, model.num_layers):
-                found[rule.target.format(layer=layer)] = _Merge(stage, name, here, whole)
+                found[rule.target.format(layer=layer)] = _Merge(rule, stage, name, here, whole)
         return found
 
     def _check_tensors(self) -> None:
         tp = self.config.mapping.tp_size
         for merge in self._merges.values():
-            expected = TensorSpec("BF16", merge.split.rank_shape)
+            expected = {merge.name: self.precision.spec(merge.rule.source, merge.split.rank_shape)}
+            for kind in self.precision.scales(merge.rule):
+                expected[trtllm_scale_name(merge.name, kind)] = TensorSpec("F32", (1,))
             for rank in range(merge.stage * tp, (merge.stage + 1) * tp):
-                stored = self.ranks[rank].get(merge.name)
-                if stored is None or stored.spec != expected:
-                    raise NemotronError(
-                        f"tensor {merge.name} should be {expected.dtype} {list(expected.shape)}, "
-                        + (f"is {stored.spec}" if stored else "is missing"),
-                        where=self.folder / rank_name(rank),
-                        remedy="convert again",
-                    )
+                for name, spec in expected.items():
+                    self._check_tensor(rank, name, spec)
 
-    def _read(self, rank: int, name: str) -> NDArray[Any]:
+    def _check_tensor(self, rank: int, name: str, expected: TensorSpec) -> None:
+        stored = self.ranks[rank].get(name)
+        if stored is None or stored.spec != expected:
+            raise NemotronError(
+                f"tensor {name} should be {expected.dtype} {list(expected.shape)}, "
+                + (f"is {stored.spec.dtype} {list(stored.spec.shape)}" if stored else "is missing"),
+                where=self.folder / rank_name(rank),
+                remedy="convert again",
+            )
+
+    def read(self, rank: int, name: str) -> NDArray[Any]:
+        """A tensor of one rank's file as it is there, mapped into memory."""
         stored = self.ranks[rank][name]
         return np.memmap(
             self.folder / rank_name(rank),
@@ -134,6 +155,7 @@ class Checkpoint:
 class _Merge:
     """An unsharded tensor: its stage and name there, its shares, and itself as one rank's."""
 
+    rule: TensorRule
     stage: int
     name: str
     split: RuleShape

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from nemotron_convert.layout import Dtype, Precision
 from nemotron_convert.model_config import ModelConfig
 from nemotron_convert.shards import Parallel
 
@@ -63,6 +64,19 @@ class TrtLlmConfig(_Strict):
     mapping: Mapping
     quantization: Quantization
 
+    @property
+    def precision(self) -> Precision:
+        """What of it is FP8."""
+        return Precision(
+            *(
+                Dtype.FP8 if algorithm else Dtype.BF16
+                for algorithm in (
+                    self.quantization.quant_algo,
+                    self.quantization.kv_cache_quant_algo,
+                )
+            )
+        )
+
     def model_shape(self) -> ModelConfig:
         """The same model as its `.nemo` describes it."""
         return ModelConfig(
@@ -81,7 +95,9 @@ class TrtLlmConfig(_Strict):
         )
 
 
-def trtllm_config(config: ModelConfig, vocab_size: int, parallel: Parallel) -> TrtLlmConfig:
+def trtllm_config(
+    config: ModelConfig, vocab_size: int, parallel: Parallel, precision: Precision
+) -> TrtLlmConfig:
     """The `config.json` for a model and its split."""
     return TrtLlmConfig(
         num_hidden_layers=config.num_layers,
@@ -96,5 +112,15 @@ def trtllm_config(config: ModelConfig, vocab_size: int, parallel: Parallel) -> T
         rotary_pct=config.rotary_pct,
         rotary_base=config.rotary_base,
         mapping=Mapping(world_size=parallel.world_size, tp_size=parallel.tp, pp_size=parallel.pp),
-        quantization=Quantization(),
+        quantization=_quantization(precision),
+    )
+
+
+def _quantization(precision: Precision) -> Quantization:
+    if precision.weights is not Dtype.FP8:
+        return Quantization()
+    return Quantization(
+        quant_algo="FP8",
+        kv_cache_quant_algo="FP8" if precision.kv_cache is Dtype.FP8 else None,
+        exclude_modules=["lm_head"],
     )

@@ -61,8 +61,36 @@ def convert(
         bool, typer.Option("--resume", help="Go on where an earlier run was ended.")
     ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse NaN and Inf.")] = False,
+    dtype: Annotated[
+        Literal["bf16", "fp8"], typer.Option(help="Of the linear layers; FP8 needs scales.")
+    ] = "bf16",
+    kv_cache_dtype: Annotated[
+        Literal["bf16", "fp8"],
+        typer.Option(help="fp8 halves the KV cache, and costs this model accuracy."),
+    ] = "bf16",
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="TEXTS.jsonl",
+            help='For FP8: lines {"text": …} or {"messages": […]}; bring what the model will see.',
+        ),
+    ] = None,
+    calibrate_ids: Annotated[
+        Path | None, typer.Option(metavar="IDS.json", help="The same as lists of token ids.")
+    ] = None,
+    calibrate_length: Annotated[
+        int, typer.Option(min=1, help="Tokens that are taken of each text.")
+    ] = 512,
+    calibrate_memory: Annotated[
+        float, typer.Option(min=0, help="GB of hidden states in memory; more go to the disk.")
+    ] = 8,
+    scales: Annotated[
+        Path | None,
+        typer.Option(metavar="CALIBRATION.json", help="For FP8: what an earlier run has found."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where to calibrate: cpu, cuda.")] = "cpu",
 ) -> None:
-    """Convert a .nemo to a BF16 TensorRT-LLM checkpoint or Hugging Face folder.
+    """Convert a .nemo to a TensorRT-LLM checkpoint or Hugging Face folder, in BF16 or FP8.
 
     Under mpirun or srun the files are shared out over the processes.
     """
@@ -70,14 +98,21 @@ def convert(
 
     from nemotron_convert.convert import Options
     from nemotron_convert.convert import convert as run
+    from nemotron_convert.errors import NemotronError
     from nemotron_convert.folder import partial_path
-    from nemotron_convert.layout import Format
+    from nemotron_convert.layout import Dtype, Format, Precision
     from nemotron_convert.plan import make_plan
+    from nemotron_convert.scaling import Scaling
     from nemotron_convert.shards import Parallel
     from nemotron_convert.team import open_team
 
     parallel = Parallel(tp or (8 if format == "trtllm" else 1), pp)
-    options = Options(parallel, Format(format), jobs, resume, strict)
+    precision = Precision(Dtype(dtype), Dtype(kv_cache_dtype))
+    memory = int(calibrate_memory * 1e9)
+    scaling = Scaling(scales, calibrate, calibrate_ids, calibrate_length, device, memory)
+    if precision.weights is Dtype.BF16 and (calibrate or calibrate_ids or scales):
+        raise NemotronError("there is nothing to calibrate in BF16", remedy="add --dtype fp8")
+    options = Options(parallel, Format(format), jobs, resume, strict, precision, scaling)
     if plan:
         made = make_plan(model, output, options)
         made.print(Console())
@@ -92,6 +127,8 @@ def convert(
     if team.leads:
         for name in manifest.nonfinite:
             typer.echo(f"warning: {name} holds NaN or Inf", err=True)
+        if precision.kv_cache is Dtype.FP8:
+            typer.echo("warning: an FP8 KV cache costs this model accuracy; measure it", err=True)
         size = sum(entry.size for entry in manifest.files.values())
         split = f" TP={parallel.tp} PP={parallel.pp}" if format == "trtllm" else ""
         typer.echo(f"{output}: {size:,} bytes, {manifest.format} {manifest.dtype}{split}")

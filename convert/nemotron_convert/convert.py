@@ -14,11 +14,21 @@ from nemotron_convert.checkpoint_config import CONFIG_NAME, trtllm_config
 from nemotron_convert.copying import Copying
 from nemotron_convert.errors import NemotronError
 from nemotron_convert.folder import partial_path, unfinished_folder, writing_errors
+from nemotron_convert.fp8 import Scales
 from nemotron_convert.hf_config import write_hf_configs
 from nemotron_convert.hf_tokenizer import write_hf_tokenizer
-from nemotron_convert.layout import Format, Layout, hf_layout, trtllm_layout
+from nemotron_convert.layout import (
+    BF16_ONLY,
+    Dtype,
+    Format,
+    Layout,
+    Precision,
+    hf_layout,
+    trtllm_layout,
+)
 from nemotron_convert.manifest import FileEntry, Manifest, hash_file
 from nemotron_convert.progress import byte_progress
+from nemotron_convert.scaling import OWN_TEXTS, Calibrator, Scaling
 from nemotron_convert.shards import Parallel
 from nemotron_convert.source import Source
 from nemotron_convert.team import ALONE, Team
@@ -42,15 +52,24 @@ class Options:
     """Go on from where an earlier run of the same conversion was ended."""
     strict: bool = False
     """Refuse NaN and Inf instead of noting them in the manifest."""
+    precision: Precision = BF16_ONLY
+    scaling: Scaling = OWN_TEXTS
+    """Of an FP8 conversion."""
 
     @property
     def identity(self) -> dict[str, object]:
-        """What decides the bytes that are written."""
-        return {"format": self.format.value, "tp": self.parallel.tp, "pp": self.parallel.pp}
+        """What decides the bytes that are written, but for the calibration."""
+        return {
+            "format": self.format.value,
+            "tp": self.parallel.tp,
+            "pp": self.parallel.pp,
+            "dtype": self.precision.weights.value,
+            "kv_cache_dtype": self.precision.kv_cache.value,
+        }
 
 
 def convert(source_path: Path, output: Path, options: Options, *, team: Team = ALONE) -> Manifest:
-    """Write `source_path` in BF16 to the new folder `output`.
+    """Write `source_path` in BF16 or FP8 to the new folder `output`.
 
     The folder appears under its name only when it is whole; what is unfinished stays beside it and
     can be resumed. Memory is a few MiB per job, whatever the model's size. Every process of `team`
@@ -59,20 +78,30 @@ def convert(source_path: Path, output: Path, options: Options, *, team: Team = A
     """
     with Source.open(source_path) as source:
         layout = lay_out(source, options)
+        calibrator = None
+        if options.precision.weights is Dtype.FP8:
+            calibrator = Calibrator(source, options.scaling, team)
         with _shared_folder(output, options, team) as folder:
-            return _write(source, folder, layout, options, team)
+            return _write(source, folder, layout, options, team, calibrator)
 
 
 def lay_out(source: Source, options: Options) -> Layout:
     """The files that a conversion writes; NemotronError if the model cannot be split so."""
+    precision = options.precision
+    if precision.kv_cache is Dtype.FP8 and precision.weights is not Dtype.FP8:
+        raise NemotronError(
+            "an FP8 KV cache needs calibrated scales",
+            where="--kv-cache-dtype",
+            remedy="add --dtype fp8",
+        )
     if options.format is Format.HF:
         if options.parallel != Parallel(1, 1):
             raise NemotronError(
                 "the Hugging Face format is not split", where="--tp, --pp", remedy="leave them out"
             )
-        return hf_layout(source.config, source.vocab_size)
+        return hf_layout(source.config, source.vocab_size, precision)
     options.parallel.check(source.config)
-    return trtllm_layout(source.config, source.vocab_size, options.parallel)
+    return trtllm_layout(source.config, source.vocab_size, options.parallel, precision)
 
 
 def room_needed(layout: Layout, folder: Path) -> int:
@@ -97,10 +126,22 @@ def _shared_folder(output: Path, options: Options, team: Team) -> Iterator[Path]
     team.barrier()
 
 
-def _write(source: Source, folder: Path, layout: Layout, options: Options, team: Team) -> Manifest:
-    finished = team.share(_begin(source, folder, layout, options) if team.leads else None)
-    mine = frozenset(list(layout.files)[team.rank :: team.size])
-    entries, nonfinite = _copy(source, folder, layout.restrict(mine), finished, options, team)
+def _write(
+    source: Source,
+    folder: Path,
+    layout: Layout,
+    options: Options,
+    team: Team,
+    calibrator: Calibrator | None,
+) -> Manifest:
+    identity = options.identity | ({"calibration": calibrator.identity} if calibrator else {})
+    finished = team.share(_begin(source, folder, layout, options, identity) if team.leads else None)
+    scales = None
+    if calibrator:
+        fp8_kv_cache = options.precision.kv_cache is Dtype.FP8
+        scales = calibrator.scales(folder, options.jobs, fp8_kv_cache=fp8_kv_cache)
+    mine = layout.restrict(frozenset(list(layout.files)[team.rank :: team.size]))
+    entries, nonfinite = _copy(source, folder, mine, finished, options, team, scales)
     hashed = {name: entry for part in team.gather(entries) for name, entry in part.items()}
     found = set().union(*team.gather(nonfinite))
     return team.share(
@@ -124,7 +165,8 @@ def _finish(
     manifest = Manifest(
         source=source.archive.path.name,
         format=options.format.value,
-        dtype="bf16",
+        dtype=options.precision.weights.value,
+        kv_cache_dtype=options.precision.kv_cache.value,
         tp=options.parallel.tp,
         pp=options.parallel.pp,
         nonfinite=sorted(nonfinite),
@@ -135,9 +177,15 @@ def _finish(
     return manifest
 
 
-def _begin(source: Source, folder: Path, layout: Layout, options: Options) -> journal.Finished:
+def _begin(
+    source: Source,
+    folder: Path,
+    layout: Layout,
+    options: Options,
+    identity: dict[str, object],
+) -> journal.Finished:
     """What an earlier run has left to go on from, and room for the rest."""
-    now = journal.fingerprint(source, options.identity)
+    now = journal.fingerprint(source, identity)
     finished = journal.start(folder, now, resume=options.resume)
     need, free = room_needed(layout, folder), shutil.disk_usage(folder).free
     if need > free:
@@ -156,6 +204,7 @@ def _copy(
     finished: journal.Finished,
     options: Options,
     team: Team,
+    scales: Scales | None,
 ) -> tuple[dict[str, FileEntry], set[str]]:
     """Fill this process's files; their hashes, and the tensors that hold NaN or Inf."""
     files = {name: TensorFile(folder / name, tensors) for name, tensors in layout.files.items()}
@@ -165,7 +214,7 @@ def _copy(
             file.open()
         log = journal.Journal(folder, team.rank, files)
         stack.callback(log.close)
-        copying = Copying(source, layout, files, finished, strict=options.strict)
+        copying = Copying(source, layout, files, finished, strict=options.strict, scales=scales)
         what = "converting" if team.size == 1 else f"process {team.rank} of {team.size}"
         with byte_progress(what, copying.nbytes, shown=team.leads) as report:
             copying.run(options.jobs, log, report)
@@ -178,13 +227,15 @@ def _write_side_files(source: Source, folder: Path, layout: Layout, options: Opt
     tokenizer = source.read_tokenizer()
     (folder / TOKENIZER_NAME).write_bytes(tokenizer)
     if options.format is Format.TRTLLM:
-        config = trtllm_config(source.config, source.vocab_size, options.parallel)
+        config = trtllm_config(
+            source.config, source.vocab_size, options.parallel, options.precision
+        )
         text = config.model_dump_json(indent=2) + "\n"
         (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
         return
     write_hf_tokenizer(folder, tokenizer, source.config.max_positions)
     pieces = SentencePieceModel.parse(tokenizer)
-    write_hf_configs(folder, source.config, source.vocab_size, pieces)
+    write_hf_configs(folder, source.config, source.vocab_size, pieces, options.precision)
     if len(layout.files) > 1:
         total = sum(spec.nbytes for tensors in layout.files.values() for spec in tensors.values())
         places = {tensor: name for name, tensors in layout.files.items() for tensor in tensors}

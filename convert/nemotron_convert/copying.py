@@ -8,22 +8,22 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from nemotron_convert.arrays import BF16_BYTES, PAGE, Chunk, StoredArray
+from nemotron_convert.arrays import BAND_BYTES, BF16_BYTES, PAGE, Chunk, StoredArray
 from nemotron_convert.errors import NemotronError
+from nemotron_convert.fp8 import Quantizer, Scales
 from nemotron_convert.journal import Finished, Journal
-from nemotron_convert.layout import Layout, Target
+from nemotron_convert.layout import Layout, ScaleKind, Target
 from nemotron_convert.shards import Block
 from nemotron_convert.source import Source
 from nemotron_convert.tensor_file import TensorFile
-from nemotron_convert.tensor_map import LAYERS, TENSOR_MAP
+from nemotron_convert.tensor_map import LAYERS, LINEARS, TENSOR_MAP
 
-BAND_BYTES = 1 << 20
-"""What a thread holds at a time: it is read, checked and written while it is in the CPU's cache."""
 PIECE_BYTES = 64 << 20
 """What a thread takes on at a time."""
 EXPONENT = 0x7F80
@@ -56,13 +56,20 @@ class Copying:
         finished: Finished,
         *,
         strict: bool,
+        scales: Scales | None = None,
     ) -> None:
-        """`finished` tensors are left as they are; with `strict` NaN and Inf are refused."""
+        """`finished` tensors are left as they are; with `strict` NaN and Inf are refused.
+
+        With `scales`, which an FP8 layout needs, the linear layers' weights are quantized.
+        """
         self.nonfinite: set[str] = set()
         """Source tensors, with their layers, that hold NaN or Inf."""
         self._files = files
         self._strict = strict
         self._gamma_offset = layout.gamma_offset
+        self._quantizer = Quantizer(scales) if scales and scales.linears else None
+        if scales:
+            _write_scales(layout, files, scales)
         self._pieces = list(_pieces(source, layout, finished))
         if source.archive.sequential:
             self._pieces.sort(key=lambda p: (p.chunk.member.offset, p.chunk.offset, p.first))
@@ -110,7 +117,10 @@ class Copying:
         if (band & 0x7FFF).max() >= EXPONENT:
             self._note_nonfinite(piece)
         if self._gamma_offset and piece.name in GAMMAS:
-            band = _add(band, self._gamma_offset)
+            band = add_gamma(band, self._gamma_offset)
+        values: NDArray[Any] = band
+        if self._quantizer and piece.name in LINEARS:
+            values = self._quantizer.quantize(piece.name, chunk.layer, band)
         top, left = chunk.row + first, chunk.column
         for target in piece.targets:
             for block in target.blocks:
@@ -119,7 +129,7 @@ class Copying:
                 end = min(left + chunk.columns, block.column + block.columns)
                 if first_row >= end_row or start >= end:
                     continue
-                part = band[first_row - top : end_row - top, start - left : end - left]
+                part = values[first_row - top : end_row - top, start - left : end - left]
                 row, column = block.rank_row + first_row - block.row, start - block.column
                 self._files[target.file].write(target.name, row, column, part)
 
@@ -150,6 +160,18 @@ class Copying:
                 remedy="copy the checkpoint again, or convert it without --strict",
             )
         self.nonfinite.add(name)
+
+
+def _write_scales(layout: Layout, files: Mapping[str, TensorFile], scales: Scales) -> None:
+    for (name, layer), targets in layout.scales.items():
+        for target in targets:
+            if target.kind is ScaleKind.KV_CACHE:
+                value = scales.kv_cache[layer]
+            elif target.kind is ScaleKind.WEIGHT:
+                value = scales.linears[name, layer].weight
+            else:
+                value = scales.linears[name, layer].input
+            files[target.file].write(target.name, 0, 0, np.array([[value]], np.float32))
 
 
 def _pieces(source: Source, layout: Layout, finished: Finished) -> Iterator[Piece]:
@@ -192,7 +214,7 @@ def _overlap(chunk: Chunk, first: int, rows: int, block: Block) -> bool:
     )
 
 
-def _add(gamma: NDArray[np.uint16], offset: int) -> NDArray[np.uint16]:
+def add_gamma(gamma: NDArray[np.uint16], offset: int) -> NDArray[np.uint16]:
     """A norm weight and `offset`, added in float32 and rounded to BF16 as ModelOpt does."""
     values = gamma.view(ml_dtypes.bfloat16).astype(np.float32) + np.float32(offset)
     rounded: NDArray[np.uint16] = values.astype(ml_dtypes.bfloat16).view(np.uint16)

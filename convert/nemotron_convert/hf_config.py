@@ -1,10 +1,11 @@
-"""`config.json` and `generation_config.json` of the Hugging Face format."""
+"""`config.json`, `generation_config.json` and `hf_quant_config.json` of the Hugging Face format."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+from nemotron_convert.layout import Dtype, Precision
 from nemotron_convert.model_config import ModelConfig
 from nemotron_text.sentencepiece_model import SentencePieceModel
 
@@ -12,9 +13,13 @@ END_OF_TURN = "<extra_id_1>"
 
 
 def write_hf_configs(
-    folder: Path, config: ModelConfig, vocab_size: int, tokenizer: SentencePieceModel
+    folder: Path,
+    config: ModelConfig,
+    vocab_size: int,
+    tokenizer: SentencePieceModel,
+    precision: Precision,
 ) -> None:
-    """Write both files."""
+    """Write both files, and `hf_quant_config.json` for FP8."""
     ids = {piece.text: i for i, piece in enumerate(tokenizer.pieces)}
     special = {
         "bos_token_id": ids.get("<s>"),
@@ -24,6 +29,8 @@ def write_hf_configs(
     ends = [ids[text] for text in (END_OF_TURN, "</s>") if text in ids]
     _write(folder / "config.json", hf_config(config, vocab_size) | special)
     _write(folder / "generation_config.json", special | {"eos_token_id": ends})
+    if precision.weights is Dtype.FP8:
+        _write(folder / "hf_quant_config.json", hf_quant_config(precision))
 
 
 def hf_config(config: ModelConfig, vocab_size: int) -> dict[str, object]:
@@ -54,6 +61,18 @@ def hf_config(config: ModelConfig, vocab_size: int) -> dict[str, object]:
         "use_cache": True,
         "dtype": "bfloat16",
         "torch_dtype": "bfloat16",
+    }
+
+
+def hf_quant_config(precision: Precision) -> dict[str, object]:
+    """As ModelOpt writes it; vLLM reads no other producer's."""
+    return {
+        "producer": {"name": "modelopt", "version": "0.47.0"},
+        "quantization": {
+            "quant_algo": "FP8",
+            "kv_cache_quant_algo": "FP8" if precision.kv_cache is Dtype.FP8 else None,
+            "exclude_modules": ["lm_head", "model.embed_tokens"],
+        },
     }
 
 

@@ -21,11 +21,10 @@ Finished = frozenset[tuple[str, str]]
 """(file, tensor) pairs."""
 
 
-def fingerprint(source: Source, options: Mapping[str, object]) -> dict[str, object]:
-    """What a resumed run must have in common with the first: source and options.
+def source_digest(source: Source) -> str:
+    """SHA-256 (hex) of the source's files by name, size and time of change, and its configuration.
 
-    The source is known by its files' names, sizes and times of change, and by its configuration;
-    to read all of it would take as long as converting it.
+    To read all of it would take as long as converting it.
     """
     archive = source.archive
     outer = archive.path if archive.path.is_file() else None
@@ -33,8 +32,12 @@ def fingerprint(source: Source, options: Mapping[str, object]) -> dict[str, obje
     for name, member in sorted(archive.members.items()):
         changed = (outer or archive.path / name).stat().st_mtime_ns
         lines.append(f"{name} {member.size} {member.offset} {changed}")
-    digest = hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
-    return {"source": digest, **options}
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
+def fingerprint(source: Source, options: Mapping[str, object]) -> dict[str, object]:
+    """What a resumed run must have in common with the first: source and options."""
+    return {"source": source_digest(source), **options}
 
 
 def start(folder: Path, now: dict[str, object], *, resume: bool) -> Finished:

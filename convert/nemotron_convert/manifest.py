@@ -34,10 +34,10 @@ class Manifest(BaseModel):
     source: str
     """Name of the `.nemo`."""
     format: Literal["trtllm", "hf"] = "trtllm"
-    dtype: Literal["bf16"]
+    dtype: Literal["bf16", "fp8"]
+    kv_cache_dtype: Literal["bf16", "fp8"] = "bf16"
     tp: int
     pp: int
-    calibration: None = None
     nonfinite: list[str] = []
     """Tensors of the source that hold NaN or Inf."""
     files: dict[str, FileEntry]

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
+from nemotron_convert.arrays import BAND_BYTES
 from nemotron_convert.convert import Options, lay_out, room_needed
-from nemotron_convert.copying import BAND_BYTES
 from nemotron_convert.errors import NemotronError
 from nemotron_convert.folder import check_output, partial_path
 from nemotron_convert.layout import Layout

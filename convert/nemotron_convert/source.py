@@ -23,7 +23,7 @@ WEIGHTS = "model_weights/"
 PREFIX = "model."
 METADATA_LIMIT = 1 << 16
 TOKENIZER_LIMIT = 64 << 20
-VOCABULARY = "model.embedding.word_embeddings.weight"
+EMBEDDING = "model.embedding.word_embeddings.weight"
 
 
 Opener = Callable[[TensorRule], StoredArray]
@@ -49,7 +49,7 @@ class Source:
             config = read_model_config(archive)
             layout, opener = _opener(archive, *find_root(archive))
             tensors = {rule.source: opener(rule) for rule in TENSOR_MAP}
-            vocab_size = tensors[VOCABULARY].shape[0]
+            vocab_size = tensors[EMBEDDING].shape[0]
             for rule in TENSOR_MAP:
                 _check_shape(tensors[rule.source], rule, config, vocab_size)
         except BaseException:

@@ -95,8 +95,8 @@ class TensorFile:
             self._direct = os.open(self.path, os.O_WRONLY | os.O_NOFOLLOW | os.O_DIRECT)
 
     def write(self, name: str, row: int, column: int, values: NDArray[np.generic]) -> None:
-        """Put values [rows, columns] of the tensor's width into it (a vector is one row)."""
-        width, size = self.tensors[name].shape[-1], values.itemsize
+        """Put values [rows, columns] of the tensor's width into it (vector, scalar: one row)."""
+        width, size = (self.tensors[name].shape or (1,))[-1], values.itemsize
         position = self._offsets[name] + (row * width + column) * size
         values = np.ascontiguousarray(values)
         if values.shape[1] == width:

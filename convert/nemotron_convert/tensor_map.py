@@ -128,6 +128,14 @@ HF_MAP = _model(
 """transformers' NemotronForCausalLM; its norm weights are gamma - 1."""
 
 
+LINEARS = {
+    rule.source: rule.target.removeprefix(_TRT).removesuffix(".weight")
+    for rule in TENSOR_MAP
+    if rule.source.removeprefix(LAYERS) in _SHAPES
+}
+"""The matrices that FP8 is for, with TensorRT-LLM's short names for them."""
+
+
 def in_order(rules: tuple[TensorRule, ...], num_layers: int) -> Iterator[tuple[TensorRule, int]]:
     """Every rule with every global layer it has, in the order in which data flows."""
     for rule in rules:

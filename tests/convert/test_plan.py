@@ -11,7 +11,7 @@ import pytest
 from bench.random_nemo import Shape
 from nemotron_convert.convert import Options, convert
 from nemotron_convert.errors import NemotronError
-from nemotron_convert.layout import Format, hf_layout, trtllm_layout
+from nemotron_convert.layout import BF16_ONLY, Format, hf_layout, trtllm_layout
 from nemotron_convert.model_config import ModelConfig
 from nemotron_convert.plan import CARDS, WEIGHT_SHARE, Plan, make_plan
 from nemotron_convert.shards import Parallel
@@ -40,7 +40,7 @@ def plan_of_the_real_model(parallel: Parallel) -> Plan:
     return Plan(
         source="real",
         output=Path("out"),
-        layout=trtllm_layout(REAL, 256000, parallel),
+        layout=trtllm_layout(REAL, 256000, parallel, BF16_ONLY),
         shapes={},
         to_read=2 * PARAMETERS,
         to_write=0,
@@ -66,7 +66,7 @@ def test_the_340b_against_known_cards(parallel: Parallel, gib: float, fitting: s
 
 
 def test_the_340b_in_hugging_face_shards() -> None:
-    layout = hf_layout(REAL, 256000)
+    layout = hf_layout(REAL, 256000, BF16_ONLY)
     sizes = [sum(spec.nbytes for spec in file.values()) for file in layout.files.values()]
     assert sum(sizes) == 2 * PARAMETERS
     assert max(sizes) <= 10_000_000_000

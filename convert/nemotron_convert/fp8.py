@@ -1,0 +1,102 @@
+"""Per-tensor FP8: E4M3 values and one F32 scale for each matrix, as ModelOpt makes them.
+
+    scale = amax / 448        in F32; 448 is E4M3's largest number
+    value = E4M3(weight / scale)  in F32, to the nearest, ties to even
+
+BF16 has 65,536 values, so at a known scale a weight is quantized by looking it up, and since the
+bits of positive BF16 numbers are in the numbers' order, amax is a maximum of integers.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+E4M3_MAX = 448.0
+MAGNITUDE = 0x7FFF
+"""BF16 without its sign."""
+BLOCK = 1 << 16
+"""Words looked up at a time: their indexes stay in the CPU's cache."""
+TABLES = 8
+"""Kept at a time; threads work on neighbouring tensors."""
+
+
+def amax_bits(words: NDArray[np.uint16]) -> int:
+    """The BF16 bits of the largest magnitude in `words`."""
+    return int((words & MAGNITUDE).max(initial=0))
+
+
+def from_bits(bits: int) -> float:
+    """The number that these BF16 bits are."""
+    return float(np.array(bits, np.uint16).view(ml_dtypes.bfloat16))
+
+
+def scale_of(amax: float) -> np.float32:
+    """Amax / 448 in F32; 1 for a tensor of zeros, which any scale keeps."""
+    return np.float32(amax) / np.float32(E4M3_MAX) if amax else np.float32(1)
+
+
+def table_of(scale: np.float32) -> NDArray[np.uint8]:
+    """E4M3 bits [65536] of every BF16 number by its bits, at this scale.
+
+    Beyond ±448 the largest number is taken; NaN stays NaN.
+    """
+    numbers = np.arange(1 << 16, dtype=np.uint16).view(ml_dtypes.bfloat16).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled = np.clip(numbers / scale, -E4M3_MAX, E4M3_MAX)
+        bits: NDArray[np.uint8] = scaled.astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
+    return bits
+
+
+def look_up(table: NDArray[np.uint8], words: NDArray[np.uint16]) -> NDArray[np.uint8]:
+    """The table's entry for each word, in the words' shape."""
+    flat = np.ascontiguousarray(words).reshape(-1)
+    found = np.empty(flat.size, np.uint8)
+    for start in range(0, flat.size, BLOCK):
+        part = slice(start, start + BLOCK)
+        np.take(table, flat[part], out=found[part], mode="wrap")  # no index is out of its range
+    return found.reshape(words.shape)
+
+
+@dataclass(frozen=True)
+class LinearScale:
+    """F32 scales of a linear layer's weight and of its input: value = stored × scale."""
+
+    weight: np.float32
+    input: np.float32
+
+
+@dataclass(frozen=True)
+class Scales:
+    """All scales of a model."""
+
+    linears: Mapping[tuple[str, int], LinearScale]
+    """By source tensor and layer."""
+    kv_cache: Mapping[int, np.float32]
+    """By layer; empty unless the KV cache is FP8."""
+
+
+class Quantizer:
+    """Weights of a model to E4M3; from any thread."""
+
+    def __init__(self, scales: Scales) -> None:
+        self._scales = scales
+        self._tables: OrderedDict[tuple[str, int], NDArray[np.uint8]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def quantize(self, name: str, layer: int, words: NDArray[np.uint16]) -> NDArray[np.uint8]:
+        """BF16 words of a source tensor's layer as E4M3 bits, in the same shape."""
+        key = (name, layer)
+        with self._lock:
+            if key not in self._tables:
+                self._tables[key] = table_of(self._scales.linears[key].weight)
+                if len(self._tables) > TABLES:
+                    self._tables.popitem(last=False)
+            table = self._tables[key]
+        return look_up(table, words)

@@ -1,0 +1,254 @@
+"""FP8 checkpoints against ModelOpt's own, and the rules behind them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from nemotron_convert.calibration import CALIBRATION_NAME
+from nemotron_convert.checkpoint import Checkpoint
+from nemotron_convert.convert import Options, convert
+from nemotron_convert.errors import NemotronError
+from nemotron_convert.fp8 import E4M3_MAX, amax_bits, from_bits, look_up, scale_of, table_of
+from nemotron_convert.layout import Dtype, Format, Precision, ScaleKind
+from nemotron_convert.manifest import read_manifest
+from nemotron_convert.scaling import Scaling
+from nemotron_convert.shards import Parallel
+from tests.convert.nemo import GOLDEN, NEMO, WEIGHTS, edit_config, unpack
+
+IDS = GOLDEN / "calibration_ids.json"
+FP8 = Precision(Dtype.FP8)
+FP8_KV = Precision(Dtype.FP8, Dtype.FP8)
+GOLDEN_FP8 = GOLDEN / "modelopt_fp8_tp2"
+
+
+def fp8(
+    tp: int, pp: int = 1, format: Format = Format.TRTLLM, precision: Precision = FP8
+) -> Options:
+    return Options(
+        Parallel(tp, pp), format, precision=precision, scaling=Scaling(ids=IDS, memory=1 << 30)
+    )
+
+
+@pytest.fixture(scope="module")
+def tp2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fp8") / "tp2"
+    convert(NEMO, folder, fp8(2))
+    return folder
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_modelopts_own_checkpoint(tp2: Path, rank: int) -> None:
+    """Weights and their scales bit for bit; the inputs' scales come of another forward pass."""
+    ours = load_file(tp2 / f"rank{rank}.safetensors")
+    theirs = load_file(GOLDEN_FP8 / f"rank{rank}.safetensors")
+    assert ours.keys() == theirs.keys()
+    for name, expected in theirs.items():
+        if name.endswith("activation_scaling_factor"):
+            torch.testing.assert_close(ours[name], expected, rtol=0.02, atol=0)
+        else:
+            assert same_bits(ours[name], expected), name
+
+
+def test_modelopts_own_quantization_entry(tp2: Path) -> None:
+    ours, theirs = (
+        json.loads((folder / "config.json").read_text())["quantization"]
+        for folder in (tp2, GOLDEN_FP8)
+    )
+    assert ours == theirs
+    manifest = read_manifest(tp2)
+    assert (manifest.dtype, manifest.kv_cache_dtype) == ("fp8", "bf16")
+    assert CALIBRATION_NAME in manifest.files
+
+
+@pytest.mark.parametrize(("tp", "pp"), [(1, 1), (4, 2), (16, 1), (8, 3)])
+def test_every_split_holds_the_same_model(tp2: Path, tp: int, pp: int, tmp_path: Path) -> None:
+    convert(NEMO, tmp_path / "out", fp8(tp, pp))
+    one, other = Checkpoint.open(tp2), Checkpoint.open(tmp_path / "out")
+    for layer in range(4):
+        for linear in ("attention.qkv", "attention.dense", "mlp.fc", "mlp.proj"):
+            name = f"transformer.layers.{layer}.{linear}.weight"
+            assert one.tensor(name).tobytes() == other.tensor(name).tobytes()
+            for kind in (ScaleKind.WEIGHT, ScaleKind.INPUT):
+                assert one.scale(name, kind) == other.scale(name, kind)
+    for rank in range(tp * pp):  # a scale is the same on every rank of a stage
+        ranks = load_file(tmp_path / "out" / f"rank{rank}.safetensors")
+        first = load_file(tmp_path / "out" / f"rank{rank // tp * tp}.safetensors")
+        for name, tensor in ranks.items():
+            if name.endswith("scaling_factor"):
+                assert same_bits(tensor, first[name])
+
+
+def test_hugging_face_holds_the_same_numbers(tp2: Path, tmp_path: Path) -> None:
+    convert(NEMO, tmp_path / "out", fp8(1, format=Format.HF, precision=FP8_KV))
+    ours = load_file(tmp_path / "out" / "model.safetensors")
+    checkpoint = Checkpoint.open(tp2)
+    pairs = {
+        "attention.dense": "self_attn.o_proj",
+        "mlp.fc": "mlp.up_proj",
+        "mlp.proj": "mlp.down_proj",
+    }
+    for layer in range(4):
+        for trtllm, hf in pairs.items():
+            weight = checkpoint.tensor(f"transformer.layers.{layer}.{trtllm}.weight")
+            assert ours[f"model.layers.{layer}.{hf}.weight"].dtype == torch.float8_e4m3fn
+            found = ours[f"model.layers.{layer}.{hf}.weight"].view(torch.uint8).numpy()
+            assert found.tobytes() == weight.tobytes()
+        attention = f"model.layers.{layer}.self_attn."
+        together = [ours[f"{attention}{x}_proj.weight"].view(torch.uint8) for x in "qkv"]
+        qkv = f"transformer.layers.{layer}.attention.qkv.weight"
+        assert torch.cat(together).numpy().tobytes() == checkpoint.tensor(qkv).tobytes()
+        for x in "qkv":  # one scale, so that nothing is quantized again where they are fused
+            scale, inputs = (
+                ours[f"{attention}{x}_proj.{kind}_scale"] for kind in ("weight", "input")
+            )
+            assert scale.shape == inputs.shape == ()
+            assert scale.item() == checkpoint.scale(qkv, ScaleKind.WEIGHT)
+            assert inputs.item() == checkpoint.scale(qkv, ScaleKind.INPUT)
+        assert ours[f"{attention}k_proj.k_scale"].item() == 1
+        assert ours[f"{attention}v_proj.v_scale"].item() == 1
+    quantization = json.loads((tmp_path / "out" / "hf_quant_config.json").read_text())
+    assert quantization["quantization"] == {
+        "quant_algo": "FP8",
+        "kv_cache_quant_algo": "FP8",
+        "exclude_modules": ["lm_head", "model.embed_tokens"],
+    }
+
+
+def test_an_fp8_kv_cache_has_scales_of_at_least_one(tmp_path: Path) -> None:
+    convert(NEMO, tmp_path / "out", fp8(2, precision=FP8_KV))
+    for rank in (0, 1):
+        tensors = load_file(tmp_path / "out" / f"rank{rank}.safetensors")
+        for layer in range(4):
+            scale = tensors[f"transformer.layers.{layer}.attention.kv_cache_scaling_factor"]
+            assert (scale.dtype, scale.tolist()) == (torch.float32, [1.0])
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["quantization"]["kv_cache_quant_algo"] == "FP8"
+
+
+@given(st.floats(2**-120, 2**120, width=32))
+def test_the_table_is_torchs_conversion(amax: float) -> None:
+    """Every BF16 number within ±amax, at any scale; beyond it the largest E4M3 number."""
+    scale = scale_of(amax)
+    bits = torch.arange(1 << 16, dtype=torch.int32).to(torch.uint16).view(torch.bfloat16)
+    numbers = bits[bits.abs() <= amax]
+    expected = (numbers.float() / torch.tensor(scale)).to(torch.float8_e4m3fn)
+    found = look_up(table_of(scale), numbers.view(torch.uint16).numpy())
+    assert found.tobytes() == expected.view(torch.uint8).numpy().tobytes()
+    beyond = table_of(scale)[[0x7F7F, 0xFF7F]].view("uint8")
+    if amax < 2**110:
+        assert beyond.tolist() == [0x7E, 0xFE]  # ±448
+
+
+def test_amax_is_a_maximum_of_bits() -> None:
+    rng = np.random.default_rng(0)
+    for words in (rng.integers(0, 0x7F80, (7, 100), np.uint16), np.zeros((1, 3), np.uint16)):
+        signed = words | (rng.integers(0, 2, words.shape, np.uint16) << 15)
+        numbers = torch.from_numpy(signed).view(torch.bfloat16).float()
+        assert from_bits(amax_bits(signed)) == numbers.abs().max().item()
+    assert scale_of(0.0) == 1
+    assert scale_of(E4M3_MAX) == 1
+
+
+def spoil(folder: Path) -> Path:
+    path = folder / WEIGHTS / "model.decoder.layers.mlp.linear_fc1.weight" / "2.0.0"
+    words = np.fromfile(path, np.uint16)
+    words[777] = 0x7FC0
+    words.tofile(path)
+    return folder
+
+
+def test_nan_has_no_scale(tmp_path: Path) -> None:
+    folder = spoil(unpack(tmp_path / "in"))
+    with pytest.raises(NemotronError, match=r"linear_fc1\.weight, layer 2 holds NaN or Inf"):
+        convert(folder, tmp_path / "out", fp8(2))
+
+
+def test_fp8_for_the_cache_alone_is_refused(tmp_path: Path) -> None:
+    options = Options(Parallel(2, 1), precision=Precision(Dtype.BF16, Dtype.FP8))
+    with pytest.raises(NemotronError, match=r"needs calibrated scales .*: add --dtype fp8"):
+        convert(NEMO, tmp_path / "out", options)
+
+
+def test_scales_of_an_earlier_run(tp2: Path, tmp_path: Path) -> None:
+    """The same bytes, from the same file and from a copy, whose weights are then looked up."""
+    scaling = Scaling(scales=tp2 / CALIBRATION_NAME)
+    options = Options(Parallel(2, 1), precision=FP8, scaling=scaling)
+    expected = read_manifest(tp2).files
+    assert convert(NEMO, tmp_path / "same", options).files == expected
+    assert convert(unpack(tmp_path / "copy"), tmp_path / "other", options).files == expected
+
+
+DAMAGE = {
+    "[]": "file: Input should be an object",
+    "{": "file: Invalid JSON",
+    '{"layers": []}': "data: Field required|model: Field required",
+}
+
+
+@pytest.mark.parametrize("content", DAMAGE)
+def test_a_calibration_file_that_is_none(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    path.write_text(content)
+    options = Options(Parallel(2, 1), precision=FP8, scaling=Scaling(scales=path))
+    with pytest.raises(NemotronError, match=DAMAGE[content]):
+        convert(NEMO, tmp_path / "out", options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda c: c["layers"].pop(), "of a model with 3 layers, this one has 4"),
+        (lambda c: c["layers"][1]["linears"].pop("mlp.fc"), r"layers\.1\.linears: not those"),
+        (
+            lambda c: c["layers"][2]["linears"]["mlp.fc"].update(input=0),
+            r"layers\.2\.linears\.mlp\.fc\.input: 0",
+        ),
+        (lambda c: c["layers"][2].update(key=-1), r"layers\.2\.key: .*greater than or equal to 0"),
+    ],
+)
+def test_a_calibration_of_something_else(
+    tp2: Path,
+    edit: object,
+    message: str,
+    tmp_path: Path,
+) -> None:
+    content = json.loads((tp2 / CALIBRATION_NAME).read_text())
+    assert callable(edit)
+    edit(content)
+    path = tmp_path / "calibration.json"
+    path.write_text(json.dumps(content))
+    options = Options(Parallel(2, 1), precision=FP8, scaling=Scaling(scales=path))
+    with pytest.raises(NemotronError, match=message):
+        convert(NEMO, tmp_path / "out", options)
+
+
+def test_gamma_without_its_one_calibrates_alike(tp2: Path, tmp_path: Path) -> None:
+    """A source that stores gamma itself sees the same inputs."""
+    folder = edit_config(
+        unpack(tmp_path / "in"),
+        lambda text: text.replace("layernorm1p", "layernorm").replace(
+            "layernorm_zero_centered_gamma: true", "layernorm_zero_centered_gamma: false"
+        ),
+    )
+    for norm in (folder / WEIGHTS).glob("*layer_norm_weight/[0-9]*"):
+        stored = torch.from_numpy(np.fromfile(norm, np.uint16)).view(torch.bfloat16)
+        (stored.float() + 1).bfloat16().view(torch.uint16).numpy().tofile(norm)
+    convert(folder, tmp_path / "out", fp8(2))
+    ours, expected = (
+        json.loads((path / CALIBRATION_NAME).read_text())["layers"]
+        for path in (tmp_path / "out", tp2)
+    )
+    assert ours == expected

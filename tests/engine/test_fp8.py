@@ -1,0 +1,122 @@
+"""FP8 on the CPU engine: the checkpoint's own numbers, and answers that are still right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bench.fp8_accuracy import Accuracy, measure_accuracy
+from nemotron_build.engine import build_engine
+from nemotron_build.openvino_model import build_model
+from nemotron_build.profile import Profile
+from nemotron_convert.checkpoint import Checkpoint
+from nemotron_convert.fp8 import E4M3_MAX
+from nemotron_convert.layout import ScaleKind
+from nemotron_engine.cpu import CpuEngine
+from nemotron_engine.openvino import openvino
+from nemotron_text import Tokenizer
+from tests.engine.test_cpu import exact_share
+from tests.tiny_nemotron.answers import ExactAnswer
+from tests.tiny_nemotron.dialogues import prompt_ids
+from tests.tiny_nemotron.reference import load_hf_model
+
+LINEARS = {
+    "q_proj": ("attention.qkv", 0),
+    "k_proj": ("attention.qkv", 1),
+    "v_proj": ("attention.qkv", 2),
+    "o_proj": ("attention.dense", 0),
+    "up_proj": ("mlp.fc", 0),
+    "down_proj": ("mlp.proj", 0),
+}
+
+
+def test_fp8_keeps_the_answers(
+    checkpoint_fp8: Path,
+    cpu_profile: Profile,
+    answers: list[ExactAnswer],
+    tokenizer: Tokenizer,
+    tmp_path: Path,
+) -> None:
+    build_engine(checkpoint_fp8, tmp_path / "engine", cpu_profile)
+    engine = CpuEngine(tmp_path / "engine")
+    try:
+        assert exact_share(engine, answers, tokenizer) >= 0.95
+    finally:
+        engine.close()
+
+
+class Fp8Linear(torch.nn.Module):
+    """What TensorRT-LLM computes: E4M3 weight and E4M3 input, times both scales."""
+
+    def __init__(self, weight: torch.Tensor, weight_scale: float, input_scale: float) -> None:
+        super().__init__()
+        self.weight, self.scales = weight, (weight_scale, input_scale)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        weight_scale, input_scale = self.scales
+        scaled = (values / input_scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
+        return scaled.float() @ self.weight.T * (weight_scale * input_scale)
+
+
+def test_the_graph_computes_with_the_checkpoints_numbers(
+    checkpoint_fp8: Path, answers: list[ExactAnswer], tokenizer: Tokenizer
+) -> None:
+    """Against transformers with its linear layers replaced by the same numbers, in float32.
+
+    A rounding to E4M3 that falls to the other side moves the result far more than F32's own
+    rounding does, so the bound is wide, and far below what a wrong scale would do.
+    """
+    checkpoint = Checkpoint.open(checkpoint_fp8)
+    model = load_hf_model()
+    config = model.config
+    for path, module in list(model.named_modules()):
+        last = path.rpartition(".")[2]
+        if last not in LINEARS:
+            continue
+        linear, part = LINEARS[last]
+        name = f"transformer.layers.{path.split('.')[2]}.{linear}.weight"
+        stored = checkpoint.tensor(name).astype(np.float32)
+        if linear == "attention.qkv":
+            heads, groups = config.num_attention_heads, config.num_key_value_heads
+            size = config.head_dim
+            borders = (heads * size, (heads + groups) * size)
+            stored = np.split(stored, borders)[part]
+        scales = (checkpoint.scale(name, kind) for kind in (ScaleKind.WEIGHT, ScaleKind.INPUT))
+        model.get_submodule(path.rpartition(".")[0]).register_module(
+            last, Fp8Linear(torch.from_numpy(stored), *scales)
+        )
+        assert module.weight.shape == stored.shape
+    graph = openvino.Core().compile_model(
+        build_model(checkpoint, "f32"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    for one in answers[::60]:
+        ids = [*prompt_ids(tokenizer, one.question.messages), *one.token_ids]
+        with torch.inference_mode():
+            expected = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        request = graph.create_infer_request()
+        feeds = {
+            "input_ids": np.array([ids], np.int64),
+            "attention_mask": np.ones((1, len(ids)), np.int64),
+            "position_ids": np.arange(len(ids), dtype=np.int64)[None],
+            "beam_idx": np.zeros(1, np.int32),
+        }
+        found = torch.from_numpy(request.infer(feeds)["logits"][0].copy()).log_softmax(-1)
+        assert (found.argmax(-1) == expected.argmax(-1)).float().mean() >= 0.95
+        chosen = torch.tensor(ids[1:])[:, None]
+        difference = found[:-1].gather(1, chosen) - expected[:-1].gather(1, chosen)
+        assert difference.abs().mean() < 0.05
+
+
+@pytest.fixture(scope="module")
+def accuracies(checkpoint_tp8: Path, checkpoint_fp8: Path) -> list[Accuracy]:
+    return [measure_accuracy(folder, "bf16") for folder in (checkpoint_tp8, checkpoint_fp8)]
+
+
+def test_log_probability_beside_bf16(accuracies: list[Accuracy]) -> None:
+    bf16, fp8 = accuracies
+    assert bf16.tokens == fp8.tokens > 5000
+    assert fp8.exact_top1 >= 0.98
+    assert abs(fp8.mean_log_prob - bf16.mean_log_prob) < 0.02
