@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from nemotron_build.openvino_model import build_model
 from nemotron_build.profile import Profile
 from nemotron_convert.checkpoint import Checkpoint
+from nemotron_convert.checkpoint_config import CONFIG_NAME
 from nemotron_convert.convert import TOKENIZER_NAME
 from nemotron_convert.errors import NemotronError
 from nemotron_convert.folder import new_folder
@@ -44,6 +45,12 @@ def build_engine(checkpoint_path: Path, output: Path, profile: Profile) -> Engin
     """Build `profile`'s engine into the new folder `output`, which appears only when whole."""
     checkpoint = Checkpoint.open(checkpoint_path)
     checkpoint.check_hashes()
+    if checkpoint.config.apply_query_key_layer_scaling:
+        raise NemotronError(
+            "apply_query_key_layer_scaling is true, which this model does not have",
+            where=checkpoint_path / CONFIG_NAME,
+            remedy="convert again",
+        )
     with new_folder(output) as folder:
         _BUILDERS[profile.lane](checkpoint, folder, profile)
         shutil.copyfile(checkpoint.tokenizer_path, folder / TOKENIZER_NAME)

@@ -82,9 +82,11 @@ class StoredArray:
                 found[start:end, columns] = band[wanted[start:end] - top]
         return found
 
-    def bands(self, chunk: Chunk) -> Iterator[tuple[int, NDArray[np.uint16]]]:
-        """A chunk in parts of about BAND_BYTES: (row of the chunk, its words from there on)."""
-        rows = max(1, BAND_BYTES // chunk.pitch)
+    def bands(
+        self, chunk: Chunk, nbytes: int = BAND_BYTES
+    ) -> Iterator[tuple[int, NDArray[np.uint16]]]:
+        """A chunk in parts of about `nbytes`: (row of the chunk, its words from there on)."""
+        rows = max(1, nbytes // chunk.pitch)
         for first in range(0, chunk.rows, rows):
             yield first, self.read(chunk, first, min(rows, chunk.rows - first))
 

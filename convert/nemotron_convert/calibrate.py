@@ -31,9 +31,9 @@ from nemotron_convert.errors import NemotronError
 from nemotron_convert.fp8 import amax_bits, from_bits
 from nemotron_convert.model_config import ModelConfig
 from nemotron_convert.progress import byte_progress
-from nemotron_convert.source import EMBEDDING, Source
+from nemotron_convert.source import Source
 from nemotron_convert.team import Team
-from nemotron_convert.tensor_map import LAYERS, LINEARS, TENSOR_MAP
+from nemotron_convert.tensor_map import EMBEDDING, LAYERS, LINEARS, TENSOR_MAP
 
 BATCH_BYTES = 256 << 20
 """Of the widest intermediate result, in BF16: so many tokens go through a layer at a time."""
@@ -146,7 +146,7 @@ def _run_layer(
             )
             for name, values in _inputs(trace).items():
                 inputs[name] = max(inputs[name], _amax(values))
-            key, value = max(key, _amax(trace.key)), max(value, _amax(trace.value))
+            key, value = max(key, _amax(trace.cached_key)), max(value, _amax(trace.value))
         states.write(first, to_words(trace.hidden))
         report(_layer_bytes(source) * (end - first) // tokens)
     linears = {name: LinearAmax(input=inputs[name], weight=weights.amaxes[name]) for name in inputs}

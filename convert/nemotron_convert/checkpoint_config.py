@@ -54,7 +54,7 @@ class TrtLlmConfig(_Strict):
     rotary_base: float
     rotary_scaling: None = None
     bias: Literal[False] = False
-    apply_query_key_layer_scaling: Literal[False] = False
+    apply_query_key_layer_scaling: bool = False
     q_scaling: float = Field(default=1.0, ge=1.0, le=1.0)
     embedding_scale: None = None
     qk_layernorm: Literal[False] = False

@@ -1,4 +1,4 @@
-"""The verbs `inspect` and `convert`."""
+"""The verbs `inspect`, `verify` and `convert`."""
 
 from __future__ import annotations
 
@@ -38,6 +38,38 @@ def inspect(
         typer.echo(report.model_dump_json(indent=2))
     else:
         report.print(Console())
+
+
+def verify(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="What to check.")],
+    against: Annotated[
+        Path, typer.Option(metavar="MODEL.nemo", help="What it was converted from.")
+    ],
+    ids: Annotated[
+        Path | None,
+        typer.Option(metavar="IDS.json", help="Lists of token ids to run; else some texts."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="For a program to read.")] = False,
+) -> None:
+    """Run a checkpoint, rank by rank, beside its .nemo; exit code 1 if it is not safe to build.
+
+    Under mpirun each process runs its share of the ranks.
+    """
+    from rich.console import Console
+
+    from nemotron_convert.team import open_team
+    from nemotron_convert.verification import verify as run
+    from nemotron_convert.verification_report import print_report, to_json
+
+    with open_team() as team:
+        found = run(checkpoint, against, ids=ids, team=team)
+    if team.leads:
+        if json:
+            typer.echo(to_json(found))
+        else:
+            print_report(found, Console())
+    if not found.is_safe:
+        raise typer.Exit(1)
 
 
 def convert(

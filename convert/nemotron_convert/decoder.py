@@ -39,16 +39,24 @@ class Trace:
 
     normed: Tensor
     query: Tensor
-    """Rotated, as keys are."""
+    """Not yet rotated, nor are the keys."""
     key: Tensor
     value: Tensor
+    cached_key: Tensor
+    """Rotated."""
     attended: Tensor
-    dense: Tensor
+    middle: Tensor
+    """Hidden state between attention and MLP."""
     post_normed: Tensor
-    squared: Tensor
-    """What `mlp.proj` gets: relu(fc)²."""
+    wide: Tensor
+    """What `mlp.fc` makes."""
     hidden: Tensor
     """The layer's output."""
+
+    @property
+    def squared(self) -> Tensor:
+        """What `mlp.proj` gets."""
+        return squared_relu(self.wide)
 
 
 class Rotary:
@@ -110,14 +118,19 @@ def run_layer(
     """One decoder layer on hidden [T, H], F32."""
     normed = weights.norm("input_layernorm", hidden)
     query, key, value = weights.qkv(normed)
-    query, key = rotary.turn(query), rotary.turn(key)
-    attended = attend(query, key, value, lengths, query.shape[-1] ** -0.5)
-    dense = weights.linear("attention.dense", attended)
-    middle = hidden + dense
+    cached_key = rotary.turn(key)
+    scale = query.shape[-1] ** -0.5
+    attended = attend(rotary.turn(query), cached_key, value, lengths, scale)
+    middle = hidden + weights.linear("attention.dense", attended)
     post_normed = weights.norm("post_layernorm", middle)
-    squared = weights.linear("mlp.fc", post_normed).relu().square()
-    out = middle + weights.linear("mlp.proj", squared)
-    return Trace(normed, query, key, value, attended, dense, post_normed, squared, out)
+    wide = weights.linear("mlp.fc", post_normed)
+    out = middle + weights.linear("mlp.proj", squared_relu(wide))
+    return Trace(normed, query, key, value, cached_key, attended, middle, post_normed, wide, out)
+
+
+def squared_relu(values: Tensor) -> Tensor:
+    """max(x, 0)²: So et al., arXiv:2109.08668."""
+    return values.relu().square()
 
 
 def layer_norm(hidden: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

@@ -15,7 +15,7 @@ from nemotron_convert.containers import open_archive
 from nemotron_convert.errors import NemotronError
 from nemotron_convert.legacy import Legacy, find_ranks
 from nemotron_convert.model_config import ModelConfig, find_root, read_model_config
-from nemotron_convert.tensor_map import TENSOR_MAP, TensorRule, rule_shape
+from nemotron_convert.tensor_map import EMBEDDING, TENSOR_MAP, TensorRule, rule_shape
 from nemotron_convert.torch_dist import TorchDist
 from nemotron_convert.zarr import Zarr
 
@@ -23,7 +23,6 @@ WEIGHTS = "model_weights/"
 PREFIX = "model."
 METADATA_LIMIT = 1 << 16
 TOKENIZER_LIMIT = 64 << 20
-EMBEDDING = "model.embedding.word_embeddings.weight"
 
 
 Opener = Callable[[TensorRule], StoredArray]

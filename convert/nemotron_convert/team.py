@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from nemotron_convert.errors import NemotronError
 
 T = TypeVar("T")
@@ -39,6 +42,14 @@ class Team:
     def gather(self, value: T) -> list[T]:
         """Every process's value, on every process, by rank."""
         return [value] if self.world is None else self.world.allgather(value)
+
+    def sum(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The sum of every process's array, on every process; in place."""
+        if self.world is not None:
+            from mpi4py import MPI  # noqa: PLC0415 - it is there, for it has made `world`
+
+            self.world.Allreduce(MPI.IN_PLACE, values)
+        return values
 
     def share(self, value: T | None) -> T:
         """The leader's value, on every process."""

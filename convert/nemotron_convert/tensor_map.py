@@ -59,6 +59,8 @@ class TensorRule:
 
 
 LAYERS = "model.decoder.layers."
+EMBEDDING = "model.embedding.word_embeddings.weight"
+HEAD = "model.output_layer.weight"
 _SHAPES = {
     "self_attention.linear_qkv.weight": ("qkv", "hidden"),
     "self_attention.linear_proj.weight": ("hidden", "heads"),
@@ -81,11 +83,11 @@ def _model(
     table, split, vector = ("vocab", "hidden"), Split.ROWS, ("hidden",)
     whole, last = Split.REPLICATED, Place.LAST
     return (
-        TensorRule("model.embedding.word_embeddings.weight", embedding, table, split, Place.FIRST),
+        TensorRule(EMBEDDING, embedding, table, split, Place.FIRST),
         *layer,
         TensorRule(final + "weight", norm + ".weight", vector, whole, last, is_gamma=True),
         TensorRule(final + "bias", norm + ".bias", vector, whole, last),
-        TensorRule("model.output_layer.weight", head, table, split, last),
+        TensorRule(HEAD, head, table, split, last),
     )
 
 
