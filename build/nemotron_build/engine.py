@@ -123,6 +123,8 @@ def _build_cpu(checkpoint: Checkpoint, folder: Path, profile: Profile) -> None:
         max_batch_size=limits.max_batch_size,
         max_num_tokens=limits.max_num_tokens,
         kv_cache_tokens=limits.kv_cache_tokens,
+        max_queue_size=limits.max_queue_size,
+        request_seconds=profile.timeouts.request,
     ).write(folder)
 
 

@@ -27,12 +27,16 @@ class Limits(_Strict):
     """Tokens in one step, over all requests."""
     kv_cache_tokens: PositiveInt
     """Tokens whose keys and values are held at once."""
+    max_queue_size: PositiveInt
+    """Requests that wait for a place in a step; more are refused as overload."""
 
 
 class Timeouts(_Strict):
     """Seconds."""
 
     startup: PositiveInt
+    request: PositiveInt
+    """How long one request may take, waiting included."""
     drain: PositiveInt
     """How long running requests may take to finish after a stop signal."""
 

@@ -1,43 +1,43 @@
-"""The model repository as Triton reads it: the shipped models, this engine's values filled in."""
+"""The model repository as Triton reads it: the shipped models, configured for this engine."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from string import Template
 
+from google.protobuf.message import Message
+
+from nemotron_build import model_config
 from nemotron_build.resources import resource
 from nemotron_convert.convert import TOKENIZER_NAME
-from nemotron_convert.errors import NemotronError
 from nemotron_engine.settings import CpuEngineSettings
 
 
 def render_repository(engine: Path, target: Path, *, drain_file: Path) -> None:
-    """Copy the models to the new folder `target`, every `${placeholder}` replaced.
+    """Write the models to the new folder `target`.
 
     While `drain_file` exists, new requests are refused.
-
-    NemotronError if a path would not survive in a `config.pbtxt`.
     """
     engine = engine.resolve()
-    values = {
-        "gpt_model_path": str(engine),
-        "tokenizer_path": str(engine / TOKENIZER_NAME),
-        "drain_file": str(drain_file),
+    tokenizer = {"tokenizer_path": str(engine / TOKENIZER_NAME)}
+    prompt = tokenizer | {
         "max_seq_len": str(CpuEngineSettings.read(engine).max_seq_len),
+        "lane": "cpu",
+        "drain_file": str(drain_file),
     }
-    for value in values.values():
-        if not value.isprintable() or '"' in value or "\\" in value:
-            raise NemotronError(
-                "the path contains a quote, a backslash or a control character",
-                where=engine,
-                remedy="move the engine to a plainer path",
-            )
-    shutil.copytree(
-        resource("model_repository"), target, ignore=shutil.ignore_patterns("__pycache__")
+    configs: tuple[Message, ...] = (
+        model_config.ensemble(),
+        model_config.preprocessing(prompt),
+        model_config.tensorrt_llm({"gpt_model_path": str(engine)}),
+        model_config.postprocessing(tokenizer),
+        model_config.generate(),
+        model_config.bls("tensorrt_llm_bls", prompt),
     )
-    for config in target.glob("*/config.pbtxt"):
-        template = Template(config.read_text(encoding="utf-8"))
-        config.write_text(template.substitute(values), encoding="utf-8")
-        # Triton wants a version's folder; the ensemble's is empty, and git keeps no empty folders.
-        (config.parent / "1").mkdir(exist_ok=True)
+    for config in configs:
+        folder = target / config.name
+        models = resource("model_repository") / config.name
+        if models.is_dir():
+            shutil.copytree(models, folder, ignore=shutil.ignore_patterns("__pycache__"))
+        (folder / "1").mkdir(parents=True, exist_ok=True)  # the ensemble's version has no files
+        text = model_config.to_text(config)
+        (folder / "config.pbtxt").write_text(text, encoding="utf-8")

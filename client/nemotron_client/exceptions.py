@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import grpc
 
-from nemotron_engine.error_kinds import FAILED, REFUSED, SHUTTING_DOWN
+from nemotron_engine.error_kinds import FAILED, OVERLOADED, REFUSED, SHUTTING_DOWN, TIMED_OUT
 
 
 class ClientError(Exception):
@@ -55,6 +55,8 @@ _BY_STATUS: dict[grpc.StatusCode, type[ClientError]] = {
 _BY_TEXT: dict[str, type[ClientError]] = {
     REFUSED: RequestRefused,
     SHUTTING_DOWN: ConnectionFailed,
+    OVERLOADED: ServerOverloaded,
+    TIMED_OUT: RequestTimeout,
     FAILED: ServerFailed,
 }
 

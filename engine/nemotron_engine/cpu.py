@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import math
 import queue
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import numpy as np
 
 from nemotron_convert.errors import NemotronError
 from nemotron_engine.openvino import openvino, openvino_genai
-from nemotron_engine.request import GenerationChunk, GenerationRequest
+from nemotron_engine.request import GenerationChunk, GenerationRequest, Overloaded, TimedOut
 from nemotron_engine.settings import CpuEngineSettings
 
 KV_BLOCK_TOKENS = 32
@@ -29,7 +31,9 @@ class _Live:
 
     request: GenerationRequest
     on_chunk: OnChunk
+    deadline: float
     handle: Any = None
+    scheduled_ns: int = 0
 
 
 class CpuEngine:
@@ -57,15 +61,33 @@ class CpuEngine:
         return self._settings
 
     def submit(self, request: GenerationRequest, on_chunk: OnChunk) -> None:
-        """Queue a request. NemotronError at once if it is wrong or its id is in use."""
-        request.check(self._settings.vocab_size, self._settings.max_seq_len)
+        """Queue a request; see `submit_all`."""
+        self.submit_all([(request, on_chunk)])
+
+    def submit_all(self, requests: Sequence[tuple[GenerationRequest, OnChunk]]) -> None:
+        """Queue some requests or none of them.
+
+        NemotronError at once if one is wrong or its id is in use; Overloaded if too many wait.
+        """
+        settings = self._settings
+        for request, _ in requests:
+            request.check(settings.vocab_size, settings.max_seq_len)
+        names = [request.request_id for request, _ in requests]
         with self._names_lock:
             if self._broken is not None:
                 raise self._broken
-            if request.request_id in self._names:
-                raise NemotronError(f"a request {request.request_id!r} is running already")
-            self._names.add(request.request_id)
-        self._inbox.put(_Live(request, on_chunk))
+            for name in names:
+                if name in self._names:
+                    raise NemotronError(f"a request {name!r} is running already")
+            if len(self._names) + len(names) > settings.max_batch_size + settings.max_queue_size:
+                raise Overloaded(
+                    f"{len(self._names)} requests run or wait already", remedy="try again later"
+                )
+            self._names.update(names)
+        now = time.monotonic()
+        for request, on_chunk in requests:
+            seconds = min(request.seconds or math.inf, settings.request_seconds)
+            self._inbox.put(_Live(request, on_chunk, now + seconds))
 
     def cancel(self, request_id: str) -> bool:
         """End a request after the running step; False if there is none of that id."""
@@ -98,6 +120,9 @@ class CpuEngine:
     def _run(self) -> None:
         while self._take(wait=not self._live):
             try:
+                now = time.time_ns()
+                for live in self._live.values():
+                    live.scheduled_ns = live.scheduled_ns or now
                 self._pipeline.step()
                 self._deliver()
             except RuntimeError as error:
@@ -138,12 +163,18 @@ class CpuEngine:
             openvino_genai.GenerationFinishReason.STOP: "stop",
             openvino_genai.GenerationFinishReason.LENGTH: "length",
         }
+        now = time.monotonic()
         for live in list(self._live.values()):
+            if now > live.deadline:
+                live.handle.stop()
+                self._end(live, TimedOut("the answer was not whole in the time allowed"))
+                continue
             while live.handle.can_read():
                 (output,) = live.handle.read().values()
                 log_probs = tuple(output.generated_log_probs) if live.request.log_probs else ()
                 reason = finished.get(output.finish_reason)
-                chunk = GenerationChunk(tuple(output.generated_ids), log_probs, reason)
+                ids = tuple(output.generated_ids)
+                chunk = GenerationChunk(ids, log_probs, reason, live.scheduled_ns)
                 if reason is not None:
                     self._end(live, chunk)
                     break
@@ -192,8 +223,8 @@ def _generation_config(request: GenerationRequest) -> Any:
     else:
         config.ignore_eos = True
     if request.samples:
-        config.temperature = request.temperature
-        config.top_p = _or(request.top_p, 1.0)
+        config.temperature = _or(request.temperature, 1.0)
+        config.top_p = request.top_p or 1.0
         if request.top_k:
             config.top_k = request.top_k
         config.rng_seed = request.seed or 0

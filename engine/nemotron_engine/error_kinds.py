@@ -8,4 +8,6 @@ from __future__ import annotations
 
 REFUSED = "request refused: "
 SHUTTING_DOWN = "server shutting down: "
+OVERLOADED = "server overloaded: "
+TIMED_OUT = "deadline exceeded: "
 FAILED = "engine failed: "

@@ -10,20 +10,28 @@ from nemotron_convert.errors import NemotronError
 MAX_SEED = 2**64 - 1
 
 
+class Overloaded(NemotronError):
+    """As many requests wait as may; nothing is wrong with this one."""
+
+
+class TimedOut(NemotronError):
+    """The time allowed for the request was over before its answer."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
     """One prompt's generation. None means the default that the field's comment states.
 
-    Sampling is on if a temperature is given and `top_k` is not 1; otherwise the most probable
-    token is taken, as TensorRT-LLM does with its default `top_k` of 1. A temperature of 0 is greedy
-    too.
+    As in TensorRT-LLM, the most probable token is taken unless a temperature or a `top_k` of more
+    than 1 is given; a temperature of 0 and a `top_k` of 1 are greedy in any case, and a `top_p` of
+    0 is none.
     """
 
     request_id: str
     input_ids: tuple[int, ...]
     max_tokens: int
     end_ids: tuple[int, ...]
-    temperature: float | None = None
+    temperature: float | None = None  # 1, if a top_k asks for sampling
     top_k: int | None = None  # no limit
     top_p: float | None = None  # 1
     repetition_penalty: float | None = None  # 1
@@ -32,10 +40,14 @@ class GenerationRequest:
     min_tokens: int | None = None  # 0
     seed: int | None = None  # 0
     log_probs: bool = False
+    seconds: float | None = None  # as long as it takes
 
     @property
     def samples(self) -> bool:
-        return self.temperature is not None and self.temperature > 0 and self.top_k != 1
+        """Tokens are drawn, not taken by rank."""
+        if self.top_k == 1 or self.temperature == 0:
+            return False
+        return self.temperature is not None or bool(self.top_k)
 
     def check(self, vocab_size: int, max_seq_len: int) -> None:
         """NemotronError names the value that no engine of this model could serve."""
@@ -63,9 +75,8 @@ class GenerationRequest:
         self._check_range("frequency_penalty", -2, 2)
         self._check_range("min_tokens", 0, self.max_tokens)
         self._check_range("seed", 0, MAX_SEED)
-        for name in ("top_p", "repetition_penalty"):
-            if getattr(self, name) == 0:
-                raise NemotronError(f"{name} is 0", remedy="use a positive number")
+        if self.repetition_penalty == 0:
+            raise NemotronError("repetition_penalty is 0", remedy="use a positive number")
 
     def _check_range(self, name: str, low: float, high: float) -> None:
         value = getattr(self, name)
@@ -84,3 +95,5 @@ class GenerationChunk:
     token_ids: tuple[int, ...]
     log_probs: tuple[float, ...] = ()
     finish_reason: str | None = None
+    scheduled_ns: int = 0
+    """With the last chunk: when the first step with this request began, ns since the epoch."""

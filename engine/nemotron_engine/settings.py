@@ -26,6 +26,10 @@ class CpuEngineSettings(BaseModel):
     max_num_tokens: int
     """Tokens computed in one step, over all requests."""
     kv_cache_tokens: int
+    max_queue_size: int
+    """Requests that wait for a place in a step; more are refused."""
+    request_seconds: int
+    """How long one request may take, waiting included."""
 
     def write(self, folder: Path) -> None:
         (folder / SETTINGS_NAME).write_text(self.model_dump_json(indent=2) + "\n", "utf-8")

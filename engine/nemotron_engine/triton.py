@@ -10,7 +10,8 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from nemotron_convert.errors import NemotronError
-from nemotron_engine.error_kinds import FAILED, REFUSED, SHUTTING_DOWN
+from nemotron_engine.error_kinds import FAILED, OVERLOADED, REFUSED, SHUTTING_DOWN, TIMED_OUT
+from nemotron_engine.request import Overloaded, TimedOut
 
 KNOWN_PARAMETERS = {"id"}
 """`/generate` takes the request's id from this key, and hands it on as a parameter too."""
@@ -18,23 +19,27 @@ KNOWN_PARAMETERS = {"id"}
 
 def values(request: Any, name: str) -> list[Any] | None:
     """All elements of an input, or None if it was not sent; texts as str."""
-    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    return elements(pb_utils.get_input_tensor_by_name(request, name))
+
+
+def elements(tensor: Any) -> list[Any] | None:
+    """All elements of a tensor, or None if there is none; texts as str."""
     if tensor is None:
         return None
-    elements: list[Any] = tensor.as_numpy().ravel().tolist()
-    if elements and isinstance(elements[0], bytes):
-        return [_text(name, element) for element in elements]
-    return elements
+    found: list[Any] = tensor.as_numpy().ravel().tolist()
+    if found and isinstance(found[0], bytes):
+        return [_text(tensor.name(), element) for element in found]
+    return found
 
 
 def value(request: Any, name: str, default: Any = None) -> Any:
     """The element of an input of one, or `default` if it was not sent."""
-    elements = values(request, name)
-    if elements is None:
+    found = values(request, name)
+    if found is None:
         return default
-    if len(elements) != 1:
-        raise NemotronError(f"expected one value, got {len(elements)}", where=name)
-    return elements[0]
+    if len(found) != 1:
+        raise NemotronError(f"expected one value, got {len(found)}", where=name)
+    return found[0]
 
 
 def required(request: Any, name: str) -> Any:
@@ -42,10 +47,10 @@ def required(request: Any, name: str) -> Any:
 
     Triton itself only counts a request's inputs: an optional one makes up for a missing one.
     """
-    element = value(request, name)
-    if element is None:
+    found = value(request, name)
+    if found is None:
         raise NemotronError(f"{name} is missing")
-    return element
+    return found
 
 
 def refuse_parameters(request: Any) -> None:
@@ -67,13 +72,32 @@ def tensor(name: str, elements: Any, dtype: Any) -> Any:
 
 
 def refusal(error: NemotronError) -> Any:
-    """A response that says what is wrong with the request."""
+    """A response that says what is wrong with the request, or that there is no room for it."""
+    if isinstance(error, Overloaded):
+        return _error(f"{OVERLOADED}{error}", pb_utils.TritonError.UNAVAILABLE)
     return _error(f"{REFUSED}{error}", pb_utils.TritonError.INVALID_ARG)
 
 
 def fault(error: NemotronError) -> Any:
     """A response that says what went wrong with a request that was right."""
-    return _error(f"{FAILED}{error}", pb_utils.TritonError.INTERNAL)
+    return told_fault(fault_text(error))
+
+
+def fault_text(error: NemotronError) -> str:
+    """The same as text, for where an error cannot go."""
+    return f"{TIMED_OUT if isinstance(error, TimedOut) else FAILED}{error}"
+
+
+def is_fault(text: str) -> bool:
+    """Whether this is such a text."""
+    return text.startswith((TIMED_OUT, FAILED))
+
+
+def told_fault(text: str) -> Any:
+    """A response of such a text."""
+    timed_out = text.startswith(TIMED_OUT)
+    code = pb_utils.TritonError.UNAVAILABLE if timed_out else pb_utils.TritonError.INTERNAL
+    return _error(text, code)
 
 
 def shutting_down() -> Any:

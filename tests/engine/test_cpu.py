@@ -195,6 +195,16 @@ def test_a_seed_repeats_its_sample_and_another_does_not(f32: CpuEngine) -> None:
     assert first.token_ids != other.wait().token_ids
 
 
+def test_top_k_alone_samples_and_top_p_0_is_none() -> None:
+    """As TensorRT-LLM takes them."""
+    assert request([1], top_k=5).samples
+    assert request([1], temperature=1.0, top_p=0.0).samples
+    assert not request([1]).samples
+    assert not request([1], top_p=0.9).samples
+    assert not request([1], top_k=0).samples
+    assert not request([1], top_k=5, temperature=0.0).samples
+
+
 def test_temperature_with_top_k_1_and_temperature_0_are_greedy(
     f32: CpuEngine, answers: list[ExactAnswer], tokenizer: Tokenizer
 ) -> None:
@@ -243,7 +253,6 @@ GOOD = request([4, 20, 30])
         ({"temperature": math.nan}, "temperature is nan"),
         ({"temperature": -1.0}, "temperature is -1.0"),
         ({"temperature": math.inf}, "temperature is inf"),
-        ({"top_p": 0.0}, "top_p is 0"),
         ({"top_p": 1.5}, "top_p is 1.5"),
         ({"top_k": -1}, "top_k is -1"),
         ({"repetition_penalty": 0.0}, "repetition_penalty is 0"),

@@ -19,7 +19,6 @@ from tritonclient.utils import InferenceServerException
 
 from nemotron_build.profile import Profile
 from nemotron_build.server import TritonServer
-from nemotron_client import Client, Generation, RequestRefused
 from nemotron_engine.metrics import RUNNING_METRIC
 from nemotron_text import StreamingDetokenizer, Tokenizer
 from tests.serve.wire import (
@@ -40,13 +39,19 @@ STREAMS = 64
 ASK = json.dumps([{"role": "user", "content": "Who are you?"}])
 
 
-def streamed(server: TritonServer, one: ExactAnswer) -> list[dict[str, Any]]:
+MODELS = ("ensemble", "tensorrt_llm_bls")
+
+
+def streamed(
+    server: TritonServer, one: ExactAnswer, model: str = "ensemble"
+) -> list[dict[str, Any]]:
     prompt = messages_json(one.question.messages)
-    return stream(server, messages=prompt, max_tokens=200, stream=True)
+    return stream(server, model, messages=prompt, max_tokens=200, stream=True)
 
 
+@pytest.mark.parametrize("model", MODELS)
 def test_64_streams_at_once_each_with_its_own_answer(
-    server: TritonServer, answers: list[ExactAnswer], tokenizer: Tokenizer
+    model: str, server: TritonServer, answers: list[ExactAnswer], tokenizer: Tokenizer
 ) -> None:
     chosen = answers[:: len(answers) // STREAMS][:STREAMS]
     assert len({one.question for one in chosen}) == STREAMS
@@ -54,14 +59,14 @@ def test_64_streams_at_once_each_with_its_own_answer(
 
     def ask(one: ExactAnswer) -> list[dict[str, Any]]:
         start.wait(WAIT)
-        return streamed(server, one)
+        return streamed(server, one, model)
 
     with ThreadPoolExecutor(STREAMS) as pool:
         found = list(pool.map(ask, chosen))
     whole = []
     for one in chosen:
         prompt = messages_json(one.question.messages)
-        whole.append(stream(server, messages=prompt, max_tokens=200))
+        whole.append(stream(server, model, messages=prompt, max_tokens=200))
     for one, responses, unstreamed in zip(chosen, found, whole, strict=True):
         assert text(responses) == text(unstreamed) == one.question.answer
         assert len(unstreamed) == 1
@@ -253,6 +258,7 @@ def test_log_probabilities_are_not_there_unasked(server: TritonServer) -> None:
         "stop_reason",
         "num_input_tokens",
         "num_output_tokens",
+        "sequence_index",
     }
 
 
@@ -288,40 +294,43 @@ def test_a_second_request_stops_the_first_by_its_id(server: TritonServer) -> Non
     assert count < 4000
 
 
-def cancel_grpc(server: TritonServer) -> None:
+def cancel_grpc(server: TritonServer, model: str) -> None:
     started = threading.Event()
     with grpc_client(server) as client:
         client.start_stream(lambda result, error: started.set())
-        client.async_stream_infer("ensemble", inputs(tritonclient.grpc, **ENDLESS))
+        client.async_stream_infer(model, inputs(tritonclient.grpc, **ENDLESS))
         assert started.wait(WAIT)
         client.stop_stream(cancel_requests=True)
 
 
-def hang_up_http(server: TritonServer) -> None:
+def hang_up_http(server: TritonServer, model: str) -> None:
     connection = http.client.HTTPConnection(server.endpoints.address, server.endpoints.http)
-    connection.request("POST", "/v2/models/ensemble/generate_stream", json.dumps(ENDLESS))
+    connection.request("POST", f"/v2/models/{model}/generate_stream", json.dumps(ENDLESS))
     response = connection.getresponse()
     assert response.read(20).startswith(b"data:")
     response.close()
     connection.close()
 
 
-def refused_again_and_again(server: TritonServer) -> None:
-    with Client(f"{server.endpoints.address}:{server.endpoints.grpc}") as client:
-        for _ in range(40):
-            with pytest.raises(RequestRefused, match="max_tokens is 0"):
-                client.complete("Go", Generation(max_tokens=0))
+def refused_again_and_again(server: TritonServer, model: str) -> None:
+    for _ in range(40):
+        with pytest.raises(InferenceServerException, match="max_tokens is 0"):
+            stream(server, model, text_input="Go", max_tokens=0)
 
 
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("leave", [cancel_grpc, hang_up_http, refused_again_and_again])
 def test_a_client_that_just_goes_frees_the_engine(
-    leave: Callable[[TritonServer], None], engine_bf16: Path, cpu_profile: Profile
+    leave: Callable[[TritonServer, str], None],
+    model: str,
+    engine_bf16: Path,
+    cpu_profile: Profile,
 ) -> None:
     """Nobody sends a stop. Triton itself then ends in good order: it lost count of no request."""
     tokens = 'nv_inference_exec_count{model="postprocessing",version="1"}'
     with TritonServer(engine_bf16, cpu_profile) as own:
         with ThreadPoolExecutor(8) as pool:
-            list(pool.map(leave, [own] * 8))
+            list(pool.map(leave, [own] * 8, [model] * 8))
         poll(lambda: metric(own, RUNNING_METRIC) == 0)
         assert metric(own, tokens) < 8 * 4000 / 2
         assert text(stream(own, messages=ASK, max_tokens=200)).startswith("I am")
@@ -365,26 +374,30 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"messages": ASK, "max_tokens": 5, "exclude_input_in_output": False},
         "an answer never repeats its prompt",
     ),
-    "not on this engine": (
-        {"messages": ASK, "max_tokens": 5, "bad_words": ["a"]},
-        "unexpected inference input 'bad_words'",
+    "long stop": ({"messages": ASK, "max_tokens": 5, "stop_words": ["x" * 1025]}, "stop string 1"),
+    "no sequences": (
+        {"messages": ASK, "max_tokens": 5, "num_return_sequences": 0},
+        "num_return_sequences is 0",
     ),
-    "empty stop": ({"messages": ASK, "max_tokens": 5, "stop_words": [""]}, "stop string"),
+    "two values": ({"messages": ASK, "max_tokens": [5, 6]}, "shape|one value"),
 }
 
 
+@pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls"])
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_wrong_request_is_refused_and_harms_nobody(name: str, server: TritonServer) -> None:
+def test_a_wrong_request_is_refused_and_harms_nobody(
+    name: str, model: str, server: TritonServer
+) -> None:
     fields, message = REFUSED[name]
     with pytest.raises(InferenceServerException) as caught:
-        stream(server, **fields)
-    assert message in str(caught.value)
-    assert text(stream(server, messages=ASK, max_tokens=200)).startswith("I am")
+        stream(server, model, **fields)
+    assert any(part in str(caught.value) for part in message.split("|"))
+    assert text(stream(server, model, messages=ASK, max_tokens=200)).startswith("I am")
 
 
-@pytest.mark.parametrize("model", ["ensemble", "generate"])
+@pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls", "generate"])
 def test_a_key_that_is_no_input_is_not_ignored(model: str, server: TritonServer) -> None:
-    for key in ("temprature", "beam_width"):
+    for key in ("temprature", "beam_widths"):
         body = {"messages": ASK, "max_tokens": 5, key: 2}
         status, reply = post(server, f"/v2/models/{model}/generate", body)
         assert status == 400

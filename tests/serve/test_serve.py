@@ -158,12 +158,24 @@ def test_a_triton_that_does_not_start_says_why(engine_bf16: Path, tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]
 
 
-def test_the_repository_has_no_unfilled_placeholder(engine_bf16: Path) -> None:
+def test_the_configurations_are_what_triton_parses(engine_bf16: Path) -> None:
+    from google.protobuf import text_format
+    from tritonclient.grpc.model_config_pb2 import ModelConfig
+
     from nemotron_build.repository import render_repository
 
     with tempfile.TemporaryDirectory() as folder:
         render_repository(engine_bf16, Path(folder, "models"), drain_file=Path(folder, "drain"))
-        configs = list(Path(folder).glob("models/*/config.pbtxt"))
-        assert len(configs) == 5
-        assert all("${" not in config.read_text() for config in configs)
-        assert f'"{engine_bf16}"' in Path(folder, "models/tensorrt_llm/config.pbtxt").read_text()
+        configs = {
+            path.parent.name: text_format.Parse(path.read_text(), ModelConfig())
+            for path in Path(folder).glob("models/*/config.pbtxt")
+        }
+    assert len(configs) == 6
+    assert all(name == config.name for name, config in configs.items())
+    engine = configs["tensorrt_llm"].parameters["gpt_model_path"].string_value
+    assert engine == str(engine_bf16)
+    # Every tensor of the ensemble's map is one of the step's model, and all of those are mapped.
+    for step in configs["ensemble"].ensemble_scheduling.step:
+        model = configs[step.model_name]
+        assert set(step.input_map) <= {one.name for one in model.input}
+        assert set(step.output_map) <= {one.name for one in model.output}

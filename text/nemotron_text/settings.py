@@ -29,6 +29,10 @@ class AnswerSettings:
     stop_strings: tuple[str, ...]
     num_input_tokens: int
 
+    def sequence_id(self, sequence: int) -> str:
+        """By which the engine stops one of several answers; `stream_id` stops all of them."""
+        return f"{self.stream_id}/{sequence}"
+
     def to_json(self) -> bytes:
         return json.dumps(dataclasses.asdict(self)).encode()
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +16,14 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from nemotron_convert.errors import NemotronError
+from nemotron_engine.contract import ENGINE_INPUTS, Lane
 from nemotron_engine.cpu import CpuEngine
 from nemotron_engine.metrics import RUNNING_METRIC
-from nemotron_engine.request import GenerationChunk, GenerationRequest
+from nemotron_engine.request import MAX_SEED, GenerationChunk, GenerationRequest
 from nemotron_engine.triton import (
     Gauge,
     fault,
+    fault_text,
     parameter,
     refusal,
     refuse_parameters,
@@ -29,6 +34,8 @@ from nemotron_engine.triton import (
 )
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+LANE: Lane = "cpu"
+MAX_SEQUENCES = 64
 
 
 class TritonPythonModel:
@@ -63,8 +70,42 @@ class TritonPythonModel:
 
     def _start(self, request: Any, sender: Any) -> None:
         generation = _generation(request)
-        id_ = generation.request_id
-        names = {name for name in (request.request_id(), value(request, "stream_id")) if name}
+        count = _sequences(request)
+        group = _Group(
+            sender,
+            count,
+            streaming=value(request, "streaming", default=False),
+            times=value(request, "return_perf_metrics", default=False),
+            # Triton lets no step mix a stream's second response with what came before the stream,
+            # so the engine hands on what postprocessing has to know.
+            echo=value(request, "answer_settings", default=""),
+        )
+        stream_id = value(request, "stream_id", default="")
+        parts = []
+        ended: list[Callable[[], None]] = []
+        for number in range(count):
+            seed = ((generation.seed or 0) + number) % (MAX_SEED + 1)
+            one = replace(generation, request_id=uuid.uuid4().hex, seed=seed)
+            own = f"{stream_id}/{number}" if stream_id else ""
+            names = {name for name in (request.request_id(), stream_id, own) if name}
+            ended.append(self._note(one.request_id, names))
+            answer = _Answer(
+                group,
+                number,
+                log_probs=one.log_probs,
+                ended=ended[-1],
+                cancel=partial(self._engine.cancel, one.request_id),
+            )
+            parts.append((one, answer.push))
+        try:
+            self._engine.submit_all(parts)
+        except NemotronError:
+            for end in ended:
+                end()
+            raise
+
+    def _note(self, id_: str, names: set[str]) -> Callable[[], None]:
+        """From now on these names stop the request; the result ends that."""
         with self._lock:
             for name in names:
                 self._running[name].add(id_)
@@ -80,79 +121,108 @@ class TritonPythonModel:
                 self._count -= 1
                 self._gauge.set(self._count)
 
-        answer = _Answer(
-            sender,
-            streaming=value(request, "streaming", default=False),
-            log_probs=generation.log_probs,
-            # Triton lets no step mix a stream's second response with what came before the stream,
-            # so the engine hands on what postprocessing has to know.
-            echo=value(request, "answer_settings", default=""),
-            ended=ended,
-            cancel=lambda: self._engine.cancel(id_),
-        )
-        try:
-            self._engine.submit(generation, answer.push)
-        except NemotronError:
-            ended()
-            raise
+        return ended
+
+
+@dataclass
+class _Group:
+    """The sequences of one request, which have one sender; all are stepped by one thread."""
+
+    sender: Any
+    left: int
+    streaming: bool
+    times: bool
+    echo: str
+    arrival_ns: int = field(default_factory=time.time_ns)
+
+    def flags(self) -> int:
+        """Of the last response of a sequence."""
+        self.left -= 1
+        return 0 if self.left else int(FINAL)
 
 
 class _Answer:
-    """Sends one request's chunks, each as it comes or all at the end; called by one thread."""
+    """Sends one sequence's chunks, each as it comes or all at the end; called by one thread."""
 
     def __init__(
         self,
-        sender: Any,
+        group: _Group,
+        sequence: int,
         *,
-        streaming: bool,
         log_probs: bool,
-        echo: str,
         ended: Callable[[], None],
         cancel: Callable[[], object],
     ) -> None:
-        self._sender = sender
-        self._streaming = streaming
+        self._group = group
+        self._sequence = sequence
         self._with_log_probs = log_probs
-        self._echo = echo
         self._ended = ended
         self._cancel = cancel
         self._ids: tuple[int, ...] = ()
         self._log_probs: tuple[float, ...] = ()
         self._cum_log_prob = 0.0
+        self._first_token_ns = 0
 
     def push(self, chunk: GenerationChunk | NemotronError) -> None:
+        sender = self._group.sender
         if isinstance(chunk, NemotronError):
             self._ended()
-            self._sender.send(fault(chunk), flags=FINAL)
+            # Of an error in the middle of a stream BLS sees nothing, so who has sent settings for
+            # the answer is told in place of the reason.
+            told = self._group.echo and self._response(fault_text(chunk))
+            sender.send(told or fault(chunk), flags=self._group.flags())
             return
-        if chunk.finish_reason is None and self._sender.is_cancelled():
+        if chunk.finish_reason is None and sender.is_cancelled():
             self._cancel()
             return
+        if chunk.token_ids and not self._first_token_ns:
+            self._first_token_ns = time.time_ns()
         self._ids += chunk.token_ids
         self._log_probs += chunk.log_probs
         self._cum_log_prob += sum(chunk.log_probs)
         if chunk.finish_reason is not None:
             self._ended()
-            self._sender.send(self._response(chunk.finish_reason), flags=FINAL)
-        elif self._streaming:
-            self._sender.send(self._response(""))
+            response = self._response(chunk.finish_reason, chunk.scheduled_ns)
+            sender.send(response, flags=self._group.flags())
+        elif self._group.streaming:
+            sender.send(self._response(""))
             self._ids, self._log_probs = (), ()
 
-    def _response(self, finish_reason: str) -> Any:
+    def _response(self, finish_reason: str, scheduled_ns: int = 0) -> Any:
         tensors = [
             tensor("output_ids", [self._ids], np.int32),
             tensor("sequence_length", [len(self._ids)], np.int32),
             tensor("finish_reason", [finish_reason], np.object_),
-            tensor("answer_settings", [self._echo], np.object_),
+            tensor("answer_settings", [self._group.echo], np.object_),
+            tensor("sequence_index", [self._sequence], np.int32),
         ]
         if self._with_log_probs:
             tensors.append(tensor("output_log_probs", [self._log_probs], np.float32))
             tensors.append(tensor("cum_log_probs", [self._cum_log_prob], np.float32))
+        if finish_reason and self._group.times:
+            now = time.time_ns()
+            times = {
+                "arrival_time_ns": self._group.arrival_ns,
+                "first_scheduled_time_ns": scheduled_ns or now,
+                "first_token_time_ns": self._first_token_ns or now,
+                "last_token_time_ns": now,
+            }
+            tensors += [tensor(name, [time_ns], np.int64) for name, time_ns in times.items()]
         return pb_utils.InferenceResponse(tensors)
+
+
+def _sequences(request: Any) -> int:
+    count: int = value(request, "num_return_sequences", default=1)
+    if not 1 <= count <= MAX_SEQUENCES:
+        raise NemotronError(f"num_return_sequences is {count}", remedy=f"use 1 to {MAX_SEQUENCES}")
+    return count
 
 
 def _generation(request: Any) -> GenerationRequest:
     refuse_parameters(request)
+    for one in ENGINE_INPUTS:
+        if LANE not in one.lanes and (sent := values(request, one.name)) is not None:
+            one.refuse(LANE, sent)
     input_ids = tuple(values(request, "input_ids") or ())
     if (length := required(request, "input_lengths")) != len(input_ids):
         raise NemotronError(
@@ -161,7 +231,7 @@ def _generation(request: Any) -> GenerationRequest:
         )
     end_id = value(request, "end_id")
     return GenerationRequest(
-        request_id=uuid.uuid4().hex,
+        request_id="",
         input_ids=input_ids,
         max_tokens=required(request, "request_output_len"),
         end_ids=(() if end_id is None else (end_id,)) + _one_token_stops(request),
@@ -174,6 +244,7 @@ def _generation(request: Any) -> GenerationRequest:
         min_tokens=value(request, "min_tokens"),
         seed=value(request, "seed"),
         log_probs=value(request, "return_log_probs", default=False),
+        seconds=request.timeout() / 1e6 or None,
     )
 
 

@@ -1,0 +1,126 @@
+"""One running answer: the engine's tokens go in, the outputs of the ensemble come out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from nemotron_engine.contract import TIMES
+from nemotron_engine.triton import tensor
+from nemotron_text import AnswerSettings, AnswerStream, Tokenizer
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the engine has sent for one sequence of a request."""
+
+    sequence: int
+    token_ids: list[int]
+    finish_reason: str
+    """Empty until the last."""
+    log_probs: list[float]
+    cum_log_prob: float | None
+    times: dict[str, int]
+    """Of `contract.TIMES`, with the last step and if they were asked for."""
+
+
+class RunningAnswer:
+    """The text of one sequence; `stop` is called once, when the engine need not go on."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, settings: AnswerSettings, stop: Callable[[], None]
+    ) -> None:
+        self._settings = settings
+        self._stop = stop
+        self._text = AnswerStream(
+            tokenizer,
+            chat=settings.chat,
+            end_ids=settings.end_ids,
+            stop_strings=settings.stop_strings,
+        )
+        self._finished = False
+        self._engine_stopped = False
+        self._unsent_text = ""
+        self._unsent_ids: list[int] = []
+        self._unsent_log_probs: list[float] = []
+        self._num_tokens = 0
+
+    def push(self, step: Step) -> list[Any]:
+        """The outputs to send now; none while a character is incomplete or the answer is whole."""
+        if self._finished:  # tokens that the engine made before it heard of the stop
+            return []
+        finish_reason = step.finish_reason
+        self._unsent_text += self._text.push(step.token_ids, finish_reason)
+        self._num_tokens += len(step.token_ids)
+        self._unsent_ids += step.token_ids
+        self._unsent_log_probs += step.log_probs
+        if self._text.stop_reason is not None:
+            if not finish_reason:
+                self.stop_engine()
+            finish_reason = "stop"
+        self._finished = bool(finish_reason)
+        if not self._finished and not (self._settings.stream and self._unsent_text):
+            return []
+        outputs = self._outputs(step, finish_reason)
+        self._unsent_text, self._unsent_ids, self._unsent_log_probs = "", [], []
+        return outputs
+
+    def stop_engine(self) -> None:
+        """Free the engine's slot, once: the text is complete, or nobody wants it."""
+        if not self._engine_stopped:
+            self._engine_stopped = True
+            self._stop()
+
+    def _outputs(self, step: Step, finish_reason: str) -> list[Any]:
+        outputs = [
+            tensor("text_output", [self._unsent_text], np.object_),
+            tensor("output_token_ids", self._unsent_ids, np.int32),
+            tensor("finish_reason", [finish_reason], np.object_),
+            tensor("stop_reason", [self._text.stop_reason or ""], np.object_),
+            tensor("num_input_tokens", [self._settings.num_input_tokens], np.int32),
+            tensor("num_output_tokens", [self._num_tokens], np.int32),
+            tensor("sequence_index", [step.sequence], np.int32),
+        ]
+        if step.cum_log_prob is not None:
+            outputs.append(tensor("output_log_probs", [self._unsent_log_probs], np.float32))
+            outputs.append(tensor("cum_log_probs", [step.cum_log_prob], np.float32))
+        if step.times:
+            outputs += [tensor(one.name, [step.times[one.name]], np.int64) for one in TIMES]
+        return outputs
+
+
+def stop_engine(name: str) -> None:
+    """Ask `tensorrt_llm` to end every request of that id."""
+    one = np.ones((1, 1), np.int32)
+    stop = pb_utils.InferenceRequest(
+        model_name="tensorrt_llm",
+        request_id=name,
+        requested_output_names=[],
+        inputs=[
+            pb_utils.Tensor("stop", np.array([[True]])),
+            *(
+                pb_utils.Tensor(n, one)
+                for n in ("input_ids", "input_lengths", "request_output_len")
+            ),
+        ],
+    )
+    for _response in stop.exec(decoupled=True):
+        pass
+
+
+def read_step(get: Callable[[str], list[Any] | None]) -> Step:
+    """A step out of the engine's tensors; `get` gives one's elements, or None."""
+    cum_log_probs = get("cum_log_probs")
+    times = {one.name: found[0] for one in TIMES if (found := get(one.name))}
+    return Step(
+        sequence=(get("sequence_index") or [0])[0],
+        token_ids=get("output_ids") or [],
+        finish_reason=(get("finish_reason") or [""])[0],
+        log_probs=get("output_log_probs") or [],
+        cum_log_prob=cum_log_probs[0] if cum_log_probs else None,
+        times=times,
+    )

@@ -1,0 +1,185 @@
+"""What a request may ask for beside its prompt: done as asked, or refused by name."""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+import time
+from typing import Any
+
+import pytest
+import tritonclient.grpc
+from tritonclient.utils import InferenceServerException
+
+from nemotron_build.engine import build_engine
+from nemotron_build.profile import Profile
+from nemotron_build.server import TritonServer
+from nemotron_client import Client, Generation, RequestTimeout, ServerOverloaded
+from nemotron_engine.contract import LANES, TEXT_INPUTS
+from nemotron_engine.metrics import RUNNING_METRIC
+from tests.serve.wire import WAIT, grpc_client, inputs, metric, stream, text
+
+MODELS = ("ensemble", "tensorrt_llm_bls")
+ASK = json.dumps([{"role": "user", "content": "Who are you?"}])
+ENDLESS = {"text_input": "<extra_id_1>Go", "end_id": 0, "max_tokens": 4000, "stream": True}
+LACKING: dict[str, tuple[Any, Any]] = {
+    "decoder_text_input": ("a", ""),
+    "bad_words": (["a"], [""]),
+    "length_penalty": (2.0, 1.0),
+    "return_context_logits": (True, False),
+    "return_generation_logits": (True, False),
+    "beam_width": (2, 1),
+    "prompt_table_extra_id": (1, None),
+    "prompt_vocab_size": (1, None),
+    "embedding_bias_words": (["a"], [""]),
+    "embedding_bias_weights": ([1.0], [0.0]),
+    "lora_task_id": (1, None),
+    "guided_decoding_guide_type": ("json", ""),
+    "guided_decoding_guide": ("{}", ""),
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("name", LACKING)
+def test_what_this_engine_lacks_is_refused_by_name(
+    name: str, model: str, server: TritonServer
+) -> None:
+    wanted, neutral = LACKING[name]
+    with pytest.raises(InferenceServerException, match=f"{name} is not on the engine of the lane"):
+        stream(server, model, messages=ASK, max_tokens=5, **{name: wanted})
+    if neutral is not None:  # many clients send their defaults
+        found = stream(server, model, messages=ASK, max_tokens=200, **{name: neutral})
+        assert text(found).startswith("I am")
+
+
+def test_every_input_that_the_cpu_lane_lacks_is_tried() -> None:
+    lacking = {one.name for one in TEXT_INPUTS if "cpu" not in one.lanes}
+    matrices = {"prompt_embedding_table", "lora_weights", "lora_config"}
+    assert lacking - matrices == set(LACKING)
+    assert {lane for one in TEXT_INPUTS for lane in one.lanes} == set(LANES)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("streaming", [True, False])
+def test_several_answers_to_one_prompt(streaming: bool, model: str, server: TritonServer) -> None:
+    """Each is what it would be alone with its own seed."""
+    sampling = {"text_input": "<extra_id_1>Go", "max_tokens": 30, "temperature": 3.0, "end_id": 0}
+    found = stream(server, model, **sampling, seed=7, num_return_sequences=3, stream=streaming)
+    sequences: dict[int, list[dict[str, Any]]] = {0: [], 1: [], 2: []}
+    for response in found:
+        sequences[int(response["sequence_index"].ravel()[0])].append(response)
+    ids = [
+        [id_ for r in responses for id_ in r["output_token_ids"].ravel().tolist()]
+        for responses in sequences.values()
+    ]
+    assert len({tuple(one) for one in ids}) == 3
+    for number, responses in sequences.items():
+        assert responses[-1]["finish_reason"].ravel()[0] == b"length"
+        alone = stream(server, model, **sampling, seed=7 + number)
+        assert ids[number] == alone[0]["output_token_ids"].ravel().tolist()
+        assert text(responses) == text(alone)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_stop_string_ends_only_its_own_answer(model: str, server: TritonServer) -> None:
+    sampling = {"text_input": "<extra_id_1>Go", "max_tokens": 60, "temperature": 3.0, "end_id": 0}
+    first, second = (text(stream(server, model, **sampling, seed=seed)) for seed in (20, 21))
+    stop = next(word for word in first.split() if len(word) > 2 and word not in second)
+    found = stream(server, model, **sampling, seed=20, num_return_sequences=2, stop_words=[stop])
+    reasons = {
+        int(r["sequence_index"].ravel()[0]): r["finish_reason"].ravel()[0].decode() for r in found
+    }
+    assert reasons == {0: "stop", 1: "length"}
+    texts = {int(r["sequence_index"].ravel()[0]): text([r]) for r in found}
+    assert texts == {0: first[: first.index(stop)], 1: second}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_times_come_with_the_last_response_when_asked_for(model: str, server: TritonServer) -> None:
+    before = time.time_ns()
+    found = stream(
+        server, model, messages=ASK, max_tokens=200, stream=True, return_perf_metrics=True
+    )
+    names = (
+        *("arrival_time_ns", "first_scheduled_time_ns"),
+        *("first_token_time_ns", "last_token_time_ns"),
+    )
+    assert not any(name in response for name in names for response in found[:-1])
+    times = [int(found[-1][name].ravel()[0]) for name in names]
+    assert before < times[0]
+    assert times == sorted(times)
+    assert times[-1] < time.time_ns()
+
+
+@pytest.fixture(scope="module")
+def narrow(
+    checkpoint_tp8: Any, cpu_profile: Profile, tmp_path_factory: pytest.TempPathFactory
+) -> Any:
+    """A server with room for two requests in a step and one that waits, three seconds each."""
+    limits = cpu_profile.limits.model_copy(update={"max_batch_size": 2, "max_queue_size": 1})
+    timeouts = cpu_profile.timeouts.model_copy(update={"request": 3})
+    profile = cpu_profile.model_copy(update={"limits": limits, "timeouts": timeouts})
+    engine = tmp_path_factory.mktemp("narrow") / "engine"
+    build_engine(checkpoint_tp8, engine, profile)
+    with TritonServer(engine, profile) as running:
+        yield running
+
+
+def start(server: TritonServer, model: str, count: int) -> tuple[Any, queue.Queue[Any]]:
+    """That many endless streams on one connection; what they answer."""
+    client = grpc_client(server)
+    found: queue.Queue[Any] = queue.Queue()
+    client.start_stream(lambda result, error: found.put(error or result))
+    for number in range(count):
+        fields = inputs(tritonclient.grpc, **ENDLESS)
+        client.async_stream_infer(model, fields, request_id=f"{model}-{number}")
+    return client, found
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_full_queue_refuses_at_once_and_a_deadline_ends_what_runs(
+    model: str, narrow: TritonServer
+) -> None:
+    client, found = start(narrow, model, 3)
+    try:
+        deadline = time.monotonic() + WAIT
+        while metric(narrow, RUNNING_METRIC) != 3:
+            assert time.monotonic() < deadline
+        url = f"{narrow.endpoints.address}:{narrow.endpoints.grpc}"
+        began = time.monotonic()
+        with Client(url) as other, pytest.raises(ServerOverloaded, match="3 requests run or wait"):
+            other.chat([{"role": "user", "content": "Hi"}], Generation(max_tokens=5))
+        assert time.monotonic() - began < 2
+        errors = []
+        while len(errors) < 3:
+            result = found.get(timeout=WAIT)
+            if isinstance(result, InferenceServerException):
+                errors.append(str(result))
+        assert all("deadline exceeded: " in error for error in errors)
+    finally:
+        client.stop_stream()
+        client.close()
+    deadline = time.monotonic() + WAIT
+    while metric(narrow, RUNNING_METRIC):
+        assert time.monotonic() < deadline
+    assert text(stream(narrow, model, messages=ASK, max_tokens=200)).startswith("I am")
+
+
+def test_the_client_tells_a_deadline(narrow: TritonServer) -> None:
+    url = f"{narrow.endpoints.address}:{narrow.endpoints.grpc}"
+    with Client(url) as client, pytest.raises(RequestTimeout, match="deadline exceeded"):
+        client.complete("<extra_id_1>Go", Generation(max_tokens=4000, end_id=0))
+
+
+def test_a_bls_client_that_goes_frees_its_slot_within_a_step(server: TritonServer) -> None:
+    """No further token is made for it than the few of the time in which the server looks."""
+    client, found = start(server, "tensorrt_llm_bls", 1)
+    assert not isinstance(found.get(timeout=WAIT), InferenceServerException)
+    gone = threading.Event()
+    client.stop_stream(cancel_requests=True)
+    gone.set()
+    began = time.monotonic()
+    while metric(server, RUNNING_METRIC):
+        assert time.monotonic() - began < 2
+    client.close()
