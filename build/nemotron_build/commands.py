@@ -12,11 +12,18 @@ def build(
     checkpoint: Annotated[Path, typer.Argument(help="A folder from `nemotron convert`.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The engine: a new folder.")],
     profile: Annotated[str, typer.Option(help="Name of a shipped profile, or a .yaml.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print the command and the files.")
+    ] = False,
 ) -> None:
     """Build an engine from a checkpoint."""
+    from nemotron_build.dry_run import describe_build
     from nemotron_build.engine import build_engine
     from nemotron_build.profile import load_profile
 
+    if dry_run:
+        typer.echo(describe_build(checkpoint, output, load_profile(profile)))
+        return
     record = build_engine(checkpoint, output, load_profile(profile))
     size = sum(entry.size for entry in record.files.values())
     typer.echo(f"{output}: {size:,} bytes, lane {record.lane}, {record.profile.dtype}")
@@ -32,18 +39,42 @@ def serve(
     metrics_port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="0: a free one.")
     ] = None,
+    health_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="0: a free one.")
+    ] = None,
     port_file: Annotated[
         Path | None, typer.Option(help="Written when ready: the ports and the process, as JSON.")
     ] = None,
     log_file: Annotated[Path | None, typer.Option(help="Triton's log.")] = None,
+    traces: Annotated[
+        str | None, typer.Option(help="URL of an OpenTelemetry collector (OTLP over HTTP).")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print the commands and the files.")
+    ] = False,
 ) -> None:
     """Serve an engine on Triton until Ctrl-C or SIGTERM, which let running requests finish."""
+    from nemotron_build.dry_run import describe_serve
+    from nemotron_build.engine import open_engine
+    from nemotron_build.serve import ServeOptions, choose_profile
     from nemotron_build.serve import serve as run
 
-    run(
-        engine,
+    options = ServeOptions(
+        engine=engine,
         profile=profile,
-        ports={"http": http_port, "grpc": grpc_port, "metrics": metrics_port},
+        ports={
+            "http": http_port,
+            "grpc": grpc_port,
+            "metrics": metrics_port,
+            "health": health_port,
+        },
         port_file=port_file,
         log_file=log_file,
+        traces=traces,
     )
+    if dry_run:
+        record = open_engine(engine, here=False)
+        chosen = choose_profile(record, options)
+        typer.echo(describe_serve(engine, record, chosen, options.arguments()))
+    else:
+        run(options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from google.protobuf import text_format
+from google.protobuf.message import Message
 from tritonclient.grpc import model_config_pb2 as pb
 
 from nemotron_engine.contract import (
@@ -22,9 +23,37 @@ OF_THE_PROMPT = "_"
 ANSWER_SETTINGS = "answer_settings"
 
 
-def to_text(config: pb.ModelConfig) -> str:
+def to_text(config: Message) -> str:
     """As `config.pbtxt`."""
     return str(text_format.MessageToString(config))
+
+
+def with_python_engine(
+    prompt: Mapping[str, str], engine: Mapping[str, str]
+) -> list[tuple[Message, str]]:
+    """All models where `tensorrt_llm` is our own, with the folders of their code."""
+    tokenizer = {"tokenizer_path": prompt["tokenizer_path"]}
+    return [
+        (ensemble(), ""),
+        (preprocessing(prompt), "preprocessing"),
+        (tensorrt_llm(engine), "tensorrt_llm"),
+        (postprocessing(tokenizer), "postprocessing"),
+        (generate(prompt), "generate"),
+        (bls("tensorrt_llm_bls", prompt), "tensorrt_llm_bls"),
+    ]
+
+
+def around_a_foreign_engine(prompt: Mapping[str, str]) -> list[tuple[Message, str]]:
+    """All other models where `tensorrt_llm` is the C++ backend.
+
+    There `ensemble` is the BLS model too: Triton's own ensembles let no step see a stream together
+    with what came before it, and this engine hands nothing on.
+    """
+    return [
+        (bls("ensemble", prompt), "tensorrt_llm_bls"),
+        (generate(prompt), "generate"),
+        (bls("tensorrt_llm_bls", prompt), "tensorrt_llm_bls"),
+    ]
 
 
 def ensemble() -> pb.ModelConfig:
@@ -71,9 +100,9 @@ def postprocessing(parameters: Mapping[str, str]) -> pb.ModelConfig:
     return config
 
 
-def generate() -> pb.ModelConfig:
+def generate(parameters: Mapping[str, str]) -> pb.ModelConfig:
     """The ensemble in one response."""
-    return _python("generate", TEXT_INPUTS, TEXT_OUTPUTS, {})
+    return _python("generate", TEXT_INPUTS, TEXT_OUTPUTS, parameters)
 
 
 def bls(name: str, parameters: Mapping[str, str]) -> pb.ModelConfig:
@@ -101,13 +130,14 @@ def _config(name: str, inputs: Iterable[Tensor], outputs: Iterable[Tensor]) -> p
     config = pb.ModelConfig(name=name, max_batch_size=1)
     for one in inputs:
         # Triton only counts a request's inputs; which are missing, a model says itself.
-        config.input.add(name=one.name, data_type=_type(one), dims=one.dims, optional=True)
+        config.input.add(name=one.name, data_type=data_type(one), dims=one.dims, optional=True)
     for one in outputs:
-        config.output.add(name=one.name, data_type=_type(one), dims=one.dims)
+        config.output.add(name=one.name, data_type=data_type(one), dims=one.dims)
     return config
 
 
-def _type(one: Tensor) -> int:
+def data_type(one: Tensor) -> int:
+    """As Triton's configurations count types."""
     return int(pb.DataType.Value(f"TYPE_{one.dtype}"))
 
 

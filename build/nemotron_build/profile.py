@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from nemotron_build.resources import resource
+from nemotron_build.trtllm_build import check_flags
 from nemotron_convert.errors import NemotronError
+
+FP8_CAPABILITY = (8, 9)
+"""The first GPUs that compute in FP8."""
 
 
 class _Strict(BaseModel):
@@ -25,10 +38,13 @@ class Limits(_Strict):
     """Tokens of one request; the model's own limit if that is less."""
     max_num_tokens: PositiveInt
     """Tokens in one step, over all requests."""
-    kv_cache_tokens: PositiveInt
-    """Tokens whose keys and values are held at once."""
     max_queue_size: PositiveInt
     """Requests that wait for a place in a step; more are refused as overload."""
+
+
+class CpuLimits(Limits):
+    kv_cache_tokens: PositiveInt
+    """Tokens whose keys and values are held at once."""
 
 
 class Timeouts(_Strict):
@@ -39,48 +55,146 @@ class Timeouts(_Strict):
     """How long one request may take, waiting included."""
     drain: PositiveInt
     """How long running requests may take to finish after a stop signal."""
+    stall: PositiveInt
+    """How long an engine may do nothing before it counts as dead; longer than its longest step."""
 
 
 class Ports(_Strict):
-    """Triton's ports; 0 takes a free one."""
+    """0 takes a free one."""
 
     http: int = Field(ge=0, le=65535)
     grpc: int = Field(ge=0, le=65535)
     metrics: int = Field(ge=0, le=65535)
+    health: int = Field(ge=0, le=65535)
+    """Of `nemotron serve` itself: whether the engine works."""
 
 
-class Profile(_Strict):
-    """Everything that differs between one way of running the model and another."""
+class Gpu(_Strict):
+    """The GPU that a profile is for."""
+
+    name: str
+    """Must be part of the name that the driver reports."""
+    memory_gib: PositiveInt
+    compute_capability: tuple[int, int]
+
+
+class Split(_Strict):
+    """How the model lies on GPUs: one rank on each."""
+
+    tp: PositiveInt
+    pp: PositiveInt
+    nodes: PositiveInt
+    gpus_per_node: PositiveInt
+
+    @property
+    def world_size(self) -> int:
+        return self.tp * self.pp
+
+    @model_validator(mode="after")
+    def _fits(self) -> Split:
+        if self.world_size != self.nodes * self.gpus_per_node:
+            raise ValueError(
+                f"tp × pp is {self.world_size}, but {self.nodes} nodes with "
+                f"{self.gpus_per_node} GPUs each have {self.nodes * self.gpus_per_node}"
+            )
+        return self
+
+
+class _Served(_Strict):
+    address: str
+    timeouts: Timeouts
+    ports: Ports
+
+
+class _OnGpus(_Served):
+    dtype: Literal["bf16", "fp8"]
+    """Of the weights."""
+    kv_cache_dtype: Literal["bf16", "fp8"]
+    gpu: Gpu
+    split: Split
+    limits: Limits
+    kv_cache_share: float = Field(gt=0, lt=1)
+    """Of the GPU memory that is free once the weights are loaded."""
+    triton: Path
+    """Where Triton is installed, with the lane's backend."""
+
+    @model_validator(mode="after")
+    def _computes_in_fp8(self) -> _OnGpus:
+        if "fp8" in (self.dtype, self.kv_cache_dtype) and (
+            self.gpu.compute_capability < FP8_CAPABILITY
+        ):
+            raise ValueError(f"{self.gpu.name} does not compute in FP8")
+        return self
+
+
+class CpuProfile(_Served):
+    """OpenVINO on any machine."""
 
     lane: Literal["cpu"]
     dtype: Literal["bf16", "f32"]
     """What the engine computes in; f32 is for comparing tokens exactly."""
-    address: str
-    limits: Limits
-    timeouts: Timeouts
-    ports: Ports
+    limits: CpuLimits
+
+
+class TensorRTProfile(_OnGpus):
+    """TensorRT engines, one per rank, behind TensorRT-LLM 1.2's C++ backend."""
+
+    lane: Literal["tensorrt"]
+    build_flags: dict[str, str | int]
+    """Of `trtllm-build`, beside those that follow from the rest of the profile."""
+
+    @field_validator("build_flags")
+    @classmethod
+    def _known(cls, flags: dict[str, str | int]) -> dict[str, str | int]:
+        check_flags(flags)
+        return flags
+
+    @model_validator(mode="after")
+    def _fp8_attention(self) -> TensorRTProfile:
+        fp8 = self.dtype == self.kv_cache_dtype == "fp8"
+        if self.build_flags.get("use_fp8_context_fmha") == "enable" and not fp8:
+            raise ValueError(
+                "build_flags.use_fp8_context_fmha needs FP8 weights and an FP8 KV cache"
+            )
+        return self
+
+
+class PyTorchProfile(_OnGpus):
+    """TensorRT-LLM's PyTorch backend, 1.3 and later."""
+
+    lane: Literal["pytorch"]
+
+
+Profile = CpuProfile | TensorRTProfile | PyTorchProfile
+"""Everything that differs between one way of running the model and another."""
+GpuProfile = TensorRTProfile | PyTorchProfile
+_PROFILE: TypeAdapter[Profile] = TypeAdapter(Annotated[Profile, Field(discriminator="lane")])
+
+
+def shipped_profiles() -> list[str]:
+    """Names of the profiles that come with the project."""
+    return sorted(file.stem for file in resource("profiles").glob("*.yaml"))
 
 
 def load_profile(name_or_path: str) -> Profile:
     """A shipped profile by its name, or one of your own by its path (`….yaml`)."""
     path = Path(name_or_path)
     if path.suffix != ".yaml":
-        folder = resource("profiles")
-        path = folder / f"{name_or_path}.yaml"
+        path = resource("profiles") / f"{name_or_path}.yaml"
         if not path.is_file():
-            names = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
             raise NemotronError(
                 f"no profile {name_or_path!r}",
                 where="--profile",
-                remedy=f"use one of {names}, or the path of a .yaml",
+                remedy=f"use one of {', '.join(shipped_profiles())}, or the path of a .yaml",
             )
     try:
-        return Profile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return _PROFILE.validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise NemotronError(f"cannot read: {error.strerror}", where=path) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise NemotronError(f"not plain YAML: {error}", where=path) from error
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "file"
+        _lane, *keys = first["loc"] or ("",)  # pydantic names the member of the union first
+        key = ".".join(map(str, keys)) or "file"
         raise NemotronError(f"{key}: {first['msg']}", where=path) from error

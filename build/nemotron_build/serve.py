@@ -7,70 +7,110 @@ import os
 import shlex
 import signal
 import threading
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
 
-from nemotron_build.engine import open_engine
+from nemotron_build.engine import EngineRecord, open_engine
+from nemotron_build.health import LOOK_SECONDS, Health, Watch
+from nemotron_build.lanes import LANES
 from nemotron_build.profile import Profile, load_profile
+from nemotron_build.ranks import (
+    STOP,
+    check_world,
+    launch,
+    launch_command,
+    own_rank,
+    serve_rank,
+    world_size,
+)
 from nemotron_build.server import Endpoints, TritonServer
 from nemotron_convert.errors import NemotronError
 
 EXAMPLE_QUESTION = "Who are you?"
 
 
-def serve(
-    engine: Path,
-    *,
-    profile: str | None,
-    ports: Mapping[str, int | None],
-    port_file: Path | None,
-    log_file: Path | None,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """Of the verb `serve`; a port of None is the profile's."""
+
+    engine: Path
+    profile: str | None = None
+    ports: Mapping[str, int | None]
+    port_file: Path | None = None
+    log_file: Path | None = None
+    traces: str | None = None
+
+    def arguments(self) -> list[str]:
+        """The same on a command line, for each rank."""
+        options: dict[str, object] = {
+            "profile": self.profile,
+            **{f"{name}-port": port for name, port in self.ports.items()},
+            "port-file": self.port_file,
+            "log-file": self.log_file,
+            "traces": self.traces,
+        }
+        given = [(f"--{name}", str(value)) for name, value in options.items() if value is not None]
+        return [str(self.engine), *(text for pair in given for text in pair)]
+
+
+def serve(options: ServeOptions) -> None:
     """Serve until SIGINT or SIGTERM, then drain; a second signal, or one before, ends at once.
 
-    NemotronError if the engine or a port cannot be used, or if Triton ends by itself.
+    Where the engine has several ranks, this starts them all, or is one of them if a launcher has
+    started it so. NemotronError if the engine or a port cannot be used, or if the engine, a rank or
+    Triton ends by itself.
     """
-    record = open_engine(engine)
-    chosen = load_profile(profile) if profile else record.profile
+    record = open_engine(options.engine)
+    profile = choose_profile(record, options)
+    LANES[record.lane].check_machine(profile)
+    rank = own_rank() if world_size(profile) > 1 else None
+    if rank is not None:
+        check_world(profile, rank[1])
+        if rank[0] > 0:
+            for number in (signal.SIGINT, signal.SIGTERM, STOP):
+                signal.signal(number, signal.SIG_IGN)  # the first rank drains, and all end with it
+            serve_rank(rank[0], options.engine, record, profile)
+            return
+    signals = Signals()
+    if rank is None and world_size(profile) > 1:
+        signals.ready = True
+        launch(launch_command(profile, options.arguments()), signals.stop)
+        return
+    with TritonServer(
+        options.engine,
+        profile,
+        log_file=options.log_file,
+        give_up=signals.stop,
+        traces=options.traces,
+    ) as server:
+        signals.ready = True
+        _serve(server, profile, signals, options)
+
+
+def choose_profile(record: EngineRecord, options: ServeOptions) -> Profile:
+    """The engine's own or another of its lane, with the ports that were given."""
+    chosen = load_profile(options.profile) if options.profile else record.profile
     if chosen.lane != record.lane:
         raise NemotronError(
             f"the profile is for the lane {chosen.lane!r}, the engine for {record.lane!r}",
             where="--profile",
         )
-    chosen = _with_ports(chosen, ports)
-    signals = _Signals()
-    console = Console(highlight=False)
-    with TritonServer(engine, chosen, log_file=log_file, give_up=signals.stop) as server:
-        signals.ready = True
-        if port_file is not None:
-            _write_port_file(port_file, server.endpoints)
-        try:
-            console.print(_welcome(engine, server.endpoints), soft_wrap=True)
-            while not signals.stop.wait(0.2):
-                if server.process.poll() is not None:
-                    raise NemotronError(
-                        f"Triton ended with status {server.process.returncode}",
-                        where=server.log if log_file else None,
-                        remedy=None if log_file else "see its log with --log-file",
-                    )
-            console.print("draining: running requests may finish; signal again to end at once")
-            server.stop()
-        finally:
-            if port_file is not None:
-                port_file.unlink(missing_ok=True)
-    console.print("stopped")
+    given = {name: port for name, port in options.ports.items() if port is not None}
+    return chosen.model_copy(update={"ports": chosen.ports.model_copy(update=given)})
 
 
-class _Signals:
+class Signals:
     """SIGINT and SIGTERM ask to stop; a second one interrupts, once there is a server to leave."""
 
     def __init__(self) -> None:
         self.ready = False
         self.stop = threading.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, STOP):
             signal.signal(number, self._handle)
 
     def _handle(self, _number: int, _frame: FrameType | None) -> None:
@@ -79,9 +119,44 @@ class _Signals:
         self.stop.set()
 
 
-def _with_ports(profile: Profile, ports: Mapping[str, int | None]) -> Profile:
-    given = {name: port for name, port in ports.items() if port is not None}
-    return profile.model_copy(update={"ports": profile.ports.model_copy(update=given)})
+def _serve(server: TritonServer, profile: Profile, signals: Signals, options: ServeOptions) -> None:
+    console = Console(highlight=False)
+    ends = server.endpoints
+    watch = Watch(server, profile)
+    works = threading.Event()
+
+    def is_ready() -> bool:
+        return works.is_set() and not signals.stop.is_set()
+
+    with Health(ends.address, ends.health, is_ready):
+        try:
+            _wait_until_it_works(watch, profile)
+            works.set()
+            if options.port_file is not None:
+                _write_port_file(options.port_file, ends)
+            console.print(_welcome(options.engine, ends), soft_wrap=True)
+            while not signals.stop.wait(LOOK_SECONDS):
+                if (why := watch.look()) is not None:
+                    works.clear()
+                    raise NemotronError(
+                        why,
+                        where=server.log if options.log_file else None,
+                        remedy=None if options.log_file else "see Triton's log with --log-file",
+                    )
+            console.print("draining: running requests may finish; signal again to end at once")
+            server.stop()
+        finally:
+            if options.port_file is not None:
+                options.port_file.unlink(missing_ok=True)
+    console.print("stopped")
+
+
+def _wait_until_it_works(watch: Watch, profile: Profile) -> None:
+    """Triton says that it is ready when all models are loaded; whether they answer is seen here."""
+    deadline = time.monotonic() + profile.timeouts.stall
+    while (why := watch.look()) is not None or not watch.has_worked:
+        if why is not None or time.monotonic() > deadline:
+            raise NemotronError(why or "the engine does not answer")
 
 
 def _write_port_file(path: Path, endpoints: Endpoints) -> None:
@@ -91,6 +166,7 @@ def _write_port_file(path: Path, endpoints: Endpoints) -> None:
             "http": endpoints.http,
             "grpc": endpoints.grpc,
             "metrics": endpoints.metrics,
+            "health": endpoints.health,
         }
     )
     partial = path.with_name(path.name + ".partial")
@@ -115,6 +191,7 @@ def _welcome(engine: Path, ends: Endpoints) -> str:
             f"  gRPC     {ends.address}:{ends.grpc}",
             f"  HTTP     {http}",
             f"  metrics  http://{ends.address}:{ends.metrics}/metrics",
+            f"  health   http://{ends.address}:{ends.health}/health/ready",
             "Try it:",
             f"  {shlex.join(chat)}",
             f"  {shlex.join(curl)}",

@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import secrets
 import shutil
 import signal
 import socket
 import subprocess
-import sys
-import sysconfig
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
 
+from nemotron_build.engine import open_engine
 from nemotron_build.profile import Profile
 from nemotron_build.repository import render_repository
+from nemotron_build.triton import EXIT_SECONDS, find_triton, log_lines, log_tail, shared_memory
 from nemotron_convert.errors import NemotronError
 from nemotron_engine.metrics import RUNNING_METRIC
 
 POLL_SECONDS = 0.05
 IDLE_POLLS = 5
 """Between two models a request is in neither's count, so one look is not enough."""
-EXIT_SECONDS = 20
 BUSY_METRICS = (RUNNING_METRIC, "nv_inference_pending_request_count")
-LOG_TAIL_LINES = 3
 LOAD_FAILURE = "failed to load "
 # What no client needs and no stranger should reach: closed behind a key that nobody knows.
 RESTRICTED_APIS = "shared-memory,model-repository,logging,trace"
@@ -45,6 +43,7 @@ class Endpoints:
     http: int
     grpc: int
     metrics: int
+    health: int
 
 
 class TritonServer:
@@ -52,7 +51,7 @@ class TritonServer:
 
     Entering starts the process and returns when every model is ready; KeyboardInterrupt if
     `give_up` is set before. NemotronError says which port is taken, or shows the end of Triton's
-    log if it did not start.
+    log if it did not start. `traces` is the URL of an OpenTelemetry collector.
     """
 
     def __init__(
@@ -62,8 +61,10 @@ class TritonServer:
         *,
         log_file: Path | None = None,
         give_up: threading.Event | None = None,
+        traces: str | None = None,
     ) -> None:
         self._profile = profile
+        self._traces = traces
         self._engine = engine
         self._log_file = log_file
         self._give_up = give_up or threading.Event()
@@ -71,15 +72,24 @@ class TritonServer:
 
     def __enter__(self) -> TritonServer:
         with ExitStack() as stack:
-            self.endpoints = _choose_ports(self._profile)
+            self.endpoints = choose_ports(self._profile)
             folder = Path(tempfile.mkdtemp(prefix="nemotron-"))
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
             self.log = self._log_file or folder / "triton.log"
-            self._shm_prefix = f"nemotron-{secrets.token_hex(8)}-"
-            stack.callback(_remove_shared_memory, self._shm_prefix)
+            prefix = stack.enter_context(shared_memory())
             self._drain_file = folder / "draining"
-            render_repository(self._engine, folder / "models", drain_file=self._drain_file)
-            self.process = self._start(folder)
+            triton = find_triton(self._profile, folder)
+            render_repository(
+                self._engine,
+                open_engine(self._engine),
+                self._profile,
+                folder / "models",
+                drain_file=self._drain_file,
+            )
+            command = triton.command(folder / "models", prefix) + leader_options(
+                self.endpoints, self._traces
+            )
+            self.process = triton.start(command, self.log)
             stack.callback(self._kill)
             self._wait_until_ready()
             self._cleanup = stack.pop_all()
@@ -119,63 +129,33 @@ class TritonServer:
         return False
 
     def _is_idle(self) -> bool:
-        metrics = self._get(self.endpoints.metrics, "/metrics")
-        if metrics is None:
-            return False
-        lines = [line for line in metrics.splitlines() if line.startswith(BUSY_METRICS)]
-        return all(float(line.split()[-1]) == 0 for line in lines)
+        values = [value for name in BUSY_METRICS for value in self.metric(name)]
+        return bool(values) and not any(values)
 
-    def _get(self, port: int, path: str) -> str | None:
-        """The body of an answer with status 200; a proxy of the environment is not asked."""
-        connection = http.client.HTTPConnection(self.endpoints.address, port, timeout=5)
+    def metric(self, name: str) -> list[float]:
+        """All values on the metrics page whose name begins so, labels included."""
+        status, text = self._request(self.endpoints.metrics, "GET", "/metrics")
+        lines = text.splitlines() if status == http.HTTPStatus.OK else []
+        return [float(line.split()[-1]) for line in lines if line.startswith(name)]
+
+    def ask(self, model: str, inputs: Mapping[str, object], seconds: float) -> tuple[int, str]:
+        """Status (0: no answer in that time) and text of one request for one response."""
+        path = f"/v2/models/{model}/generate"
+        return self._request(self.endpoints.http, "POST", path, json.dumps(inputs), seconds)
+
+    def _request(
+        self, port: int, method: str, path: str, body: str | None = None, seconds: float = 5
+    ) -> tuple[int, str]:
+        """Asked without the proxy that the environment may name."""
+        connection = http.client.HTTPConnection(self.endpoints.address, port, timeout=seconds)
         try:
-            connection.request("GET", path)
+            connection.request(method, path, body)
             response = connection.getresponse()
-            body = response.read().decode()
-        except (OSError, http.client.HTTPException):
-            return None
+            return response.status, response.read().decode(errors="replace")
+        except (OSError, http.client.HTTPException) as error:
+            return 0, str(error)
         finally:
             connection.close()
-        return body if response.status == http.HTTPStatus.OK else None
-
-    def _start(self, folder: Path) -> subprocess.Popen[bytes]:
-        triton = _wheel_folder() / "tritonserver"
-        backends = _backend_folder(triton, folder / "backends")
-        ends = self.endpoints
-        closed = f"{RESTRICTED_APIS}:key={secrets.token_hex(16)}"
-        command = [
-            str(triton / "bin" / "tritonserver"),
-            f"--model-repository={folder / 'models'}",
-            f"--backend-directory={backends}",
-            f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
-            "--disable-auto-complete-config",
-            "--strict-readiness=true",
-            f"--exit-timeout-secs={EXIT_SECONDS // 2}",
-            f"--http-address={ends.address}",
-            f"--http-port={ends.http}",
-            f"--http-restricted-api={closed}",
-            f"--grpc-address={ends.address}",
-            f"--grpc-port={ends.grpc}",
-            f"--grpc-restricted-protocol={closed}",
-            f"--metrics-address={ends.address}",
-            f"--metrics-port={ends.metrics}",
-            "--allow-gpu-metrics=false",
-        ]
-        with self._open_log() as log:
-            return subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,  # it reads standard input and ends with it
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=os.environ | _environment(),
-                start_new_session=True,  # a terminal's Ctrl-C is for us, who then drain
-            )
-
-    def _open_log(self) -> BinaryIO:
-        try:
-            return self.log.open("wb")
-        except OSError as error:
-            raise NemotronError(f"cannot write: {error.strerror}", where=self.log) from error
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self._profile.timeouts.startup
@@ -184,7 +164,8 @@ class TritonServer:
                 raise NemotronError(
                     f"Triton ended with status {self.process.returncode}: {self._reason()}"
                 )
-            if self._get(self.endpoints.http, "/v2/health/ready") is not None:
+            status, _ = self._request(self.endpoints.http, "GET", "/v2/health/ready")
+            if status == http.HTTPStatus.OK:
                 return
             if self._give_up.wait(POLL_SECONDS):
                 raise KeyboardInterrupt
@@ -195,13 +176,12 @@ class TritonServer:
 
     def _reason(self) -> str:
         """What the log says about a failed start: the model that did not load, or its end."""
-        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        for line in lines:
+        for line in log_lines(self.log):
             if LOAD_FAILURE in line:
                 # Triton prints the exception's text with its line ends as \n; the stack follows.
                 text, _, _ = line[line.index(LOAD_FAILURE) :].partition("\\n\\nAt:")
                 return text.replace("\\n", " ").rstrip()
-        return " | ".join(lines[-LOG_TAIL_LINES:])
+        return log_tail(self.log)
 
     def _kill(self) -> None:
         """End what is left of it; also the models' processes, which a crash of Triton can leave."""
@@ -210,7 +190,31 @@ class TritonServer:
         self.process.wait()
 
 
-def _choose_ports(profile: Profile) -> Endpoints:
+def leader_options(ends: Endpoints, traces: str | None = None) -> list[str]:
+    """Triton's options for the process that clients talk to."""
+    closed = f"{RESTRICTED_APIS}:key={secrets.token_hex(16)}"
+    options = [
+        "--strict-readiness=true",
+        f"--http-address={ends.address}",
+        f"--http-port={ends.http}",
+        f"--http-restricted-api={closed}",
+        f"--grpc-address={ends.address}",
+        f"--grpc-port={ends.grpc}",
+        f"--grpc-restricted-protocol={closed}",
+        f"--metrics-address={ends.address}",
+        f"--metrics-port={ends.metrics}",
+    ]
+    if traces is not None:
+        options += [
+            "--trace-config=mode=opentelemetry",
+            "--trace-config=level=TIMESTAMPS",
+            "--trace-config=rate=1",
+            f"--trace-config=opentelemetry,url={traces}",
+        ]
+    return options
+
+
+def choose_ports(profile: Profile) -> Endpoints:
     chosen: dict[str, int] = {}
     with ExitStack() as stack:
         for name, port in profile.ports.model_dump().items():
@@ -227,61 +231,3 @@ def _choose_ports(profile: Profile) -> Endpoints:
                 ) from error
             chosen[name] = listener.getsockname()[1]
     return Endpoints(profile.address, **chosen)
-
-
-def _wheel_folder() -> Path:
-    spec = find_spec("pytriton")
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(name="pytriton")
-    return Path(spec.origin).parent
-
-
-def _backend_folder(triton: Path, target: Path) -> Path:
-    """The Python backend with this Python's stub beside it, as Triton wants to find them."""
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = triton / "python_backend_stubs" / version / "triton_python_backend_stub"
-    if not stub.is_file():
-        raise NemotronError(
-            f"Triton's wheel has no Python backend for Python {version}",
-            remedy="use Python 3.10 to 3.12",
-        )
-    shutil.copytree(triton / "backends" / "python", target / "python")
-    shutil.copy(stub, target / "python")
-    for file in (target / "python").glob("*triton*"):
-        file.chmod(0o755)
-    return target
-
-
-def _environment() -> dict[str, str]:
-    """What the stub needs to become this Python: its library, its packages."""
-    bundled = _wheel_folder().with_name("nvidia_pytriton.libs")
-    libraries = [str(_library_folder()), str(bundled), os.environ.get("LD_LIBRARY_PATH")]
-    return {
-        "LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries)),
-        # The stub is isolated from PYTHONPATH and the like; it becomes the python3 it finds first.
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
-    }
-
-
-def _library_folder() -> Path:
-    """Where this Python's shared library lies."""
-    name = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
-    recorded = Path(sysconfig.get_config_var("LIBDIR") or "")
-    places = [
-        recorded,
-        recorded / (sysconfig.get_config_var("MULTIARCH") or ""),  # Debian
-        Path(sys.base_prefix) / "lib",  # a Python that was moved after it was built
-    ]
-    for place in places:
-        if (place / name).is_file():
-            return place
-    raise NemotronError(
-        f"no {name}: Triton's Python backend needs the interpreter as a shared library",
-        where=sys.base_prefix,
-        remedy="install it (Debian: libpython3-dev), or a Python built with --enable-shared",
-    )
-
-
-def _remove_shared_memory(prefix: str) -> None:
-    for file in Path("/dev/shm").glob(f"{prefix}*"):  # noqa: S108  # where shm_open puts it
-        file.unlink(missing_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,9 @@ class Step:
     token_ids: list[int]
     finish_reason: str
     """Empty until the last."""
-    log_probs: list[float]
-    cum_log_prob: float | None
-    times: dict[str, int]
+    log_probs: list[float] = field(default_factory=list)
+    cum_log_prob: float | None = None
+    times: dict[str, int] = field(default_factory=dict)
     """Of `contract.TIMES`, with the last step and if they were asked for."""
 
 
@@ -48,6 +48,23 @@ class RunningAnswer:
         self._unsent_ids: list[int] = []
         self._unsent_log_probs: list[float] = []
         self._num_tokens = 0
+
+    @property
+    def is_finished(self) -> bool:
+        return self._finished
+
+    def with_reason(self, step: Step, *, last: bool = False) -> Step:
+        """The step with its finish reason, where the engine gives none.
+
+        TensorRT-LLM's C++ backend leaves out the end token and says only that no more comes
+        (`last`); a stop word of one token is in its output.
+        """
+        count = self._num_tokens + len(step.token_ids)
+        if step.token_ids and step.token_ids[-1] in self._settings.end_ids:
+            return replace(step, finish_reason="stop")
+        if count >= self._settings.max_tokens:
+            return replace(step, finish_reason="length")
+        return replace(step, finish_reason="stop" if last else "")
 
     def push(self, step: Step) -> list[Any]:
         """The outputs to send now; none while a character is incomplete or the answer is whole."""

@@ -62,7 +62,7 @@ TEXT_INPUTS = (
     Input("decoder_text_input", "STRING", lanes=NONE, neutral=("",)),  # of encoder-decoders
     Input("max_tokens", "INT32"),
     Input("num_return_sequences", "INT32", engine="num_return_sequences"),
-    Input("bad_words", "STRING", (-1,), lanes=GPU, neutral=("",)),
+    Input("bad_words", "STRING", (-1,), lanes=TENSORRT, neutral=("",)),
     Input("stop_words", "STRING", (-1,)),
     Input("exclude_input_in_output", "BOOL"),
     Input("end_id", "INT32"),
@@ -70,21 +70,20 @@ TEXT_INPUTS = (
     Input("top_k", "INT32", engine="runtime_top_k"),
     Input("top_p", "FP32", engine="runtime_top_p"),
     Input("temperature", "FP32", engine="temperature"),
-    Input("length_penalty", "FP32", lanes=GPU, neutral=(0.0, 1.0), engine="len_penalty"),
+    Input("length_penalty", "FP32", lanes=NONE, neutral=(0.0, 1.0)),
     Input("repetition_penalty", "FP32", engine="repetition_penalty"),
     Input("min_tokens", "INT32", engine="min_tokens"),
     Input("presence_penalty", "FP32", engine="presence_penalty"),
     Input("frequency_penalty", "FP32", engine="frequency_penalty"),
     Input("seed", "UINT64", engine="seed"),
     Input("return_log_probs", "BOOL", engine="return_log_probs"),
-    Input("return_context_logits", "BOOL", lanes=TENSORRT, neutral=(False,),
-          engine="return_context_logits"),
-    Input("return_generation_logits", "BOOL", lanes=TENSORRT, neutral=(False,),
-          engine="return_generation_logits"),
+    # A megabyte for each token of this vocabulary.
+    Input("return_context_logits", "BOOL", lanes=NONE, neutral=(False,)),
+    Input("return_generation_logits", "BOOL", lanes=NONE, neutral=(False,)),
     Input("return_perf_metrics", "BOOL", engine="return_perf_metrics"),
     Input("return_num_input_tokens", "BOOL"),
     Input("return_num_output_tokens", "BOOL"),
-    Input("beam_width", "INT32", lanes=GPU, neutral=(1,), engine="beam_width"),
+    Input("beam_width", "INT32", lanes=NONE, neutral=(1,)),  # beams cannot be streamed
     Input("stream", "BOOL"),
     Input("prompt_embedding_table", "FP16", (-1, -1), lanes=NONE),
     Input("prompt_table_extra_id", "UINT64", lanes=NONE),
@@ -131,6 +130,8 @@ ENGINE_INPUTS = (
     Input("request_output_len", "INT32"),
     Input("end_id", "INT32"),
     Input("stop_words_list", "INT32", (2, -1)),
+    Input("bad_words_list", "INT32", (2, -1), lanes=TENSORRT),
+    Input("embedding_bias", "FP32", (-1,), lanes=GPU),
     Input("streaming", "BOOL"),
     Input("stop", "BOOL"),
     Input("stream_id", "STRING", ours=True),
@@ -153,12 +154,41 @@ ENGINE_OUTPUTS = (
     *TIMES,
 )
 
+FOREIGN_ENGINE_INPUTS = (
+    *(one for one in ENGINE_INPUTS if not one.ours),
+    Input("pad_id", "INT32"),
+    Input("beam_width", "INT32"),
+    Input("len_penalty", "FP32"),
+    Input("runtime_top_p_min", "FP32"),
+    Input("runtime_top_p_decay", "FP32"),
+    Input("runtime_top_p_reset_ids", "INT32"),
+    Input("exclude_input_in_output", "BOOL"),
+    Input("return_num_input_tokens", "BOOL"),
+    Input("return_num_output_tokens", "BOOL"),
+)
+"""Of `tensorrt_llm` where it is TensorRT-LLM's C++ backend."""
+
+FOREIGN_ENGINE_OUTPUTS = (
+    Tensor("output_ids", "INT32", (-1, -1)),
+    Tensor("sequence_length", "INT32", (-1,)),
+    Tensor("sequence_index", "INT32"),
+    *LOG_PROBS,
+    *TIMES,
+    Tensor("num_input_tokens", "INT32"),
+    Tensor("num_output_tokens", "INT32"),
+    Tensor("kv_cache_alloc_new_blocks", "INT32"),
+    Tensor("kv_cache_reused_blocks", "INT32"),
+    Tensor("kv_cache_alloc_total_blocks", "INT32"),
+)
+
 PROMPT_OUTPUTS = (
     Tensor("input_ids", "INT32", (-1,)),
     Tensor("input_lengths", "INT32"),
     Tensor("request_output_len", "INT32"),
     Tensor("end_id", "INT32"),
     Tensor("stop_words_list", "INT32", (2, -1)),
+    Tensor("bad_words_list", "INT32", (2, -1)),
+    Tensor("embedding_bias", "FP32", (-1,)),
     Tensor("streaming", "BOOL"),
     Tensor("stream_id", "STRING"),
     Tensor("answer_settings", "STRING"),

@@ -7,7 +7,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 
 from nemotron_convert.errors import NemotronError
+from nemotron_engine.engine import EngineState, OnChunk
 from nemotron_engine.openvino import openvino, openvino_genai
 from nemotron_engine.request import GenerationChunk, GenerationRequest, Overloaded, TimedOut
 from nemotron_engine.settings import CpuEngineSettings
 
 KV_BLOCK_TOKENS = 32
 """Tokens in one block of OpenVINO's paged KV cache on a CPU."""
-
-OnChunk = Callable[[GenerationChunk | NemotronError], None]
 
 
 @dataclass
@@ -37,11 +36,7 @@ class _Live:
 
 
 class CpuEngine:
-    """Runs many requests at once; every method may be called from any thread.
-
-    Only the stepping thread touches the pipeline. `on_chunk` is called from that thread, in order,
-    until a chunk with a finish reason or a NemotronError; it must not block.
-    """
+    """See `Engine`. Only the stepping thread touches the pipeline."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -52,6 +47,8 @@ class CpuEngine:
         self._names: set[str] = set()
         self._names_lock = threading.Lock()
         self._live: dict[str, _Live] = {}
+        self._steps = 0
+        self._kv_cache_usage = 0.0
         self._broken: NemotronError | None = None
         self._thread = threading.Thread(target=self._run, name="engine step", daemon=True)
         self._thread.start()
@@ -65,10 +62,7 @@ class CpuEngine:
         self.submit_all([(request, on_chunk)])
 
     def submit_all(self, requests: Sequence[tuple[GenerationRequest, OnChunk]]) -> None:
-        """Queue some requests or none of them.
-
-        NemotronError at once if one is wrong or its id is in use; Overloaded if too many wait.
-        """
+        """See `Engine`."""
         settings = self._settings
         for request, _ in requests:
             request.check(settings.vocab_size, settings.max_seq_len)
@@ -90,12 +84,19 @@ class CpuEngine:
             self._inbox.put(_Live(request, on_chunk, now + seconds))
 
     def cancel(self, request_id: str) -> bool:
-        """End a request after the running step; False if there is none of that id."""
+        """See `Engine`."""
         with self._names_lock:
             known = request_id in self._names
         if known:
             self._inbox.put(request_id)
         return known
+
+    def state(self) -> EngineState:
+        """See `Engine`."""
+        with self._names_lock:
+            held = len(self._names)
+        waiting = max(0, held - self._settings.max_batch_size)
+        return EngineState(self._steps, waiting, self._kv_cache_usage)
 
     def close(self) -> None:
         """Stop stepping; requests that still run end as cancelled."""
@@ -124,6 +125,8 @@ class CpuEngine:
                 for live in self._live.values():
                     live.scheduled_ns = live.scheduled_ns or now
                 self._pipeline.step()
+                self._steps += 1
+                self._kv_cache_usage = self._pipeline.get_metrics().cache_usage / 100  # per cent
                 self._deliver()
             except RuntimeError as error:
                 self._rebuild(error)
@@ -218,10 +221,9 @@ def _generation_config(request: GenerationRequest) -> Any:
         presence_penalty=_or(request.presence_penalty, 0.0),
         frequency_penalty=_or(request.frequency_penalty, 0.0),
     )
-    if request.end_ids:
-        config.set_eos_token_id(request.end_ids[0])
-    else:
-        config.ignore_eos = True
+    # The library wants an id even where none ends the answer.
+    config.set_eos_token_id(request.end_ids[0] if request.end_ids else 0)
+    config.ignore_eos = not request.end_ids
     if request.samples:
         config.temperature = _or(request.temperature, 1.0)
         config.top_p = request.top_p or 1.0

@@ -1,5 +1,27 @@
-"""Names of the metrics that the models add to Triton's own."""
+"""The metrics that our models add to Triton's own: their names, and what they count."""
 
 from __future__ import annotations
 
 RUNNING_METRIC = "nemotron_requests_running"
+WAITING_METRIC = "nemotron_requests_waiting"
+KV_CACHE_USAGE_METRIC = "nemotron_kv_cache_usage_ratio"
+STEPS_METRIC = "nemotron_engine_steps_total"
+PROMPT_TOKENS_METRIC = "nemotron_prompt_tokens_total"
+GENERATED_TOKENS_METRIC = "nemotron_generated_tokens_total"
+TIME_TO_FIRST_TOKEN_METRIC = "nemotron_time_to_first_token_seconds"
+INTER_TOKEN_LATENCY_METRIC = "nemotron_inter_token_latency_seconds"
+
+GAUGES = {
+    RUNNING_METRIC: "Requests that have begun and not ended",
+    WAITING_METRIC: "Requests that wait for their first step",
+    KV_CACHE_USAGE_METRIC: "Share of the KV cache that is in use, 0 to 1",
+}
+COUNTERS = {
+    STEPS_METRIC: "Steps of the engine",
+    PROMPT_TOKENS_METRIC: "Tokens of the prompts of all requests that began",
+    GENERATED_TOKENS_METRIC: "Tokens that the engine gave out",
+}
+HISTOGRAMS = {
+    TIME_TO_FIRST_TOKEN_METRIC: "Seconds from a request's arrival to its first token",
+    INTER_TOKEN_LATENCY_METRIC: "Seconds between two tokens of one request",
+}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -28,10 +29,13 @@ class Prompt:
 class Prompting:
     """The chat template, the tokenizer, the limits."""
 
-    def __init__(self, tokenizer_path: Path, *, max_seq_len: int, lane: Lane) -> None:
+    def __init__(
+        self, tokenizer_path: Path, *, max_seq_len: int, vocab_size: int, lane: Lane
+    ) -> None:
         self.tokenizer = Tokenizer(tokenizer_path)
+        self.lane = lane
         self._max_seq_len = max_seq_len
-        self._lane = lane
+        self._vocab_size = vocab_size
         self._stream_ids = (f"{uuid.uuid4().hex}-{number}" for number in itertools.count())
 
     @classmethod
@@ -40,6 +44,7 @@ class Prompting:
         return cls(
             Path(parameter(args, "tokenizer_path")),
             max_seq_len=int(parameter(args, "max_seq_len")),
+            vocab_size=int(parameter(args, "vocab_size")),
             lane=cast(Lane, parameter(args, "lane")),
         )
 
@@ -47,10 +52,10 @@ class Prompting:
         """NemotronError says what is wrong with the request."""
         refuse_parameters(request)
         for one in TEXT_INPUTS:
-            if one.lanes and self._lane in one.lanes:
+            if one.lanes and self.lane in one.lanes:
                 continue
             if (sent := values(request, one.name)) is not None:
-                one.refuse(self._lane, sent)
+                one.refuse(self.lane, sent)
         if not value(request, "exclude_input_in_output", default=True):
             raise NemotronError(
                 "an answer never repeats its prompt",
@@ -72,6 +77,7 @@ class Prompting:
             end_ids=end_ids,
             stop_strings=stop_strings,
             num_input_tokens=len(ids),
+            max_tokens=max_tokens,
         )
         return Prompt(
             settings,
@@ -85,8 +91,30 @@ class Prompting:
                 tensor("streaming", [True], np.bool_),
                 tensor("stream_id", [settings.stream_id], np.object_),
                 tensor("answer_settings", [settings.to_json()], np.object_),
+                *self._word_tensors(request),
             ],
         )
+
+    def _word_tensors(self, request: Any) -> list[Any]:
+        """What words become for an engine that knows only tokens."""
+        made = []
+        if bad := [word for word in values(request, "bad_words") or () if word]:
+            made.append(tensor("bad_words_list", token_lists(self.tokenizer, bad), np.int32))
+        words = [word for word in values(request, "embedding_bias_words") or () if word]
+        weights = values(request, "embedding_bias_weights") or []
+        if len(words) != len(weights) and (words or any(weights)):
+            raise NemotronError(
+                f"{len(words)} embedding_bias_words have {len(weights)} weights",
+                where="embedding_bias_weights",
+                remedy="send one for each word",
+            )
+        if words:
+            bias = np.zeros(self._vocab_size, np.float32)
+            for word, weight in zip(words, weights, strict=True):
+                for ids in _spellings(self.tokenizer, word):
+                    bias[ids] += weight
+            made.append(tensor("embedding_bias", bias, np.float32))
+        return made
 
     def _encode(self, request: Any) -> tuple[list[int], bool]:
         """The prompt's ids; whether they went through the chat template."""
@@ -116,8 +144,23 @@ class Prompting:
             )
 
 
+def token_lists(tokenizer: Tokenizer, words: Sequence[str]) -> list[list[int]]:
+    """The classic form [2, n] of words: all sequences' tokens, then where each sequence ends."""
+    sequences = [ids for word in words for ids in _spellings(tokenizer, word)]
+    ends = list(itertools.accumulate(map(len, sequences)))
+    flat = [id_ for ids in sequences for id_ in ids]
+    return [flat, ends + [-1] * (len(flat) - len(ends))]
+
+
+def _spellings(tokenizer: Tokenizer, word: str) -> list[list[int]]:
+    """A word's tokens where it continues a text and where a space is in front of it."""
+    before = tokenizer.encode("\n")
+    spellings = [tokenizer.encode("\n" + text)[len(before) :] for text in (word, " " + word)]
+    return [ids for number, ids in enumerate(spellings) if ids and ids not in spellings[:number]]
+
+
 def _one_token_stops(ids: tuple[int, ...]) -> list[list[int]]:
-    """The classic form [2, n]: all stop sequences' tokens, then where each sequence ends."""
+    """The classic form of sequences of one token each."""
     if not ids:
         return [[0], [-1]]
     return [list(ids), list(range(1, len(ids) + 1))]

@@ -105,22 +105,6 @@ def shutting_down() -> Any:
     return _error(f"{SHUTTING_DOWN}ask another", pb_utils.TritonError.UNAVAILABLE)
 
 
-class Gauge:
-    """A number on Triton's metrics page. Each call crosses processes: not for every token."""
-
-    def __init__(self, name: str, description: str) -> None:
-        self._family = pb_utils.MetricFamily(
-            name=name, description=description, kind=pb_utils.MetricFamily.GAUGE
-        )
-        self._metric = self._family.Metric(labels={})
-        self._value = 0.0
-
-    def set(self, value: float) -> None:
-        if value != self._value:
-            self._value = value
-            self._metric.set(value)
-
-
 def parameter(args: dict[str, str], name: str) -> str:
     """A parameter of the model's configuration."""
     return str(json.loads(args["model_config"])["parameters"][name]["string_value"])

@@ -19,11 +19,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nemotron_build.engine import ENGINE_NAME
+from nemotron_build.engine import ENGINE_NAME, open_engine
 from nemotron_client import Client, ClientError, Generation
 
 NEMOTRON = str(Path(sys.executable).with_name("nemotron"))
-FREE_PORTS = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+FREE_PORTS = [f"--{name}-port=0" for name in ("http", "grpc", "metrics", "health")]
 WAIT = 60
 PROMPT = "<extra_id_1>Count"
 
@@ -143,9 +143,9 @@ def test_a_port_in_use(engine_bf16: Path, tmp_path: Path) -> None:
 
 def test_an_engine_of_another_lane(engine_bf16: Path, tmp_path: Path) -> None:
     other = shutil.copytree(engine_bf16, tmp_path / "other")
-    record = json.loads((other / ENGINE_NAME).read_text()) | {"lane": "tensorrt"}
+    record = json.loads((other / ENGINE_NAME).read_text()) | {"lane": "abacus"}
     (other / ENGINE_NAME).write_text(json.dumps(record))
-    assert "an engine of the lane 'tensorrt'" in refused([str(other), *FREE_PORTS], tmp_path)
+    assert "an engine of the lane 'abacus'" in refused([str(other), *FREE_PORTS], tmp_path)
 
 
 def test_a_triton_that_does_not_start_says_why(engine_bf16: Path, tmp_path: Path) -> None:
@@ -165,7 +165,14 @@ def test_the_configurations_are_what_triton_parses(engine_bf16: Path) -> None:
     from nemotron_build.repository import render_repository
 
     with tempfile.TemporaryDirectory() as folder:
-        render_repository(engine_bf16, Path(folder, "models"), drain_file=Path(folder, "drain"))
+        record = open_engine(engine_bf16)
+        render_repository(
+            engine_bf16,
+            record,
+            record.profile,
+            Path(folder, "models"),
+            drain_file=Path(folder, "drain"),
+        )
         configs = {
             path.parent.name: text_format.Parse(path.read_text(), ModelConfig())
             for path in Path(folder).glob("models/*/config.pbtxt")

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from nemotron_build.engine import open_engine
 from nemotron_build.profile import Profile
 from nemotron_build.server import TritonServer
 from nemotron_convert.errors import NemotronError
@@ -44,7 +45,10 @@ def test_the_models_of_a_clone_without_empty_folders(
         if not any(folder.iterdir()):
             folder.rmdir()
     monkeypatch.setattr(repository, "resource", lambda _name: clone)
-    repository.render_repository(engine_bf16, tmp_path / "models", drain_file=tmp_path / "drain")
+    record = open_engine(engine_bf16)
+    repository.render_repository(
+        engine_bf16, record, record.profile, tmp_path / "models", drain_file=tmp_path / "drain"
+    )
     assert all((model / "1").is_dir() for model in (tmp_path / "models").iterdir())
 
 

@@ -14,7 +14,7 @@ class AnswerSettings:
     """Travels with the tokens as JSON, from where the prompt is made to where the text is.
 
     >>> settings = AnswerSettings(stream_id="7", chat=True, stream=True, end_ids=(5,),
-    ...     stop_strings=(), num_input_tokens=9)
+    ...     stop_strings=(), num_input_tokens=9, max_tokens=64)
     >>> AnswerSettings.from_json(settings.to_json()) == settings
     True
     """
@@ -28,6 +28,7 @@ class AnswerSettings:
     end_ids: tuple[int, ...]
     stop_strings: tuple[str, ...]
     num_input_tokens: int
+    max_tokens: int
 
     def sequence_id(self, sequence: int) -> str:
         """By which the engine stops one of several answers; `stream_id` stops all of them."""

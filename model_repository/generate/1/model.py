@@ -11,16 +11,15 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from nemotron_convert.errors import NemotronError
-from nemotron_engine.triton import refusal, refuse_parameters, value
+from nemotron_engine.triton import parameter, refusal, refuse_parameters, value
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-MAX_WAITING = 256
-"""Answers waited for at once, each by a thread of its own; more wait their turn."""
 
 
 class TritonPythonModel:
-    def initialize(self, _args: dict[str, str]) -> None:
-        self._pool = ThreadPoolExecutor(MAX_WAITING)
+    def initialize(self, args: dict[str, str]) -> None:
+        # A thread for each answer that is waited for; past this many, the ensemble refuses.
+        self._pool = ThreadPoolExecutor(int(parameter(args, "max_requests")))
 
     def finalize(self) -> None:
         self._pool.shutdown()

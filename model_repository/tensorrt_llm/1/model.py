@@ -1,4 +1,4 @@
-"""The engine, tokens in and tokens out: the CPU lane's stand-in for the TensorRT-LLM backend."""
+"""The engine, tokens in and tokens out, where it is not TensorRT-LLM's C++ backend."""
 
 from __future__ import annotations
 
@@ -10,18 +10,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from nemotron_convert.errors import NemotronError
 from nemotron_engine.contract import ENGINE_INPUTS, Lane
-from nemotron_engine.cpu import CpuEngine
-from nemotron_engine.metrics import RUNNING_METRIC
+from nemotron_engine.engine import open_engine
+from nemotron_engine.meter import FLUSH_SECONDS, Meter, Timer
+from nemotron_engine.metrics import (
+    KV_CACHE_USAGE_METRIC,
+    PROMPT_TOKENS_METRIC,
+    STEPS_METRIC,
+    WAITING_METRIC,
+)
 from nemotron_engine.request import MAX_SEED, GenerationChunk, GenerationRequest
 from nemotron_engine.triton import (
-    Gauge,
     fault,
     fault_text,
     parameter,
@@ -34,21 +39,36 @@ from nemotron_engine.triton import (
 )
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-LANE: Lane = "cpu"
 MAX_SEQUENCES = 64
 
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
-        self._engine = CpuEngine(Path(parameter(args, "gpt_model_path")))
+        self._lane = cast(Lane, parameter(args, "lane"))
+        self._engine = open_engine(self._lane, Path(parameter(args, "gpt_model_path")))
         # Names a client may stop a request by → the engine's ids; clients may share a name.
         self._running: defaultdict[str, set[str]] = defaultdict(set)
         self._lock = threading.Lock()
         self._count = 0
-        self._gauge = Gauge(RUNNING_METRIC, "Requests that the engine has and has not finished")
+        self._meter = Meter()
+        self._ended = threading.Event()
+        self._flusher = threading.Thread(target=self._flush, name="metrics", daemon=True)
+        self._flusher.start()
 
     def finalize(self) -> None:
+        self._ended.set()
+        self._flusher.join()
         self._engine.close()
+
+    def _flush(self) -> None:
+        steps = 0
+        while not self._ended.wait(FLUSH_SECONDS):
+            state = self._engine.state()
+            self._meter.add(STEPS_METRIC, state.steps - steps)
+            steps = state.steps
+            self._meter.flush(
+                {WAITING_METRIC: state.waiting, KV_CACHE_USAGE_METRIC: state.kv_cache_usage}
+            )
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
@@ -69,7 +89,7 @@ class TritonPythonModel:
             self._engine.cancel(id_)
 
     def _start(self, request: Any, sender: Any) -> None:
-        generation = _generation(request)
+        generation = _generation(request, self._lane)
         count = _sequences(request)
         group = _Group(
             sender,
@@ -95,6 +115,7 @@ class TritonPythonModel:
                 log_probs=one.log_probs,
                 ended=ended[-1],
                 cancel=partial(self._engine.cancel, one.request_id),
+                timer=Timer(self._meter),
             )
             parts.append((one, answer.push))
         try:
@@ -103,6 +124,7 @@ class TritonPythonModel:
             for end in ended:
                 end()
             raise
+        self._meter.add(PROMPT_TOKENS_METRIC, len(generation.input_ids))
 
     def _note(self, id_: str, names: set[str]) -> Callable[[], None]:
         """From now on these names stop the request; the result ends that."""
@@ -110,7 +132,7 @@ class TritonPythonModel:
             for name in names:
                 self._running[name].add(id_)
             self._count += 1
-            self._gauge.set(self._count)
+            self._meter.running(self._count)
 
         def ended() -> None:
             with self._lock:
@@ -119,7 +141,7 @@ class TritonPythonModel:
                     if not self._running[name]:
                         del self._running[name]
                 self._count -= 1
-                self._gauge.set(self._count)
+                self._meter.running(self._count)
 
         return ended
 
@@ -152,12 +174,14 @@ class _Answer:
         log_probs: bool,
         ended: Callable[[], None],
         cancel: Callable[[], object],
+        timer: Timer,
     ) -> None:
         self._group = group
         self._sequence = sequence
         self._with_log_probs = log_probs
         self._ended = ended
         self._cancel = cancel
+        self._timer = timer
         self._ids: tuple[int, ...] = ()
         self._log_probs: tuple[float, ...] = ()
         self._cum_log_prob = 0.0
@@ -175,8 +199,9 @@ class _Answer:
         if chunk.finish_reason is None and sender.is_cancelled():
             self._cancel()
             return
-        if chunk.token_ids and not self._first_token_ns:
-            self._first_token_ns = time.time_ns()
+        if chunk.token_ids:
+            self._timer.tokens(len(chunk.token_ids))
+            self._first_token_ns = self._first_token_ns or time.time_ns()
         self._ids += chunk.token_ids
         self._log_probs += chunk.log_probs
         self._cum_log_prob += sum(chunk.log_probs)
@@ -218,11 +243,11 @@ def _sequences(request: Any) -> int:
     return count
 
 
-def _generation(request: Any) -> GenerationRequest:
+def _generation(request: Any, lane: Lane) -> GenerationRequest:
     refuse_parameters(request)
     for one in ENGINE_INPUTS:
-        if LANE not in one.lanes and (sent := values(request, one.name)) is not None:
-            one.refuse(LANE, sent)
+        if lane not in one.lanes and (sent := values(request, one.name)) is not None:
+            one.refuse(lane, sent)
     input_ids = tuple(values(request, "input_ids") or ())
     if (length := required(request, "input_lengths")) != len(input_ids):
         raise NemotronError(

@@ -6,7 +6,10 @@ from the steps of an ensemble: that its client has cancelled or just hung up.
 
 from __future__ import annotations
 
+import math
 import threading
+import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -16,14 +19,25 @@ import triton_python_backend_utils as pb_utils
 
 from nemotron_convert.errors import NemotronError
 from nemotron_engine.answering import RunningAnswer, Step, read_step, stop_engine
-from nemotron_engine.contract import TEXT_INPUTS
+from nemotron_engine.contract import ENGINE_INPUTS, FOREIGN_ENGINE_INPUTS, TEXT_INPUTS
+from nemotron_engine.error_kinds import OVERLOADED
 from nemotron_engine.prompting import Prompt, Prompting
-from nemotron_engine.triton import elements, is_fault, parameter, refusal, shutting_down, told_fault
+from nemotron_engine.request import Overloaded, TimedOut
+from nemotron_engine.triton import (
+    elements,
+    fault,
+    is_fault,
+    parameter,
+    refusal,
+    shutting_down,
+    told_fault,
+    value,
+)
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-MAX_RUNNING = 256
-"""Requests at once, each with a thread of its own; more wait their turn."""
 WATCH_SECONDS = 0.05
+QUEUE_IS_FULL = "Maximum queue size"
+"""How TensorRT-LLM's C++ backend says so, among other words."""
 PASSED_ON = {one.name: one.engine for one in TEXT_INPUTS if one.engine}
 
 
@@ -31,7 +45,9 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         self._prompting = Prompting.of_model(args)
         self._drain_file = Path(parameter(args, "drain_file"))
-        self._pool = ThreadPoolExecutor(MAX_RUNNING)
+        self._seconds = int(parameter(args, "request_seconds"))
+        self._max_requests = int(parameter(args, "max_requests"))
+        self._pool = ThreadPoolExecutor(self._max_requests)
         self._running: dict[str, _Running] = {}
         self._lock = threading.Lock()
         self._ended = threading.Event()
@@ -49,26 +65,36 @@ class TritonPythonModel:
                 sender.send(shutting_down(), flags=FINAL)
                 continue
             try:
-                prompt = self._prompting.prepare(request)
+                self._start(request, sender)
             except NemotronError as error:
                 sender.send(refusal(error), flags=FINAL)
-                continue
-            running = _Running(sender, prompt, self._prompting)
-            # Copies: what a request's inputs lie in is Triton's again when `execute` returns.
-            inputs = prompt.tensors + [
-                pb_utils.Tensor(PASSED_ON[one.name()], one.as_numpy().copy())
-                for one in request.inputs()
-                if one.name() in PASSED_ON
-            ]
-            engine = pb_utils.InferenceRequest(
-                model_name="tensorrt_llm",
-                request_id=request.request_id(),
-                requested_output_names=[],
-                inputs=inputs,
-            )
-            with self._lock:
-                self._running[prompt.settings.stream_id] = running
-            self._pool.submit(self._answer, running, engine)
+
+    def _start(self, request: Any, sender: Any) -> None:
+        with self._lock:
+            running = len(self._running)
+        if running >= self._max_requests:
+            raise Overloaded(f"{running} requests run or wait already", remedy="try again later")
+        prompt = self._prompting.prepare(request)
+        seconds = min(request.timeout() / 1e6 or math.inf, self._seconds)
+        count = value(request, "num_return_sequences", default=1)
+        lane = _ENGINES[self._prompting.lane]
+        asked = lane(sender, prompt, self._prompting, count, time.monotonic() + seconds)
+        with self._lock:
+            asked.name_for_the_engine(request.request_id(), self._running)
+            self._running[asked.engine_id] = asked
+        # Copies: what a request's inputs lie in is Triton's again when `execute` returns.
+        inputs = [one for one in prompt.tensors if one.name() in lane.inputs] + [
+            pb_utils.Tensor(PASSED_ON[one.name()], one.as_numpy().copy())
+            for one in request.inputs()
+            if one.name() in PASSED_ON
+        ]
+        engine = pb_utils.InferenceRequest(
+            model_name="tensorrt_llm",
+            request_id=asked.request_id,
+            requested_output_names=[],
+            inputs=inputs,
+        )
+        self._pool.submit(self._answer, asked, engine)
 
     def _answer(self, running: _Running, engine: Any) -> None:
         try:
@@ -79,7 +105,7 @@ class TritonPythonModel:
             running.fail(pb_utils.TritonError(str(error), pb_utils.TritonError.INTERNAL))
         finally:
             with self._lock:
-                del self._running[running.stream_id]
+                del self._running[running.engine_id]
             running.end()
 
     def _watch(self) -> None:
@@ -87,24 +113,32 @@ class TritonPythonModel:
             with self._lock:
                 everyone = list(self._running.values())
             for running in everyone:
-                running.stop_if_cancelled()
+                running.stop_if_unwanted()
 
 
 class _Running:
-    """One request on its way."""
+    """One request on its way, through an engine of ours: it stops answers one by one, by name."""
 
-    def __init__(self, sender: Any, prompt: Prompt, prompting: Prompting) -> None:
+    inputs = frozenset(one.name for one in ENGINE_INPUTS)
+
+    def __init__(
+        self, sender: Any, prompt: Prompt, prompting: Prompting, count: int, deadline: float
+    ) -> None:
         self._sender = sender
         self._settings = prompt.settings
         self._prompting = prompting
+        self._count = count
+        self._deadline = deadline
         self._answers: dict[int, RunningAnswer] = {}
         self._stopped = self._ended = False
+        self.engine_id = prompt.settings.stream_id
+        self.request_id = ""
         # Triton 2.51 dies of a sender that is asked anything after its last response.
         self._sending = threading.Lock()
 
-    @property
-    def stream_id(self) -> str:
-        return self._settings.stream_id
+    def name_for_the_engine(self, client_id: str, _running: Mapping[str, _Running]) -> None:
+        """Choose the request's id at the engine, by which its client may stop it too."""
+        self.request_id = client_id
 
     @property
     def is_cancelled(self) -> bool:
@@ -122,8 +156,10 @@ class _Running:
         if is_fault(step.finish_reason):
             self._send(told_fault(step.finish_reason))
             return
-        tensors = self._answer(step).push(step)
-        if tensors:
+        self._push(self._answer(step.sequence), step)
+
+    def _push(self, answer: RunningAnswer, step: Step) -> None:
+        if tensors := answer.push(step):
             self._send(pb_utils.InferenceResponse(tensors))
 
     def fail(self, error: Any) -> None:
@@ -138,16 +174,73 @@ class _Running:
         with self._sending:
             self._sender.send(response)
 
-    def stop_if_cancelled(self) -> None:
+    def stop_if_unwanted(self) -> None:
         """Once; the engine then ends the request, and with it the thread that waits for it."""
-        if not self._stopped and self.is_cancelled:
-            self._stopped = True
-            stop_engine(self.stream_id)
+        if not self._stopped and self._is_unwanted():
+            self._stop()
 
-    def _answer(self, step: Step) -> RunningAnswer:
-        if step.sequence not in self._answers:
-            stop = partial(stop_engine, self._settings.sequence_id(step.sequence))
-            self._answers[step.sequence] = RunningAnswer(
-                self._prompting.tokenizer, self._settings, stop
+    def _is_unwanted(self) -> bool:
+        return self.is_cancelled
+
+    def _stop(self) -> None:
+        self._stopped = True
+        stop_engine(self.engine_id)
+
+    def _stop_one(self, sequence: int) -> None:
+        stop_engine(self._settings.sequence_id(sequence))
+
+    def _answer(self, sequence: int) -> RunningAnswer:
+        if sequence not in self._answers:
+            self._answers[sequence] = RunningAnswer(
+                self._prompting.tokenizer, self._settings, partial(self._stop_one, sequence)
             )
-        return self._answers[step.sequence]
+        return self._answers[sequence]
+
+
+class _RunningForeign(_Running):
+    """The same through TensorRT-LLM's C++ backend.
+
+    It gives no finish reasons, stops whole requests only, and knows them by Triton's id alone.
+    """
+
+    inputs = frozenset(one.name for one in FOREIGN_ENGINE_INPUTS)
+    _failed = _late = False
+
+    def name_for_the_engine(self, client_id: str, running: Mapping[str, _Running]) -> None:
+        if client_id and client_id not in running:
+            self.engine_id = client_id
+        self.request_id = self.engine_id
+
+    def _push(self, answer: RunningAnswer, step: Step) -> None:
+        super()._push(answer, answer.with_reason(step))
+
+    def fail(self, error: Any) -> None:
+        if QUEUE_IS_FULL in error.message():
+            super().fail(pb_utils.TritonError(f"{OVERLOADED}{error.message()}", error.code()))
+        else:
+            super().fail(error)
+
+        self._failed = True
+
+    def end(self) -> None:
+        if self._late:
+            self._send(fault(TimedOut("the answer was not whole in the time allowed")))
+        elif not self._failed:
+            for sequence in range(self._count):
+                answer = self._answer(sequence)
+                if not answer.is_finished:
+                    super()._push(answer, answer.with_reason(Step(sequence, [], ""), last=True))
+        super().end()
+
+    def _is_unwanted(self) -> bool:
+        self._late = self._late or time.monotonic() > self._deadline
+        return self._late or super()._is_unwanted()
+
+    def _stop_one(self, _sequence: int) -> None:
+        finished = sum(answer.is_finished for answer in self._answers.values())
+        # The one that asks is finished with this step, and not counted yet.
+        if finished + 1 >= self._count and not self._stopped:
+            self._stop()
+
+
+_ENGINES = {"cpu": _Running, "pytorch": _Running, "tensorrt": _RunningForeign}

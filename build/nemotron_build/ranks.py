@@ -1,0 +1,128 @@
+"""One server of many processes: a rank on each GPU, under `mpirun`, `srun` or the like."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from nemotron_build.engine import EngineRecord
+from nemotron_build.profile import Profile, TensorRTProfile
+from nemotron_build.repository import render_repository
+from nemotron_build.triton import Triton, find_triton, log_tail, shared_memory
+from nemotron_convert.errors import NemotronError
+
+RANK_VARIABLES = {
+    "OMPI_COMM_WORLD_RANK": "OMPI_COMM_WORLD_SIZE",
+    "PMI_RANK": "PMI_SIZE",
+    "SLURM_PROCID": "SLURM_NTASKS",
+}
+"""How launchers tell a process its rank, and how many there are."""
+STOP = signal.SIGUSR1
+"""Launchers hand it on to every rank; SIGTERM some take for themselves."""
+WORKER_OPTIONS = (
+    "--model-control-mode=explicit",
+    "--load-model=tensorrt_llm",
+    "--allow-http=false",
+    "--allow-grpc=false",
+    "--allow-metrics=false",
+)
+POLL_SECONDS = 0.2
+
+
+def world_size(profile: Profile) -> int:
+    """Processes of Triton that serve one engine together."""
+    return profile.split.world_size if isinstance(profile, TensorRTProfile) else 1
+
+
+def own_rank(environment: Mapping[str, str] = os.environ) -> tuple[int, int] | None:
+    """Of this process, and the number of ranks; None outside a launcher of many."""
+    for rank, size in RANK_VARIABLES.items():
+        if rank in environment and int(environment.get(size, "1")) > 1:
+            return int(environment[rank]), int(environment[size])
+    return None
+
+
+def check_world(profile: Profile, size: int) -> None:
+    """NemotronError if the launcher has started another number of ranks than the engine has."""
+    if size != (wanted := world_size(profile)):
+        raise NemotronError(
+            f"the launcher has started {size} processes, the engine has {wanted} ranks",
+            remedy=f"start {wanted}, one on each GPU",
+        )
+
+
+def launch_command(profile: Profile, arguments: Sequence[str]) -> list[str]:
+    """What starts all ranks: on this machine, or on all machines of a Slurm allocation."""
+    nemotron = [sys.executable, "-m", "nemotron_cli", "serve", *arguments]
+    if isinstance(profile, TensorRTProfile) and profile.split.nodes > 1:
+        split = profile.split
+        nodes = [f"--nodes={split.nodes}", f"--ntasks-per-node={split.gpus_per_node}"]
+        return ["srun", *nodes, "--mpi=pmix", "--kill-on-bad-exit=1", *nemotron]
+    root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
+    return ["mpirun", *root, "-n", str(world_size(profile)), *nemotron]
+
+
+def launch(command: Sequence[str], stop: threading.Event) -> None:
+    """Run all ranks until they end; once `stop` is set they are asked to.
+
+    NemotronError if one of them failed.
+    """
+    if shutil.which(command[0]) is None:
+        raise NemotronError(
+            f"no {command[0]} on PATH",
+            remedy="install it, or start this command once on each GPU with a launcher that you"
+            " have",
+        )
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    try:
+        asked = False
+        while process.poll() is None:
+            if stop.wait(POLL_SECONDS) and not asked:
+                asked = True
+                process.send_signal(STOP)
+            elif asked:
+                threading.Event().wait(POLL_SECONDS)
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+    if process.returncode:
+        raise NemotronError(
+            f"a rank failed: {command[0]} ended with status {process.returncode}",
+            remedy="the lines above say which and why",
+        )
+
+
+def worker_command(triton: Triton, models: Path, prefix: str) -> list[str]:
+    """Of every rank but the first, which alone talks to clients."""
+    return [*triton.command(models, prefix), *WORKER_OPTIONS]
+
+
+def serve_rank(rank: int, engine: Path, record: EngineRecord, profile: Profile) -> None:
+    """A rank that computes; it ends with the first one. NemotronError if it ends otherwise."""
+    folder = Path(tempfile.mkdtemp(prefix="nemotron-"))
+    try:
+        with shared_memory() as prefix:
+            triton = find_triton(profile, folder)
+            models, log = folder / "models", folder / "triton.log"
+            render_repository(engine, record, profile, models, drain_file=folder / "draining")
+            process = triton.start(worker_command(triton, models, prefix), log)
+            try:
+                process.wait()
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+            if process.returncode:
+                raise NemotronError(
+                    f"rank {rank}: Triton ended with status {process.returncode}: {log_tail(log)}"
+                )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
