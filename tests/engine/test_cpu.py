@@ -230,6 +230,18 @@ def test_a_cancelled_request_ends_and_the_others_do_not(f32: CpuEngine) -> None:
     assert len(again.token_ids) <= 4
 
 
+def test_without_an_end_id_only_the_length_ends(
+    f32: CpuEngine, answers: list[ExactAnswer], tokenizer: Tokenizer
+) -> None:
+    one = answers[0]
+    count = len(one.token_ids) + 20
+    prompt = prompt_ids(tokenizer, one.question.messages)
+    found = ask(f32, prompt, max_tokens=count, end_ids=()).wait()
+    assert found.finish_reason == "length"
+    assert len(found.token_ids) == count
+    assert found.token_ids[: len(one.token_ids)] == one.token_ids
+
+
 def test_closing_ends_what_runs(engine_f32: Path) -> None:
     engine = CpuEngine(engine_f32)
     running = ask(engine, [4, 20, 30], max_tokens=4000, end_ids=(NEVER,))
