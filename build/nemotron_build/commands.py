@@ -1,4 +1,4 @@
-"""The verbs `build` and `serve`."""
+"""The verbs `build`, `serve` and `doctor`."""
 
 from __future__ import annotations
 
@@ -78,3 +78,33 @@ def serve(
         typer.echo(describe_serve(engine, record, chosen, options.arguments()))
     else:
         run(options)
+
+
+def doctor(
+    profile: Annotated[
+        str | None, typer.Option(help="Name of a shipped profile, or a .yaml.")
+    ] = None,
+    engine: Annotated[
+        Path | None, typer.Argument(help="An engine, whose own profile is meant.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Check this machine against a profile, and say what to do."""
+    import json
+    from dataclasses import asdict
+
+    from nemotron_build.doctor import examine
+    from nemotron_build.engine import open_engine
+    from nemotron_build.profile import load_profile
+
+    if (profile is None) == (engine is None):
+        raise typer.BadParameter("name an engine or a profile")
+    chosen = open_engine(engine, here=False).profile if engine else load_profile(str(profile))
+    findings = examine(chosen)
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        for finding in findings:
+            typer.echo(f"{'ok    ' if finding.ok else 'FAILED'}  {finding.what}: {finding.text}")
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)

@@ -15,7 +15,7 @@ from pathlib import Path
 from nemotron_build.engine import EngineRecord
 from nemotron_build.profile import Profile, TensorRTProfile
 from nemotron_build.repository import render_repository
-from nemotron_build.triton import Triton, find_triton, log_tail, shared_memory
+from nemotron_build.triton import JOB_VARIABLE, Triton, find_triton, log_tail, shared_memory
 from nemotron_convert.errors import NemotronError
 
 RANK_VARIABLES = {
@@ -34,6 +34,8 @@ WORKER_OPTIONS = (
     "--allow-metrics=false",
 )
 POLL_SECONDS = 0.2
+MPIRUN = "mpirun"
+SRUN = "srun"
 
 
 def world_size(profile: Profile) -> int:
@@ -64,9 +66,9 @@ def launch_command(profile: Profile, arguments: Sequence[str]) -> list[str]:
     if isinstance(profile, TensorRTProfile) and profile.split.nodes > 1:
         split = profile.split
         nodes = [f"--nodes={split.nodes}", f"--ntasks-per-node={split.gpus_per_node}"]
-        return ["srun", *nodes, "--mpi=pmix", "--kill-on-bad-exit=1", *nemotron]
+        return [SRUN, *nodes, "--mpi=pmix", "--kill-on-bad-exit=1", *nemotron]
     root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
-    return ["mpirun", *root, "-n", str(world_size(profile)), *nemotron]
+    return [MPIRUN, *root, "-n", str(world_size(profile)), *nemotron]
 
 
 def launch(command: Sequence[str], stop: threading.Event) -> None:
@@ -80,24 +82,33 @@ def launch(command: Sequence[str], stop: threading.Event) -> None:
             remedy="install it, or start this command once on each GPU with a launcher that you"
             " have",
         )
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
-    try:
-        asked = False
-        while process.poll() is None:
-            if stop.wait(POLL_SECONDS) and not asked:
-                asked = True
-                process.send_signal(STOP)
-            elif asked:
-                threading.Event().wait(POLL_SECONDS)
-    except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        raise
+    with shared_memory() as prefix, tempfile.TemporaryDirectory(prefix="nemotron-") as scratch:
+        # Killed ranks clean up nothing; on other machines their own folders will have to do.
+        here = {"TMPDIR": scratch} if command[0] == MPIRUN else {}
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **here, JOB_VARIABLE: prefix},
+            start_new_session=True,
+        )
+        try:
+            _wait(process, stop)
+        except BaseException:
+            process.terminate()  # it ends its ranks, which a kill would leave
+            process.wait()
+            raise
     if process.returncode:
         raise NemotronError(
             f"a rank failed: {command[0]} ended with status {process.returncode}",
             remedy="the lines above say which and why",
         )
+
+
+def _wait(process: subprocess.Popen[bytes], stop: threading.Event) -> None:
+    while process.poll() is None:
+        if stop.wait(POLL_SECONDS):
+            process.send_signal(STOP)
+            process.wait()
 
 
 def worker_command(triton: Triton, models: Path, prefix: str) -> list[str]:

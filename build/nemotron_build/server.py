@@ -215,6 +215,7 @@ def leader_options(ends: Endpoints, traces: str | None = None) -> list[str]:
 
 
 def choose_ports(profile: Profile) -> Endpoints:
+    """The profile's ports, free ones for 0; NemotronError if one is taken."""
     chosen: dict[str, int] = {}
     with ExitStack() as stack:
         for name, port in profile.ports.model_dump().items():

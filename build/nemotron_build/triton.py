@@ -21,8 +21,10 @@ from nemotron_convert.errors import NemotronError
 
 EXIT_SECONDS = 20
 PR_SET_PDEATHSIG = 1
+JOB_VARIABLE = "NEMOTRON_JOB"
 _LIBC = ctypes.CDLL(None)
 LOG_TAIL_LINES = 3
+TABLE_LINES = ("+", "|")
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,17 @@ def log_lines(log: Path) -> list[str]:
 
 def log_tail(log: Path) -> str:
     """Its last lines, as one."""
-    return " | ".join(log_lines(log)[-LOG_TAIL_LINES:])
+    lines = [line for line in log_lines(log) if line.strip() and not line.startswith(TABLE_LINES)]
+    return " | ".join(lines[-LOG_TAIL_LINES:])
 
 
 @contextmanager
 def shared_memory() -> Iterator[str]:
-    """A prefix for the names of a Triton's shared memory; what is left of it is removed."""
-    prefix = f"nemotron-{secrets.token_hex(8)}-"
+    """A prefix for the names of a Triton's shared memory; what is left of it is removed.
+
+    In a rank it begins with that of its job, whose launcher removes what a killed rank leaves.
+    """
+    prefix = f"{os.environ.get(JOB_VARIABLE, 'nemotron-')}{secrets.token_hex(8)}-"
     try:
         yield prefix
     finally:

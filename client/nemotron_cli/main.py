@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from nemotron_build.commands import build, serve
+from nemotron_build.commands import build, doctor, serve
 from nemotron_client.commands import chat
 from nemotron_convert.commands import convert, inspect, verify
 from nemotron_convert.errors import NemotronError
@@ -35,7 +35,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (inspect, convert, verify, build, serve, chat):
+for verb in (inspect, convert, verify, build, doctor, serve, chat):
     app.command()(verb)
 
 

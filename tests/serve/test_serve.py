@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import re
 import shutil
 import signal
@@ -11,15 +12,21 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 import pytest
 
 from nemotron_build.engine import ENGINE_NAME, open_engine
+from nemotron_build.resources import resource
 from nemotron_client import Client, ClientError, Generation
 
 NEMOTRON = str(Path(sys.executable).with_name("nemotron"))
@@ -29,9 +36,11 @@ PROMPT = "<extra_id_1>Count"
 
 
 @contextmanager
-def serving(engine: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], dict[str, int]]]:
+def serving(
+    engine: Path, tmp_path: Path, *options: str
+) -> Iterator[tuple[subprocess.Popen[str], dict[str, int]]]:
     ports = tmp_path / "ports.json"
-    command = [NEMOTRON, "serve", str(engine), *FREE_PORTS, "--port-file", str(ports)]
+    command = [NEMOTRON, "serve", str(engine), *FREE_PORTS, "--port-file", str(ports), *options]
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     process = subprocess.Popen(
@@ -114,6 +123,102 @@ def test_a_second_signal_ends_at_once(engine_bf16: Path, tmp_path: Path) -> None
         assert process.returncode == 130
     assert list((tmp_path / "scratch").iterdir()) == []
     assert left_behind() == []
+
+
+def health(ports: dict[str, int], what: str) -> int:
+    """The status of a health check; 0 if nobody listens."""
+    url = f"http://127.0.0.1:{ports['health']}/health/{what}"
+    try:
+        with urllib.request.urlopen(url, timeout=WAIT) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+    except urllib.error.URLError:
+        return 0
+
+
+def test_health_while_it_serves_and_drains(engine_bf16: Path, tmp_path: Path) -> None:
+    with (
+        serving(engine_bf16, tmp_path) as (process, ports),
+        Client(f"127.0.0.1:{ports['grpc']}") as client,
+    ):
+        assert [health(ports, what) for what in ("live", "ready", "none")] == [200, 200, 404]
+        pieces = client.stream_complete(PROMPT, Generation(max_tokens=3000, end_id=0))
+        next(pieces)
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout
+        assert any("draining" in line for line in iter(process.stdout.readline, ""))
+        assert [health(ports, what) for what in ("live", "ready")] == [200, 503]
+        assert list(pieces)[-1].finish_reason == "length"
+        process.communicate(timeout=WAIT)
+        assert health(ports, "live") == 0
+
+
+def engine_process(process: subprocess.Popen[str]) -> psutil.Process:
+    everyone = psutil.Process(process.pid).children(recursive=True)
+    (found,) = (one for one in everyone if "models/tensorrt_llm/1/model.py" in str(one.cmdline()))
+    return found
+
+
+def test_a_dead_engine_ends_the_server(engine_bf16: Path, tmp_path: Path) -> None:
+    with serving(engine_bf16, tmp_path) as (process, ports):
+        engine_process(process).kill()
+        output, _ = process.communicate(timeout=WAIT)
+        assert process.returncode == 1
+        assert "the engine answers with an error" in output
+        assert health(ports, "ready") == 0
+
+
+def test_an_engine_that_hangs_ends_the_server(engine_bf16: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    shipped = (resource("profiles") / "cpu.yaml").read_text()
+    own.write_text(shipped.replace("stall: 120", "stall: 2"))
+    with serving(engine_bf16, tmp_path, "--profile", str(own)) as (process, _ports):
+        engine = engine_process(process)
+        engine.suspend()
+        output, _ = process.communicate(timeout=WAIT)
+        assert process.returncode == 1
+        assert re.search(r"the engine has done nothing for \d+ seconds", output)
+        assert not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE
+
+
+class Collector(BaseHTTPRequestHandler):
+    """Takes what Triton exports as OTLP over HTTP."""
+
+    spans: ClassVar[queue.Queue[bytes]] = queue.Queue()
+
+    def do_POST(self) -> None:
+        self.spans.put(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_traces_go_to_a_collector(engine_bf16: Path, tmp_path: Path) -> None:
+    collector = ThreadingHTTPServer(("127.0.0.1", 0), Collector)
+    threading.Thread(target=collector.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{collector.server_port}/v1/traces"
+    try:
+        with (
+            serving(engine_bf16, tmp_path, "--traces", url) as (_process, ports),
+            Client(f"127.0.0.1:{ports['grpc']}") as client,
+        ):
+            client.complete(PROMPT, Generation(max_tokens=5))
+            names: set[str] = set()
+            while not {"ensemble", "tensorrt_llm", "postprocessing"} <= names:
+                spans = Collector.spans.get(timeout=WAIT)
+                names |= {
+                    name
+                    for name in ("ensemble", "tensorrt_llm", "postprocessing")
+                    if name.encode() in spans
+                }
+    finally:
+        collector.shutdown()
+        collector.server_close()
 
 
 def refused(arguments: list[str], tmp_path: Path) -> str:

@@ -49,6 +49,9 @@ class CpuLane:
         settings.write(folder)
         return BuiltEngine(source.hash, settings.max_seq_len, settings.vocab_size)
 
+    def check_versions(self) -> None:
+        """What an engine was built with is compared when it is opened."""
+
     def check_machine(self, profile: CpuProfile) -> None:
         """Every machine will do."""
 

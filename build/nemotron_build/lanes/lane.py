@@ -77,6 +77,9 @@ class Lane(Protocol):
     def build(self, checkpoint: Path, folder: Path, profile: Any) -> BuiltEngine:
         """Write the engine into `folder`; NemotronError if this machine cannot."""
 
+    def check_versions(self) -> None:
+        """NemotronError if its libraries are not here, or are others than it needs."""
+
     def check_machine(self, profile: Any) -> None:
         """NemotronError if this machine cannot serve such an engine."""
 

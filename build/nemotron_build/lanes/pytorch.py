@@ -64,13 +64,16 @@ class PyTorchLane:
             files=dict(manifest.files),
         )
 
-    def check_machine(self, profile: PyTorchProfile) -> None:
+    def check_versions(self) -> None:
         found = installed_version(LIBRARY)
         if tuple(map(int, found.split(".")[:2])) <= LAST_WITH_ENGINES:
             raise NemotronError(
                 f"{LIBRARY} {found} is installed, the PyTorch lane needs 1.3 or later",
                 remedy="use a newer container, or a profile of the lane tensorrt",
             )
+
+    def check_machine(self, profile: PyTorchProfile) -> None:
+        self.check_versions()
         require_gpus(profile.gpu, profile.split.gpus_per_node)
 
     def models(self, settings: ModelSettings) -> list[tuple[Message, str]]:

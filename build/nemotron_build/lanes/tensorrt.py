@@ -49,12 +49,7 @@ class TensorRTLane:
         )
 
     def build(self, checkpoint: Path, folder: Path, profile: TensorRTProfile) -> BuiltEngine:
-        found = installed_version(LIBRARY)
-        if not found.startswith(VERSION):
-            raise NemotronError(
-                f"{LIBRARY} {found} is installed, which builds no engines of this kind",
-                remedy=f"use {LIBRARY} {VERSION}x, or a profile …-pytorch",
-            )
+        self.check_versions()
         if shutil.which(TOOL) is None:
             raise NemotronError(f"no {TOOL} on PATH", remedy=f"{LIBRARY} {VERSION}x brings it")
         gpu = require_gpus(profile.gpu, 1)
@@ -70,7 +65,16 @@ class TensorRTLane:
             source.hash, _max_seq_len(source, profile), source.config.vocab_size, str(gpu)
         )
 
+    def check_versions(self) -> None:
+        found = installed_version(LIBRARY)
+        if not found.startswith(VERSION):
+            raise NemotronError(
+                f"{LIBRARY} {found} is installed, which has no engines of this kind",
+                remedy=f"use {LIBRARY} {VERSION}x, or a profile …-pytorch",
+            )
+
     def check_machine(self, profile: TensorRTProfile) -> None:
+        self.check_versions()
         require_gpus(profile.gpu, profile.split.gpus_per_node)
 
     def models(self, settings: ModelSettings) -> list[tuple[Message, str]]:

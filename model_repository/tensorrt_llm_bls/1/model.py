@@ -21,6 +21,8 @@ from nemotron_convert.errors import NemotronError
 from nemotron_engine.answering import RunningAnswer, Step, read_step, stop_engine
 from nemotron_engine.contract import ENGINE_INPUTS, FOREIGN_ENGINE_INPUTS, TEXT_INPUTS
 from nemotron_engine.error_kinds import OVERLOADED
+from nemotron_engine.meter import FLUSH_SECONDS, Meter, Timer
+from nemotron_engine.metrics import PROMPT_TOKENS_METRIC
 from nemotron_engine.prompting import Prompt, Prompting
 from nemotron_engine.request import Overloaded, TimedOut
 from nemotron_engine.triton import (
@@ -50,6 +52,9 @@ class TritonPythonModel:
         self._pool = ThreadPoolExecutor(self._max_requests)
         self._running: dict[str, _Running] = {}
         self._lock = threading.Lock()
+        # Our own engines count for themselves.
+        foreign = self._prompting.lane == "tensorrt"
+        self._meter = Meter({"model": args["model_name"]}) if foreign else None
         self._ended = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="watch clients", daemon=True)
         self._watcher.start()
@@ -77,13 +82,17 @@ class TritonPythonModel:
         prompt = self._prompting.prepare(request)
         seconds = min(request.timeout() / 1e6 or math.inf, self._seconds)
         count = value(request, "num_return_sequences", default=1)
-        lane = _ENGINES[self._prompting.lane]
-        asked = lane(sender, prompt, self._prompting, count, time.monotonic() + seconds)
+        kind = _RunningForeign if self._meter else _Running
+        asked = kind(sender, prompt, self._prompting, count, time.monotonic() + seconds)
         with self._lock:
             asked.name_for_the_engine(request.request_id(), self._running)
             self._running[asked.engine_id] = asked
+            if self._meter:
+                asked.timer = Timer(self._meter)
+                self._meter.add(PROMPT_TOKENS_METRIC, prompt.settings.num_input_tokens)
+                self._meter.running(len(self._running))
         # Copies: what a request's inputs lie in is Triton's again when `execute` returns.
-        inputs = [one for one in prompt.tensors if one.name() in lane.inputs] + [
+        inputs = [one for one in prompt.tensors if one.name() in kind.inputs] + [
             pb_utils.Tensor(PASSED_ON[one.name()], one.as_numpy().copy())
             for one in request.inputs()
             if one.name() in PASSED_ON
@@ -106,20 +115,27 @@ class TritonPythonModel:
         finally:
             with self._lock:
                 del self._running[running.engine_id]
+                if self._meter:
+                    self._meter.running(len(self._running))
             running.end()
 
     def _watch(self) -> None:
+        flushed = time.monotonic()
         while not self._ended.wait(WATCH_SECONDS):
             with self._lock:
                 everyone = list(self._running.values())
             for running in everyone:
                 running.stop_if_unwanted()
+            if self._meter and time.monotonic() - flushed > FLUSH_SECONDS:
+                flushed = time.monotonic()
+                self._meter.flush({})
 
 
 class _Running:
     """One request on its way, through an engine of ours: it stops answers one by one, by name."""
 
     inputs = frozenset(one.name for one in ENGINE_INPUTS)
+    timer: Timer | None = None
 
     def __init__(
         self, sender: Any, prompt: Prompt, prompting: Prompting, count: int, deadline: float
@@ -156,6 +172,8 @@ class _Running:
         if is_fault(step.finish_reason):
             self._send(told_fault(step.finish_reason))
             return
+        if self.timer and step.token_ids:
+            self.timer.tokens(len(step.token_ids))
         self._push(self._answer(step.sequence), step)
 
     def _push(self, answer: RunningAnswer, step: Step) -> None:
@@ -241,6 +259,3 @@ class _RunningForeign(_Running):
         # The one that asks is finished with this step, and not counted yet.
         if finished + 1 >= self._count and not self._stopped:
             self._stop()
-
-
-_ENGINES = {"cpu": _Running, "pytorch": _Running, "tensorrt": _RunningForeign}

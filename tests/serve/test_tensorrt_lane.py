@@ -1,0 +1,257 @@
+"""The TensorRT lane, whole: eight real ranks of Triton under a real mpirun.
+
+Only the backend `tensorrtllm` and the GPUs are stand-ins; the engine behind it is the CPU's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+from tritonclient.utils import InferenceServerException
+
+from nemotron_client import Client, Generation, RequestRefused, ServerOverloaded
+from nemotron_engine.metrics import GENERATED_TOKENS_METRIC, RUNNING_METRIC
+from tests.build.test_tensorrt_lane import BF16_TP8, H100, profile_file
+from tests.serve.wire import WAIT, last, messages_json, metric, stream, text
+from tests.standins.container import make_container
+from tests.tiny_nemotron.answers import ExactAnswer
+
+NEMOTRON = str(Path(sys.executable).with_name("nemotron"))
+MODELS = ("ensemble", "tensorrt_llm_bls")
+FREE = dict.fromkeys(("http", "grpc", "metrics", "health"), 0)
+ASK = json.dumps([{"role": "user", "content": "Who are you?"}])
+AS_ROOT = {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+}
+
+
+@dataclass
+class Lane:
+    """A running server; `endpoints` is what the helpers of wire.py ask for."""
+
+    process: subprocess.Popen[str]
+    endpoints: Any
+
+    @property
+    def ranks(self) -> list[psutil.Process]:
+        everyone = psutil.Process(self.process.pid).children(recursive=True)
+        return [one for one in everyone if "--load-model=tensorrt_llm" in one.cmdline()]
+
+    def is_ready(self) -> bool:
+        url = f"http://127.0.0.1:{self.endpoints.health}/health/ready"
+        try:
+            with urllib.request.urlopen(url, timeout=WAIT) as response:
+                return bool(response.status == 200)
+        except urllib.error.URLError:
+            return False
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("container")
+    container = make_container(folder / "container", gpu=H100, version="1.2.1")
+    path = os.pathsep.join([str(Path(sys.executable).parent), container.environment["PATH"]])
+    triton = {"TRITON": str(container.triton)}
+    return os.environ | container.environment | {"PATH": path} | AS_ROOT | triton
+
+
+def built(folder: Path, environment: dict[str, str], checkpoint: Path, **limits: int) -> Path:
+    own = {"triton": environment["TRITON"], "ports": FREE, **BF16_TP8}
+    if limits:
+        base = {"max_batch_size": 64, "max_seq_len": 4096, "max_num_tokens": 8192}
+        own["limits"] = base | {"max_queue_size": 448} | limits
+    profile = profile_file(folder, **own)
+    engine = folder / "engine"
+    command = [NEMOTRON, "build", str(checkpoint), "-o", str(engine), "--profile", profile]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    return engine
+
+
+def started(engine: Path, environment: dict[str, str], folder: Path) -> Lane:
+    ports = folder / "ports.json"
+    process = subprocess.Popen(
+        [NEMOTRON, "serve", str(engine), "--port-file", str(ports)],
+        env=environment | {"TMPDIR": str(folder)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    deadline = time.monotonic() + WAIT
+    while not ports.exists():
+        assert process.poll() is None, process.stdout and process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return Lane(process, SimpleNamespace(address="127.0.0.1", **json.loads(ports.read_text())))
+
+
+@pytest.fixture(scope="module")
+def lane(
+    environment: dict[str, str], checkpoint_tp8: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Lane]:
+    folder = tmp_path_factory.mktemp("lane")
+    running = started(built(folder, environment, checkpoint_tp8), environment, folder)
+    try:
+        yield running
+        assert running.process.poll() is None
+        running.process.send_signal(signal.SIGTERM)
+        output, _ = running.process.communicate(timeout=WAIT)
+        assert running.process.returncode == 0, output
+        assert not list(folder.glob("nemotron-*"))
+    finally:
+        running.process.terminate()
+        running.process.wait(WAIT)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_answers(model: str, lane: Lane, answers: list[ExactAnswer]) -> None:
+    chosen = answers[::24]
+
+    def ask(one: ExactAnswer) -> list[dict[str, Any]]:
+        prompt = messages_json(one.question.messages)
+        return stream(lane, model, messages=prompt, max_tokens=200, stream=True)
+
+    with ThreadPoolExecutor(len(chosen)) as pool:
+        found = list(pool.map(ask, chosen))
+    assert [text(one) for one in found] == [one.question.answer for one in chosen]
+    assert {last(one, "finish_reason") for one in found} == {"stop"}
+    counts = [sum(len(part["output_token_ids"].ravel()) for part in one) for one in found]
+    assert counts == [last(one, "num_output_tokens") for one in found]
+
+
+def test_the_ranks(lane: Lane) -> None:
+    assert len(lane.ranks) == 7
+    assert lane.is_ready()
+    ports = {lane.endpoints.http, lane.endpoints.grpc, lane.endpoints.metrics}
+    for rank in lane.ranks:
+        assert not [one for one in rank.net_connections() if one.laddr and one.laddr.port in ports]
+
+
+def test_length(lane: Lane, answers: list[ExactAnswer]) -> None:
+    prompt = messages_json(answers[0].question.messages)
+    found = stream(lane, messages=prompt, max_tokens=3)
+    assert last(found, "finish_reason") == "length"
+    assert last(found, "num_output_tokens") == 3
+
+
+def test_a_stop_string_is_cut_and_frees_the_engine(lane: Lane, answers: list[ExactAnswer]) -> None:
+    answer = max((one.question.answer for one in answers), key=len)
+    one = next(one for one in answers if one.question.answer == answer)
+    stop = answer[20:26]
+    found = stream(
+        lane, messages=messages_json(one.question.messages), max_tokens=200, stop_words=stop
+    )
+    assert text(found) == answer[: answer.index(stop)]
+    assert last(found, "stop_reason") == stop
+    wait_until_idle(lane)
+
+
+def wait_until_idle(lane: Lane) -> None:
+    deadline = time.monotonic() + WAIT
+    while metric(lane, f'{RUNNING_METRIC}{{model="ensemble"}}'):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_several_answers(lane: Lane, answers: list[ExactAnswer]) -> None:
+    one = answers[3]
+    prompt = messages_json(one.question.messages)
+    found = stream(lane, messages=prompt, max_tokens=200, num_return_sequences=3, stream=True)
+    for sequence in range(3):
+        own = [part for part in found if part["sequence_index"].ravel()[0] == sequence]
+        assert text(own) == one.question.answer
+        assert last(own, "finish_reason") == "stop"
+
+
+def test_a_client_that_goes_frees_the_engine(lane: Lane) -> None:
+    url = f"127.0.0.1:{lane.endpoints.grpc}"
+    with Client(url) as client:
+        pieces = client.stream_complete("<extra_id_1>Count", Generation(max_tokens=3000, end_id=0))
+        next(pieces)
+        pieces.close()
+        wait_until_idle(lane)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"beam_width": 4}, "beam_width is not on the engine of the lane tensorrt"),
+        ({"return_context_logits": True}, "return_context_logits is not on the engine"),
+        ({"lora_task_id": 1}, "lora_task_id is not on the engine"),
+    ],
+)
+def test_what_is_refused(fields: dict[str, Any], message: str, lane: Lane) -> None:
+    with pytest.raises(InferenceServerException, match=message):
+        stream(lane, messages=ASK, max_tokens=5, **fields)
+
+
+def test_words_become_tokens(lane: Lane) -> None:
+    fields = {"bad_words": ["light"], "embedding_bias_words": ["sky"]}
+    found = stream(lane, messages=ASK, max_tokens=5, embedding_bias_weights=2.0, **fields)
+    assert last(found, "finish_reason") == "length"
+    with pytest.raises(InferenceServerException, match="1 embedding_bias_words have 2 weights"):
+        stream(lane, messages=ASK, max_tokens=5, embedding_bias_weights=[1.0, 2.0], **fields)
+
+
+def test_the_client_is_refused_by_type(lane: Lane) -> None:
+    with (
+        Client(f"127.0.0.1:{lane.endpoints.grpc}") as client,
+        pytest.raises(RequestRefused, match="are more than the 4096 this model holds"),
+    ):
+        client.complete("Hi", Generation(max_tokens=5000))
+
+
+def test_metrics(lane: Lane) -> None:
+    before = metric(lane, f'{GENERATED_TOKENS_METRIC}{{model="ensemble"}}')
+    found = stream(lane, messages=ASK, max_tokens=200, stream=True)
+    deadline = time.monotonic() + WAIT
+    while metric(lane, f'{GENERATED_TOKENS_METRIC}{{model="ensemble"}}') < (
+        before + last(found, "num_output_tokens")
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_full_queue_and_a_dead_rank(
+    environment: dict[str, str], checkpoint_tp8: Path, tmp_path: Path
+) -> None:
+    engine = built(tmp_path, environment, checkpoint_tp8, max_batch_size=1, max_queue_size=1)
+    running = started(engine, environment, tmp_path)
+    try:
+        with Client(f"127.0.0.1:{running.endpoints.grpc}") as client:
+            endless = Generation(max_tokens=4000, end_id=0)
+            streams = [client.stream_complete("<extra_id_1>Count", endless) for _ in range(2)]
+            next(streams[0])
+            second = ThreadPoolExecutor(1).submit(next, streams[1], None)
+            deadline = time.monotonic() + WAIT
+            while metric(running, f'{RUNNING_METRIC}{{model="ensemble"}}') < 2:
+                assert time.monotonic() < deadline
+            with pytest.raises(ServerOverloaded):
+                client.complete("Hi")
+            running.ranks[0].kill()
+            output, _ = running.process.communicate(timeout=WAIT)
+            assert running.process.returncode == 1
+            assert "Triton ended with status -9" in output
+            assert "a rank failed: mpirun ended with status" in output
+            assert not running.is_ready()
+            second.exception(WAIT)
+        assert not list(tmp_path.glob("nemotron-*"))
+    finally:
+        running.process.terminate()
+        running.process.wait(WAIT)

@@ -1,0 +1,59 @@
+"""A folder like NVIDIA's container, with stand-ins where a GPU would be.
+
+Real in it: Triton and its Python backend. Stand-ins: `nvidia-smi`, `trtllm-build`, the backend
+`tensorrtllm`, and the distribution `tensorrt-llm`, of which only the version is asked.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from nemotron_build.profile import load_profile
+from nemotron_build.triton import find_triton
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Container:
+    root: Path
+
+    @property
+    def triton(self) -> Path:
+        return self.root / "tritonserver"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a process needs to find the stand-ins."""
+        path = os.environ.get("PYTHONPATH")
+        return {
+            "PATH": os.pathsep.join([str(self.root / "bin"), os.environ["PATH"]]),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(self.root / "packages"), path])),
+        }
+
+
+def make_container(root: Path, *, gpu: str, gpus: int = 8, version: str) -> Container:
+    """`gpu` is one line of `nvidia-smi`: name, MiB, compute capability."""
+    container = Container(root)
+    real = find_triton(load_profile("cpu"), root)  # its backends are arranged in root/backends
+    container.triton.mkdir(parents=True)
+    (root / "backends").rename(container.triton / "backends")
+    shutil.copytree(HERE / "tensorrtllm", container.triton / "backends" / "tensorrtllm")
+    exports = [f'export {name}="{text}"' for name, text in real.environment.items()]
+    _script(container.triton / "bin" / "tritonserver", *exports, f'exec "{real.program}" "$@"')
+    _script(root / "bin" / "nvidia-smi", *[f"echo '{gpu}'"] * gpus)
+    _script(root / "bin" / "trtllm-build", f'exec {sys.executable} {HERE}/trtllm_build.py "$@"')
+    metadata = root / "packages" / f"tensorrt_llm-{version}.dist-info" / "METADATA"
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text(f"Metadata-Version: 2.1\nName: tensorrt-llm\nVersion: {version}\n")
+    return container
+
+
+def _script(path: Path, *lines: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(["#!/bin/bash", *lines, ""]))
+    path.chmod(0o755)
