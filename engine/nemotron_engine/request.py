@@ -18,13 +18,21 @@ class TimedOut(NemotronError):
     """The time allowed for the request was over before its answer."""
 
 
+def samples(temperature: float | None, top_k: int | None) -> bool:
+    """Whether tokens are drawn: a temperature or a `top_k` of more than 1 is given.
+
+    A temperature of 0 and a `top_k` of 1 are greedy in any case.
+    """
+    if top_k == 1 or temperature == 0:
+        return False
+    return temperature is not None or bool(top_k)
+
+
 @dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
     """One prompt's generation. None means the default that the field's comment states.
 
-    As in TensorRT-LLM, the most probable token is taken unless a temperature or a `top_k` of more
-    than 1 is given; a temperature of 0 and a `top_k` of 1 are greedy in any case, and a `top_p` of
-    0 is none.
+    Without sampling (see `samples`) the most probable token is taken. A `top_p` of 0 is none.
     """
 
     request_id: str
@@ -45,9 +53,7 @@ class GenerationRequest:
     @property
     def samples(self) -> bool:
         """Tokens are drawn, not taken by rank."""
-        if self.top_k == 1 or self.temperature == 0:
-            return False
-        return self.temperature is not None or bool(self.top_k)
+        return samples(self.temperature, self.top_k)
 
     def check(self, vocab_size: int, max_seq_len: int) -> None:
         """NemotronError names the value that no engine of this model could serve."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
+
 import pytest
 
 from nemotron_build.server import TritonServer
+from nemotron_engine.contract import TEXT_INPUTS, TEXT_OUTPUTS
 from tests.serve.wire import grpc_client
 
 # Without the batch axis, copied from TensorRT-LLM's last classic ensemble but for the marked ones.
@@ -75,3 +79,11 @@ def test_the_contract(model: str, server: TritonServer) -> None:
         }
     assert all(entry.optional for entry in config.input)
     assert config.model_transaction_policy.decoupled == (model != "generate")
+
+
+def test_the_page_has_the_contract() -> None:
+    root = Path(__file__).parents[2]
+    script = runpy.run_path(str(root / "scripts" / "contract_table.py"))
+    assert script["tables"]() in (root / "docs" / "contract.md").read_text()
+    known = {one.name for one in (*TEXT_INPUTS, *TEXT_OUTPUTS)}
+    assert set(script["NOTES"]) <= known

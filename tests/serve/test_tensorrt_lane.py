@@ -24,6 +24,7 @@ import psutil
 import pytest
 from tritonclient.utils import InferenceServerException
 
+from nemotron_build.server import TritonServer
 from nemotron_client import Client, Generation, RequestRefused, ServerOverloaded
 from nemotron_engine.metrics import GENERATED_TOKENS_METRIC, RUNNING_METRIC
 from tests.build.test_tensorrt_lane import BF16_TP8, H100, profile_file
@@ -177,6 +178,19 @@ def test_several_answers(lane: Lane, answers: list[ExactAnswer]) -> None:
         own = [part for part in found if part["sequence_index"].ravel()[0] == sequence]
         assert text(own) == one.question.answer
         assert last(own, "finish_reason") == "stop"
+
+
+@pytest.mark.parametrize(
+    "fields", [{"temperature": 1.5}, {"temperature": 1.5, "top_k": 50}, {"temperature": 0.0}]
+)
+def test_sampling_means_the_same_as_on_the_cpu_lane(
+    fields: dict[str, Any], lane: Lane, server: TritonServer
+) -> None:
+    asked = {"messages": ASK, "max_tokens": 60, "seed": 7, **fields}
+    ours = text(stream(lane, **asked))
+    assert ours == text(stream(server, **asked))
+    greedy = text(stream(lane, messages=ASK, max_tokens=60))
+    assert (ours == greedy) == (fields == {"temperature": 0.0})
 
 
 def test_a_client_that_goes_frees_the_engine(lane: Lane) -> None:

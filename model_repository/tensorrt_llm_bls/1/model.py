@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from nemotron_convert.errors import NemotronError
@@ -24,7 +25,7 @@ from nemotron_engine.error_kinds import OVERLOADED
 from nemotron_engine.meter import FLUSH_SECONDS, Meter, Timer
 from nemotron_engine.metrics import PROMPT_TOKENS_METRIC
 from nemotron_engine.prompting import Prompt, Prompting
-from nemotron_engine.request import Overloaded, TimedOut
+from nemotron_engine.request import Overloaded, TimedOut, samples
 from nemotron_engine.triton import (
     elements,
     fault,
@@ -92,16 +93,20 @@ class TritonPythonModel:
                 self._meter.add(PROMPT_TOKENS_METRIC, prompt.settings.num_input_tokens)
                 self._meter.running(len(self._running))
         # Copies: what a request's inputs lie in is Triton's again when `execute` returns.
-        inputs = [one for one in prompt.tensors if one.name() in kind.inputs] + [
-            pb_utils.Tensor(PASSED_ON[one.name()], one.as_numpy().copy())
+        inputs = {
+            PASSED_ON[one.name()]: one.as_numpy().copy()
             for one in request.inputs()
             if one.name() in PASSED_ON
-        ]
+        }
+        inputs |= kind.sampling(request)
         engine = pb_utils.InferenceRequest(
             model_name="tensorrt_llm",
             request_id=asked.request_id,
             requested_output_names=[],
-            inputs=inputs,
+            inputs=[
+                *(one for one in prompt.tensors if one.name() in kind.inputs),
+                *(pb_utils.Tensor(name, values) for name, values in inputs.items()),
+            ],
         )
         self._pool.submit(self._answer, asked, engine)
 
@@ -136,6 +141,11 @@ class _Running:
 
     inputs = frozenset(one.name for one in ENGINE_INPUTS)
     timer: Timer | None = None
+
+    @staticmethod
+    def sampling(_request: Any) -> dict[str, Any]:
+        """Inputs that this engine would understand otherwise than the contract means them."""
+        return {}
 
     def __init__(
         self, sender: Any, prompt: Prompt, prompting: Prompting, count: int, deadline: float
@@ -223,6 +233,17 @@ class _RunningForeign(_Running):
 
     inputs = frozenset(one.name for one in FOREIGN_ENGINE_INPUTS)
     _failed = _late = False
+
+    @staticmethod
+    def sampling(request: Any) -> dict[str, Any]:
+        """It draws only if there is a `top_k` or a `top_p`, whatever the temperature."""
+        temperature, top_k = value(request, "temperature"), value(request, "top_k")
+        draws = samples(temperature, top_k)
+        return {
+            "runtime_top_k": np.array([[(top_k or 0) if draws else 1]], np.int32),
+            "runtime_top_p": np.array([[value(request, "top_p") or 1.0]], np.float32),
+            "temperature": np.array([[temperature or 1.0]], np.float32),
+        }
 
     def name_for_the_engine(self, client_id: str, running: Mapping[str, _Running]) -> None:
         if client_id and client_id not in running:

@@ -105,6 +105,7 @@ class TritonPythonModel:
         end_id = value(request, "end_id")
         stops = _stop_ids(request)
         count = value(request, "num_return_sequences", default=1)
+        drawn = value(request, "runtime_top_k") or value(request, "runtime_top_p")
         parts = []
         group = _Group(sender, count)
         for number in range(count):
@@ -113,9 +114,9 @@ class TritonPythonModel:
                 input_ids=tuple(values(request, "input_ids") or ()),
                 max_tokens=required(request, "request_output_len"),
                 end_ids=(() if end_id is None else (end_id,)) + stops,
-                temperature=value(request, "temperature"),
-                top_k=value(request, "runtime_top_k"),
-                top_p=value(request, "runtime_top_p"),
+                temperature=value(request, "temperature") if drawn else None,
+                top_k=value(request, "runtime_top_k") if drawn else None,
+                top_p=value(request, "runtime_top_p") if drawn else None,
                 seed=value(request, "seed", default=0) + number,
                 log_probs=value(request, "return_log_probs", default=False),
             )
