@@ -11,7 +11,7 @@ TORCH := torch==2.13.0
 demo: $(VENV)/.user
 	scripts/demo.sh
 
-test: $(VENV)/.dev
+test: $(VENV)/.dev $(VENV)/.tools
 	$(BIN)/pytest
 
 lint: $(VENV)/.dev
@@ -21,7 +21,7 @@ lint: $(VENV)/.dev
 	for model in model_repository/*/1/model.py; do $(BIN)/mypy $$model || exit 1; done
 
 clean:
-	rm -rf $(VENV) demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .tools demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 10), (3, 11), (3, 12)))' || \
@@ -38,3 +38,7 @@ $(VENV)/.dev: $(VENV)/.python pyproject.toml
 	  { $(BIN)/pip install --quiet uv && $(BIN)/uv pip install --python $(BIN)/python --torch-backend cpu '$(TORCH)'; }
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@ $(VENV)/.user
+
+$(VENV)/.tools: $(VENV)/.dev scripts/test_tools.sh $(wildcard tests/tools/*.txt)
+	scripts/test_tools.sh
+	touch $@

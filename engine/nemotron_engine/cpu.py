@@ -15,11 +15,15 @@ from typing import Any
 import numpy as np
 
 from nemotron_convert.errors import NemotronError
+from nemotron_engine.admission import Admission
 from nemotron_engine.engine import EngineState, OnChunk
 from nemotron_engine.openvino import openvino, openvino_genai
-from nemotron_engine.request import GenerationChunk, GenerationRequest, Overloaded, TimedOut
+from nemotron_engine.request import GenerationChunk, GenerationRequest, TimedOut
 from nemotron_engine.settings import CpuEngineSettings
 
+COMPILED_SHAPES = 512
+"""OpenVINO keeps what it compiles for each new number of tokens in a step: 5000 times by default,
+which takes memory for hours before it levels off."""
 KV_BLOCK_TOKENS = 32
 """Tokens in one block of OpenVINO's paged KV cache on a CPU."""
 
@@ -41,15 +45,13 @@ class CpuEngine:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._settings = CpuEngineSettings.read(folder)
+        self._admission = Admission(self._settings)
         self._pipeline = self._load()
         self._inbox: queue.SimpleQueue[_Live | str | None] = queue.SimpleQueue()
         self._numbers = itertools.count()
-        self._names: set[str] = set()
-        self._names_lock = threading.Lock()
         self._live: dict[str, _Live] = {}
         self._steps = 0
         self._kv_cache_usage = 0.0
-        self._broken: NemotronError | None = None
         self._thread = threading.Thread(target=self._run, name="engine step", daemon=True)
         self._thread.start()
 
@@ -63,40 +65,22 @@ class CpuEngine:
 
     def submit_all(self, requests: Sequence[tuple[GenerationRequest, OnChunk]]) -> None:
         """See `Engine`."""
-        settings = self._settings
-        for request, _ in requests:
-            request.check(settings.vocab_size, settings.max_seq_len)
-        names = [request.request_id for request, _ in requests]
-        with self._names_lock:
-            if self._broken is not None:
-                raise self._broken
-            for name in names:
-                if name in self._names:
-                    raise NemotronError(f"a request {name!r} is running already")
-            if len(self._names) + len(names) > settings.max_batch_size + settings.max_queue_size:
-                raise Overloaded(
-                    f"{len(self._names)} requests run or wait already", remedy="try again later"
-                )
-            self._names.update(names)
+        self._admission.admit([request for request, _ in requests])
         now = time.monotonic()
         for request, on_chunk in requests:
-            seconds = min(request.seconds or math.inf, settings.request_seconds)
+            seconds = min(request.seconds or math.inf, self._settings.request_seconds)
             self._inbox.put(_Live(request, on_chunk, now + seconds))
 
     def cancel(self, request_id: str) -> bool:
         """See `Engine`."""
-        with self._names_lock:
-            known = request_id in self._names
+        known = self._admission.has(request_id)
         if known:
             self._inbox.put(request_id)
         return known
 
     def state(self) -> EngineState:
         """See `Engine`."""
-        with self._names_lock:
-            held = len(self._names)
-        waiting = max(0, held - self._settings.max_batch_size)
-        return EngineState(self._steps, waiting, self._kv_cache_usage)
+        return EngineState(self._steps, self._admission.waiting, self._kv_cache_usage)
 
     def close(self) -> None:
         """Stop stepping; requests that still run end as cancelled."""
@@ -115,7 +99,11 @@ class CpuEngine:
             self._folder,
             scheduler,
             "CPU",
-            {"INFERENCE_PRECISION_HINT": precision, "KV_CACHE_PRECISION": precision},
+            {
+                "INFERENCE_PRECISION_HINT": precision,
+                "KV_CACHE_PRECISION": precision,
+                "CPU_RUNTIME_CACHE_CAPACITY": COMPILED_SHAPES,
+            },
         )
 
     def _run(self) -> None:
@@ -192,8 +180,7 @@ class CpuEngine:
 
     def _end(self, live: _Live, last: GenerationChunk | NemotronError) -> None:
         del self._live[live.request.request_id]
-        with self._names_lock:
-            self._names.discard(live.request.request_id)
+        self._admission.leave(live.request.request_id)
         live.on_chunk(last)
 
     def _rebuild(self, error: RuntimeError) -> None:
@@ -204,10 +191,7 @@ class CpuEngine:
         try:
             self._pipeline = self._load()
         except RuntimeError as fatal:
-            with self._names_lock:
-                self._broken = NemotronError(
-                    f"the engine failed and did not start again: {fatal}", remedy="restart it"
-                )
+            self._admission.refuse_all(f"the engine failed and did not start again: {fatal}")
 
 
 def _generation_config(request: GenerationRequest) -> Any:

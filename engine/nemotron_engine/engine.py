@@ -21,8 +21,8 @@ class EngineState:
     """Since the start."""
     waiting: int
     """Requests that wait for their first step."""
-    kv_cache_usage: float
-    """0 to 1."""
+    kv_cache_usage: float | None
+    """0 to 1; None where nobody says."""
 
 
 class Engine(Protocol):
@@ -50,6 +50,10 @@ class Engine(Protocol):
 
 def open_engine(lane: str, folder: Path) -> Engine:
     """The engine of a folder from `nemotron build`; each lane's libraries load only for itself."""
-    from nemotron_engine.cpu import CpuEngine  # noqa: PLC0415
+    if lane == "cpu":
+        from nemotron_engine.cpu import CpuEngine  # noqa: PLC0415
 
-    return CpuEngine(folder)
+        return CpuEngine(folder)
+    from nemotron_engine.pytorch import PyTorchEngine  # noqa: PLC0415
+
+    return PyTorchEngine(folder)

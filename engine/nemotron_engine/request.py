@@ -8,10 +8,15 @@ from dataclasses import dataclass
 from nemotron_convert.errors import NemotronError
 
 MAX_SEED = 2**64 - 1
+GUIDE_TYPES = ("json", "json_schema", "regex", "ebnf_grammar", "structural_tag")
 
 
 class Overloaded(NemotronError):
     """As many requests wait as may; nothing is wrong with this one."""
+
+
+class EngineBroken(NemotronError):
+    """The engine has failed for good; nothing is wrong with the request."""
 
 
 class TimedOut(NemotronError):
@@ -48,6 +53,9 @@ class GenerationRequest:
     min_tokens: int | None = None  # 0
     seed: int | None = None  # 0
     log_probs: bool = False
+    embedding_bias: tuple[float, ...] | None = None  # one for each token of the vocabulary
+    guide_type: str | None = None  # of `GUIDE_TYPES`
+    guide: str | None = None
     seconds: float | None = None  # as long as it takes
 
     @property
@@ -81,6 +89,17 @@ class GenerationRequest:
         self._check_range("frequency_penalty", -2, 2)
         self._check_range("min_tokens", 0, self.max_tokens)
         self._check_range("seed", 0, MAX_SEED)
+        if self.embedding_bias is not None and len(self.embedding_bias) != vocab_size:
+            raise NemotronError(
+                f"embedding_bias has {len(self.embedding_bias)} elements, "
+                f"the vocabulary {vocab_size}",
+                where="embedding_bias",
+            )
+        if self.guide_type is not None and self.guide_type not in GUIDE_TYPES:
+            raise NemotronError(
+                f"guided_decoding_guide_type is {self.guide_type!r}",
+                remedy=f"use one of {', '.join(GUIDE_TYPES)}",
+            )
         if self.repetition_penalty == 0:
             raise NemotronError("repetition_penalty is 0", remedy="use a positive number")
 

@@ -11,7 +11,7 @@ import triton_python_backend_utils as pb_utils
 
 from nemotron_convert.errors import NemotronError
 from nemotron_engine.error_kinds import FAILED, OVERLOADED, REFUSED, SHUTTING_DOWN, TIMED_OUT
-from nemotron_engine.request import Overloaded, TimedOut
+from nemotron_engine.request import EngineBroken, Overloaded, TimedOut
 
 KNOWN_PARAMETERS = {"id"}
 """`/generate` takes the request's id from this key, and hands it on as a parameter too."""
@@ -75,6 +75,8 @@ def refusal(error: NemotronError) -> Any:
     """A response that says what is wrong with the request, or that there is no room for it."""
     if isinstance(error, Overloaded):
         return _error(f"{OVERLOADED}{error}", pb_utils.TritonError.UNAVAILABLE)
+    if isinstance(error, EngineBroken):
+        return fault(error)
     return _error(f"{REFUSED}{error}", pb_utils.TritonError.INVALID_ARG)
 
 

@@ -66,9 +66,10 @@ class TritonPythonModel:
             state = self._engine.state()
             self._meter.add(STEPS_METRIC, state.steps - steps)
             steps = state.steps
-            self._meter.flush(
-                {WAITING_METRIC: state.waiting, KV_CACHE_USAGE_METRIC: state.kv_cache_usage}
-            )
+            gauges: dict[str, float] = {WAITING_METRIC: state.waiting}
+            if state.kv_cache_usage is not None:
+                gauges[KV_CACHE_USAGE_METRIC] = state.kv_cache_usage
+            self._meter.flush(gauges)
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
@@ -255,6 +256,7 @@ def _generation(request: Any, lane: Lane) -> GenerationRequest:
             remedy="send the prompt without padding",
         )
     end_id = value(request, "end_id")
+    bias = values(request, "embedding_bias")
     return GenerationRequest(
         request_id="",
         input_ids=input_ids,
@@ -269,6 +271,9 @@ def _generation(request: Any, lane: Lane) -> GenerationRequest:
         min_tokens=value(request, "min_tokens"),
         seed=value(request, "seed"),
         log_probs=value(request, "return_log_probs", default=False),
+        embedding_bias=tuple(bias) if bias is not None else None,
+        guide_type=value(request, "guided_decoding_guide_type") or None,
+        guide=value(request, "guided_decoding_guide"),
         seconds=request.timeout() / 1e6 or None,
     )
 

@@ -1,0 +1,30 @@
+#!/bin/bash
+# Programs that the tests drive and that are no part of the product: Debian packages, and Python
+# programs in environments of their own (.tools/NAME for tests/tools/NAME.txt), so that their
+# dependencies do not meet ours.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+mapfile -t packages < <(sed 's/#.*//' tests/tools/debian.list | xargs -n 1)
+missing=()
+for package in "${packages[@]}"; do
+  dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+done
+if [ ${#missing[@]} -gt 0 ]; then
+  if command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+  else
+    printf '\n*** Not Debian, or not root: tests that need these are SKIPPED: %s ***\n\n' "${missing[*]}" >&2
+  fi
+fi
+
+for requirements in tests/tools/*.txt; do
+  [ -e "$requirements" ] || continue
+  home=.tools/$(basename "$requirements" .txt)
+  cmp -s "$requirements" "$home/installed.txt" && continue
+  rm -rf "$home"
+  .venv/bin/python -m venv "$home"
+  "$home/bin/pip" install --quiet --disable-pip-version-check -r "$requirements"
+  cp "$requirements" "$home/installed.txt"
+done
