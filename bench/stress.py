@@ -27,7 +27,15 @@ from bench.convert_speed import machine
 from nemotron_build.engine import build_engine
 from nemotron_build.profile import load_profile
 from nemotron_build.server import TritonServer
-from nemotron_client import Client, ClientError, Generation, RequestRefused, ServerOverloaded
+from nemotron_client import (
+    Client,
+    ClientError,
+    Generation,
+    RequestRefused,
+    Retries,
+    ServerOverloaded,
+    Timeouts,
+)
 from nemotron_engine.metrics import RUNNING_METRIC
 from tests.serve.wire import metric
 from tests.tiny_nemotron.answers import ExactAnswer, load_answers
@@ -95,7 +103,8 @@ def _stream(
     end: float,
 ) -> None:
     ends = server.endpoints
-    with Client(f"{ends.address}:{ends.grpc}", timeout=120) as client:
+    url = f"{ends.address}:{ends.grpc}"
+    with Client(url, timeouts=Timeouts(total=120), retries=Retries(attempts=1)) as client:
         while time.monotonic() < end:
             one = rng.choice(answers)
             kind = rng.random()

@@ -5,8 +5,9 @@ from __future__ import annotations
 from nemotron_engine.contract import LANES, TEXT_INPUTS, TEXT_OUTPUTS, Input, Tensor
 
 NOTES = {
-    "text_input": "a raw prompt; exactly one of this and `messages`",
+    "text_input": "a raw prompt; exactly one of this and the two below",
     "messages": "JSON list of `{role, content}`, through the chat template",
+    "input_token_ids": "a raw prompt's tokens, as they are",
     "decoder_text_input": "of encoder-decoders",
     "max_tokens": "must be there; prompt and answer must fit the model together",
     "num_return_sequences": "1 to 64; each answer has its `sequence_index` (not on `generate`)",

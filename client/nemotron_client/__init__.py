@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from nemotron_client.async_client import AsyncClient
 from nemotron_client.client import Client
 from nemotron_client.exceptions import (
     ClientError,
@@ -18,16 +19,23 @@ from nemotron_client.exceptions import (
     ServerOverloaded,
 )
 from nemotron_client.request import Generation
-from nemotron_client.response import Piece
+from nemotron_client.response import Piece, Times
+from nemotron_client.settings import Limits, Retries, Timeouts, Tls
 
 __all__ = [
+    "AsyncClient",
     "Client",
     "ClientError",
     "ConnectionFailed",
     "Generation",
+    "Limits",
     "Piece",
     "RequestRefused",
     "RequestTimeout",
+    "Retries",
     "ServerFailed",
     "ServerOverloaded",
+    "Timeouts",
+    "Times",
+    "Tls",
 ]

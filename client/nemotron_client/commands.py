@@ -29,6 +29,7 @@ def chat(
     from nemotron_client.client import Client
     from nemotron_client.exceptions import ClientError
     from nemotron_client.request import Generation
+    from nemotron_client.settings import Timeouts
     from nemotron_convert.errors import NemotronError
 
     generation = Generation(
@@ -39,7 +40,7 @@ def chat(
         stop_words=tuple(stop or ()),
     )
     try:
-        with Client(url, timeout=timeout) as client:
+        with Client(url, timeouts=Timeouts(total=timeout)) as client:
             conversation = Conversation(client, generation, system)
             if question is None:
                 talk(conversation)

@@ -7,6 +7,7 @@ import json
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 from tritonclient.grpc import service_pb2
 
@@ -28,7 +29,19 @@ class Generation:
     seed: int | None = None
     end_id: int | None = None
     stop_words: Sequence[str] = ()
+    bad_words: Sequence[str] = ()
+    embedding_bias_words: Sequence[str] = ()
+    embedding_bias_weights: Sequence[float] = ()
+    num_return_sequences: int | None = None
+    """How many answers; each piece says in `sequence_index` which one it belongs to."""
+    guided_decoding_guide_type: str | None = None
+    guided_decoding_guide: str | None = None
+    return_log_probs: bool | None = None
+    return_perf_metrics: bool | None = None
 
+
+Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
+"""A raw prompt as text or as token ids, or a conversation's messages."""
 
 WIRE_TYPES = {
     "max_tokens": "INT32",
@@ -42,6 +55,15 @@ WIRE_TYPES = {
     "seed": "UINT64",
     "end_id": "INT32",
     "stop_words": "BYTES",
+    "bad_words": "BYTES",
+    "embedding_bias_words": "BYTES",
+    "embedding_bias_weights": "FP32",
+    "num_return_sequences": "INT32",
+    "guided_decoding_guide_type": "BYTES",
+    "guided_decoding_guide": "BYTES",
+    "return_log_probs": "BOOL",
+    "return_perf_metrics": "BOOL",
+    "input_token_ids": "INT32",
     "text_input": "BYTES",
     "messages": "BYTES",
     "stream": "BOOL",
@@ -60,26 +82,32 @@ Value = int | float | bool | str
 def generation_request(
     model: str,
     request_id: str,
-    prompt: str | Sequence[Mapping[str, str]],
+    prompt: Prompt,
     generation: Generation,
     *,
     stream: bool,
 ) -> service_pb2.ModelInferRequest:
-    """The request for a raw prompt (a string) or for messages (a conversation).
-
-    ValueError names a value that does not fit its type on the wire.
-    """
+    """The request for a prompt; ValueError names a value that does not fit its type on the wire."""
     inputs: dict[str, Sequence[Value]] = {"stream": [stream]}
     if isinstance(prompt, str):
         inputs["text_input"] = [prompt]
+    elif prompt and isinstance(prompt[0], int):
+        inputs["input_token_ids"] = cast("Sequence[int]", prompt)
     else:
-        inputs["messages"] = [json.dumps([dict(message) for message in prompt])]
+        inputs["messages"] = [_messages_json(cast("Sequence[Mapping[str, Any]]", prompt))]
     for field in dataclasses.fields(generation):
         value = getattr(generation, field.name)
         if value is None or value == ():
             continue
-        inputs[field.name] = value if WIRE_TYPES[field.name] == "BYTES" else [value]
+        inputs[field.name] = value if isinstance(value, list | tuple) else [value]
     return _infer_request(model, request_id, inputs)
+
+
+def _messages_json(messages: Sequence[Mapping[str, Any]]) -> str:
+    try:
+        return json.dumps([dict(message) for message in messages])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"messages: {error}") from error
 
 
 def stop_request(model: str, request_id: str) -> service_pb2.ModelInferRequest:

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tritonclient.grpc import service_pb2
 
-_FORMATS = {"INT32": "i", "FP32": "f", "BOOL": "?"}
+_FORMATS = {"INT32": "i", "INT64": "q", "FP32": "f", "BOOL": "?"}
+
+Values = Sequence[int | float | str]
+
+
+@dataclass(frozen=True)
+class Times:
+    """Nanoseconds since the epoch, by the server's clock."""
+
+    arrival_ns: int
+    first_scheduled_ns: int
+    first_token_ns: int
+    last_token_ns: int
 
 
 @dataclass(frozen=True)
@@ -20,33 +33,61 @@ class Piece:
     """
 
     text: str
-    token_ids: tuple[int, ...]
-    finish_reason: str
-    stop_reason: str
-    num_input_tokens: int
-    num_output_tokens: int
+    token_ids: tuple[int, ...] = ()
+    finish_reason: str = ""
+    stop_reason: str = ""
+    num_input_tokens: int = 0
+    num_output_tokens: int = 0
+    sequence_index: int = 0
+    """Which of `num_return_sequences` answers this belongs to."""
+    log_probs: tuple[float, ...] = ()
+    """One for each of `token_ids`, if `return_log_probs` asked for them."""
+    cum_log_prob: float | None = None
+    """Their sum over the answer so far."""
+    times: Times | None = None
+    """With the last piece, if `return_perf_metrics` asked for them."""
 
 
-def read_piece(response: service_pb2.ModelInferResponse) -> Piece:
-    """The piece in a response; ValueError if it is not the ensemble's."""
-    values = {
-        output.name: _decode(output.datatype, raw)
-        for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
-    }
+def read_outputs(response: service_pb2.ModelInferResponse) -> dict[str, Values]:
+    """The elements of each output by its name; ValueError if they are not what they say."""
     try:
-        return Piece(
-            text="".join(map(str, values["text_output"])),
-            token_ids=tuple(int(id_) for id_ in values["output_token_ids"]),
-            finish_reason=str(values["finish_reason"][0]),
-            stop_reason=str(values["stop_reason"][0]),
-            num_input_tokens=int(values["num_input_tokens"][0]),
-            num_output_tokens=int(values["num_output_tokens"][0]),
-        )
-    except (KeyError, IndexError) as error:
-        raise ValueError(f"model {response.model_name} does not answer with {error}") from error
+        return {
+            output.name: _decode(output.datatype, raw)
+            for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
+        }
+    except (struct.error, UnicodeDecodeError) as error:
+        raise ValueError(f"model {response.model_name} sent a broken response: {error}") from error
 
 
-def _decode(datatype: str, raw: bytes) -> tuple[int | float | str, ...]:
+def read_piece(outputs: Mapping[str, Values]) -> Piece:
+    """The piece in a response. KeyError if there is no text in it; the rest may be missing.
+
+    The classic ensemble sends neither reasons nor token ids.
+    """
+
+    def one(name: str, default: int | float | str) -> int | float | str:
+        return (outputs.get(name) or (default,))[0]
+
+    cum_log_probs = outputs.get("cum_log_probs")
+    times = [outputs.get(f"{name}_time_ns") for name in _TIMES]
+    return Piece(
+        text="".join(map(str, outputs["text_output"])),
+        token_ids=tuple(int(id_) for id_ in outputs.get("output_token_ids", ())),
+        finish_reason=str(one("finish_reason", "")),
+        stop_reason=str(one("stop_reason", "")),
+        num_input_tokens=int(one("num_input_tokens", 0)),
+        num_output_tokens=int(one("num_output_tokens", 0)),
+        sequence_index=int(one("sequence_index", 0)),
+        log_probs=tuple(float(p) for p in outputs.get("output_log_probs", ())),
+        cum_log_prob=float(cum_log_probs[0]) if cum_log_probs else None,
+        times=Times(*(int(found[0]) for found in times if found)) if all(times) else None,
+    )
+
+
+_TIMES = ("arrival", "first_scheduled", "first_token", "last_token")
+
+
+def _decode(datatype: str, raw: bytes) -> Values:
     if datatype == "BYTES":
         texts = []
         while raw:

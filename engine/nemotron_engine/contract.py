@@ -59,6 +59,7 @@ NONE: tuple[Lane, ...] = ()
 TEXT_INPUTS = (
     Input("text_input", "STRING"),
     Input("messages", "STRING", ours=True),
+    Input("input_token_ids", "INT32", (-1,), ours=True),
     Input("decoder_text_input", "STRING", lanes=NONE, neutral=("",)),  # of encoder-decoders
     Input("max_tokens", "INT32"),
     Input("num_return_sequences", "INT32", engine="num_return_sequences"),

@@ -26,6 +26,10 @@ class Prompt:
     """Of `contract.PROMPT_OUTPUTS`."""
 
 
+PROMPTS = ("text_input", "messages", "input_token_ids")
+"""The ways to give one."""
+
+
 class Prompting:
     """The chat template, the tokenizer, the limits."""
 
@@ -118,17 +122,30 @@ class Prompting:
 
     def _encode(self, request: Any) -> tuple[list[int], bool]:
         """The prompt's ids; whether they went through the chat template."""
-        text, messages = value(request, "text_input"), value(request, "messages")
-        if (text is None) == (messages is None):
+        prompts = {name: values(request, name) for name in PROMPTS}
+        sent = [name for name, prompt in prompts.items() if prompt is not None]
+        if len(sent) != 1:
             raise NemotronError(
-                "send exactly one of text_input and messages",
-                where="text_input" if text is not None else "messages",
-                remedy="text_input is a raw prompt, messages go through the chat template",
+                f"send exactly one of {', '.join(PROMPTS)}",
+                where=" and ".join(sent) or PROMPTS[0],
+                remedy="text_input is a raw prompt, messages go through the chat template, "
+                "input_token_ids are the raw prompt's tokens",
             )
-        if messages is not None:
-            return self.tokenizer.encode_chat(parse_messages(messages)), True
+        if (ids := prompts["input_token_ids"]) is not None:
+            self._check_ids(ids)
+            return ids, False
+        if prompts["messages"] is not None:
+            return self.tokenizer.encode_chat(parse_messages(value(request, "messages"))), True
+        text = value(request, "text_input")
         check_text(text, where="text_input")
         return self.tokenizer.encode(text), False
+
+    def _check_ids(self, ids: list[int]) -> None:
+        if bad := [id_ for id_ in ids if not 0 <= id_ < self._vocab_size]:
+            raise NemotronError(
+                f"token id {bad[0]} is outside the vocabulary of {self._vocab_size}",
+                where="input_token_ids",
+            )
 
     def _check_length(self, prompt: int, max_tokens: int) -> None:
         if max_tokens < 1:

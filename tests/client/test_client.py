@@ -19,6 +19,7 @@ from nemotron_client import (
     RequestTimeout,
     ServerFailed,
     ServerOverloaded,
+    Timeouts,
 )
 from tests.tiny_nemotron.answers import ExactAnswer
 
@@ -33,15 +34,21 @@ def url(server: TritonServer) -> str:
 
 def test_the_public_names() -> None:
     assert sorted(nemotron_client.__all__) == [
+        "AsyncClient",
         "Client",
         "ClientError",
         "ConnectionFailed",
         "Generation",
+        "Limits",
         "Piece",
         "RequestRefused",
         "RequestTimeout",
+        "Retries",
         "ServerFailed",
         "ServerOverloaded",
+        "Timeouts",
+        "Times",
+        "Tls",
     ]
     failures = [ConnectionFailed, RequestRefused, RequestTimeout, ServerFailed, ServerOverloaded]
     assert all(failure.__base__ is ClientError for failure in failures)
@@ -107,7 +114,7 @@ def test_a_refused_request_is_its_own_exception(
 
 
 def test_a_deadline_is_kept(url: str) -> None:
-    with Client(url, timeout=0.2) as client, pytest.raises(RequestTimeout):
+    with Client(url, timeouts=Timeouts(total=0.2)) as client, pytest.raises(RequestTimeout):
         client.complete("<extra_id_1>Go", ENDLESS)
 
 

@@ -338,10 +338,10 @@ def test_a_client_that_just_goes_frees_the_engine(
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "neither": ({"max_tokens": 5}, "exactly one of text_input and messages"),
+    "neither": ({"max_tokens": 5}, "exactly one of text_input, messages, input_token_ids"),
     "both": (
         {"text_input": "a", "messages": ASK, "max_tokens": 5},
-        "exactly one of text_input and messages",
+        "exactly one of text_input, messages, input_token_ids",
     ),
     "no JSON": ({"messages": "hello", "max_tokens": 5}, "messages is not JSON"),
     "unknown role": (
