@@ -101,13 +101,18 @@ def synthesize(
     patience: Annotated[
         float, typer.Option(min=0, help="Seconds to wait for a server that is away or full.")
     ] = 600.0,
+    skip_failed: Annotated[
+        bool, typer.Option("--skip-failed", help="Go on without rows that fail for good.")
+    ] = False,
 ) -> None:
     """Make training data: generate, score, keep; the same command again goes on."""
     from nemotron_batch.run import Interrupted
+    from nemotron_batch.synthesize import SynthesisOptions
     from nemotron_batch.synthesize import synthesize as run
 
+    options = SynthesisOptions(concurrency=concurrency, patience=patience, skip_failed=skip_failed)
     try:
-        report = run(recipe, output, concurrency=concurrency, patience=patience)
+        report = run(recipe, output, options)
     except KeyboardInterrupt:
         raise Interrupted("interrupted") from None
     typer.echo(report.model_dump_json(indent=2))

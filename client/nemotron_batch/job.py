@@ -35,8 +35,8 @@ class BatchOptions:
         default_factory=lambda: {"model": MODEL, "max_tokens": MAX_TOKENS, "temperature": 0.0}
     )
     """Keys of a body for rows that do not have them."""
-    seed: int = 0
-    """Of the run: each row's own is derived from it."""
+    seed: int | None = 0
+    """Of the run: each row's own is derived from it. None sends none."""
     ordered: bool = False
     concurrency: int = 256
     """The most requests at once."""

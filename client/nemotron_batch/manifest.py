@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +26,7 @@ class Manifest(BaseModel):
     source: str
     source_sha256: str
     """Of the input's lines."""
-    seed: int
+    seed: int | None
     defaults: dict[str, Value]
     """For rows that do not say it themselves."""
     server: dict[str, Value]
@@ -68,15 +69,15 @@ def read_manifest(output: Path) -> Manifest | None:
 
 def write_manifest(output: Path, manifest: Manifest) -> None:
     """It is there whole or not at all."""
-    write_whole(manifest_path(output), manifest.model_dump_json(indent=2) + "\n")
+    write_whole(manifest_path(output), [manifest.model_dump_json(indent=2), "\n"])
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, texts: Iterable[str]) -> None:
     """Replace a file by a durable one. NemotronError if the operating system refuses."""
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
+            file.writelines(texts)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

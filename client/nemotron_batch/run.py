@@ -51,7 +51,7 @@ class Work:
     finished: set[int]
     """Digests of the ids that have a result already."""
     defaults: Mapping[str, Value]
-    seed: int
+    seed: int | None
     attempts: int
     results: Results
     failures: Results
@@ -197,10 +197,12 @@ class Run:
                 return
 
     def _body(self, row: Row) -> dict[str, object]:
-        defaults = dict(self._work.defaults)
+        defaults: dict[str, object] = dict(self._work.defaults)
         if "max_completion_tokens" in row.body:
             defaults.pop("max_tokens", None)
-        return {**defaults, "seed": row_seed(self._work.seed, row.custom_id), **row.body}
+        if self._work.seed is not None:
+            defaults["seed"] = row_seed(self._work.seed, row.custom_id)
+        return {**defaults, **row.body}
 
     async def _ask(self, row: Row, body: Mapping[str, object]) -> tuple[int, bytes]:
         """Tokens and line of the answer."""
