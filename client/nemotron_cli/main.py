@@ -14,6 +14,7 @@ from nemotron_build.commands import build, doctor, serve
 from nemotron_client.commands import chat
 from nemotron_convert.commands import convert, inspect, verify
 from nemotron_convert.errors import NemotronError
+from nemotron_gateway.commands import gateway
 
 EXTRAS = {
     "ml_dtypes": "convert",
@@ -24,6 +25,10 @@ EXTRAS = {
     "tokenizers": "convert",
     "grpc": "client",
     "tritonclient": "client",
+    "prometheus_client": "gateway",
+    "starlette": "gateway",
+    "uvicorn": "gateway",
+    "uvloop": "gateway",
     "openvino": "cpu",
     "openvino_genai": "cpu",
     "pytriton": "cpu",
@@ -35,7 +40,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (inspect, convert, verify, build, doctor, serve, chat):
+for verb in (inspect, convert, verify, build, doctor, serve, gateway, chat):
     app.command()(verb)
 
 
