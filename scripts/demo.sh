@@ -15,7 +15,7 @@ step nemotron convert "$model" -o demo/checkpoint --tp 8
 step nemotron build demo/checkpoint -o demo/engine --profile cpu
 
 ports=()
-[ "${DEMO_PORTS:-}" = free ] && ports=(--http-port 0 --grpc-port 0 --metrics-port 0 --health-port 0)
+[ "${DEMO_PORTS:-}" = free ] && ports=(--http-port 0 --grpc-port 0 --metrics-port 0 --health-port 0 --gateway-port 0)
 printf '\n\033[1m$ nemotron serve demo/engine\033[0m\n'
 nemotron serve demo/engine "${ports[@]}" --port-file demo/ports.json --log-file demo/triton.log &
 server=$!

@@ -23,7 +23,7 @@ settings.load_profile("suite")
 
 
 def free_ports(profile: Profile) -> Profile:
-    ports = profile.ports.model_copy(update={"http": 0, "grpc": 0, "metrics": 0, "health": 0})
+    ports = profile.ports.model_copy(update=dict.fromkeys(type(profile.ports).model_fields, 0))
     return profile.model_copy(update={"ports": ports})
 
 

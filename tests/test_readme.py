@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.tiny_nemotron.answers import ExactAnswer
 
 ROOT = Path(__file__).parents[1]
-FREE = [f"--{name}-port=0" for name in ("http", "grpc", "metrics", "health")]
+FREE = [f"--{name}-port=0" for name in ("http", "grpc", "metrics", "health", "gateway")]
 WAIT = 120
 # A make inside `make test` would otherwise take over the outer one's flags and chatter.
 OUTSIDE_MAKE = {name: value for name, value in os.environ.items() if "MAKE" not in name}

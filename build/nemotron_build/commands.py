@@ -42,6 +42,12 @@ def serve(
     health_port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="0: a free one.")
     ] = None,
+    gateway_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="0: a free one.")
+    ] = None,
+    gateway: Annotated[
+        bool, typer.Option("--gateway/--no-gateway", help="The HTTP gateway beside Triton.")
+    ] = True,
     port_file: Annotated[
         Path | None, typer.Option(help="Written when ready: the ports and the process, as JSON.")
     ] = None,
@@ -67,7 +73,9 @@ def serve(
             "grpc": grpc_port,
             "metrics": metrics_port,
             "health": health_port,
+            "gateway": gateway_port,
         },
+        gateway=gateway,
         port_file=port_file,
         log_file=log_file,
         traces=traces,

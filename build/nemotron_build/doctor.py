@@ -109,7 +109,9 @@ def _shared_memory(profile: Profile) -> str:
 
 def _ports(profile: Profile) -> str:
     choose_ports(profile)
-    return ", ".join(f"{name} {port}" for name, port in profile.ports.model_dump().items())
+    return ", ".join(
+        f"{name} {port}" for name, port in profile.ports.model_dump(exclude_none=True).items()
+    )
 
 
 CHECKS: dict[str, Callable[[Profile], str]] = {

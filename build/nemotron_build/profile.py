@@ -67,6 +67,8 @@ class Ports(_Strict):
     metrics: int = Field(ge=0, le=65535)
     health: int = Field(ge=0, le=65535)
     """Of `nemotron serve` itself: whether the engine works."""
+    gateway: int | None = Field(ge=0, le=65535)
+    """Of the HTTP gateway; null: without one."""
 
 
 class Gpu(_Strict):

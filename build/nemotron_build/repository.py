@@ -14,7 +14,7 @@ from nemotron_build.resources import resource
 from nemotron_convert.convert import TOKENIZER_NAME
 from nemotron_text.prompt import template_hash
 
-CLIENTS_MODEL = "ensemble"
+CLIENTS_MODEL = "tensorrt_llm_bls"
 """Whose parameters tell clients what answers them."""
 
 

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -16,6 +17,7 @@ from types import FrameType
 from rich.console import Console
 
 from nemotron_build.engine import EngineRecord, open_engine
+from nemotron_build.gateway import Gateway, check_gateway
 from nemotron_build.health import LOOK_SECONDS, Health, Watch
 from nemotron_build.lanes import LANES
 from nemotron_build.profile import Profile, load_profile
@@ -41,6 +43,7 @@ class ServeOptions:
     engine: Path
     profile: str | None = None
     ports: Mapping[str, int | None]
+    gateway: bool = True
     port_file: Path | None = None
     log_file: Path | None = None
     traces: str | None = None
@@ -55,7 +58,8 @@ class ServeOptions:
             "traces": self.traces,
         }
         given = [(f"--{name}", str(value)) for name, value in options.items() if value is not None]
-        return [str(self.engine), *(text for pair in given for text in pair)]
+        without = [] if self.gateway else ["--no-gateway"]
+        return [str(self.engine), *(text for pair in given for text in pair), *without]
 
 
 def serve(options: ServeOptions) -> None:
@@ -68,6 +72,7 @@ def serve(options: ServeOptions) -> None:
     record = open_engine(options.engine)
     profile = choose_profile(record, options)
     LANES[record.lane].check_machine(profile)
+    check_gateway(profile)
     rank = own_rank() if world_size(profile) > 1 else None
     if rank is not None:
         check_world(profile, rank[1])
@@ -100,7 +105,11 @@ def choose_profile(record: EngineRecord, options: ServeOptions) -> Profile:
             f"the profile is for the lane {chosen.lane!r}, the engine for {record.lane!r}",
             where="--profile",
         )
-    given = {name: port for name, port in options.ports.items() if port is not None}
+    given: dict[str, int | None] = {
+        name: port for name, port in options.ports.items() if port is not None
+    }
+    if not options.gateway:
+        given["gateway"] = None
     return chosen.model_copy(update={"ports": chosen.ports.model_copy(update=given)})
 
 
@@ -128,23 +137,32 @@ def _serve(server: TritonServer, profile: Profile, signals: Signals, options: Se
     def is_ready() -> bool:
         return works.is_set() and not signals.stop.is_set()
 
-    with Health(ends.address, ends.health, is_ready):
+    with Health(ends.address, ends.health, is_ready), ExitStack() as stack:
         try:
             _wait_until_it_works(watch, profile)
+            gateway = None
+            if ends.gateway is not None:
+                gateway = stack.enter_context(Gateway(options.engine, profile, ends))
             works.set()
             if options.port_file is not None:
                 _write_port_file(options.port_file, ends)
             console.print(_welcome(options.engine, ends), soft_wrap=True)
             while not signals.stop.wait(LOOK_SECONDS):
-                if (why := watch.look()) is not None:
+                why = watch.look() or (gateway.why_ended() if gateway else None)
+                if why is not None:
                     works.clear()
                     raise NemotronError(
                         why,
                         where=server.log if options.log_file else None,
                         remedy=None if options.log_file else "see Triton's log with --log-file",
                     )
+            server.refuse_new()
             console.print("draining: running requests may finish; signal again to end at once")
+            if gateway is not None:
+                gateway.drain()
             server.stop()
+            if gateway is not None:
+                gateway.wait()
         finally:
             if options.port_file is not None:
                 options.port_file.unlink(missing_ok=True)
@@ -167,6 +185,7 @@ def _write_port_file(path: Path, endpoints: Endpoints) -> None:
             "grpc": endpoints.grpc,
             "metrics": endpoints.metrics,
             "health": endpoints.health,
+            "gateway": endpoints.gateway,
         }
     )
     partial = path.with_name(path.name + ".partial")

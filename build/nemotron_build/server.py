@@ -18,6 +18,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from nemotron_build.engine import open_engine
 from nemotron_build.profile import Profile
@@ -44,6 +45,7 @@ class Endpoints:
     grpc: int
     metrics: int
     health: int
+    gateway: int | None
 
 
 class TritonServer:
@@ -105,13 +107,17 @@ class TritonServer:
             if kind is None:
                 self.stop()
 
+    def refuse_new(self) -> None:
+        """Take no more requests."""
+        self._drain_file.touch()
+
     def stop(self) -> None:
         """Take no more requests and let the running ones finish, as long as the profile allows.
 
         Triton's own way down is not enough: on SIGTERM it waits for running ensembles, but no
         longer gives their steps anything to do. So it gets the signal when nothing runs any more.
         """
-        self._drain_file.touch()
+        self.refuse_new()
         if self._becomes_idle():
             self.process.send_signal(signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
@@ -216,9 +222,9 @@ def leader_options(ends: Endpoints, traces: str | None = None) -> list[str]:
 
 def choose_ports(profile: Profile) -> Endpoints:
     """The profile's ports, free ones for 0; NemotronError if one is taken."""
-    chosen: dict[str, int] = {}
+    chosen: dict[str, Any] = {"gateway": None}
     with ExitStack() as stack:
-        for name, port in profile.ports.model_dump().items():
+        for name, port in profile.ports.model_dump(exclude_none=True).items():
             listener = stack.enter_context(socket.socket())
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

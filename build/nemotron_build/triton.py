@@ -59,11 +59,11 @@ class Triton:
                 stderr=subprocess.STDOUT,
                 env=os.environ | self.environment,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509  # calls nothing but the kernel
+                preexec_fn=die_with_parent,  # noqa: PLW1509  # calls nothing but the kernel
             )
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Also where the parent is killed, as launchers do with the ranks of a failed job."""
     _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -17,11 +17,10 @@ from nemotron_batch.results import ResultFile
 from nemotron_batch.rows import STREAM, Source
 from nemotron_batch.run import Counts, Results, Run, Work
 from nemotron_batch.server import Server
-from nemotron_batch.transport import API_KEY, MODEL, open_transport
+from nemotron_batch.transport import API_KEY, MAX_TOKENS, MODEL, open_transport
 from nemotron_convert.errors import NemotronError
 
 ERRORS = ".errors.jsonl"
-MAX_TOKENS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,8 @@ from nemotron_convert.errors import NemotronError
 
 API_KEY = "NEMOTRON_API_KEY"
 """The environment variable with the server's key; it is never written anywhere."""
+MAX_TOKENS = 1024
+"""For rows that do not say."""
 MODEL = "nemotron-4-340b-instruct"
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from nemotron_batch.rows import CHAT, Row
-from nemotron_batch.transport import MODEL, Answer, Failure, Kind
+from nemotron_batch.transport import MAX_TOKENS, MODEL, Answer, Failure, Kind
 from nemotron_client import (
     AsyncClient,
     ClientError,
@@ -23,8 +26,12 @@ from nemotron_client import (
     Timeouts,
     Tls,
 )
+from nemotron_client.request import Prompt
+from nemotron_gateway.errors import HttpError
+from nemotron_gateway.schema import ChatRequest, CompletionRequest
 
-ENSEMBLE = "ensemble"
+IDENTITY_MODEL = "tensorrt_llm_bls"
+"""Whose parameters tell what answers; it is there on every lane."""
 DESCRIBED = ("engine", "checkpoint", "template")
 _KINDS: dict[type[ClientError], tuple[Kind, int]] = {
     RequestRefused: (Kind.REFUSED, 400),
@@ -35,57 +42,41 @@ _KINDS: dict[type[ClientError], tuple[Kind, int]] = {
 }
 
 
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"is {value!r}, not a number")
-    return float(value)
+@dataclass(frozen=True)
+class _Question:
+    prompt: Prompt
+    generation: Generation
 
 
-def _whole(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"is {value!r}, not a whole number")
-    return value
+def question(row: Row, body: Mapping[str, Any]) -> _Question:
+    """What a body asks, by the gateway's own rules; Failure says what Triton cannot be asked."""
+    try:
+        request: ChatRequest | CompletionRequest
+        if row.endpoint == CHAT:
+            request = ChatRequest.model_validate(dict(body))
+        else:
+            request = CompletionRequest.model_validate(dict(body))
+        request.check()
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "body"
+        raise _refusal(f"{key}: {first['msg']}") from error
+    except HttpError as error:
+        raise _refusal(str(error)) from error
+    if request.model != MODEL:
+        raise _refusal(f"there is no model {request.model!r}, only {MODEL!r}")
+    if request.log_probs:
+        raise _refusal("logprobs: ask the gateway, over http://")
+    generation = request.generation(request.asked_tokens or MAX_TOKENS, log_probs=False)
+    if isinstance(request, ChatRequest):
+        return _Question([message.as_dict() for message in request.messages], generation)
+    if request.echo or len(request.prompts) != 1:
+        raise _refusal("echo and several prompts: ask the gateway, over http://")
+    return _Question(request.prompts[0], generation)
 
 
-def _words(value: Any) -> tuple[str, ...]:
-    words = [value] if isinstance(value, str) else value
-    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise ValueError("is neither a string nor a list of strings")
-    return tuple(words)
-
-
-_SETTINGS: dict[str, tuple[str, Callable[[Any], Any]]] = {
-    "max_tokens": ("max_tokens", _whole),
-    "max_completion_tokens": ("max_tokens", _whole),
-    "min_tokens": ("min_tokens", _whole),
-    "temperature": ("temperature", _number),
-    "top_p": ("top_p", _number),
-    "top_k": ("top_k", _whole),
-    "presence_penalty": ("presence_penalty", _number),
-    "frequency_penalty": ("frequency_penalty", _number),
-    "repetition_penalty": ("repetition_penalty", _number),
-    "seed": ("seed", _whole),
-    "n": ("num_return_sequences", _whole),
-    "stop": ("stop_words", _words),
-}
-"""Keys of a body: what they are called on Triton, and how they are checked."""
-_PASSED_OVER = {"messages", "prompt", "model", "stream", "user", "metadata"}
-
-
-def generation(body: Mapping[str, Any]) -> Generation:
-    """The settings in a body. ValueError names a key that Triton has no word for."""
-    settings: dict[str, Any] = {}
-    for key, value in body.items():
-        if key in _PASSED_OVER or value is None:
-            continue
-        if key not in _SETTINGS:
-            raise ValueError(f"{key} is not known over grpc://")
-        name, check = _SETTINGS[key]
-        try:
-            settings[name] = check(value)
-        except ValueError as error:
-            raise ValueError(f"{key} {error}") from error
-    return Generation(**settings)
+def _refusal(text: str) -> Failure:
+    return Failure(Kind.REFUSED, text, status=400)
 
 
 class TritonTransport:
@@ -108,28 +99,23 @@ class TritonTransport:
         if not await self._client.is_ready():
             raise Failure(Kind.LOST, f"no answer from {self._address}, or it has no model ready")
         try:
-            parameters = await self._client.model_parameters(ENSEMBLE)
+            parameters = await self._client.model_parameters(IDENTITY_MODEL)
+        except RequestRefused:
+            parameters = {}  # a Triton that is not ours
         except ClientError as error:
             raise Failure(Kind.LOST, str(error)) from error
         return {"model": MODEL} | {name: parameters.get(name) for name in DESCRIBED}
 
     async def ask(self, row: Row, body: Mapping[str, Any]) -> Answer:
-        chat = row.endpoint == CHAT
+        asked = question(row, body)
         try:
-            settings = generation(body)
-            prompt = body["messages" if chat else "prompt"]
-            if chat == isinstance(prompt, str):
-                raise ValueError("messages must be a list" if chat else "prompt must be a string")
-        except ValueError as error:
-            raise Failure(Kind.REFUSED, str(error), status=400) from error
-        try:
-            pieces = [piece async for piece in self._client.generate(prompt, settings)]
+            pieces = [p async for p in self._client.generate(asked.prompt, asked.generation)]
             if any(piece.finish_reason == "cancelled" for piece in pieces):
                 raise ServerFailed("the answer was cancelled at the server")
         except ClientError as error:
             raise _failure(error) from error
         request_id = uuid.uuid4().hex
-        return Answer(200, request_id, _response(request_id, pieces, chat=chat))
+        return Answer(200, request_id, _response(request_id, pieces, chat=row.endpoint == CHAT))
 
 
 def _failure(error: ClientError) -> Failure:

@@ -15,6 +15,7 @@ from nemotron_build.commands import build, doctor, serve
 from nemotron_client.commands import chat
 from nemotron_convert.commands import convert, inspect, verify
 from nemotron_convert.errors import NemotronError
+from nemotron_gateway.commands import gateway
 
 EXTRAS = {
     "ml_dtypes": "convert",
@@ -27,6 +28,10 @@ EXTRAS = {
     "httpx": "batch",
     "jinja2": "batch",
     "tritonclient": "client",
+    "prometheus_client": "gateway",
+    "starlette": "gateway",
+    "uvicorn": "gateway",
+    "uvloop": "gateway",
     "openvino": "cpu",
     "openvino_genai": "cpu",
     "pytriton": "cpu",
@@ -38,7 +43,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (inspect, convert, verify, build, doctor, serve, chat, batch, synthesize):
+for verb in (inspect, convert, verify, build, doctor, serve, gateway, chat, batch, synthesize):
     app.command()(verb)
 
 

@@ -94,7 +94,7 @@ class AsyncClient:
         return bool(answer.ready)
 
     async def model_parameters(self, model: str) -> dict[str, str]:
-        """The parameters in a model's configuration. Raises ClientError."""
+        """What a model's configuration says beyond Triton's own keys. Raises ClientError."""
         request = service_pb2.ModelConfigRequest(name=model)
         try:
             answer = await self._stub.ModelConfig(
@@ -102,7 +102,7 @@ class AsyncClient:
             )
         except grpc.RpcError as error:
             raise from_rpc_error(error, self.url) from error
-        return {name: value.string_value for name, value in answer.config.parameters.items()}
+        return {name: one.string_value for name, one in answer.config.parameters.items()}
 
     async def chat(self, messages: Messages, generation: Generation = Generation()) -> Piece:
         """The answer to a conversation, whole. Raises ClientError."""

@@ -13,7 +13,7 @@ import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from nemotron_client.channel import channel_options, credentials, metadata
-from nemotron_client.exceptions import ClientError
+from nemotron_client.exceptions import ClientError, from_rpc_error
 from nemotron_client.exchange import (
     ENGINE_MODEL,
     MODEL,
@@ -87,6 +87,17 @@ class Client:
         except grpc.RpcError:
             return False
         return bool(answer.ready)
+
+    def model_parameters(self, model: str) -> dict[str, str]:
+        """What a model's configuration says beyond Triton's own keys. Raises ClientError."""
+        request = service_pb2.ModelConfigRequest(name=model)
+        try:
+            answer = self._stub.ModelConfig(
+                request, timeout=self.timeouts.connect, metadata=self._metadata
+            )
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, self.url) from error
+        return {name: one.string_value for name, one in answer.config.parameters.items()}
 
     def chat(self, messages: Messages, generation: Generation = Generation()) -> Piece:
         """The answer to a conversation, whole. Raises ClientError."""

@@ -55,7 +55,7 @@ def test_a_container(
     enter(container, monkeypatch)
     beside = str(Path(sys.executable).parent)  # mpirun
     monkeypatch.setenv("PATH", os.pathsep.join([beside, container.environment["PATH"]]))
-    ports = dict.fromkeys(("http", "grpc", "metrics", "health"), 0)
+    ports = dict.fromkeys(("http", "grpc", "metrics", "health", "gateway"), 0)
     own = {"triton": str(container.triton), "ports": ports} | keys
     found = failed(load_profile(profile_file(tmp_path, "h100-fp8-tp8", **own)))
     assert set(found) == set(expected)

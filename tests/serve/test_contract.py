@@ -15,6 +15,7 @@ from tests.serve.wire import grpc_client
 INPUTS = {
     "text_input": ("BYTES", [1]),
     "messages": ("BYTES", [1]),  # ours
+    "input_token_ids": ("INT32", [-1]),  # ours
     "decoder_text_input": ("BYTES", [1]),
     "max_tokens": ("INT32", [1]),
     "num_return_sequences": ("INT32", [1]),

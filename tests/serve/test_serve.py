@@ -30,7 +30,7 @@ from nemotron_build.resources import resource
 from nemotron_client import Client, ClientError, Generation
 
 NEMOTRON = str(Path(sys.executable).with_name("nemotron"))
-FREE_PORTS = [f"--{name}-port=0" for name in ("http", "grpc", "metrics", "health")]
+FREE_PORTS = [f"--{name}-port=0" for name in ("http", "grpc", "metrics", "health", "gateway")]
 WAIT = 60
 PROMPT = "<extra_id_1>Count"
 
@@ -64,8 +64,9 @@ def serving(
 
 def shared_memory(process: subprocess.Popen[str]) -> Callable[[], list[Path]]:
     """What lies in shared memory of the Triton below `process`, asked now or after its end."""
-    (triton,) = psutil.Process(process.pid).children()
-    (prefix,) = re.findall("shm-region-prefix-name=(.*)", "\n".join(triton.cmdline()))
+    children = psutil.Process(process.pid).children()
+    command_lines = "\n".join(word for child in children for word in child.cmdline())
+    (prefix,) = re.findall("shm-region-prefix-name=(.*)", command_lines)
     return lambda: list(Path("/dev/shm").glob(f"{prefix}*"))
 
 

@@ -21,7 +21,7 @@ from nemotron_convert.errors import NemotronError
 from tests.serve.wire import WAIT
 
 NEMOTRON = str(Path(sys.executable).with_name("nemotron"))
-FREE_PORTS = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+FREE_PORTS = [f"--{name}-port=0" for name in ("http", "grpc", "metrics", "health", "gateway")]
 
 
 def test_a_proxy_of_the_environment_is_not_asked(

@@ -34,7 +34,7 @@ from tests.tiny_nemotron.answers import ExactAnswer
 
 NEMOTRON = str(Path(sys.executable).with_name("nemotron"))
 MODELS = ("ensemble", "tensorrt_llm_bls")
-FREE = dict.fromkeys(("http", "grpc", "metrics", "health"), 0)
+FREE = dict.fromkeys(("http", "grpc", "metrics", "health", "gateway"), 0)
 ASK = json.dumps([{"role": "user", "content": "Who are you?"}])
 AS_ROOT = {
     "OMPI_ALLOW_RUN_AS_ROOT": "1",

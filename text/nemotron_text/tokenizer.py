@@ -42,7 +42,7 @@ class Tokenizer:
         untypable = UNTYPABLE_PREFIX.encode(errors="surrogateescape")
         self._chat = _load(model.replace(CONTROL_PREFIX.encode(), untypable), path)
         self._texts: dict[int, str | int] = {}
-        missing = [p for p in ("<extra_id_0>", "<extra_id_1>") if self._find(p) is None]
+        missing = [p for p in ("<extra_id_0>", "<extra_id_1>") if self.id_of(p) is None]
         if missing:
             raise NemotronError(
                 f"the tokenizer has no piece {' or '.join(missing)}",
@@ -58,7 +58,7 @@ class Tokenizer:
     @cached_property
     def end_ids(self) -> tuple[int, ...]:
         """Ids that end an answer, the end of turn first."""
-        found = (self._find(piece) for piece in END_PIECES)
+        found = (self.id_of(piece) for piece in END_PIECES)
         return tuple(id_ for id_ in found if id_ is not None)
 
     def encode(self, text: str) -> list[int]:
@@ -95,6 +95,15 @@ class Tokenizer:
             self._raw.id_to_piece(id_).startswith(CONTROL_PREFIX)
         )
 
+    def piece(self, id_: int) -> str:
+        """A token as SentencePiece spells it; nothing for rows that only pad the vocabulary."""
+        return str(self._raw.id_to_piece(id_)) if 0 <= id_ < self.vocab_size else ""
+
+    def id_of(self, piece: str) -> int | None:
+        """None if there is no such piece."""
+        id_ = int(self._raw.piece_to_id(piece))
+        return None if self._raw.is_unknown(id_) else id_
+
     def _token_text(self, id_: int) -> str | int:
         if not 0 <= id_ < self.vocab_size:
             return ""
@@ -103,10 +112,6 @@ class Tokenizer:
         # Behind another piece, for SentencePiece drops the space in front of a text's first one.
         first = self.end_ids[0]
         return str(self._raw.decode([first, id_]))[len(self._raw.decode([first])) :]
-
-    def _find(self, piece: str) -> int | None:
-        id_ = int(self._raw.piece_to_id(piece))
-        return None if self._raw.is_unknown(id_) else id_
 
 
 def _load(model: bytes, path: Path) -> sentencepiece.SentencePieceProcessor:

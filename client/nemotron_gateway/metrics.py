@@ -1,0 +1,63 @@
+"""What Prometheus sees of the gateway."""
+
+from __future__ import annotations
+
+import time
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from nemotron_gateway.record import Record
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+BETWEEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+
+
+class Metrics:
+    """A registry of its own, so that two gateways in one process do not meet."""
+
+    content_type = "text/plain; version=0.0.4; charset=utf-8"
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+        self.requests = Counter(
+            "nemotron_gateway_requests",
+            "Requests answered, by route and status",
+            ["route", "status"],
+            registry=registry,
+        )
+        self.seconds = Histogram(
+            "nemotron_gateway_request_seconds",
+            "From a request's headers to the end of its answer",
+            ["route"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.running = Gauge(
+            "nemotron_gateway_requests_running", "Prompts at the engine", registry=registry
+        )
+        self.prompt_tokens = Counter(
+            "nemotron_gateway_prompt_tokens", "Tokens of prompts answered", registry=registry
+        )
+        self.generated_tokens = Counter(
+            "nemotron_gateway_generated_tokens", "Tokens sent to clients", registry=registry
+        )
+        self.first_token = Histogram(
+            "nemotron_gateway_time_to_first_token_seconds",
+            "From a request's headers to the first piece of its answer, streamed answers only",
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.between_tokens = Histogram(
+            "nemotron_gateway_inter_token_latency_seconds",
+            "From one piece of a streamed answer to the next",
+            buckets=BETWEEN,
+            registry=registry,
+        )
+
+    def finished(self, route: str, record: Record) -> None:
+        """A request is over."""
+        self.requests.labels(route, str(record.status)).inc()
+        self.seconds.labels(route).observe(time.monotonic() - record.began)
+
+    def page(self) -> bytes:
+        return generate_latest(self._registry)
