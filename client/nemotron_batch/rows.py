@@ -174,7 +174,7 @@ def _request(content: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     if content.get("method", "POST") != "POST":
         raise ValueError(f"method {content['method']!r} is not POST")
     endpoint, body = content.get("url", CHAT), content["body"]
-    if endpoint not in PROMPTS:
+    if not isinstance(endpoint, str) or endpoint not in PROMPTS:
         raise ValueError(f"url {endpoint!r} is neither {CHAT} nor {COMPLETION}")
     if not isinstance(body, dict):
         raise ValueError("body is not a JSON object")

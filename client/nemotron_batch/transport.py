@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from nemotron_batch.rows import Row
 from nemotron_convert.errors import NemotronError
@@ -87,12 +88,17 @@ def open_transport(
     from the environment. NemotronError for any other URL.
     """
     key = os.environ.get(key_variable) or None
-    scheme, found, rest = url.partition("://")
-    if found and rest and scheme in ("grpc", "grpcs"):
+    parts = urlsplit(url)
+    try:
+        is_whole = parts.hostname is not None and (parts.port is not None or "http" in parts.scheme)
+    except ValueError:
+        is_whole = False
+    if is_whole and parts.scheme in ("grpc", "grpcs"):
         from nemotron_batch.triton_transport import TritonTransport  # noqa: PLC0415
 
-        return TritonTransport(rest, secure=scheme == "grpcs", key=key, timeout=timeout)
-    if found and rest and scheme in ("http", "https"):
+        secure = parts.scheme == "grpcs"
+        return TritonTransport(parts.netloc, secure=secure, key=key, timeout=timeout)
+    if is_whole and parts.scheme in ("http", "https"):
         from nemotron_batch.openai_transport import OpenAITransport  # noqa: PLC0415
 
         return OpenAITransport(url, key=key, key_variable=key_variable, timeout=timeout, most=most)
