@@ -5,9 +5,8 @@
 CHECKPOINT is of the tiny trained model. The rows are its questions over and over, greedy, with 4 to
 8 tokens each, asked over gRPC. First undisturbed; then with SIGKILL to the client so many times and
 to all of the server's processes as many times, in a random order and after random numbers of rows
-((seeded). A killed client is started again with the same command, a server that ended, by a kill or by
-itself, on the same port.
-A check of correctness: nothing here is a measure of speed.
+(seeded). A killed client is started again with the same command; a server that ended, by a kill or
+by itself, on the same ports. A check of correctness: nothing here is a measure of speed.
 """
 
 from __future__ import annotations

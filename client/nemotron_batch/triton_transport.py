@@ -141,11 +141,8 @@ def _response(request_id: str, pieces: list[Piece], *, chat: bool) -> dict[str, 
 
 
 def _choice(piece: Piece, *, chat: bool) -> dict[str, Any]:
-    said: dict[str, Any] = (
-        {"message": {"role": "assistant", "content": piece.text, "refusal": None}}
-        if chat
-        else {"text": piece.text}
-    )
+    message = {"role": "assistant", "content": piece.text, "refusal": None}
+    said: dict[str, Any] = {"message": message} if chat else {"text": piece.text}
     return {
         "index": piece.sequence_index,
         **said,

@@ -15,9 +15,8 @@ from nemotron_convert.errors import NemotronError
 
 
 def line(name: str) -> bytes:
-    return (
-        json.dumps({"custom_id": name, "text": "Tee – お茶"}, ensure_ascii=False).encode() + b"\n"
-    )
+    content = {"custom_id": name, "text": "Tee – お茶"}
+    return json.dumps(content, ensure_ascii=False).encode() + b"\n"
 
 
 def ids(*names: str) -> set[int]:

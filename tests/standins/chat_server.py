@@ -32,7 +32,7 @@ class _Server(ThreadingHTTPServer):
 
 
 class ChatServer:
-    """A context manager. `answer` gets each body and how many requests are inside; threads call it."""
+    """A context manager. Threads call `answer` with a body and how many requests are inside."""
 
     def __init__(self, answer: Callable[[dict[str, Any], int], Reply], key: str = "") -> None:
         self.asked = 0
