@@ -41,7 +41,8 @@ def gateway_url(server: TritonServer, tmp_path_factory: pytest.TempPathFactory) 
     process = subprocess.Popen([*command, "--no-access-log"])
     try:
         wait_for(ports.exists, process)
-        yield f"http://127.0.0.1:{next(iter(json.loads(ports.read_text()).values()))}"
+        port = json.loads(ports.read_text())["gateway"]
+        yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
         process.wait()
