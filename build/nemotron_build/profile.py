@@ -40,6 +40,8 @@ class Limits(_Strict):
     """Tokens in one step, over all requests."""
     max_queue_size: PositiveInt
     """Requests that wait for a place in a step; more are refused as overload."""
+    long_answers: Literal["refuse", "clamp"]
+    """What becomes of a request whose prompt fits and whose `max_tokens` do not fit beside it."""
 
 
 class CpuLimits(Limits):
