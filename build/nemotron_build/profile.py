@@ -46,7 +46,7 @@ class Limits(_Strict):
 
 class CpuLimits(Limits):
     kv_cache_tokens: PositiveInt
-    """Tokens whose keys and values are held at once."""
+    """Tokens whose keys and values are held at once; no request can have more."""
 
 
 class Timeouts(_Strict):
