@@ -120,7 +120,8 @@ def _from_wheel(scratch: Path) -> Triton:
     return Triton(
         wheel / "tritonserver" / "bin" / "tritonserver",
         _backend_folder(wheel / "tritonserver", scratch / "backends"),
-        _environment(wheel),
+        # A Triton that is killed leaves a folder behind.
+        _environment(wheel) | {"TMPDIR": str(scratch)},
     )
 
 
