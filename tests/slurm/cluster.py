@@ -10,6 +10,7 @@ import ctypes
 import os
 import re
 import secrets
+import shutil
 import signal
 import socket
 import stat
@@ -23,7 +24,7 @@ from pathlib import Path
 from tests.slurm import container
 from tests.tools import debian_program
 
-WAIT = 20
+WAIT = 75
 NODES = ("n1", "n2")
 TASKS_PER_NODE = 8
 GPUS_PER_NODE = 8
@@ -105,7 +106,9 @@ class Cluster:
 
     def start_node(self, name: str) -> None:
         """Switch it on and wait until jobs can run there."""
-        (self.folder / f"tmp-{name}").mkdir(exist_ok=True)
+        for own in (self.folder / f"spool-{name}", self.folder / f"tmp-{name}"):
+            shutil.rmtree(own, ignore_errors=True)  # a node without a disk
+            own.mkdir()
         inside = f"hostname {name} && mount -t tmpfs tmpfs /dev/shm && exec slurmd -D -N {name}"
         namespaces = ["--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
         self.nodes[name] = self._start(
@@ -226,8 +229,13 @@ def _configuration(folder: Path, plugins: Path) -> str:
 
 
 @contextmanager
-def slurm(folder: Path, environment: dict[str, str], *, pmix: bool = True) -> Iterator[Cluster]:
-    """Two nodes, up; the jobs' environment is `environment`. Nothing is left running."""
+def slurm(
+    folder: Path, environment: dict[str, str], *, pmix: bool = True, hide: Path | None = None
+) -> Iterator[Cluster]:
+    """Two nodes, up; the jobs' environment is `environment`. Nothing is left running.
+
+    Containers do not see what is in the folder `hide`.
+    """
     for program in ("slurmd", "srun", "unshare", "gcc"):
         debian_program(program)
     plugins = folder / "plugins"
@@ -240,7 +248,8 @@ def slurm(folder: Path, environment: dict[str, str], *, pmix: bool = True) -> It
         os.mknod(folder / f"gpu{number}", 0o600 | stat.S_IFCHR, NULL_DEVICE)
     gpus = f"File={folder}/gpu[0-{GPUS_PER_NODE - 1}]"
     (folder / "gres.conf").write_text(f"NodeName={','.join(NODES)} Name=gpu {gpus}\n")
-    (folder / "plugstack.conf").write_text(f"required {container.compiled(folder)}\n")
+    hidden = f" hide={hide}" if hide else ""
+    (folder / "plugstack.conf").write_text(f"required {container.compiled(folder)}{hidden}\n")
     path = os.pathsep.join([environment["PATH"], "/usr/sbin", "/sbin"])
     conf = str(folder / "slurm.conf")
     clean = {name: text for name, text in environment.items() if not name.startswith("SLURM_")}
