@@ -30,14 +30,16 @@ class CommandFailed(NemotronError):
 class UserCommand:
     """A running command; a context manager that leaves none of its processes behind.
 
-    It finds the server in its environment: NEMOTRON_URL (gRPC, what `nemotron chat` asks),
-    NEMOTRON_HTTP. NemotronError if it cannot be started.
+    It finds the server in its environment, as `nemotron chat` and `nemotron batch` look for it.
+    NemotronError if it cannot be started.
     """
 
     def __init__(self, arguments: Sequence[str], ends: Endpoints) -> None:
         self._arguments = arguments
+        grpc = f"{ends.address}:{ends.grpc}"
         urls = {
-            "NEMOTRON_URL": f"{ends.address}:{ends.grpc}",
+            "NEMOTRON_URL": grpc,
+            "NEMOTRON_BATCH_URL": f"grpc://{grpc}",
             "NEMOTRON_HTTP": f"http://{ends.address}:{ends.http}",
         }
         try:

@@ -18,7 +18,9 @@ import psutil
 import pytest
 
 from nemotron_client import Client, Generation
+from nemotron_convert.convert import Options, convert
 from nemotron_convert.manifest import check_files, read_manifest
+from nemotron_convert.shards import Parallel
 from tests.build.test_tensorrt_lane import BF16_TP8, H100, profile_file
 from tests.slurm.cluster import Cluster, Job, slurm, wait_for
 from tests.standins.container import make_container
@@ -222,8 +224,9 @@ def test_sixteen_ranks_of_the_tensorrt_lane(
         **BF16_TP8,
     )
     paths = os.pathsep.join([own.environment["PATH"], site.cluster.environment["PATH"]])
-    settings = own.environment | {"PATH": paths, "PROFILE": profile, "CONVERT": "--tp 8 --pp 2"}
+    settings = own.environment | {"PATH": paths, "PROFILE": profile, "STEPS": "build serve"}
     work = tmp_path / "work"
+    convert(NEMO, work / "checkpoint-own", Options(Parallel(8, 2)))
     job = site.submit(work, COMMAND="", **settings)
     ports = site.wait_until_ready(job, work)
     with Client(f"{ports['address']}:{ports['grpc']}") as client:
