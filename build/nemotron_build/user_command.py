@@ -42,6 +42,8 @@ class UserCommand:
             "NEMOTRON_BATCH_URL": f"grpc://{grpc}",
             "NEMOTRON_HTTP": f"http://{ends.address}:{ends.http}",
         }
+        if ends.gateway is not None:
+            urls["NEMOTRON_GATEWAY"] = f"http://{ends.address}:{ends.gateway}"
         try:
             self._process = subprocess.Popen(
                 arguments,

@@ -29,7 +29,8 @@ from tests.tiny_nemotron.reference import NEMO
 
 SLURM = Path(__file__).parents[2] / "slurm"
 SERVE = SLURM / "serve.sbatch"
-FREE_PORTS = " ".join(f"--{name}-port 0" for name in ("http", "grpc", "metrics", "health"))
+PORTS = ("http", "grpc", "metrics", "health", "gateway")
+FREE_PORTS = " ".join(f"--{name}-port 0" for name in PORTS)
 DRAIN = "USR1"
 
 
@@ -220,7 +221,7 @@ def test_sixteen_ranks_of_the_tensorrt_lane(
         tmp_path,
         split={"tp": 8, "pp": 2, "nodes": 2, "gpus_per_node": 8},
         triton=str(own.triton),
-        ports=dict.fromkeys(("http", "grpc", "metrics", "health"), 0),
+        ports=dict.fromkeys(PORTS, 0),
         **BF16_TP8,
     )
     paths = os.pathsep.join([own.environment["PATH"], site.cluster.environment["PATH"]])
@@ -230,7 +231,8 @@ def test_sixteen_ranks_of_the_tensorrt_lane(
     job = site.submit(work, COMMAND="", **settings)
     ports = site.wait_until_ready(job, work)
     with Client(f"{ports['address']}:{ports['grpc']}") as client:
-        assert client.chat(single.question.messages).text == single.question.answer
+        messages = [message.as_dict() for message in single.question.messages]
+        assert client.chat(messages).text == single.question.answer
     workers = processes(site, "--load-model=tensorrt_llm")
     assert len(workers) == 15
     workers[-1].kill()
