@@ -14,6 +14,7 @@ from types import TracebackType
 from nemotron_build.server import Endpoints
 from nemotron_build.triton import EXIT_SECONDS, die_with_parent
 from nemotron_convert.errors import NemotronError
+from nemotron_convert.launcher import without_rank
 
 SIGNALLED = 128
 """A shell's exit code for a process that a signal has ended is this, and the signal's number."""
@@ -47,7 +48,7 @@ class UserCommand:
         try:
             self._process = subprocess.Popen(
                 arguments,
-                env=os.environ | urls,
+                env=without_rank() | urls,
                 start_new_session=True,  # a terminal's Ctrl-C is for the server, which hands it on
                 preexec_fn=die_with_parent,  # noqa: PLW1509  # calls nothing but the kernel
             )

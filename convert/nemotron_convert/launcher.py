@@ -15,6 +15,8 @@ RANK_VARIABLES = {
 
 A batch script has a SLURM_PROCID too, and SLURM_NTASKS, but is no step of many tasks.
 """
+OF_ONE_RANK = ("OMPI_COMM_WORLD_", "PMI_", "PMIX_", "MV2_COMM_WORLD_", "SLURM_STEP_")
+"""Beginnings of the names of what a launcher tells one process."""
 
 
 def own_rank(environment: Mapping[str, str] = os.environ) -> tuple[int, int] | None:
@@ -23,3 +25,8 @@ def own_rank(environment: Mapping[str, str] = os.environ) -> tuple[int, int] | N
         if rank in environment and int(environment.get(size, "1")) > 1:
             return int(environment[rank]), int(environment[size])
     return None
+
+
+def without_rank(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """For a program that a rank starts and that is none itself; it must not wait for the others."""
+    return {name: text for name, text in environment.items() if not name.startswith(OF_ONE_RANK)}

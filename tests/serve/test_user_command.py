@@ -75,7 +75,9 @@ def test_one_that_does_not_exist(engine_bf16: Path) -> None:
 
 def test_of_many_processes_the_first_serves(engine_bf16: Path) -> None:
     mpirun = (str(Path(sys.executable).with_name("mpirun")), "-n", "3")
-    done = run("bash", "-c", "echo once", engine=engine_bf16, environment=AS_ROOT, launcher=mpirun)
+    say = "echo once; env"
+    done = run("bash", "-c", say, engine=engine_bf16, environment=AS_ROOT, launcher=mpirun)
     assert done.returncode == 0, done.stderr
+    assert "COMM_WORLD" not in done.stdout  # the command is no rank
     assert done.stdout.splitlines().count("once") == 1
     assert done.stdout.splitlines().count("stopped") == 1

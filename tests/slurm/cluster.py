@@ -24,7 +24,7 @@ from pathlib import Path
 from tests.slurm import container
 from tests.tools import debian_program
 
-WAIT = 240
+WAIT = 400
 NODES = ("n1", "n2")
 TASKS_PER_NODE = 8
 GPUS_PER_NODE = 8

@@ -32,6 +32,10 @@ SERVE = SLURM / "serve.sbatch"
 PORTS = ("http", "grpc", "metrics", "health", "gateway")
 FREE_PORTS = " ".join(f"--{name}-port 0" for name in PORTS)
 DRAIN = "USR1"
+FEW_TASKS = "--ntasks-per-node=1"
+"""Where it is not about the tasks: starting 16 of them takes a small machine its time."""
+
+pytestmark = pytest.mark.timeout(900)  # whole journeys, on a machine that may be busy
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ def test_the_journey_in_a_container(site: Site, checkpoint_tp8: Path, single: Ex
     check_checkpoint(work / "checkpoint-cpu", checkpoint_tp8)
     assert not list(work.glob("ports-*"))
 
-    job = site.submit(work, COMMAND="nemotron chat Hi && echo answered")
+    job = site.submit(work, FEW_TASKS, COMMAND="nemotron chat Hi && echo answered")
     assert job.wait_until_ended() == ("COMPLETED", 0), job.output
     assert "nemotron: serve on n[1-2]" in job.output
     assert "answered" in job.output
@@ -142,7 +146,7 @@ def test_three_jobs_without_pmix(
 
 
 def test_the_time_limit_drains(site: Site, served: Path) -> None:
-    job = site.submit(served, "--time=60", COMMAND="")
+    job = site.submit(served, FEW_TASKS, "--time=60", COMMAND="")
     ports = site.wait_until_ready(job, served)
     with Client(f"{ports['address']}:{ports['grpc']}") as client:
         pieces = client.stream_complete("<extra_id_1>Count", Generation(max_tokens=4000, end_id=0))
@@ -155,7 +159,7 @@ def test_the_time_limit_drains(site: Site, served: Path) -> None:
 
 
 def test_a_node_goes_down_and_comes_back(site: Site, served: Path) -> None:
-    job = site.submit(served, COMMAND="")
+    job = site.submit(served, FEW_TASKS, COMMAND="")
     assert site.wait_until_ready(job, served)["host"] == "n1"
     site.cluster.power_off("n2")
     try:
@@ -169,16 +173,6 @@ def test_a_node_goes_down_and_comes_back(site: Site, served: Path) -> None:
     site.cluster.run("scancel", f"--signal={DRAIN}", job.number)
     assert job.wait_until_ended() == ("COMPLETED", 0), job.output
     assert job.output.count("is ready") == 2
-
-
-def test_a_server_that_dies_ends_the_job(site: Site, served: Path) -> None:
-    job = site.submit(served, COMMAND="sleep 10000")
-    site.wait_until_ready(job, served)
-    (engine,) = processes(site, "models/tensorrt_llm/1/model.py")
-    engine.kill()
-    assert job.wait_until_ended() == ("FAILED", 1), job.output
-    assert "0: nemotron: the engine answers with an error" in job.output
-    assert processes(site, "sleep") == []
 
 
 def processes(site: Site, text: str) -> list[psutil.Process]:
@@ -228,7 +222,7 @@ def test_sixteen_ranks_of_the_tensorrt_lane(
     settings = own.environment | {"PATH": paths, "PROFILE": profile, "STEPS": "build serve"}
     work = tmp_path / "work"
     convert(NEMO, work / "checkpoint-own", Options(Parallel(8, 2)))
-    job = site.submit(work, COMMAND="", **settings)
+    job = site.submit(work, COMMAND="exec sleep 987654321", **settings)
     ports = site.wait_until_ready(job, work)
     with Client(f"{ports['address']}:{ports['grpc']}") as client:
         messages = [message.as_dict() for message in single.question.messages]
@@ -241,3 +235,4 @@ def test_sixteen_ranks_of_the_tensorrt_lane(
     assert code > 0
     assert "Triton ended with status -9" in job.output
     assert processes(site, "tritonserver") == []
+    assert processes(site, "987654321") == []
