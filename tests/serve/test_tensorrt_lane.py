@@ -99,7 +99,7 @@ def started(engine: Path, environment: dict[str, str], folder: Path) -> Lane:
         assert process.poll() is None, process.stdout and process.stdout.read()
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    return Lane(process, SimpleNamespace(address="127.0.0.1", **json.loads(ports.read_text())))
+    return Lane(process, SimpleNamespace(**json.loads(ports.read_text())))
 
 
 @pytest.fixture(scope="module")
