@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,19 @@ from nemotron_build.lanes import LANES, ModelSettings
 from nemotron_build.profile import Profile
 from nemotron_build.resources import resource
 from nemotron_convert.convert import TOKENIZER_NAME
+from nemotron_text.prompt import template_hash
+
+CLIENTS_MODEL = "tensorrt_llm_bls"
+"""Whose parameters tell clients what answers them."""
+
+
+def identity(record: EngineRecord) -> dict[str, str]:
+    """SHA-256 of what decides about an answer's text."""
+    return {
+        "engine": hashlib.sha256(record.model_dump_json().encode()).hexdigest(),
+        "checkpoint": record.checkpoint,
+        "template": template_hash(),
+    }
 
 
 def render_repository(
@@ -30,6 +44,9 @@ def render_repository(
         drain_file=drain_file,
     )
     for config, code in LANES[profile.lane].models(settings):
+        if config.name == CLIENTS_MODEL:
+            for name, value in identity(record).items():
+                config.parameters[name].string_value = value
         folder = target / config.name
         if code:
             ignore = shutil.ignore_patterns("__pycache__")

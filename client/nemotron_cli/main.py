@@ -10,6 +10,7 @@ import sys
 
 import typer
 
+from nemotron_batch.commands import batch, synthesize
 from nemotron_build.commands import build, doctor, serve
 from nemotron_client.commands import chat
 from nemotron_convert.commands import convert, inspect, verify
@@ -24,6 +25,8 @@ EXTRAS = {
     "sentencepiece": "convert",
     "tokenizers": "convert",
     "grpc": "client",
+    "httpx": "batch",
+    "jinja2": "batch",
     "tritonclient": "client",
     "prometheus_client": "gateway",
     "starlette": "gateway",
@@ -40,7 +43,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (inspect, convert, verify, build, doctor, serve, gateway, chat):
+for verb in (inspect, convert, verify, build, doctor, serve, gateway, chat, batch, synthesize):
     app.command()(verb)
 
 

@@ -30,6 +30,7 @@ CANARY_IDS = (5,)
 CANARY_SECONDS = 1.0
 """How long an answer to the canary counts."""
 CONNECT_SECONDS = 5.0
+IDENTITY = ("engine", "checkpoint", "template")
 TEXT_MODEL = "tensorrt_llm_bls"
 """Whose configuration says what the model holds; it is there on every lane."""
 
@@ -41,6 +42,8 @@ class Facts:
     max_seq_len: int
     tokenizer: Tokenizer | None
     """None if its file is not on this machine."""
+    identity: dict[str, str]
+    """Hashes of what decides about an answer's text."""
 
 
 class Backend:
@@ -107,7 +110,8 @@ class Backend:
                 tokenizer = await asyncio.to_thread(Tokenizer, path)
             except NemotronError:
                 tokenizer = None
-            self._facts = Facts(int(parameters["max_seq_len"]), tokenizer)
+            identity = {name: parameters[name] for name in IDENTITY if name in parameters}
+            self._facts = Facts(int(parameters["max_seq_len"]), tokenizer, identity)
         return self._facts
 
     async def tokenizer(self, what: str, param: str | None = None) -> Tokenizer:

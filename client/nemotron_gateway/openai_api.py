@@ -46,12 +46,14 @@ class OpenAI:
         await call.respond(await self._model())
 
     async def _model(self) -> dict[str, object]:
+        facts = await self._backend.facts()
         return {
             "id": self._settings.model,
             "object": "model",
             "created": self._created,
             "owned_by": "nvidia",
-            "max_model_len": (await self._backend.facts()).max_seq_len,
+            "max_model_len": facts.max_seq_len,
+            **facts.identity,
         }
 
     async def chat(self, call: Call) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from typing import Literal, TypedDict, cast
@@ -51,6 +52,17 @@ def render_prompt(
     if answer_follows:
         prompt += f"{control_prefix}1>Assistant\n"
     return prompt
+
+
+def template_hash() -> str:
+    """SHA-256 of a conversation with every role, as the template renders it."""
+    sample: list[Message] = [
+        {"role": "system", "content": "a"},
+        {"role": "user", "content": "b"},
+        {"role": "assistant", "content": "c"},
+        {"role": "user", "content": "d"},
+    ]
+    return hashlib.sha256(render_prompt(sample).encode()).hexdigest()
 
 
 def parse_messages(source: str) -> list[Message]:

@@ -1,0 +1,24 @@
+"""A stand-in for Nemotron-4-340B-Reward: its form of answer, with scores made from the text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.standins.chat_server import ChatServer, Reply, said
+
+
+def scores_of(answer: str) -> dict[str, float]:
+    """Whatever they are, they are the same for the same text and differ between texts."""
+    total = sum((place + 1) * byte for place, byte in enumerate(answer.encode()))
+    names = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+    return {name: (total % (7 + 2 * i)) / 2 for i, name in enumerate(names)}
+
+
+def answer(body: dict[str, Any], _inside: int) -> Reply:
+    *_prompt, last = body["messages"]
+    assert last["role"] == "assistant"
+    return said(",".join(f"{name}:{value}" for name, value in scores_of(last["content"]).items()))
+
+
+def reward_server() -> ChatServer:
+    return ChatServer(answer)
