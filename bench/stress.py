@@ -4,8 +4,9 @@
 
 CHECKPOINT is of the tiny trained model, whose answers are known to the letter. Each stream is a
 thread that asks one question after the other, of `ensemble` or of `tensorrt_llm_bls`, and at random
-reads to the end, cancels, hangs up, or sends nonsense. Sampled every second: RSS of the server's
-processes and the requests that the engine holds.
+reads to the end, cancels, hangs up, or sends nonsense. Sampled every second: RSS of each of the
+server's processes and the requests that the engine holds. How flat the memory is, is said by the
+slope of a straight line through the second half. Ends with 1 if anything was wrong or is left.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ import argparse
 import http.client
 import json
 import random
+import re
+import statistics
 import tempfile
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,6 +53,17 @@ BAD = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Sample:
+    seconds: float
+    rss: dict[str, int]
+    running: float
+
+    @property
+    def total(self) -> int:
+        return sum(self.rss.values())
+
+
 @dataclass
 class Stress:
     """What has happened so far."""
@@ -64,14 +79,18 @@ class Stress:
                 self.wrong.append(wrong)
 
 
-def run(server: TritonServer, streams: int, seconds: float, seed: int) -> tuple[Stress, list[dict]]:
+def run(
+    server: TritonServer, streams: int, seconds: float, seed: int
+) -> tuple[Stress, list[Sample]]:
     """Streams for that long; what happened, and one sample for each second."""
     stress = Stress()
     answers = load_answers()
     end = time.monotonic() + seconds
     threads = [
         threading.Thread(
-            target=_stream, args=(server, stress, answers, random.Random(seed + i), end)
+            daemon=True,  # one that is stuck is counted, and keeps nobody
+            target=_stream,
+            args=(server, stress, answers, random.Random(seed + i), end),
         )
         for i in range(streams)
     ]
@@ -82,17 +101,40 @@ def run(server: TritonServer, streams: int, seconds: float, seed: int) -> tuple[
     while time.monotonic() < end:
         samples.append(sample(server, time.monotonic() - start))
         time.sleep(1)
+    patience = time.monotonic() + 120
     for thread in threads:
-        thread.join(60)
+        thread.join(max(0, patience - time.monotonic()))
     stress.outcomes["stuck"] = sum(thread.is_alive() for thread in threads)
     return stress, samples
 
 
-def sample(server: TritonServer, seconds: float) -> dict[str, float]:
-    """RSS in bytes of Triton and its models, and the requests that the engine holds."""
-    root = psutil.Process(server.process.pid)
-    rss = sum(p.memory_info().rss for p in (root, *root.children(recursive=True)))
-    return {"seconds": seconds, "rss": rss, "running": metric(server, RUNNING_METRIC)}
+def sample(server: TritonServer, seconds: float) -> Sample:
+    """RSS in bytes of Triton and of each of its models, and the requests that the engine holds."""
+    triton = psutil.Process(server.process.pid)
+    rss = {"tritonserver": triton.memory_info().rss}
+    for process in triton.children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            rss[_model(process)] = process.memory_info().rss
+    return Sample(seconds, rss, metric(server, RUNNING_METRIC))
+
+
+def _model(process: psutil.Process) -> str:
+    """The name of the Triton model that runs in a process, else the process's own."""
+    found = re.search(r"/models/(\w+)/", " ".join(process.cmdline()))
+    return found[1] if found else process.name()
+
+
+def slopes(samples: list[Sample]) -> dict[str, float]:
+    """MB a minute that each process, and all together, grow by in the second half."""
+    half = samples[len(samples) // 2 :]
+    minutes = [one.seconds / 60 for one in half]
+    names = [name for name in half[0].rss if all(name in one.rss for one in half)]
+    growing = {name: [one.rss[name] / 1e6 for one in half] for name in names}
+    growing["all"] = [one.total / 1e6 for one in half]
+    return {
+        name: round(statistics.linear_regression(minutes, values).slope, 3)
+        for name, values in growing.items()
+    }
 
 
 def _stream(
@@ -125,7 +167,7 @@ def _stream(
             except ServerOverloaded:
                 stress.count("overloaded")
                 time.sleep(0.2)
-            except ClientError as error:
+            except (ClientError, OSError, http.client.HTTPException, ValueError) as error:
                 stress.count("failed", f"{type(error).__name__}: {error}")
 
 
@@ -204,6 +246,8 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     profile = load_profile("cpu")
+    free = dict.fromkeys(type(profile.ports).model_fields, 0)
+    profile = profile.model_copy(update={"ports": profile.ports.model_copy(update=free)})
     with tempfile.TemporaryDirectory() as folder:
         build_engine(options.checkpoint, Path(folder, "engine"), profile)
         with TritonServer(Path(folder, "engine"), profile) as server:
@@ -212,6 +256,8 @@ def main() -> None:
             while metric(server, RUNNING_METRIC) and time.monotonic() < deadline:
                 time.sleep(0.1)
             left = metric(server, RUNNING_METRIC)
+            last = sample(server, samples[-1].seconds)
+    growth = slopes(samples)
     result = {
         "machine": machine(),
         "minutes": options.minutes,
@@ -220,35 +266,57 @@ def main() -> None:
         "outcomes": dict(stress.outcomes),
         "wrong": stress.wrong[:20],
         "requests_left_in_the_engine": left,
-        "samples": samples[:: max(1, len(samples) // 120)],
+        "rss_megabytes": {
+            "half way": round(samples[len(samples) // 2].total / 1e6, 1),
+            "at the end": round(last.total / 1e6, 1),
+        },
+        "growth_in_the_second_half_megabytes_per_minute": growth,
+        "samples": [vars(one) for one in samples[:: max(1, len(samples) // 120)]],
     }
     print(json.dumps({key: value for key, value in result.items() if key != "samples"}, indent=2))
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
     if options.plot:
-        options.plot.write_text(plot(samples))
+        options.plot.write_text(plot(samples, growth["all"]))
     raise SystemExit(bool(stress.wrong or left or stress.outcomes["stuck"]))
 
 
-def plot(samples: list[dict]) -> str:
-    """RSS over time as SVG."""
-    width, height, margin = 720, 260, 50
-    longest = max(one["seconds"] for one in samples)
-    most = 1.15 * max(one["rss"] for one in samples)
-    points = " ".join(
-        f"{margin + one['seconds'] / longest * (width - 2 * margin):.1f},"
-        f"{height - margin - one['rss'] / most * (height - 2 * margin):.1f}"
-        for one in samples
+COLOURS = ("#2a6", "#36c", "#c63", "#939", "#888", "#a80", "#088", "#b35")
+
+
+def plot(samples: list[Sample], growth: float) -> str:
+    """RSS over time as SVG: all together, and each process."""
+    width, height, margin = 760, 320, 50
+    plain = width - 3.6 * margin
+    longest = max(one.seconds for one in samples)
+    most = 1.15 * max(one.total for one in samples)
+
+    def line(values: list[tuple[float, float]], colour: str) -> str:
+        points = " ".join(
+            f"{margin + seconds / longest * plain:.1f},"
+            f"{height - margin - rss / most * (height - 2 * margin):.1f}"
+            for seconds, rss in values
+        )
+        return f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
+
+    series = {"all": [(one.seconds, one.total) for one in samples]} | {
+        name: [(one.seconds, one.rss[name]) for one in samples if name in one.rss]
+        for name in sorted(samples[-1].rss, key=lambda name: -samples[-1].rss[name])
+    }
+    drawn = "".join(
+        line(values, colour)
+        + f'<text x="{margin + plain + 12}" y="{margin + 18 * row}" fill="{colour}">{name}, '
+        f"{values[-1][1] / 1e6:,.0f} MB</text>"
+        for row, ((name, values), colour) in enumerate(zip(series.items(), COLOURS, strict=False))
     )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
         'font-family="sans-serif" font-size="12">'
-        f'<rect width="{width}" height="{height}" fill="white"/>'
-        f'<polyline points="{points}" fill="none" stroke="#2a6" stroke-width="2"/>'
-        f'<path d="M{margin} {margin}V{height - margin}H{width - margin}" fill="none"'
-        ' stroke="#000"/>'
-        f'<text x="{margin}" y="{margin - 12}">RSS of the server, 0 to {most / 1e6:,.0f} MB</text>'
-        f'<text x="{width - margin}" y="{height - margin + 20}" text-anchor="end">'
+        f'<rect width="{width}" height="{height}" fill="white"/>{drawn}'
+        f'<path d="M{margin} {margin}V{height - margin}h{plain}" fill="none" stroke="#000"/>'
+        f'<text x="{margin}" y="{margin - 16}">RSS of the server, 0 to {most / 1e6:,.0f} MB; '
+        f"in the second half {growth:+.2f} MB a minute</text>"
+        f'<text x="{margin + plain}" y="{height - margin + 20}" text-anchor="end">'
         f"{longest:,.0f} s</text></svg>\n"
     )
 

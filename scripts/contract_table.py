@@ -9,7 +9,7 @@ NOTES = {
     "messages": "JSON list of `{role, content}`, through the chat template",
     "input_token_ids": "a raw prompt's tokens, as they are",
     "decoder_text_input": "of encoder-decoders",
-    "max_tokens": "must be there; prompt and answer must fit the model together",
+    "max_tokens": "must be there; what does not fit beside the prompt: `limits.long_answers`",
     "num_return_sequences": "1 to 64; each answer has its `sequence_index` (not on `generate`)",
     "bad_words": "each as the tokens it has after a space and without one",
     "stop_words": "matched on the text, across tokens; cut; the engine is stopped",

@@ -31,6 +31,13 @@ def build(
 
 def serve(
     engine: Annotated[Path, typer.Argument(help="A folder from `nemotron build`.")],
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[-- COMMAND…]",
+            help="Run when the server is ready; its end is the server's, its exit code too.",
+        ),
+    ] = None,
     profile: Annotated[
         str | None, typer.Option(help="Serve with another profile than the engine was built with.")
     ] = None,
@@ -49,7 +56,7 @@ def serve(
         bool, typer.Option("--gateway/--no-gateway", help="The HTTP gateway beside Triton.")
     ] = True,
     port_file: Annotated[
-        Path | None, typer.Option(help="Written when ready: the ports and the process, as JSON.")
+        Path | None, typer.Option(help="Written when ready: where the server listens, as JSON.")
     ] = None,
     log_file: Annotated[Path | None, typer.Option(help="Triton's log.")] = None,
     traces: Annotated[
@@ -79,6 +86,7 @@ def serve(
         port_file=port_file,
         log_file=log_file,
         traces=traces,
+        command=tuple(command or ()),
     )
     if dry_run:
         record = open_engine(engine, here=False)

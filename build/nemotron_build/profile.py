@@ -40,11 +40,13 @@ class Limits(_Strict):
     """Tokens in one step, over all requests."""
     max_queue_size: PositiveInt
     """Requests that wait for a place in a step; more are refused as overload."""
+    long_answers: Literal["refuse", "clamp"]
+    """What becomes of a request whose prompt fits and whose `max_tokens` do not fit beside it."""
 
 
 class CpuLimits(Limits):
     kv_cache_tokens: PositiveInt
-    """Tokens whose keys and values are held at once."""
+    """Tokens whose keys and values are held at once; no request can have more."""
 
 
 class Timeouts(_Strict):

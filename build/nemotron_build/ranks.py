@@ -9,23 +9,15 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from nemotron_build.engine import EngineRecord
 from nemotron_build.profile import Profile, TensorRTProfile
 from nemotron_build.repository import render_repository
-from nemotron_build.triton import JOB_VARIABLE, Triton, find_triton, log_tail, shared_memory
+from nemotron_build.triton import JOB_VARIABLE, STOP, Triton, find_triton, log_tail, shared_memory
 from nemotron_convert.errors import NemotronError
 
-RANK_VARIABLES = {
-    "OMPI_COMM_WORLD_RANK": "OMPI_COMM_WORLD_SIZE",
-    "PMI_RANK": "PMI_SIZE",
-    "SLURM_PROCID": "SLURM_NTASKS",
-}
-"""How launchers tell a process its rank, and how many there are."""
-STOP = signal.SIGUSR1
-"""Launchers hand it on to every rank; SIGTERM some take for themselves."""
 WORKER_OPTIONS = (
     "--model-control-mode=explicit",
     "--load-model=tensorrt_llm",
@@ -38,17 +30,20 @@ MPIRUN = "mpirun"
 SRUN = "srun"
 
 
+class LauncherFailed(NemotronError):
+    """With the launcher's exit code, which is that of the first rank that failed."""
+
+    def __init__(self, launcher: str, status: int) -> None:
+        self.exit_code = max(status, 1)
+        super().__init__(
+            f"a rank failed: {launcher} ended with status {status}",
+            remedy="the lines above say which and why",
+        )
+
+
 def world_size(profile: Profile) -> int:
     """Processes of Triton that serve one engine together."""
     return profile.split.world_size if isinstance(profile, TensorRTProfile) else 1
-
-
-def own_rank(environment: Mapping[str, str] = os.environ) -> tuple[int, int] | None:
-    """Of this process, and the number of ranks; None outside a launcher of many."""
-    for rank, size in RANK_VARIABLES.items():
-        if rank in environment and int(environment.get(size, "1")) > 1:
-            return int(environment[rank]), int(environment[size])
-    return None
 
 
 def check_world(profile: Profile, size: int) -> None:
@@ -74,7 +69,7 @@ def launch_command(profile: Profile, arguments: Sequence[str]) -> list[str]:
 def launch(command: Sequence[str], stop: threading.Event) -> None:
     """Run all ranks until they end; once `stop` is set they are asked to.
 
-    NemotronError if one of them failed.
+    LauncherFailed if one of them failed, or the command that the first has run.
     """
     if shutil.which(command[0]) is None:
         raise NemotronError(
@@ -98,10 +93,7 @@ def launch(command: Sequence[str], stop: threading.Event) -> None:
             process.wait()
             raise
     if process.returncode:
-        raise NemotronError(
-            f"a rank failed: {command[0]} ended with status {process.returncode}",
-            remedy="the lines above say which and why",
-        )
+        raise LauncherFailed(command[0], process.returncode)
 
 
 def _wait(process: subprocess.Popen[bytes], stop: threading.Event) -> None:

@@ -6,9 +6,10 @@ import json
 import os
 import shlex
 import signal
+import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,16 +23,17 @@ from nemotron_build.health import LOOK_SECONDS, Health, Watch
 from nemotron_build.lanes import LANES
 from nemotron_build.profile import Profile, load_profile
 from nemotron_build.ranks import (
-    STOP,
     check_world,
     launch,
     launch_command,
-    own_rank,
     serve_rank,
     world_size,
 )
 from nemotron_build.server import Endpoints, TritonServer
+from nemotron_build.triton import STOP
+from nemotron_build.user_command import UserCommand, check_command
 from nemotron_convert.errors import NemotronError
+from nemotron_convert.launcher import own_rank
 
 EXAMPLE_QUESTION = "Who are you?"
 
@@ -47,6 +49,8 @@ class ServeOptions:
     port_file: Path | None = None
     log_file: Path | None = None
     traces: str | None = None
+    command: Sequence[str] = ()
+    """To run while the server is up; without one it stays."""
 
     def arguments(self) -> list[str]:
         """The same on a command line, for each rank."""
@@ -59,30 +63,37 @@ class ServeOptions:
         }
         given = [(f"--{name}", str(value)) for name, value in options.items() if value is not None]
         without = [] if self.gateway else ["--no-gateway"]
-        return [str(self.engine), *(text for pair in given for text in pair), *without]
+        command = ["--", *self.command] if self.command else []
+        return [str(self.engine), *(text for pair in given for text in pair), *without, *command]
 
 
 def serve(options: ServeOptions) -> None:
     """Serve until SIGINT or SIGTERM, then drain; a second signal, or one before, ends at once.
 
-    Where the engine has several ranks, this starts them all, or is one of them if a launcher has
-    started it so. NemotronError if the engine or a port cannot be used, or if the engine, a rank or
-    Triton ends by itself.
+    With a command, serve until that has ended. Where the engine has several ranks, this starts them
+    all, or is one of them if a launcher has started it so; of more processes than an engine of one
+    has a use for, the first serves. NemotronError if the engine or a port cannot be used, or if the
+    engine, a rank or Triton ends by itself. CommandFailed if the command failed.
     """
     record = open_engine(options.engine)
     profile = choose_profile(record, options)
     LANES[record.lane].check_machine(profile)
     check_gateway(profile)
-    rank = own_rank() if world_size(profile) > 1 else None
-    if rank is not None:
-        check_world(profile, rank[1])
-        if rank[0] > 0:
-            for number in (signal.SIGINT, signal.SIGTERM, STOP):
-                signal.signal(number, signal.SIG_IGN)  # the first rank drains, and all end with it
-            serve_rank(rank[0], options.engine, record, profile)
+    check_command(options.command)
+    ranks, place = world_size(profile), own_rank()
+    if place is not None:
+        rank, size = place
+        if ranks > 1:
+            check_world(profile, size)
+        if rank > 0:
+            if ranks > 1:
+                for number in (signal.SIGINT, signal.SIGTERM, STOP):
+                    # The first rank drains, and all end with it.
+                    signal.signal(number, signal.SIG_IGN)
+                serve_rank(rank, options.engine, record, profile)
             return
     signals = Signals()
-    if rank is None and world_size(profile) > 1:
+    if place is None and ranks > 1:
         signals.ready = True
         launch(launch_command(profile, options.arguments()), signals.stop)
         return
@@ -147,7 +158,12 @@ def _serve(server: TritonServer, profile: Profile, signals: Signals, options: Se
             if options.port_file is not None:
                 _write_port_file(options.port_file, ends)
             console.print(_welcome(options.engine, ends), soft_wrap=True)
+            command = None
+            if options.command:
+                command = stack.enter_context(UserCommand(options.command, ends))
             while not signals.stop.wait(LOOK_SECONDS):
+                if command is not None and command.has_ended:
+                    break
                 why = watch.look() or (gateway.why_ended() if gateway else None)
                 if why is not None:
                     works.clear()
@@ -158,11 +174,15 @@ def _serve(server: TritonServer, profile: Profile, signals: Signals, options: Se
                     )
             server.refuse_new()
             console.print("draining: running requests may finish; signal again to end at once")
+            if command is not None:
+                command.ask_to_stop()
             if gateway is not None:
                 gateway.drain()
             server.stop()
             if gateway is not None:
                 gateway.wait()
+            if command is not None:
+                command.finish()
         finally:
             if options.port_file is not None:
                 options.port_file.unlink(missing_ok=True)
@@ -180,7 +200,9 @@ def _wait_until_it_works(watch: Watch, profile: Profile) -> None:
 def _write_port_file(path: Path, endpoints: Endpoints) -> None:
     text = json.dumps(
         {
+            "host": socket.gethostname(),
             "pid": os.getpid(),
+            "address": endpoints.address,
             "http": endpoints.http,
             "grpc": endpoints.grpc,
             "metrics": endpoints.metrics,

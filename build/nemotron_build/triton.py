@@ -21,6 +21,8 @@ from nemotron_convert.errors import NemotronError
 
 EXIT_SECONDS = 20
 PR_SET_PDEATHSIG = 1
+STOP = signal.SIGUSR1
+"""Asks `serve` to drain. Launchers hand it on to every rank; SIGTERM some take for themselves."""
 JOB_VARIABLE = "NEMOTRON_JOB"
 _LIBC = ctypes.CDLL(None)
 LOG_TAIL_LINES = 3
@@ -64,7 +66,11 @@ class Triton:
 
 
 def die_with_parent() -> None:
-    """Also where the parent is killed, as launchers do with the ranks of a failed job."""
+    """Also where the parent is killed, as launchers do with the ranks of a failed job.
+
+    STOP is for the parent alone: Slurm can hand it to every process of a job.
+    """
+    signal.signal(STOP, signal.SIG_IGN)
     _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -120,7 +126,8 @@ def _from_wheel(scratch: Path) -> Triton:
     return Triton(
         wheel / "tritonserver" / "bin" / "tritonserver",
         _backend_folder(wheel / "tritonserver", scratch / "backends"),
-        _environment(wheel),
+        # A Triton that is killed leaves a folder behind.
+        _environment(wheel) | {"TMPDIR": str(scratch)},
     )
 
 

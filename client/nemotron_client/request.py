@@ -91,7 +91,9 @@ def generation_request(
     inputs: dict[str, Sequence[Value]] = {"stream": [stream]}
     if isinstance(prompt, str):
         inputs["text_input"] = [prompt]
-    elif prompt and isinstance(prompt[0], int):
+    elif not prompt:
+        raise ValueError("the prompt is empty")
+    elif isinstance(prompt[0], int):
         inputs["input_token_ids"] = cast("Sequence[int]", prompt)
     else:
         inputs["messages"] = [_messages_json(cast("Sequence[Mapping[str, Any]]", prompt))]

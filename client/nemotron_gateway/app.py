@@ -65,6 +65,11 @@ class Gateway:
             lifespan=self._lifespan,
         )
 
+    @property
+    def routes(self) -> list[str]:
+        """The paths of all endpoints."""
+        return [route.path for route in self._app.routes if isinstance(route, Route)]
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)

@@ -149,6 +149,8 @@ class NeMo:
         self, call: Call, tokenizer: Tokenizer, sentence: str, values: Mapping[str, Any]
     ) -> _Sentence:
         ends = tuple(end for end in values["end_strings"] if end)
+        if not sentence:
+            raise _wrong("a sentence is empty")
         answer = _Sentence(tokenizer, sentence, add_bos=values["add_BOS"])
         prompt_tokens = len(answer.token_ids)
         generation = generation_of(values, tokenizer)

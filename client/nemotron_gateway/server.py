@@ -80,9 +80,10 @@ class _Server(uvicorn.Server):
             )
         )
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._gateway.draining = True
-        super().handle_exit(sig, frame)
+    def handle_exit(self, _signal: int, _frame: FrameType | None) -> None:
+        """Unlike uvicorn's own, not raised again at the end: to have drained is no failure."""
+        self.force_exit = self.should_exit
+        self.should_exit = self._gateway.draining = True
 
 
 def _listen(settings: GatewaySettings) -> socket.socket:

@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nemotron_convert.errors import NemotronError
+from nemotron_convert.launcher import own_rank
 
 T = TypeVar("T")
 
-SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
-"""How Open MPI, MPICH (and Slurm's pmi2) and MVAPICH tell a process that it has company."""
 PMIX_VARIABLE = "PMIX_RANK"
+"""Some launchers that speak PMIx tell nothing else."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,13 @@ ALONE = Team()
 def open_team() -> Iterator[Team]:
     """The processes that `mpirun` or `srun` has started together.
 
-    If one fails, it says why and ends them all: the others would wait for it forever.
-    NemotronError if there are several and mpi4py is missing, for each would do the whole work.
+    If one fails, it says why and ends them all: the others would wait for it forever. Where MPI
+    does not connect them (`srun --mpi=pmi2` and an MPI that speaks only PMIx), the first says so
+    and works alone, and the others end here with status 0. NemotronError if there are several and
+    mpi4py is missing, for each would do the whole work.
     """
-    if not _has_company():
+    place = own_rank()
+    if place is None and PMIX_VARIABLE not in os.environ:
         yield ALONE
         return
     try:
@@ -79,6 +82,8 @@ def open_team() -> Iterator[Team]:
         ) from error
     world = MPI.COMM_WORLD
     team = Team(world.Get_rank(), world.Get_size(), world if world.Get_size() > 1 else None)
+    if place is not None and team.world is None:
+        _go_on_alone(*place)
     try:
         yield team
     except BaseException as error:
@@ -90,6 +95,13 @@ def open_team() -> Iterator[Team]:
         raise
 
 
-def _has_company() -> bool:
-    sizes = (os.environ.get(name, "") for name in SIZE_VARIABLES)
-    return any(size.isdigit() and int(size) > 1 for size in sizes) or PMIX_VARIABLE in os.environ
+def _go_on_alone(rank: int, size: int) -> None:
+    """Return in the first of the processes; end the others."""
+    if rank > 0:
+        raise SystemExit(0)
+    print(
+        f"nemotron: MPI does not connect the {size} processes that were started, so the first works"
+        " alone: use the launcher of this MPI (mpirun, or srun --mpi=pmix) to have all work",
+        file=sys.stderr,
+        flush=True,
+    )

@@ -132,12 +132,13 @@ def stop_engine(name: str) -> None:
 def read_step(get: Callable[[str], list[Any] | None]) -> Step:
     """A step out of the engine's tensors; `get` gives one's elements, or None."""
     cum_log_probs = get("cum_log_probs")
-    times = {one.name: found[0] for one in TIMES if (found := get(one.name))}
+    (finish_reason,) = get("finish_reason") or [""]
+    last = bool(finish_reason)
     return Step(
         sequence=(get("sequence_index") or [0])[0],
         token_ids=get("output_ids") or [],
-        finish_reason=(get("finish_reason") or [""])[0],
+        finish_reason=finish_reason,
         log_probs=get("output_log_probs") or [],
         cum_log_prob=cum_log_probs[0] if cum_log_probs else None,
-        times=times,
+        times={one.name: found[0] for one in TIMES if last and (found := get(one.name))},
     )

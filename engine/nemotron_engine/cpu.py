@@ -24,6 +24,7 @@ from nemotron_engine.settings import CpuEngineSettings
 COMPILED_SHAPES = 512
 """OpenVINO keeps what it compiles for each new number of tokens in a step: 5000 times by default,
 which takes memory for hours before it levels off."""
+NO_ROOM = "the KV cache has no room for this request"
 KV_BLOCK_TOKENS = 32
 """Tokens in one block of OpenVINO's paged KV cache on a CPU."""
 
@@ -116,7 +117,7 @@ class CpuEngine:
                 self._steps += 1
                 self._kv_cache_usage = self._pipeline.get_metrics().cache_usage / 100  # per cent
                 self._deliver()
-            except RuntimeError as error:
+            except Exception as error:  # nobody else would step
                 self._rebuild(error)
         for live in list(self._live.values()):
             self._stop(live)
@@ -161,7 +162,10 @@ class CpuEngine:
                 self._end(live, TimedOut("the answer was not whole in the time allowed"))
                 continue
             while live.handle.can_read():
-                (output,) = live.handle.read().values()
+                if not (outputs := live.handle.read()):  # so ends what outgrows the whole cache
+                    self._end(live, NemotronError(NO_ROOM))
+                    break
+                (output,) = outputs.values()
                 log_probs = tuple(output.generated_log_probs) if live.request.log_probs else ()
                 reason = finished.get(output.finish_reason)
                 ids = tuple(output.generated_ids)
@@ -172,7 +176,7 @@ class CpuEngine:
                 live.on_chunk(chunk)
             else:
                 if live.handle.get_status() == openvino_genai.GenerationStatus.IGNORED:
-                    self._end(live, NemotronError("the KV cache has no room for this request"))
+                    self._end(live, NemotronError(NO_ROOM))
 
     def _stop(self, live: _Live) -> None:
         live.handle.stop()
@@ -183,7 +187,7 @@ class CpuEngine:
         self._admission.leave(live.request.request_id)
         live.on_chunk(last)
 
-    def _rebuild(self, error: RuntimeError) -> None:
+    def _rebuild(self, error: Exception) -> None:
         """A pipeline that has thrown throws for ever: fail what runs, and start a new one."""
         for live in list(self._live.values()):
             name = live.request.request_id

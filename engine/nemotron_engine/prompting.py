@@ -34,12 +34,19 @@ class Prompting:
     """The chat template, the tokenizer, the limits."""
 
     def __init__(
-        self, tokenizer_path: Path, *, max_seq_len: int, vocab_size: int, lane: Lane
+        self,
+        tokenizer_path: Path,
+        *,
+        max_seq_len: int,
+        vocab_size: int,
+        lane: Lane,
+        clamps: bool,
     ) -> None:
         self.tokenizer = Tokenizer(tokenizer_path)
         self.lane = lane
         self._max_seq_len = max_seq_len
         self._vocab_size = vocab_size
+        self._clamps = clamps
         self._stream_ids = (f"{uuid.uuid4().hex}-{number}" for number in itertools.count())
 
     @classmethod
@@ -50,6 +57,7 @@ class Prompting:
             max_seq_len=int(parameter(args, "max_seq_len")),
             vocab_size=int(parameter(args, "vocab_size")),
             lane=cast(Lane, parameter(args, "lane")),
+            clamps=parameter(args, "long_answers") == "clamp",
         )
 
     def prepare(self, request: Any) -> Prompt:
@@ -67,8 +75,7 @@ class Prompting:
                 remedy="send true or leave it out",
             )
         ids, chat = self._encode(request)
-        max_tokens = required(request, "max_tokens")
-        self._check_length(len(ids), max_tokens)
+        max_tokens = self._max_tokens(len(ids), required(request, "max_tokens"))
         # Some clients send one empty string for "none".
         stop_strings = tuple(text for text in values(request, "stop_words") or () if text)
         StopStrings(stop_strings)  # refuses what could never match
@@ -147,18 +154,22 @@ class Prompting:
                 where="input_token_ids",
             )
 
-    def _check_length(self, prompt: int, max_tokens: int) -> None:
-        if max_tokens < 1:
-            raise NemotronError(f"max_tokens is {max_tokens}", remedy="ask for 1 or more")
+    def _max_tokens(self, prompt: int, wanted: int) -> int:
+        """How long the answer may be."""
+        if wanted < 1:
+            raise NemotronError(f"max_tokens is {wanted}", remedy="ask for 1 or more")
         if not prompt:
             raise NemotronError("the prompt is empty", where="text_input")
-        if prompt + max_tokens > self._max_seq_len:
-            room = self._max_seq_len - prompt
-            raise NemotronError(
-                f"{prompt} prompt tokens and max_tokens {max_tokens} are more than the "
-                f"{self._max_seq_len} this model holds",
-                remedy=f"ask for at most {room}" if room > 0 else "shorten the prompt",
-            )
+        room = self._max_seq_len - prompt
+        if wanted <= room:
+            return wanted
+        if self._clamps and room > 0:
+            return room
+        raise NemotronError(
+            f"{prompt} prompt tokens and max_tokens {wanted} are more than the "
+            f"{self._max_seq_len} this model holds",
+            remedy=f"ask for at most {room}" if room > 0 else "shorten the prompt",
+        )
 
 
 def token_lists(tokenizer: Tokenizer, words: Sequence[str]) -> list[list[int]]:

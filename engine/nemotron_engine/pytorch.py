@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,18 @@ from nemotron_engine.settings import PyTorchEngineSettings
 
 NO_TELEMETRY = "TRTLLM_NO_USAGE_STATS"
 FINISH_REASONS = {"stop": "stop", "length": "length"}
+CANCELLED = GenerationChunk((), finish_reason="cancelled")
+
+
+@dataclass
+class _Live:
+    """A request that the library works on."""
+
+    task: asyncio.Task[GenerationChunk]
+    timer: asyncio.TimerHandle
+    """Stops it when its time is over."""
+    end: GenerationChunk | NemotronError = CANCELLED
+    """What it ends with if it is stopped."""
 
 
 class PyTorchEngine:
@@ -37,7 +50,7 @@ class PyTorchEngine:
         self._settings = PyTorchEngineSettings.read(folder)
         self._llm = tensorrt_llm.LLM(**_llm_arguments(folder, self._settings))
         self._admission = Admission(self._settings)
-        self._tasks: dict[str, asyncio.Task[GenerationChunk]] = {}
+        self._live: dict[str, _Live] = {}
         self._steps = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="engine", daemon=True)
@@ -46,16 +59,15 @@ class PyTorchEngine:
     def submit_all(self, requests: Sequence[tuple[GenerationRequest, OnChunk]]) -> None:
         """See `Engine`."""
         self._admission.admit([request for request, _ in requests])
-        now = time.monotonic()
         for request, on_chunk in requests:
             seconds = min(request.seconds or math.inf, self._settings.request_seconds)
-            self._loop.call_soon_threadsafe(self._start, request, on_chunk, now + seconds)
+            self._loop.call_soon_threadsafe(self._start, request, on_chunk, seconds)
 
     def cancel(self, request_id: str) -> bool:
         """See `Engine`."""
         known = self._admission.has(request_id)
         if known:
-            self._loop.call_soon_threadsafe(self._cancel, request_id)
+            self._loop.call_soon_threadsafe(self._stop, request_id)
         return known
 
     def state(self) -> EngineState:
@@ -64,65 +76,65 @@ class PyTorchEngine:
 
     def close(self) -> None:
         """See `Engine`."""
-        asyncio.run_coroutine_threadsafe(self._cancel_all(), self._loop).result()
+        asyncio.run_coroutine_threadsafe(self._stop_all(), self._loop).result()
+        self._llm.shutdown()  # its threads still have things to tell the loop
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-        self._llm.shutdown()
 
-    def _start(self, request: GenerationRequest, on_chunk: OnChunk, deadline: float) -> None:
-        task = self._loop.create_task(self._stream(request, on_chunk, deadline))
-        self._tasks[request.request_id] = task
-        task.add_done_callback(partial(self._end, request.request_id, on_chunk))
+    def _start(self, request: GenerationRequest, on_chunk: OnChunk, seconds: float) -> None:
+        name = request.request_id
+        task = self._loop.create_task(self._stream(request, on_chunk))
+        late = TimedOut("the answer was not whole in the time allowed")
+        self._live[name] = _Live(task, self._loop.call_later(seconds, self._stop, name, late))
+        task.add_done_callback(partial(self._end, name, on_chunk))
 
     def _end(self, name: str, on_chunk: OnChunk, task: asyncio.Task[GenerationChunk]) -> None:
-        del self._tasks[name]
+        live = self._live.pop(name)
+        live.timer.cancel()
         self._admission.leave(name)
         if task.cancelled():
-            on_chunk(GenerationChunk((), finish_reason="cancelled"))
+            on_chunk(live.end)
         elif (error := task.exception()) is None:
             on_chunk(task.result())
-        elif isinstance(error, asyncio.TimeoutError):
-            on_chunk(TimedOut("the answer was not whole in the time allowed"))
-        elif isinstance(error, self._api.llmapi.RequestError):
+        elif isinstance(error, (self._api.llmapi.RequestError, ValueError)):
             on_chunk(NemotronError(f"the engine refuses the request: {error}"))
         else:  # whatever else it raises, its workers have not survived
             self._admission.refuse_all(str(error))
             on_chunk(NemotronError(f"the engine is dead: {error}", where=name))
 
-    def _cancel(self, request_id: str) -> None:
-        if (task := self._tasks.get(request_id)) is not None:
-            task.cancel()
+    def _stop(self, name: str, end: NemotronError | None = None) -> None:
+        if (live := self._live.get(name)) is not None:
+            live.end = end or live.end
+            live.task.cancel()
 
-    async def _cancel_all(self) -> None:
-        tasks = list(self._tasks.values())
+    async def _stop_all(self) -> None:
+        tasks = [live.task for live in self._live.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _stream(
-        self, request: GenerationRequest, on_chunk: OnChunk, deadline: float
-    ) -> GenerationChunk:
+    async def _stream(self, request: GenerationRequest, on_chunk: OnChunk) -> GenerationChunk:
         """The last chunk, after the others have gone out."""
         scheduled_ns = time.time_ns()
         params = _sampling_params(self._api, request)
         result = self._llm.generate_async(list(request.input_ids), params, streaming=True)
-        outputs = result.__aiter__()
         try:
-            while True:
-                step = await asyncio.wait_for(outputs.__anext__(), deadline - time.monotonic())
+            # No `wait_for` around each step: before Python 3.12 it loses a cancel that comes
+            # together with the step.
+            async for step in result:
                 self._steps += 1
                 output = step.outputs[0]
                 ids = tuple(output.token_ids_diff)
                 log_probs = _log_probs(output, ids) if request.log_probs else ()
-                if not step.finished:
-                    on_chunk(GenerationChunk(ids, log_probs, None, scheduled_ns))
-                    continue
-                reason = FINISH_REASONS.get(output.finish_reason, "cancelled")
-                return GenerationChunk(ids, log_probs, reason, scheduled_ns)
-        except (asyncio.CancelledError, asyncio.TimeoutError):
+                if step.finished:
+                    reason = FINISH_REASONS.get(output.finish_reason, "cancelled")
+                    return GenerationChunk(ids, log_probs, reason, scheduled_ns)
+                on_chunk(GenerationChunk(ids, log_probs, None, scheduled_ns))
+        except asyncio.CancelledError:
             result.abort()
             raise
+        raise RuntimeError("an answer has ended without its last part")
 
 
 def _llm_arguments(folder: Path, settings: PyTorchEngineSettings) -> dict[str, Any]:
@@ -156,11 +168,12 @@ def _sampling_params(api: Any, request: GenerationRequest) -> Any:
         "pad_id": end_id,
         "ignore_eos": end_id is None,
         "stop_token_ids": stop_ids or None,
+        "include_stop_str_in_output": True,  # tokens too: none that was counted is taken back
         "seed": request.seed,
         "repetition_penalty": request.repetition_penalty,
         "presence_penalty": request.presence_penalty,
         "frequency_penalty": request.frequency_penalty,
-        "logprobs": 1 if request.log_probs else None,
+        "logprobs": 0 if request.log_probs else None,  # of the token itself, no others
         "detokenize": False,
         "add_special_tokens": False,
     }

@@ -100,6 +100,11 @@ class GenerationRequest:
                 f"guided_decoding_guide_type is {self.guide_type!r}",
                 remedy=f"use one of {', '.join(GUIDE_TYPES)}",
             )
+        if (self.guide_type not in (None, "json")) != bool(self.guide):
+            raise NemotronError(
+                "guided_decoding_guide_type and guided_decoding_guide do not go together",
+                remedy="send both, or the type json alone",
+            )
         if self.repetition_penalty == 0:
             raise NemotronError("repetition_penalty is 0", remedy="use a positive number")
 

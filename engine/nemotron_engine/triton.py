@@ -102,6 +102,19 @@ def told_fault(text: str) -> Any:
     return _error(text, code)
 
 
+def handed_on(text: str) -> Any:
+    """A response with the error that another model gave, in its own words and of its own kind."""
+    for kind, code in (
+        (REFUSED, pb_utils.TritonError.INVALID_ARG),
+        (OVERLOADED, pb_utils.TritonError.UNAVAILABLE),
+        (SHUTTING_DOWN, pb_utils.TritonError.UNAVAILABLE),
+        (TIMED_OUT, pb_utils.TritonError.UNAVAILABLE),
+    ):
+        if kind in text:
+            return _error(text[text.index(kind) :], code)
+    return _error(text, pb_utils.TritonError.INTERNAL)
+
+
 def shutting_down() -> Any:
     """The answer to every new request while the running ones finish."""
     return _error(f"{SHUTTING_DOWN}ask another", pb_utils.TritonError.UNAVAILABLE)

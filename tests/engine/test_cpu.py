@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import queue
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ from nemotron_convert.errors import NemotronError
 from nemotron_convert.shards import Parallel
 from nemotron_engine.cpu import CpuEngine
 from nemotron_engine.request import GenerationChunk, GenerationRequest
+from nemotron_engine.settings import CpuEngineSettings
 from nemotron_text import Tokenizer
 from tests.tiny_nemotron.answers import ExactAnswer
 from tests.tiny_nemotron.dialogues import prompt_ids
@@ -294,3 +296,40 @@ def test_nothing_reports_to_the_vendor() -> None:
 
     assert sys.modules["openvino_telemetry"] is None
     assert sys.modules["openvino.tools.ovc.telemetry_stub"] is not None
+
+
+def test_requests_wait_for_room_in_the_kv_cache_and_one_without_hope_ends(
+    engine_f32: Path, f32: CpuEngine, tmp_path: Path
+) -> None:
+    """512 tokens for eight requests of 153 each, and then for one of 1003."""
+    folder = shutil.copytree(engine_f32, tmp_path / "small")
+    settings = CpuEngineSettings.read(folder).model_copy(update={"kv_cache_tokens": 512})
+    settings.write(folder)
+    small = CpuEngine(folder)
+    prompts = [[4, 20 + number, 30] for number in range(8)]
+    endless = {"max_tokens": 150, "end_ids": (NEVER,)}
+    try:
+        found = [ask(small, ids, str(n), **endless) for n, ids in enumerate(prompts)]
+        for answer, ids in zip(found, prompts, strict=True):
+            assert answer.wait().token_ids == ask(f32, ids, **endless).wait().token_ids
+        for ids, length in (([4, 20, 30], 1000), ([4] * 600, 10)):
+            with pytest.raises(NemotronError, match="the KV cache has no room"):
+                ask(small, ids, max_tokens=length, end_ids=(NEVER,)).wait()
+            assert len(ask(small, [4, 20, 30], max_tokens=10).wait().token_ids) <= 10
+    finally:
+        small.close()
+
+
+def test_no_request_may_be_larger_than_the_kv_cache(
+    checkpoint_tp8: Path, cpu_profile: Profile, tmp_path: Path
+) -> None:
+    limits = cpu_profile.limits.model_copy(update={"kv_cache_tokens": 512})
+    profile = cpu_profile.model_copy(update={"limits": limits})
+    build_engine(checkpoint_tp8, tmp_path / "engine", profile)
+    engine = CpuEngine(tmp_path / "engine")
+    try:
+        with pytest.raises(NemotronError, match="more than the 512 this model holds"):
+            ask(engine, [4] * 3, max_tokens=510)
+        assert ask(engine, [4] * 3, max_tokens=509, end_ids=(NEVER,)).wait().finish_reason
+    finally:
+        engine.close()

@@ -20,7 +20,8 @@ from tritonclient.utils import InferenceServerException
 
 from nemotron_build import repository
 from nemotron_build.engine import build_engine, open_engine
-from nemotron_build.profile import Profile, load_profile
+from nemotron_build.lanes.pytorch import LAUNCHED, PyTorchLane
+from nemotron_build.profile import Profile, PyTorchProfile, load_profile
 from nemotron_build.resources import resource
 from nemotron_build.server import TritonServer
 from nemotron_client import Client, Generation
@@ -40,7 +41,7 @@ from nemotron_text import Tokenizer
 from tests.build.test_tensorrt_lane import H100, enter
 from tests.serve.wire import WAIT, last, messages_json, metric, stream, text
 from tests.standins.container import HERE, make_container
-from tests.standins.tensorrt_llm import CALLS, DEADLY, ENGINE_NAME
+from tests.standins.tensorrt_llm import CALLS, DEADLY, ENGINE_NAME, UNWANTED
 from tests.tiny_nemotron.answers import ExactAnswer
 from tests.tiny_nemotron.dialogues import prompt_ids
 from tests.tiny_nemotron.reference import NEMO
@@ -102,6 +103,17 @@ def test_a_checkpoint_of_another_kind(
         build_engine(hf, tmp_path / "engine", fp8)
 
 
+def test_an_engine_of_two_nodes_wants_its_launcher(
+    engine: tuple[Path, Profile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lane, profile = PyTorchLane(), engine[1]
+    assert isinstance(profile, PyTorchProfile)
+    with pytest.raises(NemotronError, match=r"for 2 nodes.*--ntasks-per-node=8 .*llmapi-launch"):
+        lane.check_machine(profile)
+    monkeypatch.setenv(LAUNCHED, "1")
+    lane.check_machine(profile)
+
+
 class Answer:
     def __init__(self) -> None:
         self.chunks: queue.Queue[GenerationChunk | NemotronError] = queue.Queue()
@@ -155,13 +167,13 @@ def test_what_the_library_is_asked(alone: Any, engine: tuple[Path, Profile]) -> 
     assert (start["tp"], start["pp"], start["gpus_per_node"]) == (8, 2, 8)
     assert start["kv_cache"]["free_gpu_memory_fraction"] == 0.9
     assert (drawn["temperature"], drawn["top_p"], drawn["top_k"]) == (0.7, 1.0, None)
-    assert (drawn["seed"], drawn["presence_penalty"], drawn["logprobs"]) == (3, 0.5, 1)
+    assert (drawn["seed"], drawn["presence_penalty"], drawn["logprobs"]) == (3, 0.5, 0)
     assert drawn["embedding_bias"][-1] == 2.0
     assert drawn["guided_decoding"]["json"] == "{}"
     assert (greedy["top_k"], greedy["temperature"]) == (1, None)
     assert (greedy["end_id"], greedy["stop_token_ids"], greedy["ignore_eos"]) == (5, [3], False)
     assert (endless["end_id"], endless["ignore_eos"]) == (None, True)
-    assert not drawn["detokenize"]
+    assert (drawn["detokenize"], drawn["include_stop_str_in_output"]) == (False, True)
 
 
 def test_answers_in_pieces(alone: Any, answers: list[ExactAnswer], tokenizer: Tokenizer) -> None:
@@ -193,6 +205,22 @@ def test_cancel_deadline_and_queue(alone: Any) -> None:
         alone.cancel(str(number))
     ends = {getattr(one.rest()[-1], "finish_reason", "an error") for one in many}
     assert ends == {"cancelled"}
+
+
+def test_what_the_library_refuses_is_the_requests_own_fault(alone: Any) -> None:
+    (refusal,) = ask(alone, max_tokens=UNWANTED).rest()
+    assert "the engine refuses the request: max_tokens is one too many" in str(refusal)
+    assert ask(alone, max_tokens=3).rest()[-1].finish_reason is not None  # type: ignore[union-attr]
+
+
+def test_an_end_token_that_is_not_the_first_one_is_in_the_answer(
+    alone: Any, answers: list[ExactAnswer], tokenizer: Tokenizer
+) -> None:
+    one = answers[2]
+    prompt = tuple(prompt_ids(tokenizer, one.question.messages))
+    pieces = ask(alone, input_ids=prompt, max_tokens=200, end_ids=(3, one.token_ids[-1])).rest()
+    ids = [id_ for piece in pieces for id_ in piece.token_ids]  # type: ignore[union-attr]
+    assert ids == list(one.token_ids)
 
 
 def test_a_dead_engine_says_so_to_everybody(alone: Any) -> None:
@@ -263,6 +291,8 @@ def test_a_client_that_goes_frees_the_engine(lane: TritonServer) -> None:
             {"guided_decoding_guide_type": "prose", "guided_decoding_guide": "x"},
             "guided_decoding_guide_type is 'prose'",
         ),
+        ({"guided_decoding_guide_type": "regex"}, "do not go together"),
+        ({"guided_decoding_guide": "x"}, "do not go together"),
     ],
 )
 def test_what_is_refused(fields: dict[str, Any], message: str, lane: TritonServer) -> None:

@@ -169,6 +169,7 @@ def test_a_dead_engine_ends_the_server(engine_bf16: Path, tmp_path: Path) -> Non
         assert process.returncode == 1
         assert "the engine answers with an error" in output
         assert health(ports, "ready") == 0
+    assert list((tmp_path / "scratch").iterdir()) == []
 
 
 def test_an_engine_that_hangs_ends_the_server(engine_bf16: Path, tmp_path: Path) -> None:

@@ -117,7 +117,9 @@ def narrow(
     checkpoint_tp8: Any, cpu_profile: Profile, tmp_path_factory: pytest.TempPathFactory
 ) -> Any:
     """A server with room for two requests in a step and one that waits, eight seconds each."""
-    limits = cpu_profile.limits.model_copy(update={"max_batch_size": 2, "max_queue_size": 1})
+    limits = cpu_profile.limits.model_copy(
+        update={"max_batch_size": 2, "max_queue_size": 1, "long_answers": "clamp"}
+    )
     timeouts = cpu_profile.timeouts.model_copy(update={"request": 8})
     profile = cpu_profile.model_copy(update={"limits": limits, "timeouts": timeouts})
     engine = tmp_path_factory.mktemp("narrow") / "engine"
@@ -170,6 +172,19 @@ def test_the_client_tells_a_deadline(narrow: TritonServer) -> None:
     url = f"{narrow.endpoints.address}:{narrow.endpoints.grpc}"
     with Client(url) as client, pytest.raises(RequestTimeout, match="deadline exceeded"):
         client.complete("<extra_id_1>Go", Generation(max_tokens=4000, end_id=0))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_an_answer_is_as_long_as_fits_if_the_profile_says_so(
+    model: str, narrow: TritonServer
+) -> None:
+    asked = {"text_input": "<extra_id_1>" * 4090, "end_id": 0}
+    for wanted, length in ((3, 3), (6, 6), (7, 6), (2**31 - 1, 6)):
+        (found,) = stream(narrow, model, max_tokens=wanted, **asked)
+        assert found["num_output_tokens"].ravel()[0] == length
+        assert found["finish_reason"].ravel()[0] == b"length"
+    with pytest.raises(InferenceServerException, match=r"4096 prompt tokens.*shorten the prompt"):
+        stream(narrow, model, text_input="<extra_id_1>" * 4096, max_tokens=5)
 
 
 def test_a_bls_client_that_goes_frees_its_slot_within_a_step(server: TritonServer) -> None:

@@ -39,7 +39,9 @@ class CpuLane:
         settings = CpuEngineSettings(
             dtype=profile.dtype,
             vocab_size=source.config.vocab_size,
-            max_seq_len=min(limits.max_seq_len, source.config.max_position_embeddings),
+            max_seq_len=min(
+                limits.max_seq_len, source.config.max_position_embeddings, limits.kv_cache_tokens
+            ),
             max_batch_size=limits.max_batch_size,
             max_num_tokens=limits.max_num_tokens,
             kv_cache_tokens=limits.kv_cache_tokens,

@@ -59,6 +59,7 @@ class ModelSettings:
             "lane": self.profile.lane,
             "drain_file": str(self.drain_file),
             "max_requests": str(limits.max_batch_size + limits.max_queue_size),
+            "long_answers": limits.long_answers,
             "request_seconds": str(self.profile.timeouts.request),
         }
 

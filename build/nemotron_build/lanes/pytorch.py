@@ -26,6 +26,10 @@ from nemotron_engine.settings import PyTorchEngineSettings
 
 LIBRARY = "tensorrt-llm"
 LAST_WITH_ENGINES = (1, 2)
+LAUNCHER = "trtllm-llmapi-launch"
+"""The library's own: starts the command on the first rank, and keeps the others for it."""
+LAUNCHED = "TLLM_SPAWN_PROXY_PROCESS"
+"""What it sets."""
 
 
 class PyTorchLane:
@@ -74,7 +78,14 @@ class PyTorchLane:
 
     def check_machine(self, profile: PyTorchProfile) -> None:
         self.check_versions()
-        require_gpus(profile.gpu, profile.split.gpus_per_node)
+        split = profile.split
+        require_gpus(profile.gpu, split.gpus_per_node)
+        if split.nodes > 1 and LAUNCHED not in os.environ:
+            raise NemotronError(
+                f"the engine is for {split.nodes} nodes, and this is one process",
+                remedy=f"srun --nodes={split.nodes} --ntasks-per-node={split.gpus_per_node}"
+                f" --mpi=pmix {LAUNCHER} nemotron serve …",
+            )
 
     def models(self, settings: ModelSettings) -> list[tuple[Message, str]]:
         return model_config.with_python_engine(

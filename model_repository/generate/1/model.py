@@ -11,7 +11,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from nemotron_convert.errors import NemotronError
-from nemotron_engine.triton import parameter, refusal, refuse_parameters, value
+from nemotron_engine.triton import handed_on, parameter, refusal, refuse_parameters, value
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
@@ -51,17 +51,13 @@ def _inner(request: Any) -> Any:
 
 
 def _answer(inner: Any, sender: Any) -> None:
-    answer = pb_utils.InferenceResponse(
-        error=pb_utils.TritonError("the ensemble sent no answer", pb_utils.TritonError.INTERNAL)
-    )
+    answer = handed_on("the ensemble sent no answer")
     try:
         for response in inner.exec(decoupled=True):
             if response.has_error():
-                answer = pb_utils.InferenceResponse(error=response.error())
+                answer = handed_on(response.error().message())
             elif response.output_tensors():
                 answer = pb_utils.InferenceResponse(response.output_tensors())
     except pb_utils.TritonModelException as error:
-        answer = pb_utils.InferenceResponse(
-            error=pb_utils.TritonError(str(error), pb_utils.TritonError.INTERNAL)
-        )
+        answer = handed_on(str(error))
     sender.send(answer, flags=FINAL)

@@ -33,6 +33,7 @@ class SamplingParams:
     pad_id: int | None = None
     max_tokens: int = 32
     stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool = False
     embedding_bias: Any = None
     n: int = 1
     top_k: int | None = None
@@ -100,6 +101,8 @@ class LLM:
         if guide is not None:
             asked["guided_decoding"] = vars(guide)
         self._note(asked)
+        if params.max_tokens == UNWANTED:
+            raise ValueError("max_tokens is one too many")
         if params.max_tokens == DEADLY:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         return RequestOutput(self._engine, inputs, params)
@@ -112,8 +115,8 @@ class LLM:
             file.write(json.dumps(what) + "\n")
 
 
-DEADLY = 1313
-"""So many tokens kill it."""
+DEADLY, UNWANTED = 1313, 1414
+"""So many tokens kill it; so many it refuses as it refuses what is no right argument."""
 
 
 @dataclass
@@ -142,7 +145,8 @@ class RequestOutput:
         self._id = uuid.uuid4().hex
         self._chunks: asyncio.Queue[GenerationChunk | NemotronError] = asyncio.Queue()
         loop = asyncio.get_running_loop()
-        ends = [*(params.stop_token_ids or ())]
+        ends = list(params.stop_token_ids or ())
+        self._cut = [] if params.include_stop_str_in_output else ends.copy()
         if params.end_id is not None and not params.ignore_eos:
             ends.append(params.end_id)
         greedy = params.top_k == 1 or not (params.temperature or params.top_p or params.top_k)
@@ -150,8 +154,7 @@ class RequestOutput:
             request_id=self._id,
             input_ids=tuple(ids),
             max_tokens=params.max_tokens,
-            end_ids=tuple(id_ for id_ in ends if id_ is not None)
-            + tuple(params.stop_token_ids or ()),
+            end_ids=tuple(ends),
             temperature=None if greedy else params.temperature,
             top_k=params.top_k,
             top_p=params.top_p,
@@ -188,5 +191,7 @@ class RequestOutput:
             for id_, value in zip(chunk.token_ids, chunk.log_probs, strict=False)
         ]
         output.finish_reason = chunk.finish_reason
+        if chunk.finish_reason == "stop" and output.token_ids[-1] in self._cut:
+            output.token_ids = output.token_ids[:-1]
         self.finished = chunk.finish_reason is not None
         return self

@@ -1,0 +1,21 @@
+"""One gateway before the shared server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from nemotron_build.server import TritonServer
+from tests.gateway.process import Running, running
+
+
+@pytest.fixture(scope="session")
+def triton(server: TritonServer) -> str:
+    return f"{server.endpoints.address}:{server.endpoints.grpc}"
+
+
+@pytest.fixture(scope="session")
+def gateway(triton: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with running(tmp_path_factory.mktemp("gateway"), triton) as found:
+        yield found

@@ -1,0 +1,135 @@
+"""Clients of other people, unmodified: perf_analyzer, litellm, and every kind of tritonclient."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tritonclient.grpc
+import tritonclient.grpc.aio
+import tritonclient.http
+import tritonclient.http.aio
+
+from nemotron_build.server import TritonServer
+from tests.serve.wire import WAIT, inputs, messages_json, post, stream, text
+from tests.tiny_nemotron.answers import ExactAnswer
+from tests.tools import TOOLS, python_tool
+
+PROMPT = "<extra_id_0>System\n\n<extra_id_1>User\nWho are you?\n<extra_id_1>Assistant\n"
+TOKENS = 12
+LITELLM = Path(__file__).with_name("litellm_client.py")
+
+
+def perf_analyzer(server: TritonServer, folder: Path, *options: str, **fields: Any) -> str:
+    """Its report on 20 requests, two at a time."""
+    data = folder / "input.json"
+    data.write_text(json.dumps({"data": [{name: [value] for name, value in fields.items()}]}))
+    (cuda,) = (TOOLS / "perf_analyzer").glob("lib/python3*/site-packages/nvidia/cuda_runtime/lib")
+    program = python_tool("perf_analyzer", "perf_analyzer")
+    done = subprocess.run(
+        [program, "--input-data", data, "--concurrency-range=2", "--request-count=20", *options],
+        env=os.environ | {"LD_LIBRARY_PATH": str(cuda)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=WAIT,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Request count: 20\n" in done.stdout
+    return done.stdout
+
+
+def test_perf_analyzer_streams_from_the_ensemble(server: TritonServer, tmp_path: Path) -> None:
+    """With the neutral inputs that its users' scripts send."""
+    report = tmp_path / "profile.json"
+    perf_analyzer(
+        server,
+        tmp_path,
+        *("-m", "ensemble", "-i", "grpc", "-u", f"127.0.0.1:{server.endpoints.grpc}"),
+        *("--async", "--streaming", "--shape=bad_words:1", "--shape=stop_words:1"),
+        f"--profile-export-file={report}",
+        text_input="<extra_id_1>Count",
+        max_tokens=TOKENS,
+        end_id=0,
+        stream=True,
+        bad_words="",
+        stop_words="",
+        beam_width=1,
+    )
+    # It writes tensors' bytes into its JSON as they are.
+    whole = json.loads(report.read_text("utf-8", errors="replace"), strict=False)
+    requests = whole["experiments"][0]["requests"]
+    assert len(requests) == 20
+    asked = {"text_input": "<extra_id_1>Count", "max_tokens": TOKENS, "end_id": 0}
+    expected = [text([piece]) for piece in stream(server, stream=True, **asked)]
+    for one in requests:
+        assert [output["text_output"] for output in one["response_outputs"]] == expected
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_perf_analyzer_asks_for_one_response(
+    protocol: str, server: TritonServer, tmp_path: Path
+) -> None:
+    url = f"127.0.0.1:{getattr(server.endpoints, protocol)}"
+    options = ("-m", "generate", "-i", protocol, "-u", url)
+    perf_analyzer(server, tmp_path, *options, text_input=PROMPT, max_tokens=TOKENS)
+
+
+def test_litellms_triton_provider(server: TritonServer) -> None:
+    expected = text(stream(server, text_input="Who are you?", max_tokens=TOKENS))
+    base = f"http://127.0.0.1:{server.endpoints.http}/v2/models/ensemble/generate"
+    done = subprocess.run(
+        [python_tool("litellm", "python"), LITELLM, base, "Who are you?", str(TOKENS)],
+        env=os.environ | {"LITELLM_LOCAL_MODEL_COST_MAP": "True"},  # asks nobody for prices
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=WAIT,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == [expected] * 3
+
+
+def test_a_curl_of_the_classic_guides(server: TritonServer) -> None:
+    body = {"text_input": PROMPT, "max_tokens": 200, "bad_words": "", "stop_words": ""}
+    status, reply = post(server, "/v2/models/ensemble/generate", body)
+    assert status == 200
+    assert json.loads(reply)["text_output"].startswith("I am")
+
+
+def first_text(result: Any) -> str:
+    return str(result.as_numpy("text_output").ravel()[0].decode())
+
+
+def test_tritonclients_asynchronous_clients(
+    server: TritonServer, answers: list[ExactAnswer]
+) -> None:
+    one = answers[7]
+    fields = {"messages": messages_json(one.question.messages), "max_tokens": 200}
+    ends = server.endpoints
+
+    async def requests() -> AsyncIterator[dict[str, Any]]:
+        asked = inputs(tritonclient.grpc, stream=True, **fields)
+        yield {"model_name": "ensemble", "inputs": asked}
+
+    async def ask() -> list[str]:
+        grpc = tritonclient.grpc.aio.InferenceServerClient(f"127.0.0.1:{ends.grpc}")
+        http = tritonclient.http.aio.InferenceServerClient(f"127.0.0.1:{ends.http}")
+        async with grpc, http:
+            whole = await grpc.infer("generate", inputs(tritonclient.grpc, **fields))
+            over_http = await http.infer("generate", inputs(tritonclient.http, **fields))
+            pieces = [
+                first_text(result)
+                async for result, error in grpc.stream_infer(requests())
+                if error is None
+            ]
+        assert len(pieces) > 1
+        return [first_text(whole), first_text(over_http), "".join(pieces)]
+
+    assert asyncio.run(ask()) == [one.question.answer] * 3

@@ -1,0 +1,179 @@
+"""Hundreds of malformed requests, drawn with a seed, and the server still right afterwards."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import random
+import string
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from nemotron_build.server import TritonServer
+from nemotron_engine.contract import ENGINE_INPUTS, TEXT_INPUTS, Tensor
+from nemotron_engine.metrics import RUNNING_METRIC
+from tests.serve.wire import WAIT, messages_json, metric, stream, text
+from tests.tiny_nemotron.answers import ExactAnswer
+
+SEED = 20240614
+OVER_HTTP = 400
+OVER_GRPC = 400
+REFUSALS = {400, 404, 405, 500, 501}
+"""Triton itself answers 500 to JSON that it cannot parse."""
+MODELS = ("ensemble", "tensorrt_llm_bls", "generate", "tensorrt_llm")
+SIZES = {"BOOL": 1, "INT32": 4, "FP32": 4, "FP16": 2, "INT64": 8, "UINT64": 8, "STRING": 0}
+RIGHT = {"text_input": "<extra_id_1>Go", "max_tokens": 2}
+RIGHT_TOKENS = {"input_ids": 5, "input_lengths": 1, "request_output_len": 2}
+
+
+def junk(rng: random.Random) -> Any:
+    """A JSON value that is seldom right anywhere."""
+    return rng.choice(
+        [
+            *(None, True, -1, 0, 2**31, -(2**63), 2**64, 1e308, -0.5, "", "a\0b", "\ud800", "no"),
+            *([], [[]], [1, "a"], {}, {"a": [{}]}, "x" * rng.randrange(5000), [0] * 3000),
+        ]
+    )
+
+
+def body_of_json(rng: random.Random) -> bytes:
+    """A right body with a few keys made wrong, and at times the text itself cut or turned."""
+    names = [one.name for one in TEXT_INPUTS]
+    fields: dict[str, Any] = dict(RIGHT)
+    for _ in range(rng.randrange(1, 4)):
+        unknown = "".join(rng.choices(string.printable, k=rng.randrange(12)))
+        fields[rng.choice([*names, unknown])] = junk(rng)
+    if rng.random() < 0.2:
+        del fields[rng.choice(list(fields))]
+    body = bytearray(json.dumps(fields).encode())
+    for _ in range(rng.randrange(4) if rng.random() < 0.2 else 0):
+        body[rng.randrange(len(body))] = rng.randrange(256)
+    return bytes(body[: rng.randrange(len(body) + 1)] if rng.random() < 0.1 else body)
+
+
+def over_http(server: TritonServer, rng: random.Random) -> int:
+    """Status of one wrong request; 0 if the server closed the connection."""
+    ends = server.endpoints
+    verb = rng.choice(["generate"] * 4 + ["generate_stream"] * 4 + ["infer", "%ff"])
+    path = f"/v2/models/{rng.choice([*MODELS * 9, 'none', '%00', 'x' * 2000])}/{verb}"
+    method = rng.choice(["POST"] * 20 + ["GET", "PUT", "DELETE"])
+    headers = {}
+    if rng.random() < 0.1:
+        headers["Inference-Header-Content-Length"] = rng.choice(["-1", "7", "9" * 30, "x"])
+    if rng.random() < 0.1:
+        headers["Content-Encoding"] = rng.choice(["gzip", "deflate", "br"])
+    body = rng.choice([body_of_json] * 5 + [random_bytes])(rng)
+    connection = http.client.HTTPConnection(ends.address, ends.http, timeout=WAIT)
+    try:
+        connection.request(method, path, body, headers)
+        response = connection.getresponse()
+        response.read()
+    except (http.client.HTTPException, ConnectionError):
+        return 0
+    else:
+        return response.status
+    finally:
+        connection.close()
+
+
+def random_bytes(rng: random.Random) -> bytes:
+    return rng.randbytes(rng.randrange(300))
+
+
+def infer_request(model: str, rng: random.Random) -> service_pb2.ModelInferRequest:
+    """A right one and a few inputs more, of wrong types, shapes, lengths and values."""
+    engine = model == "tensorrt_llm"
+    known: tuple[Tensor, ...] = ENGINE_INPUTS if engine else TEXT_INPUTS
+    request = service_pb2.ModelInferRequest(model_name=model if rng.random() < 0.95 else "none\0")
+    request.id = "".join(rng.choices(string.printable, k=rng.randrange(20)))
+    right = RIGHT_TOKENS if engine else RIGHT
+    tensors = [one for one in known if one.name in right]
+    for one in [*tensors, *rng.choices(known, k=rng.randrange(1, 3))]:
+        wrong = one.name not in right or rng.random() < 0.1
+        dtype = rng.choice(list(SIZES)) if wrong and rng.random() < 0.15 else one.dtype
+        shape = [1, 1]
+        if wrong and rng.random() < 0.2:
+            shape = rng.choices([-1, 0, 1, 2, 3, 2**40], k=rng.randrange(4))
+        name = one.name if not wrong or rng.random() < 0.95 else "\u202e"
+        datatype = "BYTES" if dtype == "STRING" else dtype
+        request.inputs.add(name=name, datatype=datatype, shape=shape)
+        data = element(right.get(one.name, 0)) if not wrong else rng.randbytes(SIZES[dtype] or 20)
+        if wrong and dtype == "STRING" and rng.random() < 0.8:
+            data = (len(data) - 4).to_bytes(4, "little") + data[4:]
+        if wrong and rng.random() < 0.1:
+            data = data[:-1]
+        request.raw_input_contents.append(data)
+    return request
+
+
+def element(value: object) -> bytes:
+    """As Triton's protocol has it."""
+    if isinstance(value, str):
+        return len(value.encode()).to_bytes(4, "little") + value.encode()
+    assert isinstance(value, int)
+    return value.to_bytes(4, "little")
+
+
+def over_grpc(stub: Any, rng: random.Random) -> str:
+    """How one wrong request ended: by its status, or by the error inside of the stream."""
+    model = rng.choice(MODELS)
+    request = infer_request(model, rng)
+    try:
+        if model == "generate":
+            stub.ModelInfer(request, timeout=WAIT)
+            return "answered"
+        request.parameters["triton_enable_empty_final_response"].bool_param = True
+        for reply in stub.ModelStreamInfer(iter([request]), timeout=WAIT):
+            if reply.error_message:
+                return "refused"
+            if reply.infer_response.parameters["triton_final_response"].bool_param:
+                break
+    except grpc.RpcError as error:
+        return str(error.code())
+    return "answered"
+
+
+@pytest.fixture(scope="module")
+def rightly(answers: list[ExactAnswer]) -> Callable[[TritonServer], None]:
+    """Asserts that nothing runs and that answers are what they were."""
+
+    def check(server: TritonServer) -> None:
+        assert metric(server, RUNNING_METRIC) == 0
+        for one in answers[11::90]:
+            prompt = messages_json(one.question.messages)
+            for model in ("ensemble", "tensorrt_llm_bls"):
+                found = stream(server, model, messages=prompt, max_tokens=200, stream=True)
+                assert text(found) == one.question.answer
+
+    return check
+
+
+def test_malformed_http_requests(
+    server: TritonServer, rightly: Callable[[TritonServer], None]
+) -> None:
+    rng = random.Random(SEED)
+    found = Counter(over_http(server, rng) for _ in range(OVER_HTTP))
+    assert server.process.poll() is None
+    assert set(found) <= {0, 200, *REFUSALS}, found
+    assert found[400] > OVER_HTTP / 8, found  # by our models; most others fail Triton's own parser
+    assert found[200] < OVER_HTTP / 10, found
+    rightly(server)
+
+
+def test_malformed_grpc_requests(
+    server: TritonServer, rightly: Callable[[TritonServer], None]
+) -> None:
+    rng = random.Random(SEED)
+    ends = server.endpoints
+    with grpc.insecure_channel(f"{ends.address}:{ends.grpc}") as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        found = Counter(over_grpc(stub, rng) for _ in range(OVER_GRPC))
+    assert server.process.poll() is None
+    assert found["refused"] > OVER_GRPC / 4, found
+    assert "StatusCode.DEADLINE_EXCEEDED" not in found, found
+    rightly(server)

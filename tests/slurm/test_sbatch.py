@@ -1,0 +1,238 @@
+"""The shipped Slurm files, unchanged, on a real Slurm of 2 nodes with 8 tasks each.
+
+Stand-ins are pyxis (`container.c`) and, where it says so, what of TensorRT-LLM needs a GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from nemotron_client import Client, Generation
+from nemotron_convert.convert import Options, convert
+from nemotron_convert.manifest import check_files, read_manifest
+from nemotron_convert.shards import Parallel
+from tests.build.test_tensorrt_lane import BF16_TP8, H100, profile_file
+from tests.slurm.cluster import Cluster, Job, slurm, wait_for
+from tests.standins.container import make_container
+from tests.tiny_nemotron.answers import ExactAnswer
+from tests.tiny_nemotron.reference import NEMO
+
+SLURM = Path(__file__).parents[2] / "slurm"
+SERVE = SLURM / "serve.sbatch"
+PORTS = ("http", "grpc", "metrics", "health", "gateway")
+FREE_PORTS = " ".join(f"--{name}-port 0" for name in PORTS)
+DRAIN = "USR1"
+FEW_TASKS = "--ntasks-per-node=1"
+"""Where it is not about the tasks: starting 16 of them takes a small machine its time."""
+
+pytestmark = pytest.mark.timeout(900)  # whole journeys, on a machine that may be busy
+
+
+@dataclass(frozen=True)
+class Site:
+    """A cluster and the storage that its nodes share."""
+
+    cluster: Cluster
+    shared: Path
+    settings: dict[str, str]
+    """The variables of serve.sbatch that all jobs here have."""
+
+    def submit(self, work: Path, *options: str, **settings: str) -> Job:
+        work.mkdir(exist_ok=True)
+        given = self.settings | {"WORK": str(work)} | settings
+        return self.cluster.submit(SERVE, *options, **given)
+
+    def wait_until_ready(self, job: Job, work: Path) -> dict[str, Any]:
+        """What the port file says."""
+        ports = work / f"ports-{job.number}.json"
+
+        def is_ready() -> bool:
+            assert ports.exists() or job.state in ("PENDING", "CONFIGURING", "RUNNING"), job.output
+            return ports.exists()
+
+        wait_for("the port file", is_ready, lambda: job.output)
+        return dict(json.loads(ports.read_text()))
+
+
+def environment(**more: str) -> dict[str, str]:
+    programs = str(Path(sys.executable).parent)
+    return os.environ | {"PATH": os.pathsep.join([programs, os.environ["PATH"]])} | more
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("slurm")
+    shared = folder / "shared"
+    shared.mkdir()
+    model = shutil.copy(NEMO, shared / "model.nemo")
+    settings = {"MODEL": str(model), "PROFILE": "cpu", "CONVERT": "--tp 8", "SERVE": FREE_PORTS}
+    with slurm(folder / "cluster", environment(), hide=shared) as cluster:
+        yield Site(cluster, shared, settings)
+
+
+@pytest.fixture
+def single(answers: list[ExactAnswer]) -> ExactAnswer:
+    return next(one for one in answers if len(one.question.messages) == 1)
+
+
+@pytest.fixture(scope="module")
+def served(site: Site, checkpoint_tp8: Path, engine_bf16: Path) -> Path:
+    """A WORK in which all is there but the server."""
+    work = site.shared / "served"
+    shutil.copytree(checkpoint_tp8, work / "checkpoint-cpu")
+    shutil.copytree(engine_bf16, work / "engine-cpu")
+    return work
+
+
+def test_the_journey_in_a_container(site: Site, checkpoint_tp8: Path, single: ExactAnswer) -> None:
+    work, texts = site.shared / "journey", site.shared / "texts"
+    texts.mkdir()
+    (texts / "question").write_text(single.question.messages[0].content)
+    job = site.submit(
+        work,
+        IMAGE="/images/nemotron.sqsh",
+        MOUNTS=f"{texts}:{site.shared}/inside",
+        COMMAND=f'echo "in $STANDIN_IMAGE"; nemotron chat "$(cat {site.shared}/inside/question)"'
+        " > answer; ls ../texts",
+    )
+    assert job.wait_until_ended() == ("FAILED", 2), job.output  # of ls: it is not mounted there
+    assert (work / "answer").read_text() == single.question.answer + "\n"
+    assert "nemotron: convert build serve on n[1-2] with pmix" in job.output
+    assert "works alone" not in job.output
+    assert "in /images/nemotron.sqsh" in job.output
+    assert "nemotron: the command ended with status 2" in job.output
+    check_checkpoint(work / "checkpoint-cpu", checkpoint_tp8)
+    assert not list(work.glob("ports-*"))
+
+    job = site.submit(work, FEW_TASKS, COMMAND="nemotron chat Hi && echo answered")
+    assert job.wait_until_ended() == ("COMPLETED", 0), job.output
+    assert "nemotron: serve on n[1-2]" in job.output
+    assert "answered" in job.output
+
+
+def check_checkpoint(found: Path, expected: Path) -> None:
+    manifest = read_manifest(found)
+    assert manifest.files == read_manifest(expected).files
+    assert check_files(found, manifest) == []
+
+
+def test_three_jobs_without_pmix(
+    tmp_path: Path, site: Site, checkpoint_tp8: Path, single: ExactAnswer
+) -> None:
+    """Open MPI 5 has only PMIx, so without it the 16 tasks of a conversion do not find together."""
+    question = single.question.messages[0].content
+    with slurm(tmp_path / "cluster", environment(), pmix=False) as cluster:
+        settings = site.settings | {"WORK": str(tmp_path), "COMMAND": f"nemotron chat '{question}'"}
+        printed = cluster.run(str(SLURM / "submit.sh"), "--time=60", **settings)
+        names, numbers = zip(*(line.split() for line in printed.splitlines()), strict=True)
+        assert names == ("convert", "build", "serve")
+        convert, build, serve = jobs = [Job(cluster, number) for number in numbers]
+        assert [job.wait_until_ended() for job in jobs] == [("COMPLETED", 0)] * 3, serve.output
+        assert "nemotron: convert on n[1-2] with pmi2" in convert.output
+        assert convert.output.count("MPI does not connect the 16 processes") == 1
+        assert "nemotron: build on n" in build.output
+        assert single.question.answer in serve.output
+    check_checkpoint(tmp_path / "checkpoint-cpu", checkpoint_tp8)
+
+
+def test_the_time_limit_drains(site: Site, served: Path) -> None:
+    job = site.submit(served, FEW_TASKS, "--time=60", COMMAND="")
+    ports = site.wait_until_ready(job, served)
+    with Client(f"{ports['address']}:{ports['grpc']}") as client:
+        pieces = client.stream_complete("<extra_id_1>Count", Generation(max_tokens=4000, end_id=0))
+        next(pieces)
+        site.cluster.run("scontrol", "update", f"jobid={job.number}", "timelimit=4")
+        assert list(pieces)[-1].finish_reason == "length"
+    assert job.wait_until_ended() == ("COMPLETED", 0), job.output
+    assert "draining" in job.output
+    assert "stopped" in job.output
+
+
+def test_a_node_goes_down_and_comes_back(site: Site, served: Path) -> None:
+    job = site.submit(served, FEW_TASKS, COMMAND="")
+    assert site.wait_until_ready(job, served)["host"] == "n1"
+    site.cluster.power_off("n2")
+    try:
+        wait_for("the queue", lambda: job.state == "PENDING", lambda: job.output)
+    finally:
+        site.cluster.start_node("n2")
+    site.cluster.run("scontrol", "update", f"jobid={job.number}", "starttime=now")
+    ports = site.wait_until_ready(job, served)
+    with Client(f"{ports['address']}:{ports['grpc']}") as client:
+        client.complete("<extra_id_1>Count", Generation(max_tokens=1))
+    site.cluster.run("scancel", f"--signal={DRAIN}", job.number)
+    assert job.wait_until_ended() == ("COMPLETED", 0), job.output
+    assert job.output.count("is ready") == 2
+
+
+def processes(site: Site, text: str) -> list[psutil.Process]:
+    """Of all nodes, those with `text` on their command line."""
+
+    def is_one(process: psutil.Process) -> bool:
+        try:
+            return any(text in word for word in process.cmdline())
+        except psutil.Error:  # it has ended
+            return False
+
+    nodes = [psutil.Process(node.pid) for node in site.cluster.nodes.values()]
+    return [one for node in nodes for one in node.children(recursive=True) if is_one(one)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"MOUNTS": "/nowhere:/data", "IMAGE": "x.sqsh"}, "nemotron: no /nowhere on n"),
+        ({"MODEL": "/nowhere.nemo"}, "nemotron: no /nowhere.nemo on n"),
+        ({"WORK": "/nowhere"}, "nemotron: WORK is no folder: /nowhere"),
+        ({"STEPS": "convert bake"}, "nemotron: STEPS has bake"),
+    ],
+)
+def test_what_is_missing_is_named_at_once(
+    settings: dict[str, str], message: str, site: Site, tmp_path: Path
+) -> None:
+    job = site.submit(tmp_path / "work", **settings)
+    assert job.wait_until_ended() == ("FAILED", 1), job.output
+    assert message in job.output
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_sixteen_ranks_of_the_tensorrt_lane(
+    site: Site, tmp_path: Path, single: ExactAnswer
+) -> None:
+    """TP=8 × PP=2 over both nodes; stand-ins are the GPUs, trtllm-build and the C++ backend."""
+    own = make_container(tmp_path / "container", gpu=H100, version="1.2.1")
+    profile = profile_file(
+        tmp_path,
+        split={"tp": 8, "pp": 2, "nodes": 2, "gpus_per_node": 8},
+        triton=str(own.triton),
+        ports=dict.fromkeys(PORTS, 0),
+        **BF16_TP8,
+    )
+    paths = os.pathsep.join([own.environment["PATH"], site.cluster.environment["PATH"]])
+    settings = own.environment | {"PATH": paths, "PROFILE": profile, "STEPS": "build serve"}
+    work = tmp_path / "work"
+    convert(NEMO, work / "checkpoint-own", Options(Parallel(8, 2)))
+    job = site.submit(work, COMMAND="exec sleep 987654321", **settings)
+    ports = site.wait_until_ready(job, work)
+    with Client(f"{ports['address']}:{ports['grpc']}") as client:
+        messages = [message.as_dict() for message in single.question.messages]
+        assert client.chat(messages).text == single.question.answer
+    workers = processes(site, "--load-model=tensorrt_llm")
+    assert len(workers) == 15
+    workers[-1].kill()
+    state, code = job.wait_until_ended()
+    assert state == "FAILED", job.output
+    assert code > 0
+    assert "Triton ended with status -9" in job.output
+    assert processes(site, "tritonserver") == []
+    assert processes(site, "987654321") == []

@@ -1,0 +1,72 @@
+"""What the pages quote is still the program's own."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from nemotron_cli.main import app
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("convert", "text", "engine", "build", "client")
+PAGES = ("slurm.md", "first-hour.md", "troubleshooting.md")
+
+
+def texts() -> Iterator[str]:
+    """Every string of the product, with `…` for what is filled in; the Slurm files as they are."""
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.JoinedStr):
+                    yield "".join(
+                        str(part.value) if isinstance(part, ast.Constant) else "…"
+                        for part in node.values
+                    )
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield node.value
+    for path in (ROOT / "slurm").iterdir():
+        yield re.sub(r"\$(\w+|{[^}]+})", "…", path.read_text())
+
+
+def quoted_messages() -> list[str]:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    return re.findall(r"^\| `(.+?)` \|", page, re.MULTILINE)
+
+
+def test_every_message_is_the_programs_own() -> None:
+    known = "\0".join(texts())
+    messages = quoted_messages()
+    assert len(messages) > 30
+    assert [one for one in messages if one not in known] == []
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """Of the pages' shell blocks: each `nemotron VERB` and what follows it."""
+    found = []
+    for page in PAGES:
+        for block in re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL):
+            for line in block.splitlines():
+                words = shlex.split(line, comments=True)
+                found += [
+                    (page, words[index + 1 :])
+                    for index, word in enumerate(words)
+                    if word == "nemotron"
+                ]
+    return found
+
+
+@pytest.mark.parametrize(("page", "words"), commands())
+def test_every_command_has_these_options(page: str, words: list[str]) -> None:
+    verb, *arguments = words
+    if "--" in arguments:
+        arguments = arguments[: arguments.index("--")]
+    command: Any = typer.main.get_command(app)
+    known = {name for one in command.commands[verb].params for name in one.opts}
+    assert {word.partition("=")[0] for word in arguments if word.startswith("-")} <= known
