@@ -47,7 +47,7 @@ def write_recipe(folder: Path, generate: dict[str, Any], score_url: str, **keep:
             "prompt": "Tell me about {{ topic }}.",
             "samples": SAMPLES,
             "max_tokens": 12,
-            "temperature": 3.0,
+            "temperature": 2.0,
             **generate,
         },
         "score": {"url": score_url},
@@ -70,7 +70,9 @@ def test_generate_score_keep(server: TritonServer, scorer: ChatServer, tmp_path:
     url = f"grpc://{server.endpoints.address}:{server.endpoints.grpc}"
     recipe = write_recipe(tmp_path, {"url": url}, scorer.url, threshold=1.0, best=2, margin=0.5)
     out = tmp_path / "out"
-    done = synthesize(recipe, out)
+    # One at a time: what else is in an engine's batch may change the last bits of a logit.
+    one_by_one = ["--concurrency", "1"]
+    done = synthesize(recipe, out, *one_by_one)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report == json.loads((out / "report.json").read_text())
@@ -119,7 +121,7 @@ def test_generate_score_keep(server: TritonServer, scorer: ChatServer, tmp_path:
 
     # Elsewhere: the same data. Another prompt in the same folder: refused.
     write_recipe(tmp_path, {"url": url}, scorer.url, threshold=1.0, best=2, margin=0.5)
-    assert synthesize(recipe, tmp_path / "twin").returncode == 0
+    assert synthesize(recipe, tmp_path / "twin", *one_by_one).returncode == 0
     assert (tmp_path / "twin" / "sft.jsonl").read_bytes() == before
     write_recipe(tmp_path, {"url": url, "prompt": "{{ topic }}?"}, scorer.url)
     done = synthesize(recipe, out)
