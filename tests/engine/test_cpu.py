@@ -332,7 +332,7 @@ def test_no_request_may_be_larger_than_the_kv_cache(
     engine = CpuEngine(tmp_path / "engine")
     try:
         with pytest.raises(NemotronError, match="more than the 512 this model holds"):
-            ask(engine, [4] * 3, max_tokens=510)
-        assert ask(engine, [4] * 3, max_tokens=509, end_ids=(NEVER,)).wait().finish_reason
+            ask(engine, [4] * 500, max_tokens=13)
+        assert ask(engine, [4] * 500, max_tokens=12, end_ids=(NEVER,)).wait().finish_reason
     finally:
         engine.close()
