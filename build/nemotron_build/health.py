@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 from nemotron_build.lanes import LANES
 from nemotron_build.profile import Profile
@@ -21,20 +24,24 @@ FAILURES = 2
 CANARY = {"input_ids": [5], "input_lengths": 1, "request_output_len": 1}
 """One token after an end of turn."""
 MAX_LINE = 200
+STUB = re.compile(rb"triton_python_backend_stub\0.*?/models/(\w+)/", re.DOTALL)
+"""The command line of the process that a Python model runs in."""
 
 
 class Watch:
     """Tells a working engine from a dead one.
 
-    An engine that has made a step since the last look works. One that has not is either idle or
-    stuck, and is asked for one token. An error says that it is dead; silence may be a long step,
-    and counts as death only after the profile's `timeouts.stall`.
+    A process of a model that has ended says it at once. An engine that has made a step since the
+    last look works. One that has not is either idle or stuck, and is asked for one token. An error
+    says that it is dead; silence may be a long step, and counts as death only after the profile's
+    `timeouts.stall`.
     """
 
     def __init__(self, server: TritonServer, profile: Profile) -> None:
         self._server = server
         self._metric = LANES[profile.lane].progress_metric
         self._stall = profile.timeouts.stall
+        self._models: dict[int, str] = {}
         self._progress: list[float] = []
         self._worked = time.monotonic()
         self._failures = 0
@@ -45,6 +52,10 @@ class Watch:
         """Why the server must end; None while it need not."""
         if self._server.process.poll() is not None:
             return f"Triton ended with status {self._server.process.returncode}"
+        for process, name in self._models.items():
+            if model_of(process) != name:  # Triton would start it anew; its requests would hang
+                return f"the process of the model {name} has ended"
+        self._models |= model_processes(self._server.process.pid)
         progress = self._server.metric(self._metric)
         if progress != self._progress:
             first, self._progress = not self._progress, progress
@@ -68,6 +79,24 @@ class Watch:
         self._worked = time.monotonic()
         self._failures = 0
         self.has_worked = True
+
+
+def model_processes(triton: int) -> dict[int, str]:
+    """Process id → name of each Python model of the Triton with that process id."""
+    children: list[str] = []
+    for listed in Path(f"/proc/{triton}/task").glob("*/children"):
+        with suppress(OSError):  # a thread that has ended meanwhile
+            children += listed.read_text().split()
+    return {int(child): name for child in children if (name := model_of(int(child)))}
+
+
+def model_of(process: int) -> str | None:
+    """The Python model that runs in a process; None if none does, or no longer."""
+    try:
+        stub = STUB.search(Path(f"/proc/{process}/cmdline").read_bytes())
+    except OSError:
+        return None
+    return stub[1].decode() if stub else None
 
 
 class Health:
