@@ -64,3 +64,21 @@ def test_a_failing_process_ends_the_job_with_its_message(tmp_path: Path) -> None
     assert done.returncode == 1
     assert "process 2 of 3:" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_of_processes_that_mpi_does_not_connect_the_first_works(tmp_path: Path) -> None:
+    """As under `srun --mpi=pmi2`, for an MPI that does not speak it."""
+    out = tmp_path / "out"
+    for rank, count in ((1, 0), (0, 1)):
+        done = subprocess.run(
+            [str(BIN / "nemotron"), "convert", str(NEMO), "-o", str(out), "--tp", "8"],
+            env=ENVIRONMENT | {"PMI_RANK": str(rank), "PMI_SIZE": "2"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("MPI does not connect the 2 processes") == count
+        assert len(list(tmp_path.iterdir())) == count
+    assert check_files(out, read_manifest(out)) == []

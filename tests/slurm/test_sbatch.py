@@ -114,11 +114,6 @@ def test_the_journey_in_a_container(site: Site, checkpoint_tp8: Path, single: Ex
     check_checkpoint(work / "checkpoint-cpu", checkpoint_tp8)
     assert not list(work.glob("ports-*"))
 
-    job = site.submit(work, FEW_TASKS, COMMAND="nemotron chat Hi && echo answered")
-    assert job.wait_until_ended() == ("COMPLETED", 0), job.output
-    assert "nemotron: serve on n[1-2]" in job.output
-    assert "answered" in job.output
-
 
 def check_checkpoint(found: Path, expected: Path) -> None:
     manifest = read_manifest(found)
@@ -154,6 +149,7 @@ def test_the_time_limit_drains(site: Site, served: Path) -> None:
         site.cluster.run("scontrol", "update", f"jobid={job.number}", "timelimit=4")
         assert list(pieces)[-1].finish_reason == "length"
     assert job.wait_until_ended() == ("COMPLETED", 0), job.output
+    assert "nemotron: serve on n[1-2]" in job.output  # the rest is there
     assert "draining" in job.output
     assert "stopped" in job.output
 
