@@ -12,19 +12,32 @@ def build(
     checkpoint: Annotated[Path, typer.Argument(help="A folder from `nemotron convert`.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The engine: a new folder.")],
     profile: Annotated[str, typer.Option(help="Name of a shipped profile, or a .yaml.")],
+    reuse: Annotated[
+        bool, typer.Option("--reuse", help="Take a finished engine of the same kind.")
+    ] = False,
+    wait: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Seconds to wait for others that write the engine, or with"
+            " --reuse the checkpoint.",
+        ),
+    ] = 0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only print the command and the files.")
     ] = False,
 ) -> None:
     """Build an engine from a checkpoint."""
     from nemotron_build.dry_run import describe_build
-    from nemotron_build.engine import build_engine
+    from nemotron_build.engine import build_engine, reuse_or_build
     from nemotron_build.profile import load_profile
+    from nemotron_convert.folder import when_possible
 
     if dry_run:
         typer.echo(describe_build(checkpoint, output, load_profile(profile)))
         return
-    record = build_engine(checkpoint, output, load_profile(profile))
+    run, chosen = reuse_or_build if reuse else build_engine, load_profile(profile)
+    record = when_possible(lambda: run(checkpoint, output, chosen), wait)
     size = sum(entry.size for entry in record.files.values())
     typer.echo(f"{output}: {size:,} bytes, lane {record.lane}, {record.profile.dtype}")
 

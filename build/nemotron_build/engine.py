@@ -13,8 +13,8 @@ from nemotron_build.lanes.lane import installed_version
 from nemotron_build.profile import Profile
 from nemotron_convert.convert import TOKENIZER_NAME
 from nemotron_convert.errors import NemotronError
-from nemotron_convert.folder import check_output, new_folder
-from nemotron_convert.manifest import FileEntry, hash_file
+from nemotron_convert.folder import NotYet, check_output, new_folder
+from nemotron_convert.manifest import MANIFEST_NAME, FileEntry, hash_file, read_manifest
 
 ENGINE_NAME = "engine.json"
 
@@ -70,6 +70,40 @@ def build_engine(checkpoint: Path, output: Path, profile: Profile) -> EngineReco
         text = record.model_dump_json(indent=2) + "\n"
         (folder / ENGINE_NAME).write_text(text, encoding="utf-8")
     return record
+
+
+def reuse_or_build(checkpoint: Path, output: Path, profile: Profile) -> EngineRecord:
+    """The engine in `output` if it is what `build_engine` would write there; else built now.
+
+    NotYet while another process writes the engine or the checkpoint. NemotronError if `output`
+    holds an engine of another checkpoint or profile, or of other libraries.
+    """
+    if not (checkpoint / MANIFEST_NAME).exists():
+        raise NotYet(
+            f"no {MANIFEST_NAME}: not a whole checkpoint",
+            where=checkpoint,
+            remedy="name a folder that `nemotron convert` has written, or --wait for it",
+        )
+    if not (output / ENGINE_NAME).exists():
+        return build_engine(checkpoint, output, profile)
+    record = open_engine(output)
+    if record.checkpoint != read_manifest(checkpoint).content_hash:
+        other = "checkpoint"
+    elif _built_in(record.profile) != _built_in(profile):
+        other = "profile"
+    else:
+        return record
+    raise NemotronError(
+        f"it was built from another {other}",
+        where=output,
+        remedy="name another with -o or remove it",
+    )
+
+
+def _built_in(profile: Profile) -> dict[str, object]:
+    """What of a profile an engine is made of; the rest only says how it is served."""
+    served = {"address", "ports", "triton", "timeouts"}
+    return {**profile.model_dump(exclude=served), "request": profile.timeouts.request}
 
 
 def open_engine(folder: Path, *, here: bool = True) -> EngineRecord:

@@ -92,6 +92,15 @@ def convert(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where an earlier run was ended.")
     ] = False,
+    reuse: Annotated[
+        bool,
+        typer.Option(
+            "--reuse", help="Take a finished output of the same conversion; else as --resume."
+        ),
+    ] = False,
+    wait: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait for another process that is at it.")
+    ] = 0,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse NaN and Inf.")] = False,
     dtype: Annotated[
         Literal["bf16", "fp8"], typer.Option(help="Of the linear layers; FP8 needs scales.")
@@ -131,7 +140,7 @@ def convert(
     from nemotron_convert.convert import Options
     from nemotron_convert.convert import convert as run
     from nemotron_convert.errors import NemotronError
-    from nemotron_convert.folder import partial_path
+    from nemotron_convert.folder import partial_path, when_possible
     from nemotron_convert.layout import Dtype, Format, Precision
     from nemotron_convert.plan import make_plan
     from nemotron_convert.scaling import Scaling
@@ -144,7 +153,16 @@ def convert(
     scaling = Scaling(scales, calibrate, calibrate_ids, calibrate_length, device, memory)
     if precision.weights is Dtype.BF16 and (calibrate or calibrate_ids or scales):
         raise NemotronError("there is nothing to calibrate in BF16", remedy="add --dtype fp8")
-    options = Options(parallel, Format(format), jobs, resume, strict, precision, scaling)
+    options = Options(
+        parallel,
+        Format(format),
+        jobs,
+        resume=resume or reuse,
+        reuse=reuse,
+        strict=strict,
+        precision=precision,
+        scaling=scaling,
+    )
     if plan:
         made = make_plan(model, output, options)
         made.print(Console())
@@ -152,7 +170,9 @@ def convert(
         return
     with open_team() as team:
         try:
-            manifest = run(model, output, options, team=team)
+            manifest = when_possible(
+                lambda: run(model, output, options, team=team), wait if team.size == 1 else 0
+            )
         except KeyboardInterrupt:
             typer.echo(f"{partial_path(output)} is kept: --resume goes on from it", err=True)
             raise

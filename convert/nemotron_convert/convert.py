@@ -26,7 +26,13 @@ from nemotron_convert.layout import (
     hf_layout,
     trtllm_layout,
 )
-from nemotron_convert.manifest import FileEntry, Manifest, hash_file
+from nemotron_convert.manifest import (
+    MANIFEST_NAME,
+    FileEntry,
+    Manifest,
+    hash_file,
+    read_manifest,
+)
 from nemotron_convert.progress import byte_progress
 from nemotron_convert.scaling import OWN_TEXTS, Calibrator, Scaling
 from nemotron_convert.shards import Parallel
@@ -50,6 +56,8 @@ class Options:
     """Threads of each process."""
     resume: bool = False
     """Go on from where an earlier run of the same conversion was ended."""
+    reuse: bool = False
+    """Take an output that an earlier run of the same conversion has finished."""
     strict: bool = False
     """Refuse NaN and Inf instead of noting them in the manifest."""
     precision: Precision = BF16_ONLY
@@ -81,8 +89,25 @@ def convert(source_path: Path, output: Path, options: Options, *, team: Team = A
         calibrator = None
         if options.precision.weights is Dtype.FP8:
             calibrator = Calibrator(source, options.scaling, team)
+        identity = options.identity | ({"calibration": calibrator.identity} if calibrator else {})
+        now = team.share(journal.fingerprint(source, identity) if team.leads else None)
+        if options.reuse and team.share((output / MANIFEST_NAME).exists()):
+            return _finished_before(output, now)
         with _shared_folder(output, options, team) as folder:
-            return _write(source, folder, layout, options, team, calibrator)
+            return _write(source, folder, layout, options, team, calibrator, now)
+
+
+def _finished_before(output: Path, now: dict[str, object]) -> Manifest:
+    """NemotronError if it is of something else, or files are missing or cut short."""
+    journal.require_same(output, now)
+    manifest = read_manifest(output)
+    for name, entry in manifest.files.items():
+        path = output / name
+        if not path.is_file() or path.stat().st_size != entry.size:
+            raise NemotronError(
+                f"{name} is missing or cut short", where=output, remedy="remove it to convert again"
+            )
+    return manifest
 
 
 def lay_out(source: Source, options: Options) -> Layout:
@@ -133,9 +158,9 @@ def _write(
     options: Options,
     team: Team,
     calibrator: Calibrator | None,
+    now: dict[str, object],
 ) -> Manifest:
-    identity = options.identity | ({"calibration": calibrator.identity} if calibrator else {})
-    finished = team.share(_begin(source, folder, layout, options, identity) if team.leads else None)
+    finished = team.share(_begin(folder, layout, options, now) if team.leads else None)
     scales = None
     if calibrator:
         fp8_kv_cache = options.precision.kv_cache is Dtype.FP8
@@ -173,19 +198,14 @@ def _finish(
         files=dict(sorted(hashed.items())),
     )
     manifest.write(folder)
-    shutil.rmtree(folder / journal.FOLDER)
+    journal.close(folder)
     return manifest
 
 
 def _begin(
-    source: Source,
-    folder: Path,
-    layout: Layout,
-    options: Options,
-    identity: dict[str, object],
+    folder: Path, layout: Layout, options: Options, now: dict[str, object]
 ) -> journal.Finished:
     """What an earlier run has left to go on from, and room for the rest."""
-    now = journal.fingerprint(source, identity)
     finished = journal.start(folder, now, resume=options.resume)
     need, free = room_needed(layout, folder), shutil.disk_usage(folder).free
     if need > free:

@@ -5,13 +5,38 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from nemotron_convert.errors import NemotronError
 
 PARTIAL = ".partial"
+POLL_SECONDS = 1.0
+T = TypeVar("T")
+
+
+class NotYet(NemotronError):
+    """Another process has still to finish what this one needs."""
+
+
+def when_possible(attempt: Callable[[], T], patience: float) -> T:
+    """The result of `attempt`, which is made again for `patience` seconds while it is too early."""
+    deadline = time.monotonic() + patience
+    told = ""
+    while True:
+        try:
+            return attempt()
+        except NotYet as error:
+            if time.monotonic() >= deadline:
+                raise
+            if str(error) != told:
+                told = str(error)
+                print(f"waiting: {told}", file=sys.stderr, flush=True)
+            time.sleep(POLL_SECONDS)
 
 
 @contextmanager
@@ -87,9 +112,17 @@ def _lock(descriptor: int, folder: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise NemotronError(
-            "another process is writing it", where=folder, remedy="wait for that one or end it"
-        ) from error
+        raise _being_written(folder) from error
+    try:
+        ours = os.path.samestat(os.fstat(descriptor), folder.stat())
+    except FileNotFoundError:
+        ours = False
+    if not ours:  # it was finished and renamed between our opening and our locking it
+        raise _being_written(folder)
+
+
+def _being_written(folder: Path) -> NotYet:
+    return NotYet("another process is writing it", where=folder, remedy="wait for it or end it")
 
 
 def _empty(folder: Path) -> None:

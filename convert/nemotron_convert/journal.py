@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,17 +53,37 @@ def start(folder: Path, now: dict[str, object], *, resume: bool) -> Finished:
         temporary.write_text(json.dumps(now), encoding="utf-8")
         temporary.rename(path)
         return frozenset()
-    before = _loads(path.read_text(encoding="utf-8", errors="replace"))
-    if before != now:
-        changed = [
-            key for key in now if not isinstance(before, dict) or before.get(key) != now[key]
-        ]
+    if changed := _differences(path, now):
         raise NemotronError(
             f"it was begun with another {', '.join(changed)}",
             where=folder,
             remedy="use the same as before, or leave out --resume to begin again",
         )
     return _finished(path.parent)
+
+
+def close(folder: Path) -> None:
+    """Once `folder` is whole: only what it was made from stays, for `require_same`."""
+    (folder / FOLDER / OF_CONVERSION).rename(folder / OF_CONVERSION)
+    shutil.rmtree(folder / FOLDER)
+
+
+def require_same(folder: Path, now: dict[str, object]) -> None:
+    """NemotronError if the whole output in `folder` is of another source or of other options."""
+    if changed := _differences(folder / OF_CONVERSION, now):
+        raise NemotronError(
+            f"it was made with another {', '.join(changed)}",
+            where=folder,
+            remedy="name another with -o or remove it",
+        )
+
+
+def _differences(path: Path, now: dict[str, object]) -> list[str]:
+    try:
+        before = _loads(path.read_text(encoding="utf-8", errors="replace"))
+    except FileNotFoundError:
+        before = None
+    return [key for key in now if not isinstance(before, dict) or before.get(key) != now[key]]
 
 
 def _finished(folder: Path) -> Finished:
