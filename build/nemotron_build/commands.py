@@ -72,6 +72,13 @@ def serve(
         Path | None, typer.Option(help="Written when ready: where the server listens, as JSON.")
     ] = None,
     log_file: Annotated[Path | None, typer.Option(help="Triton's log.")] = None,
+    hosts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST,…",
+            help="Of an engine on several nodes, this one first; mpirun reaches the others by ssh.",
+        ),
+    ] = None,
     traces: Annotated[
         str | None, typer.Option(help="URL of an OpenTelemetry collector (OTLP over HTTP).")
     ] = None,
@@ -100,11 +107,12 @@ def serve(
         log_file=log_file,
         traces=traces,
         command=tuple(command or ()),
+        hosts=tuple(hosts.split(",")) if hosts else (),
     )
     if dry_run:
         record = open_engine(engine, here=False)
         chosen = choose_profile(record, options)
-        typer.echo(describe_serve(engine, record, chosen, options.arguments()))
+        typer.echo(describe_serve(engine, record, chosen, options.arguments(), options.hosts))
     else:
         run(options)
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemotron_build.gpus import require_gpus
+from nemotron_build.hosts import MPIRUN
 from nemotron_build.lanes import LANES
 from nemotron_build.lanes.lane import installed_version
 from nemotron_build.profile import CpuProfile, Profile, TensorRTProfile
-from nemotron_build.ranks import MPIRUN, SRUN, world_size
+from nemotron_build.ranks import SRUN, world_size
 from nemotron_build.server import choose_ports
 from nemotron_build.triton import find_triton, library_folder
 from nemotron_convert.errors import NemotronError

@@ -26,14 +26,22 @@ def describe_build(checkpoint: Path, output: Path, profile: Profile) -> str:
 
 
 def describe_serve(
-    engine: Path, record: EngineRecord, profile: Profile, arguments: Sequence[str]
+    engine: Path,
+    record: EngineRecord,
+    profile: Profile,
+    arguments: Sequence[str],
+    hosts: Sequence[str] = (),
 ) -> str:
-    """`arguments` are those of `nemotron serve`, for the ranks."""
-    return "\n".join(_serve(engine, record, profile, arguments))
+    """`arguments` are those of `nemotron serve`, for the ranks on `hosts`."""
+    return "\n".join(_serve(engine, record, profile, arguments, hosts))
 
 
 def _serve(
-    engine: Path, record: EngineRecord, profile: Profile, arguments: Sequence[str]
+    engine: Path,
+    record: EngineRecord,
+    profile: Profile,
+    arguments: Sequence[str],
+    hosts: Sequence[str],
 ) -> Iterator[str]:
     ranks = world_size(profile)
     if isinstance(profile, CpuProfile):
@@ -42,7 +50,7 @@ def _serve(
         triton = container_triton(profile)
     if ranks > 1:
         yield f"# {ranks} ranks, one on each GPU"
-        yield shlex.join(launch_command(profile, arguments))
+        yield shlex.join(launch_command(profile, arguments, hosts))
     models = SCRATCH / "models"
     ends = Endpoints(profile.address, **profile.ports.model_dump())
     leader = triton.command(models, "PREFIX") + leader_options(ends)

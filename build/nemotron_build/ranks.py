@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nemotron_build.engine import EngineRecord
+from nemotron_build.hosts import MPIRUN, command_over
 from nemotron_build.profile import Profile, TensorRTProfile
 from nemotron_build.repository import render_repository
 from nemotron_build.triton import JOB_VARIABLE, STOP, Triton, find_triton, log_tail, shared_memory
@@ -26,7 +27,6 @@ WORKER_OPTIONS = (
     "--allow-metrics=false",
 )
 POLL_SECONDS = 0.2
-MPIRUN = "mpirun"
 SRUN = "srun"
 
 
@@ -55,9 +55,13 @@ def check_world(profile: Profile, size: int) -> None:
         )
 
 
-def launch_command(profile: Profile, arguments: Sequence[str]) -> list[str]:
-    """What starts all ranks: on this machine, or on all machines of a Slurm allocation."""
+def launch_command(
+    profile: Profile, arguments: Sequence[str], hosts: Sequence[str] = ()
+) -> list[str]:
+    """What starts all ranks: here, on `hosts`, or on all machines of a Slurm allocation."""
     nemotron = [sys.executable, "-m", "nemotron_cli", "serve", *arguments]
+    if isinstance(profile, TensorRTProfile) and hosts:
+        return command_over(hosts, profile, nemotron)
     if isinstance(profile, TensorRTProfile) and profile.split.nodes > 1:
         split = profile.split
         nodes = [f"--nodes={split.nodes}", f"--ntasks-per-node={split.gpus_per_node}"]

@@ -20,6 +20,7 @@ from rich.console import Console
 from nemotron_build.engine import EngineRecord, open_engine
 from nemotron_build.gateway import Gateway, check_gateway
 from nemotron_build.health import LOOK_SECONDS, Health, Watch
+from nemotron_build.hosts import check_hosts, wait_until_known
 from nemotron_build.lanes import LANES
 from nemotron_build.profile import Profile, load_profile
 from nemotron_build.ranks import (
@@ -51,6 +52,8 @@ class ServeOptions:
     traces: str | None = None
     command: Sequence[str] = ()
     """To run while the server is up; without one it stays."""
+    hosts: tuple[str, ...] = ()
+    """Of the ranks, this machine first."""
 
     def arguments(self) -> list[str]:
         """The same on a command line, for each rank."""
@@ -93,9 +96,12 @@ def serve(options: ServeOptions) -> None:
                 serve_rank(rank, options.engine, record, profile)
             return
     signals = Signals()
+    if place is None and options.hosts:
+        check_hosts(profile, options.hosts)
+        wait_until_known(options.hosts, profile.timeouts.startup)
     if place is None and ranks > 1:
         signals.ready = True
-        launch(launch_command(profile, options.arguments()), signals.stop)
+        launch(launch_command(profile, options.arguments(), options.hosts), signals.stop)
         return
     with TritonServer(
         options.engine,
