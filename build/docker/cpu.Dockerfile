@@ -1,0 +1,40 @@
+# The CPU lane, the gateway, the client and the download: docker build -f build/docker/cpu.Dockerfile .
+#
+# Python 3.12 is the newest that Triton's wheel has a backend for, and this image has it as a shared
+# library, which that backend needs.
+FROM python:3.12-slim-bookworm AS build
+WORKDIR /src
+COPY pyproject.toml README.md LICENSE ./
+COPY text text
+COPY convert convert
+COPY engine engine
+COPY build build
+COPY client client
+COPY model_repository model_repository
+RUN python -m venv /opt/venv \
+    && /opt/venv/bin/pip install --no-cache-dir '.[cpu]'
+
+FROM python:3.12-slim-bookworm
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="nemotron-triton, CPU lane and gateway" \
+      org.opencontainers.image.description="Nemotron-4 on OpenVINO behind Triton, and its OpenAI-compatible gateway" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.base.name="docker.io/library/python:3.12-slim-bookworm"
+RUN useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin nemotron
+COPY --from=build /opt/venv /opt/venv
+COPY tests/tiny_nemotron/tiny_nemotron.nemo /opt/nemotron/tiny_nemotron.nemo
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    HF_HUB_DISABLE_TELEMETRY=1
+USER 10001:10001
+WORKDIR /tmp
+EXPOSE 8000 8001 8002 8003 1424
+# Of `nemotron serve`; where another verb runs, switch it off with --no-healthcheck.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=300s --retries=3 \
+    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8003/health/ready', timeout=4)"]
+ENTRYPOINT ["nemotron"]
+CMD ["--help"]

@@ -1,0 +1,55 @@
+# The PyTorch lane: docker build -f build/docker/pytorch.Dockerfile .
+#
+# No Triton image with TensorRT-LLM 1.3 is in NVIDIA's compatibility matrix yet, so this one is made
+# of two, as TensorRT-LLM's own build does: its release image, and Triton's server with the Python
+# backend. 1.3 is a release candidate so far, and this lane needs rc26 or later. Of Triton, not below
+# 25.08, as in tensorrt.Dockerfile. Both are Ubuntu 24.04 with Python 3.12. The tags come from
+# NVIDIA's pages; the images were not pulled, and this file not built, where the project's tests run.
+FROM python:3.12-slim-bookworm AS build
+WORKDIR /src
+COPY pyproject.toml README.md LICENSE ./
+COPY text text
+COPY convert convert
+COPY engine engine
+COPY build build
+COPY client client
+COPY model_repository model_repository
+RUN python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
+
+FROM nvcr.io/nvidia/tritonserver:26.07-py3 AS triton
+
+FROM nvcr.io/nvidia/tensorrt-llm/release:1.3.0rc26
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="nemotron-triton, PyTorch lane" \
+      org.opencontainers.image.description="Nemotron-4-340B-Instruct on TensorRT-LLM's LLM API behind Triton" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.base.name="nvcr.io/nvidia/tensorrt-llm/release:1.3.0rc26"
+COPY --from=triton /opt/tritonserver/bin /opt/tritonserver/bin
+COPY --from=triton /opt/tritonserver/lib /opt/tritonserver/lib
+COPY --from=triton /opt/tritonserver/backends/python /opt/tritonserver/backends/python
+# What the server is linked with and the release image may lack.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends libb64-0d libcurl4t64 libre2-10 \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin nemotron
+COPY --from=build /wheels /wheels
+# What the image has stays as it is: its PyTorch and NumPy belong to its TensorRT-LLM.
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+RUN python3 -m pip list --format=freeze --exclude pip --exclude setuptools > /tmp/constraints.txt \
+    && python3 -m pip install --no-cache-dir --break-system-packages --constraint /tmp/constraints.txt \
+       "$(echo /wheels/*.whl)[calibrate,gateway]" \
+    && rm -r /wheels /tmp/constraints.txt
+ENV PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    HF_HUB_DISABLE_TELEMETRY=1
+USER 10001:10001
+WORKDIR /tmp
+EXPOSE 8000 8001 8002 8003 1424
+HEALTHCHECK --interval=10s --timeout=5s --start-period=3600s --retries=6 \
+    CMD ["python3", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8003/health/ready', timeout=4)"]
+ENTRYPOINT ["nemotron"]
+CMD ["--help"]

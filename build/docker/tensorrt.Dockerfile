@@ -1,0 +1,50 @@
+# The TensorRT lane: docker build -f build/docker/tensorrt.Dockerfile .
+#
+# TensorRT-LLM 1.2 is the last line with engines. 26.07 is the newest of NVIDIA's Triton images whose
+# entry in the compatibility matrix has it (1.2.1); 26.03 is the first (1.2.0). Do not go below 25.08:
+# it is the first with 2025's fixes of remote code execution in Triton's Python backend and HTTP front
+# end. The tag comes from that matrix; the image was not pulled, and this file not built, where the
+# project's tests run.
+FROM python:3.12-slim-bookworm AS build
+WORKDIR /src
+COPY pyproject.toml README.md LICENSE ./
+COPY text text
+COPY convert convert
+COPY engine engine
+COPY build build
+COPY client client
+COPY model_repository model_repository
+RUN python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
+
+FROM nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="nemotron-triton, TensorRT lane" \
+      org.opencontainers.image.description="Nemotron-4-340B-Instruct on TensorRT-LLM engines behind Triton" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.base.name="nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3"
+# sshd lets the leader's mpirun reach the other nodes; the shell is for that.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends openssh-client openssh-server \
+    && rm -rf /var/lib/apt/lists/* /etc/ssh/ssh_host_* \
+    && useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /bin/bash nemotron
+COPY --from=build /wheels /wheels
+# What the image has stays as it is: its PyTorch, NumPy and MPI belong to its TensorRT-LLM.
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+RUN python3 -m pip list --format=freeze --exclude pip --exclude setuptools > /tmp/constraints.txt \
+    && python3 -m pip install --no-cache-dir --break-system-packages --constraint /tmp/constraints.txt \
+       "$(echo /wheels/*.whl)[calibrate,gateway]" \
+    && rm -r /wheels /tmp/constraints.txt
+ENV PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    HF_HUB_DISABLE_TELEMETRY=1
+USER 10001:10001
+WORKDIR /tmp
+EXPOSE 8000 8001 8002 8003 1424 2222
+HEALTHCHECK --interval=10s --timeout=5s --start-period=3600s --retries=6 \
+    CMD ["python3", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8003/health/ready', timeout=4)"]
+ENTRYPOINT ["nemotron"]
+CMD ["--help"]

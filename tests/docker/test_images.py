@@ -1,0 +1,210 @@
+"""The Dockerfiles, without a container engine.
+
+They are linted, and the CPU lane's is carried out in a folder, command by command.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.helm.chart import CHART, render
+from tests.tiny_nemotron.answers import ExactAnswer
+from tests.tools import python_tool
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "build" / "docker").glob("*.Dockerfile"))
+CPU = ROOT / "build" / "docker" / "cpu.Dockerfile"
+WAIT = 240
+MOUNTS = ("/src", "/opt", "/tmp")
+
+
+@dataclass(frozen=True)
+class Instruction:
+    name: str
+    text: str
+    stage: int
+
+
+def instructions(path: Path) -> list[Instruction]:
+    """Of one Dockerfile, continuation lines joined."""
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+    found: list[Instruction] = []
+    for line in "\n".join(lines).replace("\\\n", " ").splitlines():
+        if line.strip():
+            name, _, text = line.partition(" ")
+            stage = (found[-1].stage if found else -1) + (name == "FROM")
+            found.append(Instruction(name, text.strip(), stage))
+    return found
+
+
+def last(path: Path, name: str) -> str:
+    return [one.text for one in instructions(path) if one.name == name][-1]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_lint(path: Path) -> None:
+    command = [str(python_tool("hadolint", "hadolint")), "--failure-threshold", "info", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_what_every_image_has(path: Path) -> None:
+    every = instructions(path)
+    assert re.fullmatch(r"\d{5}:\d{5}", last(path, "USER"))
+    assert json.loads(last(path, "ENTRYPOINT")) == ["nemotron"]
+    assert "/health/ready" in last(path, "HEALTHCHECK")
+    for label in ("title", "description", "licenses", "version", "revision", "base.name"):
+        assert f"org.opencontainers.image.{label}=" in last(path, "LABEL")
+    bases = [one.text.split()[0] for one in every if one.name == "FROM"]
+    assert len(bases) > 1
+    assert all(re.search(r":\d[\w.-]+$", base) for base in bases)
+    assert f'base.name="{bases[-1]}"' in last(path, "LABEL").replace("docker.io/library/", "")
+    names = {one.text.partition("=")[0] for one in every if one.name == "ARG"}
+    assert names == {"VERSION", "REVISION"}  # so no secret can be given, and none stays
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_what_is_copied_is_there_and_let_through(path: Path) -> None:
+    let_through = (ROOT / ".dockerignore").read_text().splitlines()
+    for one in instructions(path):
+        if one.name == "COPY" and not one.text.startswith("--from"):
+            *sources, _target = one.text.split()
+            for source in sources:
+                assert (ROOT / source).exists()
+                assert f"!{source}" in let_through
+
+
+def test_the_chart_runs_as_the_user_that_the_images_have() -> None:
+    for path in FILES:
+        user, group = map(int, last(path, "USER").split(":"))
+        assert f"useradd --uid {user} " in path.read_text()
+        for one in render(CHART / "examples" / "cpu.yaml"):
+            if one["kind"] in ("StatefulSet", "Deployment"):
+                context = one["spec"]["template"]["spec"]["securityContext"]
+                assert (context["runAsUser"], context["runAsGroup"]) == (user, group)
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The CPU lane's, carried out in a folder that stands for `/`.
+
+    What differs from `docker build`: paths, this machine's Python, no users, and dependencies that
+    are not downloaded again but found where the tests have theirs.
+    """
+    root = tmp_path_factory.mktemp("image")
+    for folder in MOUNTS:
+        (root / folder[1:]).mkdir()
+    packages = subprocess.run(
+        [sys.executable, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    python = Path(sys.executable).parent
+    environment = {"PATH": f"{python}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": packages}
+    place = root
+    for one in instructions(CPU):
+        if one.name == "WORKDIR":
+            place = root / one.text[1:]
+        elif one.name == "COPY" and not one.text.startswith("--from"):  # all is one folder here
+            *sources, target = shlex.split(one.text)
+            for source in sources:
+                copy(ROOT / source, inside(root, target) if target[0] == "/" else place / target)
+        elif one.name == "RUN" and not one.text.startswith("useradd"):
+            command = re.sub(r"(?<![\w.])/opt", str(root / "opt"), one.text)
+            done = subprocess.run(
+                ["/bin/sh", "-c", command],
+                cwd=place,
+                env={**os.environ, **environment},
+                check=False,
+                capture_output=True,
+                text=True,
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+    (site,) = (root / "opt" / "venv" / "lib").glob("python3*/site-packages")
+    (site / "dependencies.pth").write_text(packages + "\n")
+    return root
+
+
+def copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, target / source.name if target.is_dir() else target)
+
+
+def inside(root: Path, path: str) -> Path:
+    return root / path[1:]
+
+
+def run(image: Path, *command: str) -> str:
+    environment = {"PATH": f"{image / 'opt' / 'venv' / 'bin'}:/usr/bin:/bin", "HOME": str(image)}
+    done = subprocess.run(
+        command,
+        cwd=image / "tmp",
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=WAIT,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_image_holds_the_project_itself(image: Path) -> None:
+    code = "import nemotron_build as n; print(n.__file__)"
+    assert run(image, "python", "-c", code).startswith(str(image))
+    entrypoint = json.loads(last(CPU, "ENTRYPOINT"))
+    assert "serve" in run(image, *entrypoint, *json.loads(last(CPU, "CMD")))
+
+
+def test_the_image_serves(image: Path, answers: list[ExactAnswer]) -> None:
+    nemotron = json.loads(last(CPU, "ENTRYPOINT"))
+    model = str(inside(image, "/opt/nemotron/tiny_nemotron.nemo"))
+    tmp = image / "tmp"
+    run(image, *nemotron, "convert", model, "-o", "checkpoint", "--tp", "1")
+    run(image, *nemotron, "build", "checkpoint", "-o", "engine", "--profile", "cpu")
+    ports = [f"--{name}-port=0" for name in ("http", "grpc", "metrics", "health", "gateway")]
+    environment = {"PATH": f"{image / 'opt' / 'venv' / 'bin'}:/usr/bin:/bin", "HOME": str(image)}
+    program = str(inside(image, "/opt/venv/bin") / nemotron[0])
+    server = subprocess.Popen(
+        [program, "serve", "engine", *ports, "--port-file", "ports.json"],
+        cwd=tmp,
+        env=environment,
+    )
+    try:
+        deadline = time.monotonic() + WAIT
+        while not (tmp / "ports.json").exists():
+            assert server.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        chosen = json.loads((tmp / "ports.json").read_text())
+        check = json.loads(last(CPU, "HEALTHCHECK").partition("CMD ")[2])
+        run(image, *(part.replace(":8003/", f":{chosen['health']}/") for part in check))
+        one = answers[0].question
+        said = run(
+            image,
+            *(*nemotron, "chat", "--url", f"127.0.0.1:{chosen['grpc']}"),
+            one.messages[-1].content,
+        )
+        assert said == one.answer + "\n"
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(WAIT) == 0
+    finally:
+        server.kill()
+        server.wait()
