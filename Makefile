@@ -39,6 +39,6 @@ $(VENV)/.dev: $(VENV)/.python pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@ $(VENV)/.user
 
-$(VENV)/.tools: $(VENV)/.dev scripts/test_tools.sh $(wildcard tests/tools/*.txt)
+$(VENV)/.tools: $(VENV)/.dev scripts/test_tools.sh $(wildcard tests/tools/*)
 	scripts/test_tools.sh
 	touch $@

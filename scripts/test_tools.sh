@@ -1,7 +1,7 @@
 #!/bin/bash
-# Programs that the tests drive and that are no part of the product: Debian packages, and Python
+# Programs that the tests drive and that are no part of the product: Debian packages, Python
 # programs in environments of their own (.tools/NAME for tests/tools/NAME.txt), so that their
-# dependencies do not meet ours.
+# dependencies do not meet ours, and what tests/tools/fetch_NAME.py puts into .tools/NAME.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -27,4 +27,14 @@ for requirements in tests/tools/*.txt; do
   .venv/bin/python -m venv "$home"
   "$home/bin/pip" install --quiet --disable-pip-version-check -r "$requirements"
   cp "$requirements" "$home/installed.txt"
+done
+
+for script in tests/tools/fetch_*.py; do
+  [ -e "$script" ] || continue
+  name=$(basename "$script" .py)
+  home=.tools/${name#fetch_}
+  cmp -s "$script" "$home/fetched.py" && continue
+  rm -rf "$home"
+  .venv/bin/python "$script" "$home"
+  cp "$script" "$home/fetched.py"
 done

@@ -22,6 +22,13 @@ def python_tool(name: str, program: str) -> Path:
     return path
 
 
+def fetched(name: str, program: str) -> Path:
+    """What `tests/tools/fetch_NAME.py` has fetched."""
+    path = TOOLS / name / program
+    assert path.exists(), f"{path} is missing: run scripts/test_tools.sh"
+    return path
+
+
 def debian_program(program: str) -> str:
     """A program of Debian's, by its name."""
     found = shutil.which(program, path=os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"]))

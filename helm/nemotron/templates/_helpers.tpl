@@ -1,0 +1,145 @@
+{{/* Names are release-nemotron-component; a pod's is also a host name, of at most 63 letters. */}}
+{{- define "nemotron.name" -}}
+{{- if gt (len .Release.Name) 35 }}{{ fail "the release's name is longer than 35 letters" }}{{ end -}}
+{{- .Release.Name -}}
+{{- if not (contains "nemotron" .Release.Name) }}-nemotron{{ end -}}
+{{- end -}}
+
+{{/* Of what never changes, so that upgrades keep their selectors. Takes (list . component). */}}
+{{- define "nemotron.selector" -}}
+app.kubernetes.io/name: nemotron
+app.kubernetes.io/instance: {{ (index . 0).Release.Name }}
+app.kubernetes.io/component: {{ index . 1 }}
+{{- end -}}
+
+{{- define "nemotron.labels" -}}
+{{ include "nemotron.selector" . }}
+app.kubernetes.io/version: {{ (index . 0).Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ (index . 0).Release.Service }}
+helm.sh/chart: {{ (index . 0).Chart.Name }}-{{ (index . 0).Chart.Version }}
+{{- end -}}
+
+{{/* The profile as the server reads it: the file, a time to start that its size needs, and your changes. */}}
+{{- define "nemotron.profile" -}}
+{{- $profile := .Files.Get (printf "profiles/%s.yaml" .Values.profile) | fromYaml -}}
+{{- $size := mulf .Values.model.sizeGiB (ternary 0.5 1.0 (eq $profile.dtype "fp8")) -}}
+{{- $share := divf $size (dig "split" "nodes" 1 $profile) -}}
+{{- $reading := divf $share .Values.server.readGiBPerSecond | ceil | int -}}
+{{- $_ := set $profile.timeouts "startup" (add $profile.timeouts.startup $reading) -}}
+{{- $_ := set $profile "address" "0.0.0.0" -}}
+{{- mustMergeOverwrite $profile .Values.profileOverride | toYaml -}}
+{{- end -}}
+
+{{/* Where this release's checkpoint is: one for each source, format and split. */}}
+{{- define "nemotron.checkpoint" -}}
+{{- $source := .Values.model.source -}}
+{{- $made := list $source.path $source.s3.url $source.huggingFace.repository $source.huggingFace.revision .Values.convert.options -}}
+{{- if and $source.path (not (hasPrefix "/models/" $source.path)) -}}{{- $made = append $made (include "nemotron.image" .) -}}{{- end -}}
+/models/checkpoints/{{ include "nemotron.convertOptions" . | replace "--" "" | replace " " "-" }}-{{ $made | toJson | sha256sum | trunc 8 }}
+{{- end -}}
+
+{{- define "nemotron.convertOptions" -}}
+{{- $profile := include "nemotron.profile" . | fromYaml -}}
+{{- if eq $profile.lane "pytorch" -}}
+--format hf --dtype {{ $profile.dtype }} --kv-cache-dtype {{ $profile.kv_cache_dtype }}
+{{- else if eq $profile.lane "tensorrt" -}}
+--tp {{ $profile.split.tp }} --pp {{ $profile.split.pp }} --dtype {{ $profile.dtype }} --kv-cache-dtype {{ $profile.kv_cache_dtype }}
+{{- else -}}
+--tp 1 --dtype bf16
+{{- end -}}
+{{- end -}}
+
+{{/* An engine for each checkpoint, build and version: an upgrade builds beside the old one, which a rollback finds. */}}
+{{- define "nemotron.engine" -}}
+{{- $profile := include "nemotron.profile" . | fromYaml -}}
+{{- $built := omit $profile "address" "ports" "triton" "timeouts" -}}
+{{- $made := list $built $profile.timeouts.request (include "nemotron.checkpoint" .) (include "nemotron.image" .) -}}
+/models/engines/{{ .Values.profile }}-{{ $made | toJson | sha256sum | trunc 8 }}
+{{- end -}}
+
+{{- define "nemotron.image" -}}
+{{- $profile := include "nemotron.profile" . | fromYaml -}}
+{{ .Values.image.repository }}:{{ .Values.image.version | default .Chart.AppVersion }}-{{ $profile.lane }}
+{{- end -}}
+
+{{/* What every pod has in common, and what every container. */}}
+{{- define "nemotron.pod" -}}
+serviceAccountName: {{ include "nemotron.name" . }}
+automountServiceAccountToken: false
+enableServiceLinks: false
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 10001
+  runAsGroup: 10001
+  fsGroup: 10001
+  fsGroupChangePolicy: OnRootMismatch
+  seccompProfile: {type: RuntimeDefault}
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "nemotron.container" -}}
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+securityContext:
+  allowPrivilegeEscalation: false
+  readOnlyRootFilesystem: true
+  capabilities: {drop: [ALL]}
+{{- end -}}
+
+{{/* The GPUs of one node, beside other resources. Takes (list . resources). */}}
+{{- define "nemotron.gpuResources" -}}
+{{- $root := index . 0 -}}
+{{- $profile := include "nemotron.profile" $root | fromYaml -}}
+{{- $resources := deepCopy (index . 1) -}}
+{{- if hasKey $profile "split" -}}
+{{- $own := dict $root.Values.server.gpuResource $profile.split.gpus_per_node -}}
+{{- with $root.Values.server.multiNode -}}
+{{- if and .rdmaResource (gt (int $profile.split.nodes) 1) -}}{{- $_ := set $own .rdmaResource .rdmaCount -}}{{- end -}}
+{{- end -}}
+{{- $resources = mustMergeOverwrite $resources (dict "limits" $own "requests" $own) -}}
+{{- end -}}
+{{- toYaml $resources -}}
+{{- end -}}
+
+{{/* The container that leaves a whole engine behind: it builds, waits for who builds, or finds it. */}}
+{{- define "nemotron.build" -}}
+name: build
+image: {{ include "nemotron.image" . }}
+{{ include "nemotron.container" . }}
+command: [nemotron, build]
+args:
+  - {{ include "nemotron.checkpoint" . }}
+  - --output={{ include "nemotron.engine" . }}
+  - --profile=/etc/nemotron/profile.yaml
+  - --reuse
+  - --wait={{ .Values.build.wait }}
+env:
+  - {name: HOME, value: /tmp}
+volumeMounts:
+  - {name: models, mountPath: /models}
+  - {name: profile, mountPath: /etc/nemotron}
+  - {name: tmp, mountPath: /tmp}
+  - {name: shm, mountPath: /dev/shm}
+resources:
+  {{- include "nemotron.gpuResources" (list . .Values.build.resources) | nindent 2 }}
+{{- end -}}
+
+{{- define "nemotron.modelsVolume" -}}
+- name: models
+  persistentVolumeClaim:
+    claimName: {{ .Values.storage.existingClaim | default (printf "%s-models" (include "nemotron.name" .)) }}
+{{- end -}}
+
+{{- define "nemotron.volumes" -}}
+{{ include "nemotron.modelsVolume" . }}
+- name: profile
+  configMap:
+    name: {{ include "nemotron.name" . }}-profile
+- {name: tmp, emptyDir: {}}
+- name: shm
+  emptyDir: {medium: Memory, sizeLimit: {{ .Values.server.sharedMemory }}}
+{{- end -}}

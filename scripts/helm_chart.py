@@ -1,0 +1,179 @@
+"""What of the chart follows from something else: python scripts/helm_chart.py writes it.
+
+The profiles are copies of build/profiles; the schema of the values follows from values.yaml and
+from the profiles' own types; the table in the chart's README from the comments in values.yaml.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nemotron_build.profile import CpuProfile, PyTorchProfile, TensorRTProfile, shipped_profiles
+
+ROOT = Path(__file__).parents[1]
+CHART = ROOT / "helm" / "nemotron"
+PROFILES = ROOT / "build" / "profiles"
+START, END = "<!-- values -->\n", "<!-- end -->\n"
+
+QUANTITY = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?(m|k|[KMGTP]i?)?$"}
+CPU = {"anyOf": [QUANTITY, {"type": "number", "exclusiveMinimum": 0}]}
+STRINGS = {"type": "object", "additionalProperties": {"type": "string"}}
+OBJECTS = {"type": "array", "items": {"type": "object"}}
+NAMES = {"type": "array", "items": {"type": "string", "minLength": 1}}
+COUNT = {"type": "integer", "minimum": 0}
+POSITIVE = {"type": "integer", "minimum": 1}
+AMOUNTS = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {"cpu": CPU, "memory": QUANTITY, "ephemeral-storage": QUANTITY},
+}
+RESOURCES = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {"requests": AMOUNTS, "limits": AMOUNTS},
+}
+BY_NAME: dict[str, Any] = {
+    "resources": RESOURCES,
+    "nodeSelector": STRINGS,
+    "annotations": STRINGS,
+    "tolerations": OBJECTS,
+    "affinity": {"type": "object"},
+    "replicas": COUNT,
+    "preStopSeconds": COUNT,
+}
+BY_PATH: dict[str, Any] = {
+    "profile": {"enum": shipped_profiles()},
+    "image.pullPolicy": {"enum": ["Always", "IfNotPresent", "Never"]},
+    "image.pullSecrets": NAMES,
+    "image.repository": {"type": "string", "minLength": 1},
+    "storage.size": QUANTITY,
+    "storage.accessMode": {"enum": ["ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"]},
+    "model.sizeGiB": {"type": "number", "exclusiveMinimum": 0},
+    "model.source.path": {"type": "string", "pattern": "^(/.+)?$"},
+    "model.source.s3.url": {"type": "string", "pattern": "^(s3://.+)?$"},
+    "model.source.s3.endpoint": {"type": "string", "pattern": "^(https?://.+)?$"},
+    "model.source.huggingFace.endpoint": {"type": "string", "pattern": "^(https?://.+)?$"},
+    "convert.options": NAMES,
+    "build.wait": COUNT,
+    "server.readGiBPerSecond": {"type": "number", "exclusiveMinimum": 0},
+    "server.sharedMemory": QUANTITY,
+    "server.env": OBJECTS,
+    "server.multiNode.rdmaCount": POSITIVE,
+    "gateway.placement": {"enum": ["own", "beside"]},
+    "gateway.service.type": {"enum": ["ClusterIP", "LoadBalancer", "NodePort"]},
+    "httpRoute.parentRefs": OBJECTS,
+    "httpRoute.hostnames": NAMES,
+    "autoscaling.kind": {"enum": ["none", "hpa", "keda"]},
+    "autoscaling.minReplicas": POSITIVE,
+    "autoscaling.maxReplicas": POSITIVE,
+    "autoscaling.requestsPerReplica": POSITIVE,
+    "monitoring.scrape": {"enum": ["none", "podMonitor", "serviceMonitor"]},
+    "monitoring.interval": {"type": "string", "pattern": "^[0-9]+(s|m)$"},
+    "monitoring.labels": STRINGS,
+    "networkPolicy.monitoringNamespace": STRINGS,
+    "networkPolicy.gatewayFrom": OBJECTS,
+    "networkPolicy.downloadTo": OBJECTS,
+    "networkPolicy.downloadPorts": {"type": "array", "minItems": 1, "items": POSITIVE},
+    "podDisruptionBudget.maxUnavailable": COUNT,
+}
+"""What a default does not say about its type."""
+
+
+def schema(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON Schema of the values; a key that values.yaml does not have is refused."""
+    override, definitions = _override()
+    made = _schema(values, "")
+    made["properties"]["profileOverride"] = override
+    made["properties"]["global"] = {"type": "object"}  # Helm's own, for charts within charts
+    return {"$schema": "http://json-schema.org/draft-07/schema#", **made, "$defs": definitions}
+
+
+def _schema(value: Any, path: str) -> dict[str, Any]:
+    known = BY_PATH.get(path) or BY_NAME.get(path.rpartition(".")[2])
+    if known is not None:
+        return dict(known)
+    match value:
+        case dict():
+            parts = {
+                name: _schema(one, f"{path}.{name}".lstrip(".")) for name, one in value.items()
+            }
+            return {"type": "object", "additionalProperties": False, "properties": parts}
+        case bool():
+            return {"type": "boolean"}
+        case str():
+            return {"type": "string"}
+    raise TypeError(f"{path}: say in BY_PATH what it is")
+
+
+def _override() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Some keys of a profile of one of the lanes, each as the profile itself takes it."""
+    lanes, definitions = [], {}
+    for lane in (CpuProfile, TensorRTProfile, PyTorchProfile):
+        whole = _partial(lane.model_json_schema())
+        definitions |= whole.pop("$defs")
+        whole["properties"].pop("lane")
+        lanes.append(whole)
+    return {"anyOf": lanes}, dict(sorted(definitions.items()))
+
+
+def _partial(part: Any) -> Any:
+    if isinstance(part, dict):
+        return {
+            name: _partial(one)
+            for name, one in part.items()
+            if name not in ("required", "title", "description", "prefixItems")
+        }
+    return [_partial(one) for one in part] if isinstance(part, list) else part
+
+
+def table(text: str) -> str:
+    """Markdown: each value of values.yaml, its default and the comment above it."""
+    rows = ["| value | default | |", "|---|---|---|"]
+    rows += [f"| `{path}` | `{default}` | {note} |" for path, default, note in _leaves(text)]
+    return "\n".join(rows) + "\n"
+
+
+def _leaves(text: str) -> Iterator[tuple[str, str, str]]:
+    """Path, default and comment; a line `key:` with nothing behind it opens a level."""
+    path: list[str] = []
+    comment: list[str] = []
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        if note := re.fullmatch(r"\s*# (.*)", line):
+            comment.append(note[1])
+        elif key := re.fullmatch(r"( *)([A-Za-z0-9]+):(?: (.+))?", line):
+            path = [*path[: len(key[1]) // 2], key[2]]
+            opens = key[3] is None and not re.match(r"\s*- ", lines[number + 1])
+            if opens and path[-1] == "resources":
+                yield ".".join(path), "see values.yaml", " ".join(comment)
+            elif not opens and "resources" not in path:
+                default = key[3] or lines[number + 1].strip().removeprefix("- ")
+                yield ".".join(path), default, " ".join(comment)
+            if not opens or path[-1] == "resources":
+                comment = []
+        elif not line:
+            comment = []
+
+
+def files() -> dict[Path, str]:
+    """Everything that this script writes."""
+    text = (CHART / "values.yaml").read_text()
+    made = {CHART / "profiles" / path.name: path.read_text() for path in PROFILES.glob("*.yaml")}
+    made[CHART / "values.schema.json"] = json.dumps(schema(yaml.safe_load(text)), indent=2) + "\n"
+    readme = (CHART / "README.md").read_text()
+    before, _, rest = readme.partition(START)
+    made[CHART / "README.md"] = before + START + table(text) + END + rest.partition(END)[2]
+    return made
+
+
+if __name__ == "__main__":
+    for path, text in files().items():
+        path.write_text(text)
+    sys.exit(0)

@@ -1,0 +1,160 @@
+"""A server over two nodes: the rendered leader and worker, with real sshd, mpirun and Triton.
+
+The second node is a network namespace with a host name of its own. Stand-ins are the GPUs,
+`trtllm-build` and the backend `tensorrtllm`, as in tests/serve/test_tensorrt_lane.py.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.build.test_tensorrt_lane import H100
+from tests.helm.chart import CHART, find, pod_templates, render
+from tests.helm.cluster import BIN, IMAGE_MODEL, Cluster, Pod
+from tests.helm.test_run import free_ports
+from tests.standins.container import make_container
+from tests.tiny_nemotron.answers import ExactAnswer
+from tests.tiny_nemotron.reference import NEMO
+from tests.tools import debian_program
+
+WAIT = 120
+LEADER = "demo-nemotron-server-0"
+WORKER = f"{LEADER}-1.demo-nemotron-server"
+HERE, THERE = "10.213.87.1", "10.213.87.2"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Another network and another host name; the files are the same."""
+
+    address: str
+    enter: tuple[str, ...]
+
+
+@contextmanager
+def second_machine() -> Iterator[Machine]:
+    ip = debian_program("ip")
+    token = secrets.token_hex(3)
+    space, near, far = f"nemotron-{token}", f"near{token}", f"far{token}"
+
+    def run(*arguments: str) -> None:
+        subprocess.run([ip, *arguments], check=True, capture_output=True)
+
+    try:
+        run("netns", "add", space)
+    except subprocess.CalledProcessError:
+        assert "CI" not in os.environ, "no network namespaces here"
+        pytest.skip("*** no network namespaces here: root with CAP_NET_ADMIN makes them ***")
+    try:
+        run("link", "add", near, "type", "veth", "peer", "name", far, "netns", space)
+        run("address", "add", f"{HERE}/30", "dev", near)
+        run("link", "set", near, "up")
+        for command in (
+            ("address", "add", f"{THERE}/30", "dev", far),
+            ("link", "set", far, "up"),
+            ("link", "set", "lo", "up"),
+        ):
+            run("-netns", space, *command)
+        named = ("unshare", "--uts", "sh", "-c", 'hostname worker; exec "$@"', "sh")
+        yield Machine(THERE, (ip, "netns", "exec", space, *named))
+    finally:
+        run("netns", "delete", space)
+
+
+def ssh_secret(folder: Path) -> dict[str, str]:
+    """As docs/kubernetes.md has it made."""
+    key = folder / "id_ed25519"
+    make = [debian_program("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", str(key)]
+    subprocess.run(make, check=True)
+    public = key.with_suffix(".pub").read_text()
+    return {
+        "id_ed25519": key.read_text(),
+        "id_ed25519.pub": public,
+        "known_hosts": f"* {public}",
+    }
+
+
+def ranks() -> list[psutil.Process]:
+    found = []
+    for one in psutil.process_iter(["cmdline"]):
+        if "--load-model=tensorrt_llm" in (one.info["cmdline"] or []):
+            found.append(one)
+    return found
+
+
+def host_name(process: psutil.Process) -> str:
+    command = ["nsenter", "--target", str(process.pid), "--uts", "hostname"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_a_server_over_two_nodes(tmp_path: Path, answers: list[ExactAnswer]) -> None:
+    container = make_container(tmp_path / "container", gpu=H100, gpus=4, version="1.2.1")
+    environment = {
+        "PYTHONPATH": container.environment["PYTHONPATH"],
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    }
+    documents = render(
+        CHART / "examples" / "two-nodes.yaml",
+        storage__existingClaim="models",
+        model__source__path=IMAGE_MODEL,
+        server__preStopSeconds=1,
+        profileOverride={
+            "split": {"tp": 4, "pp": 2, "nodes": 2, "gpus_per_node": 4},
+            "triton": str(container.triton),
+            "ports": free_ports("http", "grpc", "metrics", "health", "gateway"),
+        },
+    )
+    (tmp_path / "cluster").mkdir()
+    cluster = Cluster(
+        tmp_path / "cluster",
+        documents,
+        secrets={"nemotron-ssh": ssh_secret(tmp_path)},
+        image={IMAGE_MODEL: NEMO},
+        hosts={WORKER: THERE},
+        programs=(container.root / "bin", BIN),
+        environment=environment,
+    )
+    convert = find(documents, "Job", "-convert")["spec"]["template"]
+    Pod(cluster, convert, "convert-0").run("convert")
+    (_, leader), (_, worker) = pod_templates([find(documents, "LeaderWorkerSet")])
+    leading = Pod(cluster, leader, LEADER)
+    leading.run("build")
+    Path("/run/sshd").mkdir(exist_ok=True)  # only root's sshd wants it
+    with (
+        second_machine() as machine,
+        Pod(cluster, worker, f"{LEADER}-1").start("worker", *machine.enter) as daemon,
+        leading.start("server") as server,
+    ):
+        server.wait_for("startupProbe")
+        mine = [one for one in ranks() if str(tmp_path) in " ".join(one.environ().values())]
+        assert sorted(map(host_name, mine)) == sorted([os.uname().nodename] * 3 + ["worker"] * 4)
+        test = Pod(cluster, find(documents, "Pod", "-test"), "test")
+        (one,) = (a for a in answers if a.question.messages[0].content == "Who are you?")
+        assert test.run("ask-triton") == one.question.answer + "\n"
+        server.terminate()
+        deadline = time.monotonic() + WAIT
+        while any(one.is_running() for one in mine):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert daemon.process.poll() is None
+
+
+def test_hosts_that_do_not_fit(engine_bf16: Path) -> None:
+    nemotron = str(Path(sys.executable).with_name("nemotron"))
+    command = [nemotron, "serve", str(engine_bf16), "--hosts", "a,b"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "2 hosts, but the engine runs on 1 nodes [--hosts]: leave it out" in done.stderr

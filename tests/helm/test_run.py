@@ -1,0 +1,123 @@
+"""Every command of the rendered pods, run here in the order of a cluster, with the tiny model."""
+
+from __future__ import annotations
+
+import socket
+import urllib.error
+import urllib.request
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.helm.chart import TINY, Document, find, pod_templates, render
+from tests.helm.cluster import IMAGE_MODEL, Cluster, Container, Pod
+from tests.tiny_nemotron.answers import ExactAnswer
+from tests.tiny_nemotron.reference import NEMO
+
+KEYS = "first-key\nsecond-key\n"
+
+
+def free_ports(*names: str) -> dict[str, int]:
+    with ExitStack() as stack:
+        found = {}
+        for name in names:
+            listener = stack.enter_context(socket.socket())
+            listener.bind(("127.0.0.1", 0))
+            found[name] = listener.getsockname()[1]
+        return found
+
+
+@pytest.fixture(scope="module")
+def documents() -> list[Document]:
+    ports = free_ports("http", "grpc", "metrics", "health", "gateway")
+    return render(
+        TINY,
+        profileOverride={"ports": ports, "limits": {"kv_cache_tokens": 16384}},
+        server__preStopSeconds=1,
+        gateway__preStopSeconds=1,
+        gateway__apiKeysSecret="keys",
+    )
+
+
+@pytest.fixture(scope="module")
+def cluster(documents: list[Document], tmp_path_factory: pytest.TempPathFactory) -> Cluster:
+    secrets = {"keys": {"keys": KEYS}}
+    image = {IMAGE_MODEL: NEMO}
+    return Cluster(tmp_path_factory.mktemp("cluster"), documents, secrets, image)
+
+
+def pod(cluster: Cluster, kind: str, ending: str = "") -> Pod:
+    owner = find(cluster.documents, kind, ending)
+    ((name, template),) = pod_templates([owner])
+    return Pod(cluster, template, f"{name}-0")
+
+
+@pytest.fixture(scope="module")
+def built(cluster: Cluster) -> Cluster:
+    """All pods start together, as in a cluster: those that build wait for what they need."""
+    server, job = pod(cluster, "StatefulSet"), pod(cluster, "Job", "-build")
+    with server.start("build") as first, job.start("build") as second:
+        converted = pod(cluster, "Job", "-convert").run("convert")
+        outputs = [first.wait(), second.wait()]
+    assert "bytes, trtllm bf16 TP=1 PP=1" in converted
+    assert [text.splitlines()[-1] for text in outputs] == [outputs[0].splitlines()[-1]] * 2
+    (volume,) = cluster.root.glob("*-models")
+    assert len(list((volume / "checkpoints").iterdir())) == 1
+    assert len(list((volume / "engines").iterdir())) == 1
+    return cluster
+
+
+def test_jobs_that_run_again_leave_everything_as_it_is(built: Cluster) -> None:
+    (volume,) = built.root.glob("*-models")
+
+    def state() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in volume.rglob("*")}
+
+    before = state()
+    pod(built, "Job", "-convert").run("convert")
+    pod(built, "Job", "-build").run("build")
+    assert state() == before
+    assert len(before) > 10
+
+
+def test_from_the_first_start_to_the_last_drain(built: Cluster, answers: list[ExactAnswer]) -> None:
+    gateways = pod(built, "Deployment")
+    with (
+        gateways.start("gateway") as gateway,
+        pod(built, "StatefulSet").start("server") as server,
+    ):
+        gateway.wait_for("startupProbe")
+        assert not gateway.probe("readinessProbe")
+        assert not server.probe("readinessProbe")
+        server.wait_for("startupProbe")
+        server.wait_for("readinessProbe")
+        assert server.probe("livenessProbe")
+        test = Pod(built, find(built.documents, "Pod", "-test"), "test")
+        asked = test.container("ask-triton")["args"][-1]
+        (one,) = (one for one in answers if one.question.messages[0].content == asked)
+        assert test.run("ask-triton") == one.question.answer + "\n"
+        gateway.wait_for("readinessProbe")
+        assert test.run("ask-gateway") == one.question.answer + "\n"
+        assert gateway.probe("livenessProbe")
+        with urllib.request.urlopen(f"{url(gateway)}/metrics") as page:
+            assert b"nemotron_gateway_requests_total" in page.read()
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(f"{url(gateway)}/v1/models")
+        gateway.terminate()
+        server.terminate()
+        assert not server.probe("livenessProbe")
+    assert "draining" in server.log.read_text()
+    leftovers = [path.name for path in server.mounts["/tmp"].iterdir()]
+    assert leftovers == ["triton.log"]
+
+
+def url(container: Container) -> str:
+    (port,) = container.spec["ports"]
+    return f"http://127.0.0.1:{port['containerPort']}"
+
+
+def test_a_source_that_is_not_there(cluster: Cluster) -> None:
+    wrong = Cluster(cluster.root, render(TINY, model__source__path="/models/none.nemo"))
+    with pytest.raises(AssertionError, match=r"none\.nemo"):
+        pod(wrong, "Job", "-convert").run("convert")
