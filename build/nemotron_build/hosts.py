@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import threading
+import time
 from collections.abc import Mapping, Sequence
 
 from nemotron_build.profile import Profile, TensorRTProfile
 from nemotron_build.triton import JOB_VARIABLE
 from nemotron_convert.errors import NemotronError
-from nemotron_convert.folder import NotYet, when_possible
 
 MPIRUN = "mpirun"
+POLL_SECONDS = 1.0
 HANDED_ON = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "HOME", JOB_VARIABLE)
 HANDED_ON_PREFIXES = ("NCCL_", "UCX_", "CUDA_", "NVIDIA_")
 """What an ssh session does not have, and the ranks need."""
@@ -54,14 +56,19 @@ def command_over(
     ]
 
 
-def wait_until_known(hosts: Sequence[str], patience: float) -> None:
-    """A cluster gives a machine its name when it starts it; NotYet after `patience` seconds."""
+def wait_until_known(hosts: Sequence[str], patience: float, stop: threading.Event) -> None:
+    """A cluster gives a machine its name when it starts it.
 
-    def look() -> None:
-        for host in hosts:
+    NemotronError after `patience` seconds; KeyboardInterrupt if `stop` is set before.
+    """
+    deadline = time.monotonic() + patience
+    for host in hosts:
+        while True:
             try:
                 socket.getaddrinfo(host, None)
+                break
             except OSError as error:
-                raise NotYet(f"no such host: {error}", where=host) from error
-
-    when_possible(look, patience)
+                if time.monotonic() > deadline:
+                    raise NemotronError(f"no such host: {error}", where=host) from error
+                if stop.wait(POLL_SECONDS):
+                    raise KeyboardInterrupt from error

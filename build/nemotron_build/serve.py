@@ -98,7 +98,7 @@ def serve(options: ServeOptions) -> None:
     signals = Signals()
     if place is None and options.hosts:
         check_hosts(profile, options.hosts)
-        wait_until_known(options.hosts, profile.timeouts.startup)
+        wait_until_known(options.hosts, profile.timeouts.startup, signals.stop)
     if place is None and ranks > 1:
         signals.ready = True
         launch(launch_command(profile, options.arguments(), options.hosts), signals.stop)

@@ -6,6 +6,8 @@ machine needs only the extras of the verbs it uses, and a missing one is named.
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 
 import typer
@@ -49,6 +51,8 @@ for verb in (inspect, convert, verify, build, doctor, serve, gateway, chat, batc
 
 def main() -> None:
     """Run one verb. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    if os.getpid() == 1:  # of a container: the kernel drops signals that nobody handles
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except NemotronError as error:

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from nemotron_build.engine import ENGINE_NAME, reuse_or_build
@@ -17,6 +18,7 @@ from nemotron_convert.folder import NotYet, unfinished_folder, when_possible
 from nemotron_convert.manifest import MANIFEST_NAME
 from nemotron_convert.shards import Parallel
 from tests.tiny_nemotron.reference import NEMO
+from tests.tools import debian_program
 
 NEMOTRON = str(Path(sys.executable).with_name("nemotron"))
 WAIT = 120
@@ -111,3 +113,16 @@ def test_patience_ends() -> None:
     tries.clear()
     with pytest.raises(NotYet):
         when_possible(attempt, patience=0)
+
+
+def test_it_can_be_ended_as_the_first_process_of_a_container(tmp_path: Path) -> None:
+    """The kernel ignores signals to process 1 that it does not handle."""
+    unshare = debian_program("unshare")
+    verb = ["build", str(tmp_path / "none"), "-o", str(tmp_path / "engine"), "--profile", "cpu"]
+    command = [unshare, "--pid", "--fork", NEMOTRON, *verb, "--reuse", "--wait", str(WAIT)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as waiting:
+        assert waiting.stderr is not None
+        assert "waiting" in waiting.stderr.readline()
+        (first,) = psutil.Process(waiting.pid).children()
+        first.terminate()
+        assert waiting.wait(WAIT) == 130

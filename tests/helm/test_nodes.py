@@ -10,6 +10,7 @@ import os
 import secrets
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from nemotron_build.hosts import wait_until_known
+from nemotron_convert.errors import NemotronError
 from tests.build.test_tensorrt_lane import H100
 from tests.helm.chart import CHART, find, pod_templates, render
 from tests.helm.cluster import BIN, IMAGE_MODEL, Cluster, Pod
@@ -158,3 +161,12 @@ def test_hosts_that_do_not_fit(engine_bf16: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "2 hosts, but the engine runs on 1 nodes [--hosts]: leave it out" in done.stderr
+
+
+def test_a_worker_that_is_not_there_yet() -> None:
+    stop = threading.Event()
+    with pytest.raises(NemotronError, match="no such host"):
+        wait_until_known(["nobody.invalid"], 0, stop)
+    stop.set()
+    with pytest.raises(KeyboardInterrupt):
+        wait_until_known(["nobody.invalid"], WAIT, stop)
