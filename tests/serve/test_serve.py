@@ -67,7 +67,7 @@ def ask_gateway(ports: dict[str, int], **more: int) -> http.client.HTTPResponse:
     """A stream that has begun."""
     connection = http.client.HTTPConnection("127.0.0.1", ports["gateway"], timeout=WAIT)
     body = {"model": "nemotron-4-340b-instruct", "prompt": PROMPT, "stream": True} | more
-    headers = {"Content-Type": "application/json"}
+    headers = {"Content-Type": "application/json", "Connection": "close"}
     connection.request("POST", "/v1/completions", json.dumps(body), headers)
     response = connection.getresponse()
     assert response.readline().startswith(b"data: ")
