@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import signal
 import subprocess
 import sys
@@ -36,7 +37,7 @@ def gateway_command(engine: Path, profile: Profile, ends: Endpoints, port_file: 
         *(sys.executable, "-m", "nemotron_cli", "gateway"),
         f"--triton={ends.address}:{ends.grpc}",
         f"--address={ends.address}",
-        f"--port={ends.gateway}",
+        f"--port={profile.ports.gateway}",
         f"--tokenizer={engine / TOKENIZER_NAME}",
         f"--request-timeout={profile.timeouts.request}",
         f"--drain-timeout={profile.timeouts.drain}",
@@ -45,7 +46,7 @@ def gateway_command(engine: Path, profile: Profile, ends: Endpoints, port_file: 
 
 
 class Gateway:
-    """A context manager: entered, it listens; left, it is gone.
+    """A context manager: entered, it listens on `port`; left, it is gone.
 
     Its access log and errors go to this process's standard error. API keys come from the
     environment, as with `nemotron gateway` itself.
@@ -67,7 +68,7 @@ class Gateway:
                 preexec_fn=die_with_parent,  # noqa: PLW1509  # calls nothing but the kernel
             )
             try:
-                self._wait_for(port_file)
+                self.port = self._wait_for(port_file)
             except BaseException:
                 self._process.kill()
                 self._process.wait()
@@ -92,7 +93,7 @@ class Gateway:
         """Until it has ended by itself, which it does within the profile's time to drain."""
         self._process.wait()
 
-    def _wait_for(self, port_file: Path) -> None:
+    def _wait_for(self, port_file: Path) -> int:
         deadline = time.monotonic() + self._profile.timeouts.startup
         while not port_file.exists():
             if (why := self.why_ended()) is not None:
@@ -100,3 +101,4 @@ class Gateway:
             if time.monotonic() > deadline:
                 raise NemotronError("the gateway does not start")
             time.sleep(POLL_SECONDS)
+        return int(json.loads(port_file.read_text(encoding="utf-8"))["gateway"])

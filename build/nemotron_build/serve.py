@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -160,6 +160,7 @@ def _serve(server: TritonServer, profile: Profile, signals: Signals, options: Se
             gateway = None
             if ends.gateway is not None:
                 gateway = stack.enter_context(Gateway(options.engine, profile, ends))
+                ends = replace(ends, gateway=gateway.port)
             works.set()
             if options.port_file is not None:
                 _write_port_file(options.port_file, ends)
@@ -237,6 +238,11 @@ def _welcome(engine: Path, ends: Endpoints) -> str:
             f"{engine} is ready; Ctrl-C drains and stops.",
             f"  gRPC     {ends.address}:{ends.grpc}",
             f"  HTTP     {http}",
+            *(
+                [f"  OpenAI   http://{ends.address}:{ends.gateway}/v1, and a page to chat on at /"]
+                if ends.gateway
+                else []
+            ),
             f"  metrics  http://{ends.address}:{ends.metrics}/metrics",
             f"  health   http://{ends.address}:{ends.health}/health/ready",
             "Try it:",

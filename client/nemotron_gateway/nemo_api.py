@@ -16,6 +16,7 @@ from http import HTTPStatus
 from typing import Any
 
 from nemotron_client import Generation
+from nemotron_engine.request import MAX_SEED
 from nemotron_gateway.backend import Backend
 from nemotron_gateway.call import Call, while_connected
 from nemotron_gateway.errors import HttpError
@@ -26,7 +27,6 @@ from nemotron_text import Tokenizer
 
 END_OF_TURN = "<extra_id_1>"
 END_OF_TEXT = "</s>"
-MAX_SEED = 2**64 - 1
 
 
 @dataclass(frozen=True)

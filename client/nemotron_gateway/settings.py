@@ -68,7 +68,7 @@ class GatewaySettings(_Strict):
     """Where a request names none; less, if the prompt leaves less room."""
     access_log: bool = True
     log_prompts: bool = False
-    """Prompts and answers in the access log; they may be private."""
+    """Whole requests in the access log; they may be private."""
     limits: Limits = Limits()
     timeouts: Timeouts = Timeouts()
 

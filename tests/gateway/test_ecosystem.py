@@ -115,6 +115,7 @@ def test_lm_eval(kind: str, gateway: Running, answers: list[ExactAnswer], tmp_pa
 
 
 def test_garak(gateway: Running, tmp_path: Path) -> None:
+    before = len(gateway.lines())
     settings: dict[str, Any] = {
         "system": {"lite": True, "parallel_attempts": 4},
         "run": {"generations": 1, "soft_probe_prompt_cap": 4},
@@ -142,7 +143,13 @@ def test_garak(gateway: Running, tmp_path: Path) -> None:
         "encoding.InjectBase16",
         "encoding.InjectMorse",
     }
-    assert all(one["text"] for line in attempts for one in line["outputs"])
+    # The tiny model may have nothing to say to Morse; that is an answer all the same.
+    outputs = [one for line in attempts for one in line["outputs"]]
+    assert len(outputs) == 8
+    assert all(one is not None and one["text"] is not None for one in outputs)
+    assert any(one["text"] for one in outputs)
+    asked = [one for one in gateway.lines()[before:] if one["path"] == "/v1/chat/completions"]
+    assert [one["status"] for one in asked] == [200] * 8
     evals = [line for line in lines if line["entry_type"] == "eval"]
     assert len(evals) == 4
     assert "completion" in {line["entry_type"] for line in lines}

@@ -23,7 +23,8 @@ from tests.serve.wire import metric
 from tests.tiny_nemotron.answers import ExactAnswer
 from tests.tools import debian_program
 
-OPTIONS = ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
+OPTIONS = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
+OPTIONS += ["--disable-background-networking", "--disable-component-update"]
 DESKTOP = {"width": 1200, "height": 800, "deviceScaleFactor": 1, "mobile": False}
 PHONE = {"width": 390, "height": 780, "deviceScaleFactor": 2, "mobile": True}
 SCREENSHOTS = os.environ.get("NEMOTRON_SCREENSHOTS")
@@ -148,9 +149,8 @@ def test_a_conversation(page: Page, answers: list[ExactAnswer]) -> None:
     assert "tokens/s" in note
     assert "in the prompt" in note
     page.screen("desktop-dark", DESKTOP, "dark")
-    assert (
-        page.script("return getComputedStyle(document.body).backgroundColor") == "rgb(21, 23, 19)"
-    )
+    colour = page.script("return getComputedStyle(document.body).backgroundColor")
+    assert colour == "rgb(21, 23, 19)"
     page.screen("desktop-light", DESKTOP)
     page.screen("phone", PHONE)
     width = page.script("return [document.documentElement.scrollWidth, innerWidth]")

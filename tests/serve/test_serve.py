@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import queue
@@ -62,6 +63,17 @@ def serving(
         process.communicate()
 
 
+def ask_gateway(ports: dict[str, int], **more: int) -> http.client.HTTPResponse:
+    """A stream that has begun."""
+    connection = http.client.HTTPConnection("127.0.0.1", ports["gateway"], timeout=WAIT)
+    body = {"model": "nemotron-4-340b-instruct", "prompt": PROMPT, "stream": True} | more
+    headers = {"Content-Type": "application/json", "Connection": "close"}
+    connection.request("POST", "/v1/completions", json.dumps(body), headers)
+    response = connection.getresponse()
+    assert response.readline().startswith(b"data: ")
+    return response
+
+
 def shared_memory(process: subprocess.Popen[str]) -> Callable[[], list[Path]]:
     """What lies in shared memory of the Triton below `process`, asked now or after its end."""
     children = psutil.Process(process.pid).children()
@@ -80,6 +92,7 @@ def test_a_signal_lets_a_running_answer_finish(
     ):
         pieces = client.stream_complete(PROMPT, Generation(max_tokens=3000, end_id=0))
         first = next(pieces)
+        over_http = ask_gateway(ports, max_tokens=3000, min_tokens=3000)
         left_behind = shared_memory(process)
         assert left_behind()
         process.send_signal(number)
@@ -91,6 +104,7 @@ def test_a_signal_lets_a_running_answer_finish(
         assert rest[-1].finish_reason == "length"
         assert rest[-1].num_output_tokens == 3000
         assert first.num_output_tokens < 3000
+        assert over_http.read().decode().endswith("data: [DONE]\n\n")
         output, _ = process.communicate(timeout=WAIT)
         assert process.returncode == 0
     assert output.splitlines()[-1] == "stopped"
@@ -104,15 +118,17 @@ def test_it_says_how_to_talk_to_it(engine_bf16: Path, tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         output, _ = process.communicate(timeout=WAIT)
     assert "is ready; Ctrl-C drains and stops." in output
+    assert f"http://127.0.0.1:{ports['gateway']}/v1" in output
     assert f"nemotron chat --url 127.0.0.1:{ports['grpc']} 'Who are you?'" in output
     assert f"curl http://127.0.0.1:{ports['http']}/v2/models/ensemble/generate -d" in output
 
 
 def test_a_second_signal_ends_at_once(engine_bf16: Path, tmp_path: Path) -> None:
     with (
-        serving(engine_bf16, tmp_path) as (process, ports),
+        serving(engine_bf16, tmp_path, "--no-gateway") as (process, ports),
         Client(f"127.0.0.1:{ports['grpc']}") as client,
     ):
+        assert ports["gateway"] is None
         pieces = client.stream_complete(PROMPT, Generation(max_tokens=4000, end_id=0))
         next(pieces)
         left_behind = shared_memory(process)
