@@ -19,13 +19,21 @@ if [ ${#missing[@]} -gt 0 ]; then
   fi
 fi
 
+# The registry's plain PyTorch carries gigabytes of CUDA; see the Makefile.
+install() {
+  "$1/bin/pip" install --quiet --disable-pip-version-check -r "$2" || {
+    .venv/bin/pip install --quiet uv
+    sed 's/+cpu$//' "$2" | .venv/bin/uv pip install --quiet --python "$1/bin/python" --torch-backend cpu -r -
+  }
+}
+
 for requirements in tests/tools/*.txt; do
   [ -e "$requirements" ] || continue
   home=.tools/$(basename "$requirements" .txt)
   cmp -s "$requirements" "$home/installed.txt" && continue
   rm -rf "$home"
   .venv/bin/python -m venv "$home"
-  "$home/bin/pip" install --quiet --disable-pip-version-check -r "$requirements"
+  install "$home" "$requirements"
   cp "$requirements" "$home/installed.txt"
 done
 
