@@ -11,7 +11,7 @@ import sys
 import typer
 
 from nemotron_batch.commands import batch, synthesize
-from nemotron_build.commands import build, doctor, serve
+from nemotron_build.commands import build, doctor, plan, serve
 from nemotron_client.commands import chat
 from nemotron_convert.commands import convert, inspect, verify
 from nemotron_convert.errors import NemotronError
@@ -43,7 +43,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (inspect, convert, verify, build, doctor, serve, gateway, chat, batch, synthesize):
+for verb in (
+    *(inspect, convert, verify, plan, build, doctor, serve),
+    *(gateway, chat, batch, synthesize),
+):
     app.command()(verb)
 
 
