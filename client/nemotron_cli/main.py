@@ -11,6 +11,7 @@ import sys
 import typer
 
 from nemotron_batch.commands import batch, synthesize
+from nemotron_bench.commands import bench
 from nemotron_build.commands import build, doctor, plan, serve
 from nemotron_client.commands import chat
 from nemotron_convert.commands import convert, inspect, verify
@@ -45,7 +46,7 @@ app = typer.Typer(
 )
 for verb in (
     *(inspect, convert, verify, plan, build, doctor, serve),
-    *(gateway, chat, batch, synthesize),
+    *(gateway, chat, batch, synthesize, bench),
 ):
     app.command()(verb)
 
