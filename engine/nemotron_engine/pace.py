@@ -4,10 +4,14 @@ from __future__ import annotations
 
 SHARE = 0.5
 """Of the engine's time that may go into sending."""
+FIRST_COST = 1e-4
+"""Seconds of a response, until more is known."""
 NEW = 0.05
 """Weight of the latest cost in the average."""
-LONGEST = 0.05
-"""Seconds between two responses of an answer: a reader sees no step in that."""
+OUTLIER = 4
+"""Times the average: what is more counts as this much, for it is the machine that stalled."""
+LONGEST = 0.5
+"""Seconds between two responses of an answer."""
 
 
 class Pace:
@@ -20,16 +24,15 @@ class Pace:
 
     >>> pace = Pace()
     >>> pace.running = 8
-    >>> round(pace.next_send(start=10.0, end=10.001), 6)  # 8 · 1 ms / 0.5 later
-    10.016
+    >>> round(pace.next_send(start=10.0, end=10.0001), 6)  # 8 · 0.1 ms / 0.5 later
+    10.0016
     """
 
     running = 0
     """Answers that are being sent."""
-    _cost: float | None = None
+    _cost = FIRST_COST
 
     def next_send(self, start: float, end: float) -> float:
         """Before which time an answer is not sent again that was sent from `start` to `end`."""
-        cost = end - start
-        self._cost = cost if self._cost is None else self._cost + NEW * (cost - self._cost)
+        self._cost += NEW * (min(end - start, OUTLIER * self._cost) - self._cost)
         return start + min(self.running * self._cost / SHARE, LONGEST)
