@@ -23,14 +23,7 @@ from tests.serve.wire import metric
 from tests.tiny_nemotron.answers import ExactAnswer
 from tests.tools import debian_program
 
-OPTIONS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-dev-shm-usage",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-)
+OPTIONS = ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
 DESKTOP = {"width": 1200, "height": 800, "deviceScaleFactor": 1, "mobile": False}
 PHONE = {"width": 390, "height": 780, "deviceScaleFactor": 2, "mobile": True}
 SCREENSHOTS = os.environ.get("NEMOTRON_SCREENSHOTS")
