@@ -154,7 +154,11 @@ def main() -> None:
         server = stack.enter_context(serving(options.engine))
         triton = f"{server.address}:{server.grpc}"
         stub = service_pb2_grpc.GRPCInferenceServiceStub(grpc.insecure_channel(triton))
+        # In this process; it waits while the others are measured.
+        engine = (CpuEngine if options.real else SyntheticEngine)(options.engine)
+        stack.callback(engine.close)
         hops = {
+            "engine alone": engine_alone(engine),
             "tensorrt_llm": engine_on_triton(stub),
             **{
                 model: text_model(stack.enter_context(closing(TritonTarget(triton, model))))
@@ -162,20 +166,18 @@ def main() -> None:
             },
             "gateway": text_model(stack.enter_context(gateway(triton))),
         }
-        # The engine alone is measured in this process, before the others of each run.
-        kind = CpuEngine if options.real else SyntheticEngine
-        rows: dict[str, dict[str, list[tuple[float, float]]]] = {}
-        for ask in hops.values():
-            measure(ask, 1, options.tokens)  # warm
-        for _ in range(options.runs):
+        rows: dict[str, dict[str, list[tuple[float, float]]]] = {name: {} for name in hops}
+        for streams in counts:
+            for ask in hops.values():
+                measure(ask, streams, options.tokens)  # warm: shapes are compiled at first use
+        for run in range(options.runs):
             for streams in counts:
-                engine = kind(options.engine)
-                found = {"engine alone": measure(engine_alone(engine), streams, options.tokens)}
-                engine.close()
-                found |= {n: measure(ask, streams, options.tokens) for n, ask in hops.items()}
-                for name, rates in found.items():
-                    rows.setdefault(name, {}).setdefault(str(streams), []).append(rates)
-                    print(f"{streams:4} {name:18} {rates[0]:12,.0f} tokens/s", flush=True)
+                for name, ask in hops.items():
+                    rates = measure(ask, streams, options.tokens)
+                    rows[name].setdefault(str(streams), []).append(rates)
+                    print(
+                        f"{run + 1}: {streams:4} {name:18} {rates[0]:12,.0f} tokens/s", flush=True
+                    )
     result = {
         "machine": machine(),
         "versions": versions(),
