@@ -3,7 +3,8 @@
     python -m bench.random_nemo FOLDER --layers 4 --hidden 4096 --heads 32 --kv-heads 8
 
 The weights are random bits with bounded exponents, so that every byte differs and nothing
-compresses; they compute nothing sensible.
+compresses; they compute nothing sensible. With --small they are about as large as a trained
+model's, so that an engine computes with ordinary numbers.
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ class Shape:
         return 2 * sum(math.prod(shape) for shape, _ in self.arrays.values())
 
 
-def write_nemo(folder: Path, shape: Shape, tokenizer: bytes = b"not a tokenizer") -> Path:
+def write_nemo(
+    folder: Path, shape: Shape, tokenizer: bytes = b"not a tokenizer", *, small: bool = False
+) -> Path:
     """The folder `folder`, which must not exist, as a zarr `.nemo`."""
     weights = folder / "model_weights"
     weights.mkdir(parents=True)
@@ -94,17 +97,18 @@ def write_nemo(folder: Path, shape: Shape, tokenizer: bytes = b"not a tokenizer"
         (weights / name / ".zarray").write_text(json.dumps(meta | rest))
         for index in product(*(range(n // g) for n, g in zip(size, grid, strict=True))):
             with (weights / name / ".".join(map(str, index))).open("wb") as file:
-                for part in _words(random, math.prod(grid)):
+                for part in _words(random, math.prod(grid), small):
                     part.tofile(file)
     return folder
 
 
-def _words(random: np.random.Generator, count: int) -> Iterator[np.ndarray]:
-    """BF16 words between 2^-16 and 1 in size, a few MiB at a time."""
+def _words(random: np.random.Generator, count: int, small: bool) -> Iterator[np.ndarray]:
+    """BF16 words between 2^-16 and 1 in size, or 2^-6 and 2^-5, a few MiB at a time."""
+    keep, add = (0x807F, 0x3C80) if small else (0x87FF, 0x3800)
     step = 4 << 20
     for first in range(0, count, step):
         bits = random.integers(0, 1 << 16, min(step, count - first), np.uint16)
-        yield (bits & 0x87FF) | 0x3800
+        yield (bits & keep) | add
 
 
 if __name__ == "__main__":
@@ -112,5 +116,7 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     for field, default in vars(Shape()).items():
         parser.add_argument(f"--{field.replace('_', '-')}", type=int, default=default)
+    parser.add_argument("--small", action="store_true")
     options = vars(parser.parse_args())
-    print(write_nemo(options.pop("folder"), Shape(**options)))
+    folder, small = options.pop("folder"), options.pop("small")
+    print(write_nemo(folder, Shape(**options), small=small))

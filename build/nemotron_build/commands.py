@@ -1,4 +1,4 @@
-"""The verbs `build`, `serve` and `doctor`."""
+"""The verbs `plan`, `build`, `serve` and `doctor`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,29 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+
+def plan(
+    profile: Annotated[str, typer.Option(help="Name of a shipped profile, or a .yaml.")],
+    gpu: Annotated[
+        list[str] | None, typer.Option(help="Another GPU than the profile's; may be repeated.")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="A smaller model than Nemotron-4-340B.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Say what a profile holds and how fast it can be at best."""
+    import json
+
+    from nemotron_build.plan import plans
+    from nemotron_build.profile import load_profile
+
+    found = plans(load_profile(profile), gpu or [], checkpoint)
+    if as_json:
+        typer.echo(json.dumps([one.as_dict() for one in found], indent=2))
+    else:
+        typer.echo("\n\n".join(map(str, found)))
 
 
 def build(

@@ -13,7 +13,8 @@ import sys
 import typer
 
 from nemotron_batch.commands import batch, synthesize
-from nemotron_build.commands import build, doctor, serve
+from nemotron_bench.commands import bench
+from nemotron_build.commands import build, doctor, plan, serve
 from nemotron_client.commands import chat
 from nemotron_convert.commands import convert, inspect, verify
 from nemotron_convert.errors import NemotronError
@@ -45,7 +46,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (inspect, convert, verify, build, doctor, serve, gateway, chat, batch, synthesize):
+for verb in (
+    *(inspect, convert, verify, plan, build, doctor, serve),
+    *(gateway, chat, batch, synthesize, bench),
+):
     app.command()(verb)
 
 

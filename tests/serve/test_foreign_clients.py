@@ -67,9 +67,9 @@ def test_perf_analyzer_streams_from_the_ensemble(server: TritonServer, tmp_path:
     requests = whole["experiments"][0]["requests"]
     assert len(requests) == 20
     asked = {"text_input": "<extra_id_1>Count", "max_tokens": TOKENS, "end_id": 0}
-    expected = [text([piece]) for piece in stream(server, stream=True, **asked)]
+    expected = text(stream(server, stream=True, **asked))
     for one in requests:
-        assert [output["text_output"] for output in one["response_outputs"]] == expected
+        assert "".join(output["text_output"] for output in one["response_outputs"]) == expected
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])

@@ -116,11 +116,11 @@ def test_times_come_with_the_last_response_when_asked_for(model: str, server: Tr
 def narrow(
     checkpoint_tp8: Any, cpu_profile: Profile, tmp_path_factory: pytest.TempPathFactory
 ) -> Any:
-    """A server with room for two requests in a step and one that waits, eight seconds each."""
+    """A server with room for two requests in a step and one that waits, two seconds each."""
     limits = cpu_profile.limits.model_copy(
         update={"max_batch_size": 2, "max_queue_size": 1, "long_answers": "clamp"}
     )
-    timeouts = cpu_profile.timeouts.model_copy(update={"request": 8})
+    timeouts = cpu_profile.timeouts.model_copy(update={"request": 2})
     profile = cpu_profile.model_copy(update={"limits": limits, "timeouts": timeouts})
     engine = tmp_path_factory.mktemp("narrow") / "engine"
     build_engine(checkpoint_tp8, engine, profile)

@@ -25,6 +25,7 @@ from nemotron_engine.metrics import (
     STEPS_METRIC,
     WAITING_METRIC,
 )
+from nemotron_engine.pace import Pace
 from nemotron_engine.request import MAX_SEED, GenerationChunk, GenerationRequest
 from nemotron_engine.triton import (
     fault,
@@ -51,6 +52,7 @@ class TritonPythonModel:
         self._lock = threading.Lock()
         self._count = 0
         self._meter = Meter()
+        self._pace = Pace()
         self._ended = threading.Event()
         self._flusher = threading.Thread(target=self._flush, name="metrics", daemon=True)
         self._flusher.start()
@@ -117,6 +119,7 @@ class TritonPythonModel:
                 ended=ended[-1],
                 cancel=partial(self._engine.cancel, one.request_id),
                 timer=Timer(self._meter),
+                pace=self._pace,
             )
             parts.append((one, answer.push))
         try:
@@ -133,6 +136,7 @@ class TritonPythonModel:
             for name in names:
                 self._running[name].add(id_)
             self._count += 1
+            self._pace.running = self._count
             self._meter.running(self._count)
 
         def ended() -> None:
@@ -142,6 +146,7 @@ class TritonPythonModel:
                     if not self._running[name]:
                         del self._running[name]
                 self._count -= 1
+                self._pace.running = self._count
                 self._meter.running(self._count)
 
         return ended
@@ -176,6 +181,7 @@ class _Answer:
         ended: Callable[[], None],
         cancel: Callable[[], object],
         timer: Timer,
+        pace: Pace,
     ) -> None:
         self._group = group
         self._sequence = sequence
@@ -183,6 +189,8 @@ class _Answer:
         self._ended = ended
         self._cancel = cancel
         self._timer = timer
+        self._pace = pace
+        self._next_send = 0.0
         self._ids: tuple[int, ...] = ()
         self._log_probs: tuple[float, ...] = ()
         self._cum_log_prob = 0.0
@@ -197,9 +205,6 @@ class _Answer:
             told = self._group.echo and self._response(fault_text(chunk))
             sender.send(told or fault(chunk), flags=self._group.flags())
             return
-        if chunk.finish_reason is None and sender.is_cancelled():
-            self._cancel()
-            return
         if chunk.token_ids:
             self._timer.tokens(len(chunk.token_ids))
             self._first_token_ns = self._first_token_ns or time.time_ns()
@@ -210,18 +215,33 @@ class _Answer:
             self._ended()
             response = self._response(chunk.finish_reason, chunk.scheduled_ns)
             sender.send(response, flags=self._group.flags())
-        elif self._group.streaming:
+        elif time.monotonic() >= self._next_send:
+            self._send_some()
+
+    def _send_some(self) -> None:
+        """All that has come since the last time, or nothing more if nobody listens."""
+        sender = self._group.sender
+        start = time.monotonic()
+        if sender.is_cancelled():
+            self._cancel()
+            return
+        if self._group.streaming:
             sender.send(self._response(""))
             self._ids, self._log_probs = (), ()
+        self._next_send = self._pace.next_send(start, time.monotonic())
 
     def _response(self, finish_reason: str, scheduled_ns: int = 0) -> Any:
-        tensors = [
-            tensor("output_ids", [self._ids], np.int32),
-            tensor("sequence_length", [len(self._ids)], np.int32),
-            tensor("finish_reason", [finish_reason], np.object_),
-            tensor("answer_settings", [self._group.echo], np.object_),
-            tensor("sequence_index", [self._sequence], np.int32),
-        ]
+        echo = self._group.echo
+        tensors = [tensor("output_ids", [self._ids], np.int32)]
+        if echo:
+            tensors.append(tensor("answer_settings", [echo], np.object_))
+        # Each tensor takes its time, and `read_step` knows what one that is not there would say.
+        if not echo or finish_reason:
+            tensors.append(tensor("finish_reason", [finish_reason], np.object_))
+        if not echo or self._sequence:
+            tensors.append(tensor("sequence_index", [self._sequence], np.int32))
+        if not echo:
+            tensors.append(tensor("sequence_length", [len(self._ids)], np.int32))
         if self._with_log_probs:
             tensors.append(tensor("output_log_probs", [self._log_probs], np.float32))
             tensors.append(tensor("cum_log_probs", [self._cum_log_prob], np.float32))

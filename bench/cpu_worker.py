@@ -1,0 +1,141 @@
+"""One engine on one CPU, loaded and timed in a process of its own; used by `bench.cpu_peers`.
+
+    PYTHON bench/cpu_worker.py openvino|transformers|vllm FOLDER VOCABULARY RUNS
+
+Prints one JSON line. Run by another environment's Python, so it imports nothing of the project but
+for its own engine.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import resource
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+Generate = Callable[[list[list[int]], int], None]
+"""So many new tokens for each prompt, all prompts at once."""
+PROMPT, ANSWER, LONG_PROMPT = 128, 64, 512
+BATCHES = (8, 16, 32)
+
+
+def openvino(folder: Path) -> Generate:
+    from nemotron_engine.cpu import CpuEngine
+    from nemotron_engine.request import GenerationChunk, GenerationRequest
+
+    engine = CpuEngine(folder)
+    names = itertools.count()
+
+    def generate(prompts: list[list[int]], tokens: int) -> None:
+        ended = threading.Semaphore(0)
+
+        def on_chunk(chunk: object) -> None:
+            assert isinstance(chunk, GenerationChunk), chunk
+            if chunk.finish_reason:
+                ended.release()
+
+        common = {"max_tokens": tokens, "min_tokens": tokens, "end_ids": ()}
+        requests = [
+            GenerationRequest(request_id=str(next(names)), input_ids=tuple(ids), **common)
+            for ids in prompts
+        ]
+        engine.submit_all([(request, on_chunk) for request in requests])
+        for _ in prompts:
+            ended.acquire()
+
+    return generate
+
+
+def transformers(folder: Path) -> Generate:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+
+    def generate(prompts: list[list[int]], tokens: int) -> None:
+        ids = torch.tensor(prompts)
+        with torch.inference_mode():
+            found = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=tokens,
+                min_new_tokens=tokens,
+                do_sample=False,
+                pad_token_id=0,
+            )
+        assert found.shape[1] == len(prompts[0]) + tokens
+
+    return generate
+
+
+def vllm(folder: Path) -> Generate:
+    from vllm import LLM, SamplingParams
+
+    engine = LLM(str(folder), dtype="bfloat16", max_model_len=4096, max_num_seqs=64)
+
+    def generate(prompts: list[list[int]], tokens: int) -> None:
+        settings = SamplingParams(
+            temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False
+        )
+        asked = [{"prompt_token_ids": ids} for ids in prompts]
+        for one in engine.generate(asked, settings, use_tqdm=False):
+            assert len(one.outputs[0].token_ids) == tokens
+
+    return generate
+
+
+def main() -> None:
+    name, folder, vocabulary, runs = sys.argv[1:]
+    rng = random.Random(1)
+
+    def prompts(count: int, length: int) -> list[list[int]]:
+        return [[rng.randrange(300, int(vocabulary)) for _ in range(length)] for _ in range(count)]
+
+    start = time.perf_counter()
+    generate = {"openvino": openvino, "transformers": transformers, "vllm": vllm}[name](
+        Path(folder)
+    )
+    loaded = time.perf_counter() - start
+
+    def seconds(count: int, length: int, tokens: int) -> float:
+        asked = prompts(count, length)
+        start = time.perf_counter()
+        generate(asked, tokens)
+        return time.perf_counter() - start
+
+    for count, length in ((1, PROMPT), (1, LONG_PROMPT), (BATCHES[-1], PROMPT)):
+        seconds(count, length, 8)  # warm: what is compiled or packed at first use
+    rows: dict[str, list[float]] = {}
+    for _ in range(int(runs)):
+        first = seconds(1, PROMPT, 1)
+        whole = seconds(1, PROMPT, ANSWER)
+        rows.setdefault("decode, batch 1", []).append((ANSWER - 1) / (whole - first))
+        rows.setdefault("prefill", []).append(LONG_PROMPT / seconds(1, LONG_PROMPT, 1))
+        for count in BATCHES:
+            rate = count * ANSWER / seconds(count, PROMPT, ANSWER)
+            rows.setdefault(f"{count} at once", []).append(rate)
+    peak = sum(
+        resource.getrusage(who).ru_maxrss
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    result = {
+        "tokens_per_second": {
+            key: {"median": statistics.median(v), "min": min(v), "max": max(v)}
+            for key, v in rows.items()
+        },
+        "load_seconds": loaded,
+        "peak_rss": peak * 1024,
+    }
+    print("\n" + json.dumps(result), flush=True)
+    os._exit(0)  # without the engines' own ways down, some of which hang
+
+
+if __name__ == "__main__":
+    main()

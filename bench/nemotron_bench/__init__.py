@@ -1,0 +1,1 @@
+"""`nemotron bench`: how fast a running server is, seen from its clients."""

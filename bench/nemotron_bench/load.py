@@ -1,0 +1,183 @@
+"""The load generator: requests that go out by a plan, and what came of each."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from nemotron_bench.statistics import Lengths, arrivals
+from nemotron_bench.targets import AskFailed, Target
+from nemotron_convert.errors import NemotronError
+
+WORDS = (
+    *("river", "stone", "light", "house", "green", "cloud", "paper", "train", "music", "table"),
+    *("winter", "garden", "letter", "window", "silver", "bridge", "morning", "forest"),
+)
+SAMPLE_WORDS = (40, 140)
+"""In the two prompts that show how many tokens a word is."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """One load: so many requests at once, or so many new ones per second."""
+
+    concurrency: int | None = None
+    rate: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.concurrency} at once" if self.concurrency else f"{self.rate:g} per second"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """Of one request; seconds on one clock, token counts as the server gave them."""
+
+    start: float
+    first: float | None
+    """When the first text came."""
+    end: float
+    input_tokens: int
+    output_tokens: int
+    error: str | None = None
+
+    @property
+    def latencies(self) -> dict[str, float | None]:
+        """By the names of `statistics.LATENCIES`."""
+        if self.first is None:
+            return {"ttft": None, "itl": None, "e2e": self.end - self.start}
+        more = self.output_tokens - 1
+        return {
+            "ttft": self.first - self.start,
+            "itl": (self.end - self.first) / more if more > 0 else None,
+            "e2e": self.end - self.start,
+        }
+
+
+class Prompts:
+    """Random words, as many as make the wanted number of tokens; the same for a seed.
+
+    No two are alike, so that no cache of prefixes makes the server look faster than it is.
+    """
+
+    def __init__(self, target: Target, lengths: Lengths, seed: int) -> None:
+        self._lengths = lengths
+        self._rng = random.Random(seed)
+        self._lock = threading.Lock()
+        few, many = (count_tokens(target, self._text(words), 1) for words in SAMPLE_WORDS)
+        self._per_word = (many - few) / (SAMPLE_WORDS[1] - SAMPLE_WORDS[0])
+        if self._per_word <= 0:
+            raise NemotronError("it counts no more tokens in a longer prompt", where=target.name)
+        self._rest = few - self._per_word * SAMPLE_WORDS[0]
+
+    def next(self) -> str:
+        """From any thread."""
+        with self._lock:
+            tokens = self._lengths.draw(self._rng)
+            return self._text(max(1, round((tokens - self._rest) / self._per_word)))
+
+    def _text(self, words: int) -> str:
+        return " ".join(self._rng.choices(WORDS, k=words))
+
+
+def count_tokens(target: Target, prompt: str, max_tokens: int) -> int:
+    """How many tokens the server says a prompt has, with an answer to it."""
+    try:
+        return max(event.input_tokens for event in target.ask(prompt, max_tokens))
+    except AskFailed as error:
+        raise NemotronError(str(error), where=target.name) from error
+
+
+class Load:
+    """Runs levels against a target; `on_end` is called after each request, from any thread."""
+
+    def __init__(
+        self,
+        target: Target,
+        prompts: Prompts,
+        outputs: Lengths,
+        seed: int,
+        on_end: Callable[[Outcome], None],
+    ) -> None:
+        self._target = target
+        self._prompts = prompts
+        self._outputs = outputs
+        self._seed = seed
+        self._rng = random.Random(seed + 1)
+        self._on_end = on_end
+        self._lock = threading.Lock()
+
+    def run(self, level: Level, requests: int) -> list[Outcome]:
+        """All outcomes, in the order of their ends. On KeyboardInterrupt no more are begun."""
+        outcomes: list[Outcome] = []
+
+        def ask(lengths: Iterator[int]) -> None:
+            for max_tokens in lengths:
+                outcome = self.ask(self._prompts.next(), max_tokens)
+                with self._lock:
+                    outcomes.append(outcome)
+                self._on_end(outcome)
+
+        jobs = _Shared(self._outputs.draw(self._rng) for _ in range(requests))
+        threads = []
+        try:
+            if level.concurrency:
+                for _ in range(min(level.concurrency, requests)):
+                    threads.append(threading.Thread(target=ask, args=(jobs,), daemon=True))
+                    threads[-1].start()
+            elif level.rate:
+                start = time.monotonic()
+                for at, job in zip(arrivals(level.rate, self._seed), jobs, strict=False):
+                    time.sleep(max(0.0, start + at - time.monotonic()))
+                    threads.append(threading.Thread(target=ask, args=(iter([job]),), daemon=True))
+                    threads[-1].start()
+            for thread in threads:
+                thread.join()
+        except KeyboardInterrupt:
+            jobs.end()
+            raise
+        return outcomes
+
+    def ask(self, prompt: str, max_tokens: int) -> Outcome:
+        """One request, to its end."""
+        start = time.monotonic()
+        first = error = None
+        input_tokens = output_tokens = 0
+        try:
+            for event in self._target.ask(prompt, max_tokens):
+                if first is None and (event.has_text or event.output_tokens):
+                    first = time.monotonic()
+                input_tokens = max(input_tokens, event.input_tokens)
+                output_tokens = max(output_tokens, event.output_tokens)
+        except AskFailed as failure:
+            error = str(failure)
+        return Outcome(
+            start=start,
+            first=first,
+            end=time.monotonic(),
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
+            error=error,
+        )
+
+
+class _Shared:
+    """An iterator that threads share, and that can be ended early."""
+
+    def __init__(self, items: Iterator[int]) -> None:
+        self._items = items
+        self._lock = threading.Lock()
+
+    def __iter__(self) -> Iterator[int]:
+        return self
+
+    def __next__(self) -> int:
+        with self._lock:
+            return next(self._items)
+
+    def end(self) -> None:
+        with self._lock:
+            self._items = itertools.chain()

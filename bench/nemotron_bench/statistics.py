@@ -1,0 +1,121 @@
+"""Numbers about numbers; pure functions."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from nemotron_convert.errors import NemotronError
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Linear between the two nearest values, as NumPy's default.
+
+    >>> percentile([10.0, 20.0, 40.0], 0.75)
+    30.0
+    """
+    ordered = sorted(values)
+    place = share * (len(ordered) - 1)
+    low = math.floor(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Of some values, which all have one unit."""
+
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+    min: float
+    max: float
+
+
+def summarize(values: Sequence[float]) -> Summary | None:
+    """None if there are no values."""
+    if not values:
+        return None
+    return Summary(
+        mean=math.fsum(values) / len(values),
+        p50=percentile(values, 0.5),
+        p90=percentile(values, 0.9),
+        p99=percentile(values, 0.99),
+        min=min(values),
+        max=max(values),
+    )
+
+
+def arrivals(rate: float, seed: int) -> Iterator[float]:
+    """Seconds from the start at which requests arrive: a Poisson process, the same for a seed."""
+    rng = random.Random(seed)
+    now = 0.0
+    while True:
+        now += rng.expovariate(rate)
+        yield now
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Numbers of tokens: all the same, or drawn evenly from low to high, both included."""
+
+    low: int
+    high: int
+
+    @classmethod
+    def parse(cls, text: str, where: str) -> Lengths:
+        """`N` or `LOW-HIGH`; NemotronError if it is neither.
+
+        >>> Lengths.parse("64-128", "--input")
+        Lengths(low=64, high=128)
+        """
+        parts = text.split("-")
+        if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+            raise NemotronError(f"{text!r} is no length", where=where, remedy="use N or LOW-HIGH")
+        low, high = int(parts[0]), int(parts[-1])
+        if low > high:
+            raise NemotronError(f"{low} is more than {high}", where=where)
+        return cls(low, high)
+
+    def draw(self, rng: random.Random) -> int:
+        return rng.randint(self.low, self.high)
+
+    def __str__(self) -> str:
+        return str(self.low) if self.low == self.high else f"{self.low}-{self.high}"
+
+
+def parse_slo(text: str) -> dict[str, float]:
+    """Upper limits in seconds, by metric; NemotronError if one is unknown or no number.
+
+    >>> parse_slo("ttft=0.5,itl=0.05")
+    {'ttft': 0.5, 'itl': 0.05}
+    """
+    limits: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, value = part.partition("=")
+        try:
+            limits[name] = float(value)
+        except ValueError as error:
+            raise NemotronError(f"{part!r} is no limit", where="--slo", remedy=_SLO) from error
+        if name not in LATENCIES or not 0 < limits[name] < math.inf:
+            raise NemotronError(f"{part!r} is no limit", where="--slo", remedy=_SLO)
+    return limits
+
+
+def meets(limits: Mapping[str, float], latencies: Mapping[str, float | None]) -> bool:
+    """Whether a request was as fast as was asked; what it does not have is fast enough."""
+    return all(
+        (found := latencies[name]) is None or found <= limit for name, limit in limits.items()
+    )
+
+
+LATENCIES = {
+    "ttft": "time to first token",
+    "itl": "inter-token latency",
+    "e2e": "end-to-end latency",
+}
+"""In seconds; a request's inter-token latency is its own average."""
+_SLO = "use ttft=SECONDS,itl=SECONDS,e2e=SECONDS, or some of them"

@@ -1,0 +1,165 @@
+"""What is measured: a server, asked for one streamed answer at a time over one of its protocols."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from nemotron_convert.errors import NemotronError
+
+TIMEOUT = 600.0
+"""Seconds without a sign of life after which a request has failed."""
+
+
+class AskFailed(Exception):
+    """A request that ended in an error; `str()` is its reason."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something of an answer has come; the counts are the server's, 0 where it has not said."""
+
+    has_text: bool
+    input_tokens: int = 0
+    output_tokens: int = 0
+    """So far."""
+
+
+class Target(Protocol):
+    """May be used by many threads at once."""
+
+    name: str
+
+    def ask(self, prompt: str, max_tokens: int) -> Iterator[Event]:
+        """Stream an answer of exactly `max_tokens`; AskFailed says why there is none."""
+
+    def close(self) -> None: ...
+
+
+def open_target(url: str, model: str | None) -> Target:
+    """By the URL's scheme: `grpc://host:port` is Triton, `http://host:port` an OpenAI API."""
+    parts = urlsplit(url if "//" in url else f"//{url}")
+    try:
+        host = f"{parts.hostname}:{parts.port}" if parts.hostname and parts.port else None
+    except ValueError:
+        host = None
+    if host is None or parts.scheme not in ("", "grpc", "http"):
+        raise NemotronError(
+            f"{url!r} is no server",
+            where="--url",
+            remedy="use grpc://host:8001 for Triton, http://host:1424 for the gateway",
+        )
+    if parts.scheme == "http":
+        return OpenAITarget(host, model or "nemotron-4-340b-instruct")
+    return TritonTarget(host, model or "ensemble")
+
+
+class TritonTarget:
+    """A text model of Triton, over gRPC."""
+
+    def __init__(self, host: str, model: str) -> None:
+        import grpc  # noqa: PLC0415  # of the extra that not everyone needs
+        from tritonclient.grpc import service_pb2_grpc  # noqa: PLC0415
+
+        self.name = f"grpc://{host} {model}"
+        self.host, self.model = host, model
+        self._channel = grpc.insecure_channel(host)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+
+    def ask(self, prompt: str, max_tokens: int) -> Iterator[Event]:
+        import grpc  # noqa: PLC0415
+
+        from nemotron_client.request import Generation, generation_request  # noqa: PLC0415
+
+        # No end token before the last one: so every answer has the length that was asked for.
+        generation = Generation(max_tokens=max_tokens, min_tokens=max_tokens)
+        request = generation_request(self.model, uuid.uuid4().hex, prompt, generation, stream=True)
+        call = self._stub.ModelStreamInfer(iter([request]), timeout=TIMEOUT)
+        try:
+            for response in call:
+                if response.error_message:
+                    raise AskFailed(response.error_message)
+                yield _read(response.infer_response)
+        except grpc.RpcError as error:
+            raise AskFailed(f"{error.code().name}: {error.details()}") from error
+        finally:
+            call.cancel()
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+def _read(response: Any) -> Event:
+    """Only what is counted: a bench that reads all would measure itself."""
+    raw = {
+        output.name: content
+        for output, content in zip(response.outputs, response.raw_output_contents, strict=True)
+    }
+    counts = (
+        int.from_bytes(raw.get(name, b""), "little")
+        for name in ("num_input_tokens", "num_output_tokens")
+    )
+    return Event(len(raw.get("text_output", b"")) > 4, *counts)
+
+
+class OpenAITarget:
+    """An OpenAI API, `/v1/completions`, over HTTP; a connection for each request.
+
+    The key is taken from NEMOTRON_API_KEY.
+    """
+
+    def __init__(self, host: str, model: str) -> None:
+        self.name = f"http://{host} {model}"
+        self.host, self.model = host, model
+        self.api_key = os.environ.get("NEMOTRON_API_KEY")
+        self._headers = {"Content-Type": "application/json"}
+        if self.api_key:
+            self._headers["Authorization"] = f"Bearer {self.api_key}"
+
+    def ask(self, prompt: str, max_tokens: int) -> Iterator[Event]:
+        body = {
+            "model": self.model,
+            "prompt": prompt,
+            "max_tokens": max_tokens,
+            "min_tokens": max_tokens,
+            "temperature": 0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        connection = http.client.HTTPConnection(self.host, timeout=TIMEOUT)
+        try:
+            connection.request("POST", "/v1/completions", json.dumps(body), self._headers)
+            response = connection.getresponse()
+            if response.status != http.HTTPStatus.OK:
+                text = " ".join(response.read(2000).decode(errors="replace").split())
+                raise AskFailed(f"HTTP {response.status}: {text}")
+            for line in response:
+                if line.startswith(b"data: ") and line.strip() != b"data: [DONE]":
+                    yield _read_event(line[6:])
+        except (OSError, http.client.HTTPException) as error:
+            raise AskFailed(f"{type(error).__name__}: {error}") from error
+        finally:
+            with suppress(OSError):
+                connection.close()
+
+    def close(self) -> None:
+        """Nothing stays open."""
+
+
+def _read_event(data: bytes) -> Event:
+    try:
+        event = json.loads(data)
+        if "error" in event:
+            raise AskFailed(json.dumps(event["error"]))
+        has_text = any(choice["text"] for choice in event["choices"])
+        usage = event.get("usage") or {}
+        return Event(has_text, usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise AskFailed(f"no event of an OpenAI API: {data[:200]!r}") from error

@@ -1,0 +1,227 @@
+"""The bench's numbers against NumPy, and what it makes of outcomes, reports and options."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nemotron_bench.aiperf import read_outcomes as read_aiperf
+from nemotron_bench.html_report import html, nice_ticks
+from nemotron_bench.load import Level, Outcome
+from nemotron_bench.measure import Report, measure
+from nemotron_bench.perf_analyzer import read_outcomes as read_perf_analyzer
+from nemotron_bench.report import compare, markdown, read_report, write_reports
+from nemotron_bench.run import BenchSettings
+from nemotron_bench.statistics import Lengths, arrivals, parse_slo, percentile, summarize
+from nemotron_bench.targets import AskFailed, _read_event, open_target
+from nemotron_convert.errors import NemotronError
+
+NUMBERS = st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=50)
+OPTIONS = {
+    "url": "grpc://a:1",
+    "model": None,
+    "concurrency": None,
+    "rate": None,
+    "requests": 1,
+    "warmup": 0,
+    "input_tokens": "8",
+    "output_tokens": "8",
+    "slo": None,
+    "seed": 1,
+    "generator": "builtin",
+}
+
+
+@given(NUMBERS, st.floats(0, 1))
+def test_percentiles_are_numpys(values: list[float], share: float) -> None:
+    expected = float(np.percentile(values, share * 100))
+    assert percentile(values, share) == pytest.approx(expected, rel=1e-9, abs=1e-6)
+
+
+@given(NUMBERS)
+def test_summaries_are_numpys(values: list[float]) -> None:
+    found = summarize(values)
+    assert found is not None
+    assert found.mean == pytest.approx(float(np.mean(values)), rel=1e-9, abs=1e-3)
+    assert (found.min, found.max) == (min(values), max(values))
+    assert found.p50 == pytest.approx(float(np.median(values)), rel=1e-9, abs=1e-6)
+
+
+def test_nothing_has_no_summary() -> None:
+    assert summarize([]) is None
+
+
+def test_arrivals_are_a_seeded_poisson_process() -> None:
+    times = list(itertools.islice(arrivals(20.0, seed=3), 20_000))
+    assert times == list(itertools.islice(arrivals(20.0, seed=3), 20_000))
+    assert times != list(itertools.islice(arrivals(20.0, seed=4), 20_000))
+    gaps = np.diff([0.0, *times])
+    assert gaps.min() >= 0
+    assert gaps.mean() == pytest.approx(1 / 20, rel=0.03)
+    assert gaps.std() == pytest.approx(1 / 20, rel=0.03)  # exponential: both are alike
+
+
+def test_lengths() -> None:
+    assert str(Lengths.parse("128", "--input-tokens")) == "128"
+    drawn = {Lengths.parse("3-5", "x").draw(random.Random(n)) for n in range(50)}
+    assert drawn == {3, 4, 5}
+    for wrong in ("", "0", "5-3", "1-2-3", "-4", "a", "1.5"):
+        with pytest.raises(NemotronError):
+            Lengths.parse(wrong, "--input-tokens")
+
+
+def test_slo() -> None:
+    assert parse_slo("ttft=0.5,itl=0.05") == {"ttft": 0.5, "itl": 0.05}
+    for wrong in ("", "ttft", "ttft=", "tps=1", "ttft=0", "ttft=nan", "ttft=inf"):
+        with pytest.raises(NemotronError, match="is no limit"):
+            parse_slo(wrong)
+
+
+def outcome(start: float, first: float | None, end: float, tokens: int, error: str = "") -> Outcome:
+    return Outcome(
+        start=start,
+        first=first,
+        end=end,
+        input_tokens=10,
+        output_tokens=tokens,
+        error=error or None,
+    )
+
+
+OUTCOMES = [
+    outcome(0.0, 0.2, 1.2, 11),  # ttft 0.2, itl 0.1
+    outcome(0.0, 0.4, 2.4, 11),  # ttft 0.4, itl 0.2
+    outcome(1.0, 1.1, 1.1, 1),  # one token: no time between tokens
+    outcome(1.0, None, 4.0, 0, "overloaded"),
+]
+
+
+def test_measure() -> None:
+    found = measure(Level(concurrency=2), OUTCOMES, {"ttft": 0.3, "itl": 0.15})
+    assert (found.requests, found.errors, found.seconds) == (3, {"overloaded": 1}, 4.0)
+    assert found.output_tokens_per_second == 23 / 4
+    assert found.total_tokens_per_second == 53 / 4
+    assert found.requests_per_second == 3 / 4
+    assert found.goodput == 2 / 4  # the second is too slow
+    ttft, itl, e2e = (found.latencies[name] for name in ("ttft", "itl", "e2e"))
+    assert ttft and itl and e2e
+    assert ttft.p50 == pytest.approx(0.2)
+    assert itl.mean == pytest.approx(0.15)
+    assert e2e.max == pytest.approx(2.4)
+
+
+def report(factor: float = 1.0) -> Report:
+    slower = [
+        outcome(one.start * factor, one.first and one.first * factor, one.end * factor, 11)
+        for one in OUTCOMES
+    ]
+    levels = [measure(Level(concurrency=n), slower, None) for n in (1, 8)]
+    return Report(
+        generator="builtin",
+        target="grpc://<b>:8001 ensemble",
+        started="2026-01-01",
+        machine={"cores": 2},
+        versions={"numpy": "1"},
+        settings={"seed": 1},
+        levels=levels,
+    )
+
+
+def test_reports_are_written_read_and_compared(tmp_path: Path) -> None:
+    written = write_reports(report(), tmp_path / "out")
+    assert [path.name for path in written] == ["bench.json", "bench.md", "bench.html"]
+    assert read_report(written[0]) == report()
+    text = compare(report(), report(2.0))
+    assert "| requests/s | 1 | 0.5 | 0.500 |" in text
+    assert "2.000" in text
+    assert "8 at once" in markdown(report())
+    with pytest.raises(NemotronError, match="no report"):
+        read_report(written[1])
+    with pytest.raises(NemotronError, match="cannot read"):
+        read_report(tmp_path / "none.json")
+    other = report().model_copy(update={"levels": report().levels[:0]})
+    with pytest.raises(NemotronError, match="no load in common"):
+        compare(report(), other)
+
+
+class _Page(HTMLParser):
+    """Collects what a page asks of the outside, and its elements."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.outside: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.outside += [str(v) for k, v in attributes if k in ("src", "href", "xlink:href")]
+
+
+def test_the_page_needs_nothing_else_and_escapes_what_it_shows() -> None:
+    page = _Page()
+    text = html(report())
+    page.feed(text)
+    assert page.outside == []
+    assert not {"script", "link", "img", "iframe"} & set(page.tags)
+    assert "url(" not in text
+    assert page.tags.count("svg") == 5
+    assert "<b>" not in text
+
+
+@given(st.floats(1e-6, 1e9))
+def test_ticks_reach_the_largest_value(most: float) -> None:
+    ticks = nice_ticks(most)
+    assert ticks[0] == 0
+    assert ticks[-1] >= most * (1 - 1e-9)
+    assert 2 <= len(ticks) <= 7
+
+
+def test_options_that_are_wrong_are_named() -> None:
+    for wrong, name in (
+        ({"concurrency": "0"}, "--concurrency"),
+        ({"concurrency": "1.5"}, "--concurrency"),
+        ({"rate": "x"}, "--rate"),
+        ({"rate": "1", "concurrency": "1"}, "not both"),
+        ({"generator": "ab"}, "--generator"),
+    ):
+        with pytest.raises(NemotronError, match=name):
+            BenchSettings.parse(**(OPTIONS | wrong))
+    levels = BenchSettings.parse(**(OPTIONS | {"rate": "0.5,2"})).levels
+    assert [str(level) for level in levels] == ["0.5 per second", "2 per second"]
+    for url in ("ftp://a:1", "a", "http://", "grpc://a:port"):
+        with pytest.raises(NemotronError, match="is no server"):
+            open_target(url, None)
+
+
+def test_events_of_an_openai_api() -> None:
+    last = b'{"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4}}'
+    assert _read_event(last).output_tokens == 4
+    assert _read_event(b'{"choices": [{"text": "a"}]}').has_text
+    for wrong in (b"{", b"[]", b"{}", b'{"error": {"message": "no"}}', b'{"choices": 1}'):
+        with pytest.raises(AskFailed):
+            _read_event(wrong)
+
+
+def test_what_other_generators_export() -> None:
+    export = {
+        "experiments": [
+            {"requests": [{"timestamp": 1e9, "response_timestamps": [1.5e9, 2e9, 2.5e9]}]}
+        ]
+    }
+    (one,) = read_perf_analyzer(export, 9, 3)
+    assert one.latencies == {"ttft": 0.5, "itl": 0.5, "e2e": 1.5}
+    metrics = {"time_to_first_token": 500, "request_latency": 1500}
+    counts = {"usage_prompt_tokens": 9, "usage_completion_tokens": 3}
+    times = {"request_start_ns": 1e9, "request_end_ns": 2.5e9}
+    good = {"metadata": times, "metrics": {k: {"value": v} for k, v in (metrics | counts).items()}}
+    bad = {"metadata": times, "error": {"message": "refused"}}
+    found, failed = read_aiperf([good, bad])
+    assert found == one
+    assert (failed.error, failed.end) == ("refused", 2.5)
