@@ -15,7 +15,7 @@ import typer
 from nemotron_batch.commands import batch, synthesize
 from nemotron_bench.commands import bench
 from nemotron_build.commands import build, doctor, plan, serve
-from nemotron_client.commands import chat
+from nemotron_cli.commands import chat
 from nemotron_convert.commands import convert, inspect, verify
 from nemotron_convert.errors import NemotronError
 from nemotron_gateway.commands import gateway

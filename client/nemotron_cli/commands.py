@@ -25,7 +25,7 @@ def chat(
     timeout: Annotated[float | None, typer.Option(help="Seconds for one answer.")] = None,
 ) -> None:
     """Talk with the model; without a question, each line of input is a turn."""
-    from nemotron_client.chat import Conversation, ask, talk
+    from nemotron_cli.chat import Conversation, ask, talk
     from nemotron_client.client import Client
     from nemotron_client.exceptions import ClientError
     from nemotron_client.request import Generation
