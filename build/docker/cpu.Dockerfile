@@ -10,6 +10,7 @@ COPY convert convert
 COPY engine engine
 COPY build build
 COPY client client
+COPY bench/nemotron_bench bench/nemotron_bench
 COPY model_repository model_repository
 RUN python -m venv /opt/venv \
     && /opt/venv/bin/pip install --no-cache-dir '.[cpu]'

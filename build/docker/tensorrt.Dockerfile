@@ -13,6 +13,7 @@ COPY convert convert
 COPY engine engine
 COPY build build
 COPY client client
+COPY bench/nemotron_bench bench/nemotron_bench
 COPY model_repository model_repository
 RUN python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 

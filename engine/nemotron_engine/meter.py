@@ -25,6 +25,7 @@ from nemotron_engine.metrics import (
 FLUSH_SECONDS = 0.5
 LATENCY_BOUNDS = tuple(0.001 * 2**power for power in range(17))
 """Seconds: 1 ms to 65 s."""
+BUCKETS = (*(f"{bound:g}" for bound in LATENCY_BOUNDS), "+Inf")
 
 
 class Meter:
@@ -32,20 +33,31 @@ class Meter:
 
     Only the number of running requests goes there at once, because a drain waits for it. Metrics
     that nobody counts do not appear. `labels` tell two models of the same kind apart.
+
+    Triton is only asked by one thread at a time: its metrics were seen to break a process that made
+    and set them from several.
     """
 
     def __init__(self, labels: Mapping[str, str] | None = None) -> None:
         self._labels = dict(labels or {})
         self._gauges: dict[str, _Metric] = {}
-        self._counters: dict[str, _Metric] = {}
+        self._counters: dict[str, dict[str, _Metric]] = {}
         self._totals: defaultdict[str, float] = defaultdict(float)
         self._histograms: dict[str, _Histogram] = {}
         self._lock = threading.Lock()
+        self._sending = threading.Lock()
         self.running(0)
+
+    def close(self) -> None:
+        """Let go of Triton's metrics, which must not outlive the model."""
+        with self._sending:
+            self._gauges.clear()
+            self._counters.clear()
+            self._histograms.clear()
 
     def running(self, count: int) -> None:
         """Requests that have begun and not ended."""
-        self._gauge(RUNNING_METRIC).set(count)
+        self._set_gauge(RUNNING_METRIC, count)
 
     def add(self, name: str, count: float) -> None:
         """To a counter."""
@@ -56,31 +68,43 @@ class Meter:
         """A latency, `count` times."""
         with self._lock:
             if name not in self._histograms:
-                self._histograms[name] = _Histogram(name, self._labels)
+                self._histograms[name] = _Histogram()
             self._histograms[name].observe(seconds, count)
 
     def flush(self, gauges: Mapping[str, float]) -> None:
         """Hand everything over; called by one thread."""
         with self._lock:
             totals = dict(self._totals)
-            latencies = [pair for one in self._histograms.values() for pair in one.values()]
+            latencies = {name: one.values() for name, one in self._histograms.items()}
         for name, total in totals.items():
-            if name not in self._counters:
-                self._counters[name] = _Metric(_counter(name, COUNTERS[name]), self._labels)
-            self._counters[name].set(total)
-        for metric, total in latencies:
-            metric.set(total)
+            self._set_counters(name, COUNTERS[name], {"": total})
+        for name, parts in latencies.items():
+            for part, values in parts.items():
+                self._set_counters(f"{name}_{part}", HISTOGRAMS[name], values)
         for name, value in gauges.items():
-            self._gauge(name).set(value)
+            self._set_gauge(name, value)
 
-    def _gauge(self, name: str) -> _Metric:
-        if name not in self._gauges:
-            family = pb_utils.MetricFamily(
-                name=name, description=GAUGES[name], kind=pb_utils.MetricFamily.GAUGE
-            )
-            self._gauges[name] = _Metric(family, self._labels)
-            self._gauges[name].set(0)
-        return self._gauges[name]
+    def _set_gauge(self, name: str, value: float) -> None:
+        with self._sending:
+            if name not in self._gauges:
+                family = pb_utils.MetricFamily(
+                    name=name, description=GAUGES[name], kind=pb_utils.MetricFamily.GAUGE
+                )
+                self._gauges[name] = _Metric(family, self._labels)
+            self._gauges[name].set(value)
+
+    def _set_counters(self, name: str, text: str, values: Mapping[str, float]) -> None:
+        """One family; `values` by the label `le`, "" for a family without it."""
+        with self._sending:
+            if name not in self._counters:
+                family = pb_utils.MetricFamily(
+                    name=name, description=text, kind=pb_utils.MetricFamily.COUNTER
+                )
+                self._counters[name] = {
+                    le: _Metric(family, self._labels | ({"le": le} if le else {})) for le in values
+                }
+            for le, value in values.items():
+                self._counters[name][le].set(value)
 
 
 class Timer:
@@ -121,27 +145,16 @@ class _Metric:
 class _Histogram:
     """Triton 2.51 has no histograms for models, so the parts are counters of the same names."""
 
-    def __init__(self, name: str, labels: Mapping[str, str]) -> None:
-        text = HISTOGRAMS[name]
+    def __init__(self) -> None:
         self._counts = [0] * (len(LATENCY_BOUNDS) + 1)
         self._total = 0.0
-        family = _counter(f"{name}_bucket", text)
-        self._buckets = [
-            _Metric(family, {**labels, "le": le})
-            for le in (*(f"{bound:g}" for bound in LATENCY_BOUNDS), "+Inf")
-        ]
-        self._sum = _Metric(_counter(f"{name}_sum", text), labels)
-        self._count = _Metric(_counter(f"{name}_count", text), labels)
 
     def observe(self, seconds: float, count: int) -> None:
         self._counts[bisect_left(LATENCY_BOUNDS, seconds)] += count
         self._total += seconds * count
 
-    def values(self) -> list[tuple[_Metric, float]]:
+    def values(self) -> dict[str, dict[str, float]]:
+        """Of the parts `bucket`, `sum` and `count`, by the label `le`."""
         up_to: list[float] = list(accumulate(self._counts))
-        pairs = list(zip(self._buckets, up_to, strict=True))
-        return [*pairs, (self._sum, self._total), (self._count, up_to[-1])]
-
-
-def _counter(name: str, text: str) -> Any:
-    return pb_utils.MetricFamily(name=name, description=text, kind=pb_utils.MetricFamily.COUNTER)
+        buckets = dict(zip(BUCKETS, up_to, strict=True))
+        return {"bucket": buckets, "sum": {"": self._total}, "count": {"": up_to[-1]}}

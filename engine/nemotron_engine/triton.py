@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +13,8 @@ import triton_python_backend_utils as pb_utils
 from nemotron_convert.errors import NemotronError
 from nemotron_engine.error_kinds import FAILED, OVERLOADED, REFUSED, SHUTTING_DOWN, TIMED_OUT
 from nemotron_engine.request import EngineBroken, Overloaded, TimedOut
+
+faulthandler.enable()  # a model's process that crashes says in Triton's log where
 
 KNOWN_PARAMETERS = {"id"}
 """`/generate` takes the request's id from this key, and hands it on as a parameter too."""

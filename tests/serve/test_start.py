@@ -77,7 +77,7 @@ def test_a_signal_before_it_is_ready_ends_it_at_once(engine_bf16: Path, tmp_path
 def test_a_file_that_cannot_be_written(option: str, engine_bf16: Path, tmp_path: Path) -> None:
     path = tmp_path / "none" / "file"
     done = subprocess.run(
-        [NEMOTRON, "serve", str(engine_bf16), *FREE_PORTS, option, str(path)],
+        [NEMOTRON, "serve", str(engine_bf16), *FREE_PORTS, "--no-gateway", option, str(path)],
         capture_output=True,
         text=True,
         check=False,

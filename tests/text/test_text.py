@@ -238,6 +238,7 @@ def test_answer_settings_travel_as_they_are(
         end_ids=end_ids,
         stop_strings=stop_strings,
         num_input_tokens=9,
+        max_tokens=20,
     )
     assert AnswerSettings.from_json(settings.to_json()) == settings
 

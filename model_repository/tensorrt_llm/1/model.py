@@ -61,6 +61,7 @@ class TritonPythonModel:
         self._ended.set()
         self._flusher.join()
         self._engine.close()
+        self._meter.close()
 
     def _flush(self) -> None:
         steps = 0

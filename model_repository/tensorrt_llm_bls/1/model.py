@@ -63,6 +63,9 @@ class TritonPythonModel:
     def finalize(self) -> None:
         self._ended.set()
         self._pool.shutdown()
+        self._watcher.join()
+        if self._meter:
+            self._meter.close()
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
