@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from http import HTTPStatus
@@ -200,7 +201,7 @@ async def _merged(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-class _Answer:
+class _Answer(ABC):
     """How one kind of completion looks on the wire."""
 
     kind: str
@@ -230,20 +231,23 @@ class _Answer:
         before, _, after = text.partition(json.dumps(mark))
         return before, after
 
+    @abstractmethod
     def first(self, index: int) -> dict[str, Any] | None:
         """The choice that opens a stream, if there is one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def piece(
         self, index: int, text: str, log_probs: object, finish_reason: str | None
     ) -> dict[str, Any]:
-        raise NotImplementedError
+        """A choice of a stream's chunk."""
 
+    @abstractmethod
     def choice(self, index: int, piece: Piece) -> dict[str, Any]:
-        raise NotImplementedError
+        """A choice of the whole answer."""
 
+    @abstractmethod
     def log_probs(self, index: int, piece: Piece) -> object:
-        raise NotImplementedError
+        """Of a piece's tokens, or None where they were not asked for."""
 
 
 class _Chat(_Answer):
