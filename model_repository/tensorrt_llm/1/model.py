@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 import uuid
@@ -62,6 +63,7 @@ class TritonPythonModel:
         self._flusher.join()
         self._engine.close()
         self._meter.close()
+        gc.collect()  # Triton's objects must not outlive the model: their end would crash it
 
     def _flush(self) -> None:
         steps = 0

@@ -6,6 +6,7 @@ from the steps of an ensemble: that its client has cancelled or just hung up.
 
 from __future__ import annotations
 
+import gc
 import math
 import threading
 import time
@@ -64,6 +65,7 @@ class TritonPythonModel:
         self._ended.set()
         self._pool.shutdown()
         self._watcher.join()
+        gc.collect()  # Triton's objects must not outlive the model: their end would crash it
         if self._meter:
             self._meter.close()
 
@@ -200,6 +202,7 @@ class _Running:
         with self._sending:
             self._ended = True
             self._sender.send(flags=FINAL)
+            self._sender = None  # in a cycle with the answers it could outlive the model
 
     def _send(self, response: Any) -> None:
         with self._sending:
