@@ -354,10 +354,8 @@ def test_patience_has_an_end(tmp_path: Path) -> None:
         assert "never, for 0.5 seconds" in done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_once_finishes_what_runs_and_goes_on_later(
-    number: signal.Signals, tmp_path: Path
-) -> None:
+def twenty_answers() -> tuple[Callable[[dict[str, Any], int], Reply], threading.Event]:
+    """Answers the first twenty requests, the others when the event is set."""
     release = threading.Event()
     asked = itertools.count()
 
@@ -366,6 +364,14 @@ def test_interrupted_once_finishes_what_runs_and_goes_on_later(
             release.wait(WAIT)
         return echo(body)
 
+    return answer, release
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_once_finishes_what_runs_and_goes_on_later(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    answer, release = twenty_answers()
     with many_rows(tmp_path, answer) as (standin, arguments):
         command = [NEMOTRON, "batch", *map(str, arguments)]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -387,14 +393,7 @@ def test_interrupted_once_finishes_what_runs_and_goes_on_later(
 
 
 def test_interrupted_twice_drops_what_runs(tmp_path: Path) -> None:
-    release = threading.Event()
-    asked = itertools.count()
-
-    def answer(body: dict[str, Any], _inside: int) -> Reply:
-        if next(asked) >= 20:
-            release.wait(WAIT)
-        return echo(body)
-
+    answer, release = twenty_answers()
     with many_rows(tmp_path, answer) as (_standin, arguments):
         command = [NEMOTRON, "batch", *map(str, arguments)]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
