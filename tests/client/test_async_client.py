@@ -9,7 +9,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, closing
 from pathlib import Path
@@ -40,6 +40,7 @@ from nemotron_text import Tokenizer
 from tests.serve.wire import metric
 from tests.tiny_nemotron.answers import ExactAnswer
 from tests.tools import debian_program
+from tests.waiting import until
 
 ENDLESS = Generation(max_tokens=4000, end_id=0)
 SHORT = Generation(max_tokens=20)
@@ -83,13 +84,6 @@ def both_fail(
             with pytest.raises(kind, match=match):
                 list(client.generate(GO, generation, stream=stream))
             asyncio.run(ask(stream))
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_both_have_the_same_interface() -> None:

@@ -7,12 +7,13 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tests.waiting import until
 
 NEMOTRON = str(Path(sys.executable).with_name("nemotron"))
 MODEL = "nemotron-4-340b-instruct"
@@ -116,11 +117,3 @@ def running(
     finally:
         process.kill()
         process.wait()
-
-
-def until(condition: Any) -> None:
-    """Wait for it."""
-    deadline = time.monotonic() + WAIT
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)

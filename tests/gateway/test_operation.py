@@ -17,8 +17,9 @@ from nemotron_engine.metrics import RUNNING_METRIC
 from nemotron_gateway.app import Gateway
 from nemotron_gateway.schema import ChatRequest, CompletionRequest
 from nemotron_gateway.settings import GatewaySettings, load_keys, load_settings
-from tests.gateway.process import MODEL, NEMOTRON, WAIT, Running, running, until
+from tests.gateway.process import MODEL, NEMOTRON, WAIT, Running, running
 from tests.serve.wire import metric
+from tests.waiting import until
 
 ENDLESS = {"max_tokens": 4000, "min_tokens": 4000}
 GO = "<extra_id_1>Go"

@@ -18,10 +18,11 @@ from selenium.webdriver.remote.webelement import WebElement
 
 from nemotron_build.server import TritonServer
 from nemotron_engine.metrics import RUNNING_METRIC
-from tests.gateway.process import Running, running, until
+from tests.gateway.process import Running, running
 from tests.serve.wire import metric
 from tests.tiny_nemotron.answers import ExactAnswer
 from tests.tools import debian_program
+from tests.waiting import until
 
 OPTIONS = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
 OPTIONS += ["--disable-background-networking", "--disable-component-update"]

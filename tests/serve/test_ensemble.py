@@ -6,7 +6,6 @@ import http.client
 import json
 import queue
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,6 +33,7 @@ from tests.serve.wire import (
 )
 from tests.tiny_nemotron.answers import ExactAnswer
 from tests.tiny_nemotron.dialogues import prompt_ids
+from tests.waiting import until
 
 STREAMS = 64
 ASK = json.dumps([{"role": "user", "content": "Who are you?"}])
@@ -173,7 +173,7 @@ def test_plain_infer_does_not_wait_for_a_longer_one(server: TritonServer) -> Non
     path = "/v2/models/generate/generate"
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(post, server, path, long)
-        poll(lambda: metric(server, RUNNING_METRIC) == 1)
+        until(lambda: metric(server, RUNNING_METRIC) == 1)
         status, _reply = post(server, path, {"messages": ASK, "max_tokens": 200})
         assert status == 200
         assert not waiting.done()
@@ -266,13 +266,6 @@ STOP = {"stop": True, "input_ids": [1], "input_lengths": 1, "request_output_len"
 ENDLESS = {"text_input": "<extra_id_1>Go", "end_id": 0, "max_tokens": 4000, "stream": True}
 
 
-def poll(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_a_second_request_stops_the_first_by_its_id(server: TritonServer) -> None:
     started = threading.Event()
     responses: queue.Queue[Any] = queue.Queue()
@@ -331,7 +324,7 @@ def test_a_client_that_just_goes_frees_the_engine(
     with TritonServer(engine_bf16, cpu_profile) as own:
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(leave, [own] * 8, [model] * 8))
-        poll(lambda: metric(own, RUNNING_METRIC) == 0)
+        until(lambda: metric(own, RUNNING_METRIC) == 0)
         assert metric(own, tokens) < 8 * 4000 / 2
         assert text(stream(own, messages=ASK, max_tokens=200)).startswith("I am")
     assert own.process.returncode == 0

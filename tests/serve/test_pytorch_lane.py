@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import queue
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +44,7 @@ from tests.standins.tensorrt_llm import CALLS, DEADLY, ENGINE_NAME, UNWANTED
 from tests.tiny_nemotron.answers import ExactAnswer
 from tests.tiny_nemotron.dialogues import prompt_ids
 from tests.tiny_nemotron.reference import NEMO
+from tests.waiting import until
 
 ASK = json.dumps([{"role": "user", "content": "Who are you?"}])
 MODELS = ("ensemble", "tensorrt_llm_bls")
@@ -276,9 +276,7 @@ def test_a_client_that_goes_frees_the_engine(lane: TritonServer) -> None:
         pieces = client.stream_complete("<extra_id_1>Count", Generation(max_tokens=3000, end_id=0))
         next(pieces)
         pieces.close()
-    deadline = time.monotonic() + WAIT
-    while metric(lane, RUNNING_METRIC):
-        assert time.monotonic() < deadline
+    until(lambda: not metric(lane, RUNNING_METRIC))
     assert metric(lane, GENERATED_TOKENS_METRIC) > 0
 
 

@@ -19,6 +19,7 @@ from nemotron_client import Client, Generation, RequestTimeout, ServerOverloaded
 from nemotron_engine.contract import LANES, TEXT_INPUTS
 from nemotron_engine.metrics import RUNNING_METRIC
 from tests.serve.wire import WAIT, grpc_client, inputs, metric, stream, text
+from tests.waiting import until
 
 MODELS = ("ensemble", "tensorrt_llm_bls")
 ASK = json.dumps([{"role": "user", "content": "Who are you?"}])
@@ -145,9 +146,7 @@ def test_a_full_queue_refuses_at_once_and_a_deadline_ends_what_runs(
 ) -> None:
     client, found = start(narrow, model, 3)
     try:
-        deadline = time.monotonic() + WAIT
-        while metric(narrow, RUNNING_METRIC) != 3:
-            assert time.monotonic() < deadline
+        until(lambda: metric(narrow, RUNNING_METRIC) == 3)
         url = f"{narrow.endpoints.address}:{narrow.endpoints.grpc}"
         began = time.monotonic()
         with Client(url) as other, pytest.raises(ServerOverloaded, match="3 requests run or wait"):
@@ -162,9 +161,7 @@ def test_a_full_queue_refuses_at_once_and_a_deadline_ends_what_runs(
     finally:
         client.stop_stream()
         client.close()
-    deadline = time.monotonic() + WAIT
-    while metric(narrow, RUNNING_METRIC):
-        assert time.monotonic() < deadline
+    until(lambda: not metric(narrow, RUNNING_METRIC))
     assert text(stream(narrow, model, messages=ASK, max_tokens=200)).startswith("I am")
 
 

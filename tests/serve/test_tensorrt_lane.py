@@ -31,6 +31,7 @@ from tests.build.test_tensorrt_lane import BF16_TP8, H100, profile_file
 from tests.serve.wire import WAIT, last, messages_json, metric, stream, text
 from tests.standins.container import make_container
 from tests.tiny_nemotron.answers import ExactAnswer
+from tests.waiting import until
 
 NEMOTRON = str(Path(sys.executable).with_name("nemotron"))
 MODELS = ("ensemble", "tensorrt_llm_bls")
@@ -164,10 +165,7 @@ def test_a_stop_string_is_cut_and_frees_the_engine(lane: Lane, answers: list[Exa
 
 
 def wait_until_idle(lane: Lane) -> None:
-    deadline = time.monotonic() + WAIT
-    while metric(lane, f'{RUNNING_METRIC}{{model="ensemble"}}'):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: not metric(lane, f'{RUNNING_METRIC}{{model="ensemble"}}'))
 
 
 def test_several_answers(lane: Lane, answers: list[ExactAnswer]) -> None:
@@ -234,12 +232,8 @@ def test_the_client_is_refused_by_type(lane: Lane) -> None:
 def test_metrics(lane: Lane) -> None:
     before = metric(lane, f'{GENERATED_TOKENS_METRIC}{{model="ensemble"}}')
     found = stream(lane, messages=ASK, max_tokens=200, stream=True)
-    deadline = time.monotonic() + WAIT
-    while metric(lane, f'{GENERATED_TOKENS_METRIC}{{model="ensemble"}}') < (
-        before + last(found, "num_output_tokens")
-    ):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    counted = before + last(found, "num_output_tokens")
+    until(lambda: metric(lane, f'{GENERATED_TOKENS_METRIC}{{model="ensemble"}}') >= counted)
 
 
 def test_a_full_queue_and_a_dead_rank(
@@ -253,9 +247,7 @@ def test_a_full_queue_and_a_dead_rank(
             streams = [client.stream_complete("<extra_id_1>Count", endless) for _ in range(2)]
             next(streams[0])
             second = ThreadPoolExecutor(1).submit(next, streams[1], None)
-            deadline = time.monotonic() + WAIT
-            while metric(running, f'{RUNNING_METRIC}{{model="ensemble"}}') < 2:
-                assert time.monotonic() < deadline
+            until(lambda: metric(running, f'{RUNNING_METRIC}{{model="ensemble"}}') >= 2)
             with pytest.raises(ServerOverloaded):
                 client.complete("Hi")
             running.ranks[0].kill()

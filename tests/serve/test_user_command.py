@@ -13,6 +13,7 @@ import psutil
 from tests.serve.test_serve import FREE_PORTS, NEMOTRON, WAIT, serving
 from tests.serve.test_tensorrt_lane import AS_ROOT
 from tests.tiny_nemotron.answers import ExactAnswer
+from tests.waiting import until
 
 
 def run(
@@ -50,8 +51,12 @@ def test_its_exit_code_is_the_servers(engine_bf16: Path) -> None:
 
 
 def test_a_signal_ends_it_with_the_server(engine_bf16: Path, tmp_path: Path) -> None:
-    trap = f"trap 'echo told >> {tmp_path}/told; exit 5' TERM; while :; do sleep 0.1; done"
+    trap = (
+        f"trap 'echo told >> {tmp_path}/told; exit 5' TERM; touch {tmp_path}/trapped;"
+        " while :; do sleep 0.1; done"
+    )
     with serving(engine_bf16, tmp_path, "--", "bash", "-c", trap) as (process, _ports):
+        until((tmp_path / "trapped").exists)
         process.send_signal(signal.SIGUSR1)
         output, _ = process.communicate(timeout=WAIT)
     assert process.returncode == 5, output
