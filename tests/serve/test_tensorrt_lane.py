@@ -111,7 +111,8 @@ def lane(
     running = started(built(folder, environment, checkpoint_tp8), environment, folder)
     try:
         yield running
-        assert running.process.poll() is None
+        if running.process.poll() is not None:
+            pytest.fail(f"the server has ended:\n{running.process.communicate()[0]}")
         running.process.send_signal(signal.SIGTERM)
         output, _ = running.process.communicate(timeout=WAIT)
         assert running.process.returncode == 0, output
