@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from nemotron_engine.asking import responses
 from nemotron_engine.contract import TIMES
 from nemotron_engine.triton import tensor
 from nemotron_text import AnswerSettings, AnswerStream, Tokenizer
@@ -125,7 +126,7 @@ def stop_engine(name: str) -> None:
             ),
         ],
     )
-    for _response in stop.exec(decoupled=True):
+    for _response in responses(stop):
         pass
 
 

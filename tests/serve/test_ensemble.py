@@ -266,7 +266,8 @@ STOP = {"stop": True, "input_ids": [1], "input_lengths": 1, "request_output_len"
 ENDLESS = {"text_input": "<extra_id_1>Go", "end_id": 0, "max_tokens": 4000, "stream": True}
 
 
-def test_a_second_request_stops_the_first_by_its_id(server: TritonServer) -> None:
+def stopped_answer(server: TritonServer) -> tuple[str, int]:
+    """The finish reason and the count of responses of an answer that is stopped as it begins."""
     started = threading.Event()
     responses: queue.Queue[Any] = queue.Queue()
 
@@ -283,6 +284,15 @@ def test_a_second_request_stops_the_first_by_its_id(server: TritonServer) -> Non
         count = 1
         while not (reason := responses.get(timeout=WAIT)):
             count += 1
+    return reason, count
+
+
+def test_a_second_request_stops_the_first_by_its_id(server: TritonServer) -> None:
+    # On a machine that stalls for seconds, an answer may end before the stop arrives.
+    for _ in range(5):
+        reason, count = stopped_answer(server)
+        if reason != "length":
+            break
     assert reason == "cancelled"
     assert count < 4000
 

@@ -36,6 +36,7 @@ from tests.waiting import until
 NEMOTRON = str(Path(sys.executable).with_name("nemotron"))
 MODELS = ("ensemble", "tensorrt_llm_bls")
 FREE = dict.fromkeys(("http", "grpc", "metrics", "health", "gateway"), 0)
+LOG = "triton.log"
 ASK = json.dumps([{"role": "user", "content": "Who are you?"}])
 AS_ROOT = {
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
@@ -89,7 +90,7 @@ def built(folder: Path, environment: dict[str, str], checkpoint: Path, **limits:
 def started(engine: Path, environment: dict[str, str], folder: Path) -> Lane:
     ports = folder / "ports.json"
     process = subprocess.Popen(
-        [NEMOTRON, "serve", str(engine), "--port-file", str(ports)],
+        [NEMOTRON, "serve", engine, "--port-file", ports, "--log-file", folder / LOG],
         env=environment | {"TMPDIR": str(folder)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -112,7 +113,8 @@ def lane(
     try:
         yield running
         if running.process.poll() is not None:
-            pytest.fail(f"the server has ended:\n{running.process.communicate()[0]}")
+            log = (folder / LOG).read_text()[-4000:]
+            pytest.fail(f"the server has ended:\n{running.process.communicate()[0]}\n{log}")
         running.process.send_signal(signal.SIGTERM)
         output, _ = running.process.communicate(timeout=WAIT)
         assert running.process.returncode == 0, output

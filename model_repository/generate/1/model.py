@@ -11,6 +11,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from nemotron_convert.errors import NemotronError
+from nemotron_engine.asking import forget_all, responses
 from nemotron_engine.triton import handed_on, parameter, refusal, refuse_parameters, value
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
@@ -23,6 +24,7 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         self._pool.shutdown()
+        forget_all()
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
@@ -53,7 +55,7 @@ def _inner(request: Any) -> Any:
 def _answer(inner: Any, sender: Any) -> None:
     answer = handed_on("the ensemble sent no answer")
     try:
-        for response in inner.exec(decoupled=True):
+        for response in responses(inner):
             if response.has_error():
                 answer = handed_on(response.error().message())
             elif response.output_tensors():

@@ -11,6 +11,7 @@ import triton_python_backend_utils as pb_utils
 
 from nemotron_convert.errors import NemotronError
 from nemotron_engine.answering import RunningAnswer, read_step, stop_engine
+from nemotron_engine.asking import forget_all
 from nemotron_engine.triton import is_fault, parameter, refusal, required, told_fault, values
 from nemotron_text import AnswerSettings, Tokenizer
 
@@ -24,6 +25,9 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         self._tokenizer = Tokenizer(Path(parameter(args, "tokenizer_path")))
         self._answers: OrderedDict[tuple[str, int], RunningAnswer] = OrderedDict()
+
+    def finalize(self) -> None:
+        forget_all()
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:

@@ -21,6 +21,7 @@ import triton_python_backend_utils as pb_utils
 
 from nemotron_convert.errors import NemotronError
 from nemotron_engine.answering import RunningAnswer, Step, read_step, stop_engine
+from nemotron_engine.asking import forget_all, responses
 from nemotron_engine.contract import ENGINE_INPUTS, FOREIGN_ENGINE_INPUTS, TEXT_INPUTS
 from nemotron_engine.error_kinds import OVERLOADED
 from nemotron_engine.meter import FLUSH_SECONDS, Meter, Timer
@@ -65,6 +66,7 @@ class TritonPythonModel:
         self._ended.set()
         self._pool.shutdown()
         self._watcher.join()
+        forget_all()
         gc.collect()  # Triton's objects must not outlive the model: their end would crash it
         if self._meter:
             self._meter.close()
@@ -118,7 +120,7 @@ class TritonPythonModel:
     def _answer(self, running: _Running, engine: Any) -> None:
         try:
             if not running.is_cancelled:
-                for response in engine.exec(decoupled=True):
+                for response in responses(engine):
                     running.push(response)
         except pb_utils.TritonModelException as error:
             running.fail(pb_utils.TritonError(str(error), pb_utils.TritonError.INTERNAL))
