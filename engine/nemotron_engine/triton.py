@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import os
+import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,10 +17,29 @@ from nemotron_convert.errors import NemotronError
 from nemotron_engine.error_kinds import FAILED, OVERLOADED, REFUSED, SHUTTING_DOWN, TIMED_OUT
 from nemotron_engine.request import EngineBroken, Overloaded, TimedOut
 
-faulthandler.enable()  # a model's process that crashes says in Triton's log where
+TRITON_POLL_SECONDS = 1.0
+FINALIZE_SECONDS = 5.0
+"""A model has this long to end by itself when its Triton has gone."""
 
 KNOWN_PARAMETERS = {"id"}
 """`/generate` takes the request's id from this key, and hands it on as a parameter too."""
+
+
+def end_with_triton(triton: int) -> None:
+    """Wait for the end of Triton's process, and then end this one.
+
+    A model that waits for another's answer would otherwise wait for ever.
+    """
+    while os.getppid() == triton:
+        time.sleep(TRITON_POLL_SECONDS)
+    time.sleep(FINALIZE_SECONDS)
+    os._exit(1)
+
+
+faulthandler.enable()  # a model's process that crashes says in Triton's log where
+threading.Thread(
+    target=end_with_triton, args=(os.getppid(),), name="end with Triton", daemon=True
+).start()
 
 
 def values(request: Any, name: str) -> list[Any] | None:

@@ -239,6 +239,12 @@ def test_metrics(lane: Lane) -> None:
     until(lambda: metric(lane, f'{GENERATED_TOKENS_METRIC}{{model="ensemble"}}') >= counted)
 
 
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """That have something of this folder on their command line."""
+    everyone = psutil.process_iter(["cmdline"])
+    return [one for one in everyone if str(folder) in " ".join(one.info["cmdline"] or ())]
+
+
 def test_a_full_queue_and_a_dead_rank(
     environment: dict[str, str], checkpoint_tp8: Path, tmp_path: Path
 ) -> None:
@@ -260,6 +266,7 @@ def test_a_full_queue_and_a_dead_rank(
             assert "a rank failed: mpirun ended with status" in output
             assert not running.is_ready()
             second.exception(WAIT)
+        until(lambda: not processes_of(tmp_path))
         assert not list(tmp_path.glob("nemotron-*"))
     finally:
         running.process.terminate()
