@@ -58,7 +58,7 @@ class _Graph:
         for layer in range(self.shape.num_layers):
             hidden = self._layer(hidden, layer)
         hidden = self._norm(hidden, "transformer.ln_f")
-        logits = opset13.result(self._linear(hidden, "lm_head"))
+        logits = opset13.result(self._head(hidden))
         logits.output(0).set_names({"logits"})
         model = openvino.Model(
             [logits],
@@ -169,13 +169,22 @@ class _Graph:
         In BF16 the weight goes into the product as it is stored: the plug-in then keeps one packed
         copy of it, where a conversion in the graph would be folded to F32 copies.
         """
-        if self.checkpoint.precision.weights is Dtype.FP8 and name != "lm_head":
+        if self.checkpoint.precision.weights is Dtype.FP8:
             return self._fp8_linear(hidden, name)
         weight = self._weight(name + ".weight")
         if self.precision == "f32":
             return opset13.matmul(hidden, opset13.convert(weight, "f32"), False, True)
         product = opset13.matmul(opset13.convert(hidden, "bf16"), weight, False, True)
         return opset13.convert(product, "f32")
+
+    def _head(self, hidden: Node) -> Node:
+        """Logits, F32; the plug-in computes this product too in the precision it is told.
+
+        It must be the last node: OpenVINO GenAI then leaves out the tokens that it does not sample,
+        which are all but one of a prompt.
+        """
+        weight = opset13.convert(self._weight("lm_head.weight"), "f32")
+        return opset13.matmul(hidden, weight, False, True)
 
     def _fp8_linear(self, hidden: Node, name: str) -> Node:
         """The same on the checkpoint's E4M3 weight and an input rounded to E4M3 by its scale.
