@@ -9,14 +9,16 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from transformers import NemotronForCausalLM
 
 from nemotron_build.engine import build_engine
+from nemotron_build.openvino_model import Precision, build_model
 from nemotron_build.profile import Profile
+from nemotron_convert.checkpoint import Checkpoint
 from nemotron_convert.convert import Options, convert
 from nemotron_convert.errors import NemotronError
 from nemotron_convert.shards import Parallel
@@ -336,3 +338,12 @@ def test_no_request_may_be_larger_than_the_kv_cache(
         assert ask(engine, [4] * 500, max_tokens=12, end_ids=(NEVER,)).wait().finish_reason
     finally:
         engine.close()
+
+
+def test_logits_come_last_so_that_a_prompt_pays_for_one_of_its_tokens(
+    checkpoint_tp8: Path,
+) -> None:
+    checkpoint = Checkpoint.open(checkpoint_tp8)
+    for precision in get_args(Precision):
+        (result,) = build_model(checkpoint, precision).outputs
+        assert result.node.input_value(0).get_node().get_type_name() == "MatMul"
