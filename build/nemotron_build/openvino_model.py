@@ -181,7 +181,7 @@ class _Graph:
         """Logits, F32; the plug-in computes this product too in the precision it is told.
 
         It must be the last node: OpenVINO GenAI then leaves out the tokens that it does not sample,
-        which are all but one of a prompt.
+        which are all but one of a prompt. That is worth the F32 copy that the plug-in makes of it.
         """
         weight = opset13.convert(self._weight("lm_head.weight"), "f32")
         return opset13.matmul(hidden, weight, False, True)
