@@ -3,7 +3,7 @@
     python -m bench.cpu_peers WORK_FOLDER [--runs 3] [--json OUT]
 
 A random Nemotron of 242 M parameters in BF16, the same weights for all: `nemotron convert` writes
-them for each. Every engine has a process of its own, one after the other; vLLM gets an environment
+them for each. In each run every engine has a process of its own, in turn; vLLM gets an environment
 of its own in .tools/vllm, where it is installed first if it is not there. All rates are medians of
 `--runs`: decode is 63 tokens after the first, prefill 512 tokens in one prompt, "N at once" are N
 prompts of 128 tokens with answers of 64, prompts included. The limit is the bandwidth with which
@@ -25,6 +25,7 @@ from typing import Any
 from sentencepiece import SentencePieceProcessor
 
 from bench.convert_modelopt import tokenizer
+from bench.convert_speed import summary
 from bench.random_nemo import Shape, write_nemo
 from nemotron_bench.measure import machine, versions
 from nemotron_build.engine import build_engine
@@ -88,10 +89,10 @@ def vllm_python() -> Path:
     return python
 
 
-def run(python: Path | str, engine: str, folder: Path, runs: int) -> dict[str, Any]:
+def run(python: Path | str, engine: str, folder: Path) -> dict[str, Any]:
     """What the worker has measured; RuntimeError with its last words if it failed."""
     done = subprocess.run(
-        [python, WORKER, engine, folder, str(SHAPE.vocab), str(runs)],
+        [python, WORKER, engine, folder, str(SHAPE.vocab)],
         env=os.environ | QUIET,
         capture_output=True,
         text=True,
@@ -113,13 +114,28 @@ def main() -> None:
     options = parser.parse_args()
     prepare(options.folder)
     checkpoint = Checkpoint.open(options.folder / "checkpoint").config
-    bandwidths, engines = [], {}
-    for name in options.engines.split(","):
-        bandwidths.append(read_bandwidth())
-        python = vllm_python() if name == "vllm" else sys.executable
-        folder = options.folder / ("engine" if name == "openvino" else "hf")
-        engines[name] = run(python, name, folder, options.runs)
-        print(name, json.dumps(engines[name], indent=1), flush=True)
+    bandwidths = []
+    found: dict[str, list[dict[str, Any]]] = {}
+    for number in range(options.runs):  # in turn, for the machine's speed changes
+        for name in options.engines.split(","):
+            bandwidths.append(read_bandwidth())
+            python = vllm_python() if name == "vllm" else sys.executable
+            folder = options.folder / ("engine" if name == "openvino" else "hf")
+            found.setdefault(name, []).append(run(python, name, folder))
+            print(f"{number + 1}: {name} {json.dumps(found[name][-1])}", flush=True)
+    engines = {
+        name: {
+            "tokens_per_second": {
+                kind: summary([one["tokens_per_second"][kind] for one in runs])
+                for kind in runs[0]["tokens_per_second"]
+            },
+            **{
+                key: statistics.median(one[key] for one in runs)
+                for key in ("load_seconds", "rss", "peak_rss")
+            },
+        }
+        for name, runs in found.items()
+    }
     bandwidth = statistics.median(bandwidths)
     plan = make_plan(
         load_profile("cpu"),
@@ -136,11 +152,7 @@ def main() -> None:
         "runs": options.runs,
         "parameters": SHAPE.nbytes // 2,
         "bytes_read_per_token": stage.read,
-        "read_bandwidth": {
-            "median": bandwidth,
-            "min": min(bandwidths),
-            "max": max(bandwidths),
-        },
+        "read_bandwidth": summary(bandwidths),
         "limit_batch_1": limit,
         "openvino_over_limit": ours / limit,
         "plan_seconds_over_measured": plan.weight_read_seconds * ours,

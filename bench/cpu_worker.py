@@ -1,6 +1,6 @@
 """One engine on one CPU, loaded and timed in a process of its own; used by `bench.cpu_peers`.
 
-    PYTHON bench/cpu_worker.py openvino|transformers|vllm FOLDER VOCABULARY RUNS
+    PYTHON bench/cpu_worker.py openvino|transformers|vllm FOLDER VOCABULARY
 
 Prints one JSON line. Run by another environment's Python, so it imports nothing of the project but
 for its own engine.
@@ -12,13 +12,13 @@ import itertools
 import json
 import os
 import random
-import resource
-import statistics
 import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+import psutil
 
 Generate = Callable[[list[list[int]], int], None]
 """So many new tokens for each prompt, all prompts at once."""
@@ -91,8 +91,15 @@ def vllm(folder: Path) -> Generate:
     return generate
 
 
+def memory(pid: int, field: str) -> int:
+    """Bytes, of a field of its status."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith(f"{field}:"))
+    return int(line.split()[1]) * 1024
+
+
 def main() -> None:
-    name, folder, vocabulary, runs = sys.argv[1:]
+    name, folder, vocabulary = sys.argv[1:]
     rng = random.Random(1)
 
     def prompts(count: int, length: int) -> list[list[int]]:
@@ -112,26 +119,21 @@ def main() -> None:
 
     for count, length in ((1, PROMPT), (1, LONG_PROMPT), (BATCHES[-1], PROMPT)):
         seconds(count, length, 8)  # warm: what is compiled or packed at first use
-    rows: dict[str, list[float]] = {}
-    for _ in range(int(runs)):
-        first = seconds(1, PROMPT, 1)
-        whole = seconds(1, PROMPT, ANSWER)
-        rows.setdefault("decode, batch 1", []).append((ANSWER - 1) / (whole - first))
-        rows.setdefault("prefill", []).append(LONG_PROMPT / seconds(1, LONG_PROMPT, 1))
-        for count in BATCHES:
-            rate = count * ANSWER / seconds(count, PROMPT, ANSWER)
-            rows.setdefault(f"{count} at once", []).append(rate)
-    peak = sum(
-        resource.getrusage(who).ru_maxrss
-        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
+    first = seconds(1, PROMPT, 1)
+    whole = seconds(1, PROMPT, ANSWER)
+    rates = {
+        "decode, batch 1": (ANSWER - 1) / (whole - first),
+        "prefill": LONG_PROMPT / seconds(1, LONG_PROMPT, 1),
+    }
+    for count in BATCHES:
+        rates[f"{count} at once"] = count * ANSWER / seconds(count, PROMPT, ANSWER)
+    this = psutil.Process()
+    processes = [this.pid, *(child.pid for child in this.children(recursive=True))]
     result = {
-        "tokens_per_second": {
-            key: {"median": statistics.median(v), "min": min(v), "max": max(v)}
-            for key, v in rows.items()
-        },
+        "tokens_per_second": rates,
         "load_seconds": loaded,
-        "peak_rss": peak * 1024,
+        "rss": sum(memory(pid, "VmRSS") for pid in processes),
+        "peak_rss": sum(memory(pid, "VmHWM") for pid in processes),
     }
     print("\n" + json.dumps(result), flush=True)
     os._exit(0)  # without the engines' own ways down, some of which hang

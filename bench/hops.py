@@ -18,7 +18,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,32 +39,41 @@ from nemotron_engine.request import GenerationRequest
 PROMPT_IDS = tuple(range(100, 116))
 PROMPT = "river stone light house green cloud paper train"
 WAIT = 300
+WARM_TOKENS = 64
 Ask = Callable[[int], int]
 """One answer of so many tokens; how many responses it came in."""
+Load = Callable[[int, int], list[int]]
+"""So many answers at once, of so many tokens each; how many responses each came in."""
 
 
-def engine_alone(engine: Any) -> Ask:
-    def ask(tokens: int) -> int:
-        done = threading.Event()
-        chunks = [0]
+def engine_alone(engine: Any) -> Load:
+    """All requests are handed over together: threads that did so would hold each other up."""
 
-        def on_chunk(chunk: Any) -> None:
-            chunks[0] += 1
+    def load(streams: int, tokens: int) -> list[int]:
+        ended = threading.Semaphore(0)
+        responses = [0] * streams
+
+        def on_chunk(number: int, chunk: Any) -> None:
+            responses[number] += 1
             if isinstance(chunk, Exception) or chunk.finish_reason:
-                done.set()
+                ended.release()
 
-        request = GenerationRequest(
-            request_id=f"{threading.get_ident()}-{time.monotonic_ns()}",
-            input_ids=PROMPT_IDS,
-            max_tokens=tokens,
-            min_tokens=tokens,
-            end_ids=(),
-        )
-        engine.submit_all([(request, on_chunk)])
-        assert done.wait(WAIT)
-        return chunks[0]
+        requests = [
+            GenerationRequest(
+                request_id=f"{number}-{time.monotonic_ns()}",
+                input_ids=PROMPT_IDS,
+                max_tokens=tokens,
+                min_tokens=tokens,
+                end_ids=(),
+            )
+            for number in range(streams)
+        ]
+        engine.submit_all([(r, partial(on_chunk, number)) for number, r in enumerate(requests)])
+        for _ in requests:
+            assert ended.acquire(timeout=WAIT)
+        return responses
 
-    return ask
+    return load
 
 
 def engine_on_triton(stub: Any) -> Ask:
@@ -120,19 +131,45 @@ def gateway(triton: str) -> Iterator[OpenAITarget]:
             process.wait(WAIT)
 
 
-def measure(ask: Ask, streams: int, tokens: int) -> tuple[float, float]:
-    """Tokens, and responses, per second of so many streams at once; each asks once."""
-    responses = [0] * streams
+@contextmanager
+def all_hops(folder: Path, *, real: bool) -> Iterator[dict[str, Load]]:
+    """Of a server and an engine of their own: where a process lies in memory makes a difference."""
+    with ExitStack() as stack:
+        if not real:
+            stack.enter_context(in_place_of_the_engine())
+        server = stack.enter_context(serving(folder))
+        triton = f"{server.address}:{server.grpc}"
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(grpc.insecure_channel(triton))
+        # In this process; it waits while the others are measured.
+        engine = (CpuEngine if real else SyntheticEngine)(folder)
+        stack.callback(engine.close)
+        ensemble, bls = (
+            stack.enter_context(closing(TritonTarget(triton, model)))
+            for model in ("ensemble", "tensorrt_llm_bls")
+        )
+        yield {
+            "engine alone": engine_alone(engine),
+            "tensorrt_llm": clients(engine_on_triton(stub)),
+            "ensemble": clients(text_model(ensemble)),
+            "tensorrt_llm_bls": clients(text_model(bls)),
+            "gateway": clients(text_model(stack.enter_context(gateway(triton)))),
+        }
 
-    def stream(number: int) -> None:
-        responses[number] = ask(tokens)
 
-    threads = [threading.Thread(target=stream, args=(number,)) for number in range(streams)]
+def clients(ask: Ask) -> Load:
+    """A thread for each answer."""
+
+    def load(streams: int, tokens: int) -> list[int]:
+        with ThreadPoolExecutor(streams) as pool:
+            return list(pool.map(ask, [tokens] * streams))
+
+    return load
+
+
+def measure(load: Load, streams: int, tokens: int) -> tuple[float, float]:
+    """Tokens, and responses, per second."""
     start = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    responses = load(streams, tokens)
     seconds = time.perf_counter() - start
     assert all(responses)
     return streams * tokens / seconds, sum(responses) / seconds
@@ -148,33 +185,16 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     counts = [int(count) for count in options.streams.split(",")]
-    with ExitStack() as stack:
-        if not options.real:
-            stack.enter_context(in_place_of_the_engine())
-        server = stack.enter_context(serving(options.engine))
-        triton = f"{server.address}:{server.grpc}"
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(grpc.insecure_channel(triton))
-        # In this process; it waits while the others are measured.
-        engine = (CpuEngine if options.real else SyntheticEngine)(options.engine)
-        stack.callback(engine.close)
-        hops = {
-            "engine alone": engine_alone(engine),
-            "tensorrt_llm": engine_on_triton(stub),
-            **{
-                model: text_model(stack.enter_context(closing(TritonTarget(triton, model))))
-                for model in ("ensemble", "tensorrt_llm_bls")
-            },
-            "gateway": text_model(stack.enter_context(gateway(triton))),
-        }
-        rows: dict[str, dict[str, list[tuple[float, float]]]] = {name: {} for name in hops}
-        for streams in counts:
-            for ask in hops.values():
-                measure(ask, streams, options.tokens)  # warm: shapes are compiled at first use
-        for run in range(options.runs):
+    rows: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for run in range(options.runs):
+        with all_hops(options.engine, real=options.real) as hops:
             for streams in counts:
-                for name, ask in hops.items():
-                    rates = measure(ask, streams, options.tokens)
-                    rows[name].setdefault(str(streams), []).append(rates)
+                for load in hops.values():
+                    measure(load, streams, WARM_TOKENS)  # shapes are compiled at first use
+            for streams in counts:
+                for name, load in hops.items():
+                    rates = measure(load, streams, options.tokens)
+                    rows.setdefault(name, {}).setdefault(str(streams), []).append(rates)
                     print(
                         f"{run + 1}: {streams:4} {name:18} {rates[0]:12,.0f} tokens/s", flush=True
                     )

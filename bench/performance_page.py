@@ -37,12 +37,15 @@ def hops_real(result: Result) -> list[str]:
     alone = rates["engine alone"]
     rows = []
     for name, by_count in rates.items():
-        shares = [
-            f"{one['median']:,.0f} ({one['median'] / alone[count]['median']:.2f})"
-            for count, one in by_count.items()
-        ]
-        rows.append([name, *shares])
-    return [*table(["tokens/s at streams (share)", *alone], rows), "", told(result)]
+        cells = []
+        for count, one in by_count.items():
+            share = one["median"] / alone[count]["median"]
+            responses = result["responses_per_second"][name][count]["median"]
+            cells.append(
+                f"{spread(one, ',.0f')}: {share:.2f}, {one['median'] / responses:.1f} a response"
+            )
+        rows.append([name, *cells])
+    return [*table(["tokens/s at streams: share", *alone], rows), "", told(result)]
 
 
 def peers(result: Result) -> list[str]:
@@ -51,16 +54,17 @@ def peers(result: Result) -> list[str]:
     rows = []
     for name, one in engines.items():
         rates = [spread(one["tokens_per_second"][kind], ",.1f") for kind in kinds]
-        rows.append([name, *rates, f"{one['load_seconds']:.1f}", f"{one['peak_rss'] / 1e6:,.0f}"])
+        memory = (f"{one[kind] / 1e6:,.0f}" for kind in ("rss", "peak_rss"))
+        rows.append([name, *rates, f"{one['load_seconds']:.1f}", *memory])
     best = []
     for kind in kinds:
         medians = {n: one["tokens_per_second"][kind]["median"] for n, one in engines.items()}
         others = [value for name, value in medians.items() if name != "openvino"]
         best.append(f"{medians['openvino'] / max(others):.2f}" if others else "–")
-    rows.append(["openvino over the best peer", *best, "", ""])
+    rows.append(["openvino over the best peer", *best, "", "", ""])
     bandwidth = result["read_bandwidth"]["median"] / 1e9
     return [
-        *table(["tokens/s", *kinds, "load s", "peak RSS MB"], rows),
+        *table(["tokens/s", *kinds, "load s", "RSS MB", "peak RSS MB"], rows),
         "",
         f"Memory was read at {bandwidth:.1f} GB/s, and a token reads "
         f"{result['bytes_read_per_token'] / 1e6:,.0f} MB: the limit at batch 1 is "

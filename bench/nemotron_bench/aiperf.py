@@ -35,7 +35,9 @@ TOKENIZER = {
 """AIPerf does not begin without one; the counts are the server's all the same."""
 
 
-def run_level(settings: BenchSettings, target: Target, level: Level) -> LevelResult:
+def run_level(
+    settings: BenchSettings, target: Target, source: Prompts, level: Level
+) -> LevelResult:
     """NemotronError with its own words if it fails."""
     if not isinstance(target, OpenAITarget):
         raise NemotronError(
@@ -44,7 +46,6 @@ def run_level(settings: BenchSettings, target: Target, level: Level) -> LevelRes
     if settings.outputs.low != settings.outputs.high:
         raise NemotronError("AIPerf sends one length to all: fix --output-tokens")
     tokens = settings.outputs.low
-    source = Prompts(target, settings.inputs, settings.seed)
     for _ in range(settings.warmup):
         count_tokens(target, source.next(), tokens)
     with tempfile.TemporaryDirectory() as name:

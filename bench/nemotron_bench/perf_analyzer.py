@@ -21,7 +21,9 @@ NANOSECONDS = 1e9
 """In a second; its clock counts them."""
 
 
-def run_level(settings: BenchSettings, target: Target, level: Level) -> LevelResult:
+def run_level(
+    settings: BenchSettings, target: Target, source: Prompts, level: Level
+) -> LevelResult:
     """NemotronError with its own words if it fails."""
     if not isinstance(target, TritonTarget):
         raise NemotronError(
@@ -30,7 +32,6 @@ def run_level(settings: BenchSettings, target: Target, level: Level) -> LevelRes
     if settings.outputs.low != settings.outputs.high:
         raise NemotronError("perf_analyzer does not say how long an answer was: fix its length")
     tokens = settings.outputs.low
-    source = Prompts(target, settings.inputs, settings.seed)
     for _ in range(settings.warmup):
         count_tokens(target, source.next(), tokens)
     prompts = [source.next() for _ in range(settings.requests)]

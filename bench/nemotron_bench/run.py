@@ -105,14 +105,13 @@ def run(settings: BenchSettings) -> Report:
     """NemotronError if the server does not answer, KeyboardInterrupt as it is."""
     started = now()
     with closing(open_target(settings.url, settings.model)) as target:
-        levels = (
-            _builtin(settings, target)
-            if settings.generator == BUILTIN
-            else [
-                TOOLS[Path(settings.generator).name](settings, target, level)
-                for level in settings.levels
-            ]
-        )
+        # One source for all levels: a prompt that comes again is in the server's cache of prefixes.
+        prompts = Prompts(target, settings.inputs, settings.seed)
+        if settings.generator == BUILTIN:
+            levels = _builtin(settings, target, prompts)
+        else:
+            run_level = TOOLS[Path(settings.generator).name]
+            levels = [run_level(settings, target, prompts, level) for level in settings.levels]
         return Report(
             generator=Path(settings.generator).name,
             target=target.name,
@@ -124,8 +123,7 @@ def run(settings: BenchSettings) -> Report:
         )
 
 
-def _builtin(settings: BenchSettings, target: Target) -> list[LevelResult]:
-    prompts = Prompts(target, settings.inputs, settings.seed)
+def _builtin(settings: BenchSettings, target: Target, prompts: Prompts) -> list[LevelResult]:
     results = []
     with _progress() as progress:
         for level in settings.levels:
