@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from nemotron_build.openvino_file import DECOMPRESSED
 from nemotron_convert.checkpoint import Checkpoint
 from nemotron_convert.fp8 import E4M3_MAX
 from nemotron_convert.layout import Dtype, ScaleKind
@@ -181,9 +182,11 @@ class _Graph:
         """Logits, F32; the plug-in computes this product too in the precision it is told.
 
         It must be the last node: OpenVINO GenAI then leaves out the tokens that it does not sample,
-        which are all but one of a prompt. That is worth the F32 copy that the plug-in makes of it.
+        which are all but one of a prompt.
         """
         weight = opset13.convert(self._weight("lm_head.weight"), "f32")
+        if self.precision == "bf16":
+            weight.set_friendly_name(f"lm_head.weight.{DECOMPRESSED}")
         return opset13.matmul(hidden, weight, False, True)
 
     def _fp8_linear(self, hidden: Node, name: str) -> Node:

@@ -46,6 +46,9 @@ class EngineSettings(BaseModel):
 
 class CpuEngineSettings(EngineSettings):
     NAME = "cpu_engine.json"
+    GRAPH_NAME: ClassVar = "openvino_model.xml"
+    WEIGHTS_NAME: ClassVar = "openvino_model.bin"
+    """The names that openvino-genai looks for."""
 
     dtype: Literal["bf16", "f32"]
     kv_cache_tokens: int

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import queue
 import shutil
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,58 +22,14 @@ from nemotron_convert.convert import Options, convert
 from nemotron_convert.errors import NemotronError
 from nemotron_convert.shards import Parallel
 from nemotron_engine.cpu import CpuEngine
-from nemotron_engine.request import GenerationChunk, GenerationRequest
 from nemotron_engine.settings import CpuEngineSettings
 from nemotron_text import Tokenizer
+from tests.engine.requests import NEVER, WAIT, Answer, ask, request
 from tests.tiny_nemotron.answers import ExactAnswer
 from tests.tiny_nemotron.dialogues import prompt_ids
 from tests.tiny_nemotron.reference import greedy, load_hf_model
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-WAIT = 120
-NEVER = 0  # an end id that greedy decoding does not reach
-
-
-@dataclass
-class Answer:
-    """Collects one request's chunks."""
-
-    token_ids: list[int] = field(default_factory=list)
-    log_probs: list[float] = field(default_factory=list)
-    finish_reason: str | None = None
-    error: NemotronError | None = None
-    chunks: int = 0
-    first: threading.Event = field(default_factory=threading.Event)
-    done: threading.Event = field(default_factory=threading.Event)
-
-    def push(self, chunk: GenerationChunk | NemotronError) -> None:
-        if isinstance(chunk, NemotronError):
-            self.error = chunk
-        else:
-            self.token_ids += chunk.token_ids
-            self.log_probs += chunk.log_probs
-            self.finish_reason = chunk.finish_reason
-            self.chunks += 1
-        self.first.set()
-        if self.error or self.finish_reason:
-            self.done.set()
-
-    def wait(self) -> Answer:
-        assert self.done.wait(WAIT)
-        if self.error:
-            raise self.error
-        return self
-
-
-def request(ids: list[int], name: str = "one", **fields: Any) -> GenerationRequest:
-    defaults: dict[str, Any] = {"max_tokens": 64, "end_ids": (5,)}
-    return GenerationRequest(request_id=name, input_ids=tuple(ids), **(defaults | fields))
-
-
-def ask(engine: CpuEngine, ids: list[int], name: str = "one", **fields: Any) -> Answer:
-    answer = Answer()
-    engine.submit(request(ids, name, **fields), answer.push)
-    return answer
 
 
 @pytest.fixture(scope="module")

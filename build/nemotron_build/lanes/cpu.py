@@ -15,9 +15,6 @@ from nemotron_convert.errors import NemotronError
 from nemotron_engine.metrics import STEPS_METRIC
 from nemotron_engine.settings import CpuEngineSettings
 
-MODEL_NAME = "openvino_model.xml"
-WEIGHTS_NAME = "openvino_model.bin"
-
 
 class CpuLane:
     libraries: tuple[str, ...] = ("openvino", "openvino-genai")
@@ -25,16 +22,16 @@ class CpuLane:
 
     def plan(self, checkpoint: Path, output: Path, profile: CpuProfile) -> BuildPlan:
         open_bf16_or_fp8(checkpoint)
-        return BuildPlan([MODEL_NAME, WEIGHTS_NAME, CpuEngineSettings.NAME])
+        files = CpuEngineSettings
+        return BuildPlan([files.GRAPH_NAME, files.WEIGHTS_NAME, files.NAME])
 
     def build(self, checkpoint: Path, folder: Path, profile: CpuProfile) -> BuiltEngine:
-        from nemotron_build.openvino_model import build_model  # noqa: PLC0415  # not on a GPU node
-        from nemotron_engine.openvino import openvino  # noqa: PLC0415
+        from nemotron_build.openvino_file import save_graph  # noqa: PLC0415  # not on a GPU node
+        from nemotron_build.openvino_model import build_model  # noqa: PLC0415
 
         source = open_bf16_or_fp8(checkpoint)
         source.check_hashes()
-        model = build_model(source, profile.dtype)
-        openvino.save_model(model, folder / MODEL_NAME, compress_to_fp16=False)
+        save_graph(build_model(source, profile.dtype), folder / CpuEngineSettings.GRAPH_NAME)
         limits = profile.limits
         settings = CpuEngineSettings(
             dtype=profile.dtype,

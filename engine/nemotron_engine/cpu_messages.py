@@ -1,0 +1,34 @@
+"""What the CPU engine and its process tell each other."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from nemotron_convert.errors import NemotronError
+from nemotron_engine.request import GenerationChunk, GenerationRequest
+
+
+class Ask(NamedTuple):
+    """A request, by the number that its sender gives it."""
+
+    number: int
+    request: GenerationRequest
+    deadline: float
+    """Of `time.monotonic()`, which all processes of a machine share."""
+
+
+class Cancel(NamedTuple):
+    """End a request after the running step."""
+
+    number: int
+
+
+class Report(NamedTuple):
+    """What has come since the last one, and how the engine is doing. The first: it is loaded."""
+
+    chunks: list[tuple[int, GenerationChunk | NemotronError]]
+    steps: int
+    kv_cache_usage: float
+    """0 to 1."""
+    failure: str | None = None
+    """Why the process ends."""

@@ -1,0 +1,222 @@
+"""The process of the CPU engine: openvino-genai's continuous batching, stepped in a loop.
+
+    python -m nemotron_engine.cpu_process FOLDER SOCKET
+
+A process of its own, because the library holds Python's lock for as long as a step takes. SOCKET is
+an open file; what comes over it is `Ask`, `Cancel` or None (the end), what goes back is a `Report`
+when the model is loaded and after each step. It ends when the other side does.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import select
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nemotron_convert.errors import NemotronError
+from nemotron_engine.cpu_messages import Ask, Report
+from nemotron_engine.mapped_file import give_back
+from nemotron_engine.openvino import openvino, openvino_genai
+from nemotron_engine.request import GenerationChunk, GenerationRequest, TimedOut
+from nemotron_engine.settings import CpuEngineSettings
+
+COMPILED_SHAPES = 512
+"""OpenVINO keeps what it compiles for each new number of tokens in a step: 5000 times by default,
+which takes memory for hours before it levels off."""
+PACKED_STEPS = 16
+"""Steps after which every weight was used, with prompts and with single tokens, and so packed."""
+KV_BLOCK_TOKENS = 32
+"""Tokens in one block of OpenVINO's paged KV cache on a CPU."""
+NO_ROOM = "the KV cache has no room for this request"
+FINISHED = {
+    openvino_genai.GenerationFinishReason.STOP: "stop",
+    openvino_genai.GenerationFinishReason.LENGTH: "length",
+}
+
+
+@dataclass
+class _Live:
+    """A request that the pipeline works on."""
+
+    number: int
+    request: GenerationRequest
+    deadline: float
+    handle: Any = None
+    scheduled_ns: int = 0
+
+
+class Stepper:
+    """Steps while there is something to do."""
+
+    def __init__(self, folder: Path, connection: Connection) -> None:
+        self._weights = folder / CpuEngineSettings.WEIGHTS_NAME
+        self._connection = connection
+        self._inbox = select.poll()  # `Connection.poll` sets this up anew at each call
+        self._inbox.register(connection.fileno(), select.POLLIN)
+        self._pipeline = load_pipeline(folder)
+        self._live: dict[int, _Live] = {}
+        self._chunks: list[tuple[int, GenerationChunk | NemotronError]] = []
+        self._steps = 0
+
+    def run(self) -> None:
+        """Until the other side says so, or has gone."""
+        self._report()
+        while self._take(wait=not self._live):
+            now = time.time_ns()
+            for live in self._live.values():
+                live.scheduled_ns = live.scheduled_ns or now
+            try:
+                self._pipeline.step()
+            except RuntimeError as error:  # a pipeline that has thrown throws for ever
+                self._report(str(error))
+                return
+            self._steps += 1
+            if self._steps == PACKED_STEPS:  # of the file only embeddings are read now
+                give_back(self._weights)
+            self._collect()
+            self._report()
+        for live in list(self._live.values()):
+            self._stop(live)
+        self._report()
+
+    def _report(self, failure: str | None = None) -> None:
+        usage = self._pipeline.get_metrics().cache_usage / 100  # per cent
+        self._connection.send(Report(self._chunks, self._steps, usage, failure))
+        self._chunks = []
+
+    def _take(self, *, wait: bool) -> bool:
+        """Take in all that was asked since the last step; False at the end."""
+        while wait or self._inbox.poll(0):
+            item = self._connection.recv()
+            if item is None:
+                return False
+            if isinstance(item, Ask):
+                self._start(_Live(*item))
+            elif (live := self._live.get(item.number)) is not None:
+                self._stop(live)
+            if self._chunks and not self._live:
+                self._report()
+            wait = not self._live
+        return True
+
+    def _start(self, live: _Live) -> None:
+        self._live[live.number] = live
+        ids = openvino.Tensor(np.array([live.request.input_ids], np.int64))
+        try:
+            config = _generation_config(live.request)
+            live.handle = self._pipeline.add_request(live.number, ids, config)
+        except RuntimeError as error:
+            self._end(live, NemotronError(f"the engine refuses the request: {error}"))
+
+    def _collect(self) -> None:
+        now = time.monotonic()
+        for live in list(self._live.values()):
+            if now > live.deadline:
+                live.handle.stop()
+                self._end(live, TimedOut("the answer was not whole in the time allowed"))
+                continue
+            for chunk in self._read(live):
+                if isinstance(chunk, NemotronError) or chunk.finish_reason:
+                    self._end(live, chunk)
+                    break
+                self._chunks.append((live.number, chunk))
+
+    def _read(self, live: _Live) -> Iterator[GenerationChunk | NemotronError]:
+        while live.handle.can_read():
+            if not (outputs := live.handle.read()):  # so ends what outgrows the whole cache
+                yield NemotronError(NO_ROOM)
+                return
+            (output,) = outputs.values()
+            log_probs = tuple(output.generated_log_probs) if live.request.log_probs else ()
+            reason = FINISHED.get(output.finish_reason)
+            ids = tuple(output.generated_ids)
+            yield GenerationChunk(ids, log_probs, reason, live.scheduled_ns)
+        if live.handle.get_status() == openvino_genai.GenerationStatus.IGNORED:
+            yield NemotronError(NO_ROOM)
+
+    def _stop(self, live: _Live) -> None:
+        live.handle.stop()
+        self._end(live, GenerationChunk((), finish_reason="cancelled"))
+
+    def _end(self, live: _Live, last: GenerationChunk | NemotronError) -> None:
+        del self._live[live.number]
+        self._chunks.append((live.number, last))
+
+
+def load_pipeline(folder: Path) -> Any:
+    """RuntimeError if it cannot be loaded, NemotronError if the folder is no engine."""
+    settings = CpuEngineSettings.read(folder)
+    scheduler = openvino_genai.SchedulerConfig()
+    scheduler.max_num_seqs = settings.max_batch_size
+    scheduler.max_num_batched_tokens = settings.max_num_tokens
+    scheduler.num_kv_blocks = -(-settings.kv_cache_tokens // KV_BLOCK_TOKENS)
+    scheduler.enable_prefix_caching = True
+    scheduler.dynamic_split_fuse = True
+    precision = {"bf16": openvino.Type.bf16, "f32": openvino.Type.f32}[settings.dtype]
+    return openvino_genai.ContinuousBatchingPipeline(
+        folder,
+        scheduler,
+        "CPU",
+        {
+            "INFERENCE_PRECISION_HINT": precision,
+            "KV_CACHE_PRECISION": precision,
+            "CPU_RUNTIME_CACHE_CAPACITY": COMPILED_SHAPES,
+        },
+    )
+
+
+def _generation_config(request: GenerationRequest) -> Any:
+    config = openvino_genai.GenerationConfig(
+        max_new_tokens=request.max_tokens,
+        min_new_tokens=request.min_tokens or 0,
+        stop_token_ids=set(request.end_ids),
+        do_sample=request.samples,
+        logprobs=int(request.log_probs),
+        repetition_penalty=_or(request.repetition_penalty, 1.0),
+        presence_penalty=_or(request.presence_penalty, 0.0),
+        frequency_penalty=_or(request.frequency_penalty, 0.0),
+    )
+    # The library wants an id even where none ends the answer.
+    config.set_eos_token_id(request.end_ids[0] if request.end_ids else 0)
+    config.ignore_eos = not request.end_ids
+    if request.samples:
+        config.temperature = _or(request.temperature, 1.0)
+        config.top_p = request.top_p or 1.0
+        if request.top_k:
+            config.top_k = request.top_k
+        config.rng_seed = request.seed or 0
+    return config
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
+def main() -> None:
+    folder, socket = sys.argv[1:]
+    faulthandler.enable()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # whoever started it says when it is over
+    connection = Connection(int(socket))
+    try:
+        try:
+            stepper = Stepper(Path(folder), connection)
+        except (RuntimeError, NemotronError) as error:
+            connection.send(Report([], 0, 0.0, str(error)))
+            return
+        stepper.run()
+    except (EOFError, OSError):
+        """The other side has gone."""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""The process of the CPU engine: what it holds in memory, and what its end does to the others."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from nemotron_convert.errors import NemotronError
+from nemotron_engine.cpu import CpuEngine
+from nemotron_engine.cpu_process import PACKED_STEPS
+from nemotron_engine.openvino import openvino
+from nemotron_engine.request import EngineBroken
+from nemotron_engine.settings import CpuEngineSettings
+from tests.engine.requests import NEVER, WAIT, ask
+from tests.memory import resident
+from tests.waiting import until
+
+PROMPT = [4, 20, 30]
+
+
+def processes_of(folder: Path) -> list[psutil.Process]:
+    return [
+        one
+        for one in psutil.process_iter(["cmdline"])
+        if str(folder) in (one.info["cmdline"] or [])
+    ]
+
+
+@pytest.fixture
+def folder(engine_bf16: Path, tmp_path: Path) -> Path:
+    """An engine that nobody else has open."""
+    return shutil.copytree(engine_bf16, tmp_path / "engine")
+
+
+def test_each_weight_is_in_memory_once_as_it_is_stored(folder: Path) -> None:
+    """Packed by the plug-in; neither widened to F32 nor beside the file that it comes from."""
+    graph, weights = (
+        folder / name for name in (CpuEngineSettings.GRAPH_NAME, CpuEngineSettings.WEIGHTS_NAME)
+    )
+    hint = {"INFERENCE_PRECISION_HINT": openvino.Type.bf16}
+    compiled = openvino.Core().compile_model(graph, "CPU", hint).get_runtime_model()
+    weight_types = [
+        node.get_rt_info()["outputPrecisions"].value
+        for node in compiled.get_ordered_ops()
+        if node.get_rt_info()["layerType"].value == "Const"
+        and math.prod(node.output(0).shape) > 1e4
+    ]
+    assert len(weight_types) > 4
+    assert set(weight_types) == {"bf16"}
+    engine = CpuEngine(folder)
+    try:
+        ask(engine, PROMPT, end_ids=(NEVER,), max_tokens=2 * PACKED_STEPS).wait()
+        (process,) = processes_of(folder)
+        assert 0 < resident(weights, process) < weights.stat().st_size / 2
+    finally:
+        engine.close()
+
+
+def test_a_killed_process_fails_what_it_had_and_another_takes_its_place(folder: Path) -> None:
+    engine = CpuEngine(folder)
+    try:
+        running = [ask(engine, PROMPT, str(n), max_tokens=4000, end_ids=(NEVER,)) for n in range(3)]
+        assert all(one.first.wait(WAIT) for one in running)
+        steps = engine.state().steps
+        (process,) = processes_of(folder)
+        process.kill()
+        for one in running:
+            with pytest.raises(NemotronError, match="the engine's process ended with code -9"):
+                one.wait()
+        assert not engine.cancel("0")
+        assert ask(engine, PROMPT, "0", max_tokens=5, end_ids=(NEVER,)).wait().token_ids
+        assert engine.state().steps > steps
+    finally:
+        engine.close()
+    assert not processes_of(folder)
+
+
+def test_an_engine_that_does_not_start_again_says_so(folder: Path) -> None:
+    engine = CpuEngine(folder)
+    try:
+        running = ask(engine, PROMPT, max_tokens=4000, end_ids=(NEVER,))
+        assert running.first.wait(WAIT)
+        (folder / CpuEngineSettings.GRAPH_NAME).unlink()
+        (process,) = processes_of(folder)
+        process.kill()
+        with pytest.raises(NemotronError, match="ended with code -9"):
+            running.wait()
+        with pytest.raises(EngineBroken, match="did not start again"):
+            ask(engine, PROMPT)
+    finally:
+        engine.close()
+
+
+def test_an_engine_that_cannot_be_loaded_is_an_error(folder: Path) -> None:
+    (folder / CpuEngineSettings.GRAPH_NAME).write_text("no graph")
+    with pytest.raises(NemotronError) as caught:
+        CpuEngine(folder)
+    assert caught.value.where == folder
+    assert not processes_of(folder)
+
+
+def test_the_process_ends_with_the_one_that_started_it(folder: Path) -> None:
+    program = f"""
+import os
+from pathlib import Path
+from nemotron_engine.cpu import CpuEngine
+engine = CpuEngine(Path({str(folder)!r}))
+os.kill(os.getpid(), 9)
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=False, timeout=WAIT)
+    assert done.returncode == -9
+    until(lambda: not processes_of(folder))
