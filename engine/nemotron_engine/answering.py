@@ -28,6 +28,19 @@ class Step:
     times: dict[str, int] = field(default_factory=dict)
     """Of `contract.TIMES`, with the last step and if they were asked for."""
 
+    def first(self, count: int) -> Step:
+        """Of so many tokens, as if the others had not come yet."""
+        cum_log_prob = self.cum_log_prob
+        if cum_log_prob is not None:
+            cum_log_prob -= sum(self.log_probs[count:])
+        return Step(
+            self.sequence,
+            self.token_ids[:count],
+            finish_reason="",
+            log_probs=self.log_probs[:count],
+            cum_log_prob=cum_log_prob,
+        )
+
 
 class RunningAnswer:
     """The text of one sequence; `stop` is called once, when the engine need not go on."""
@@ -72,7 +85,7 @@ class RunningAnswer:
         if self._finished:  # tokens that the engine made before it heard of the stop
             return []
         finish_reason = step.finish_reason
-        self._unsent_text += self._text.push(step.token_ids, finish_reason)
+        step = self._take(step)
         self._num_tokens += len(step.token_ids)
         self._unsent_ids += step.token_ids
         self._unsent_log_probs += step.log_probs
@@ -86,6 +99,21 @@ class RunningAnswer:
         outputs = self._outputs(step, finish_reason)
         self._unsent_text, self._unsent_ids, self._unsent_log_probs = "", [], []
         return outputs
+
+    def _take(self, step: Step) -> Step:
+        """Its text becomes part of the answer; a stop string ends the step where it is complete.
+
+        So an answer has the same tokens however many of them came at once.
+        """
+        ids = step.token_ids
+        if self._settings.stop_strings:
+            for count in range(1, len(ids)):
+                self._unsent_text += self._text.push(ids[count - 1 : count])
+                if self._text.stop_reason is not None:
+                    return step.first(count)
+            ids = ids[-1:]
+        self._unsent_text += self._text.push(ids, step.finish_reason)
+        return step
 
     def stop_engine(self) -> None:
         """Free the engine's slot, once: the text is complete, or nobody wants it."""

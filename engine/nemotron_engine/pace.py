@@ -1,9 +1,12 @@
-"""How often the answers of an engine are sent on, when it is faster than they can be taken."""
+"""How often the answers of an engine are sent on, when sending costs more than it may."""
 
 from __future__ import annotations
 
-SHARE = 0.5
-"""Of the engine's time that may go into sending."""
+from nemotron_engine.contract import Lane
+
+SHARES: dict[Lane, float] = {"cpu": 0.02, "pytorch": 0.5}
+"""Of the time that may go into sending. The CPU engine computes on every core, so what a response
+takes there it takes from the next tokens: here, in Triton, in postprocessing and in the client."""
 FIRST_COST = 1e-4
 """Seconds of a response, until more is known."""
 NEW = 0.05
@@ -11,28 +14,42 @@ NEW = 0.05
 OUTLIER = 4
 """Times the average: what is more counts as this much, for it is the machine that stalled."""
 LONGEST = 0.5
-"""Seconds between two responses of an answer."""
+"""Seconds between two bursts."""
 
 
 class Pace:
-    """Spaces the responses of each answer, and what comes between them goes with the next.
+    """Sends all answers together, in bursts, and what comes between them goes with the next.
 
-    A response costs its sender a few switches between processes, however many tokens are in it. All
-    answers are sent by one thread, the engine's own, so `n` of them may each be sent once in `n`
-    times the cost of a response, divided by the share of time. That is less than the step of an
-    engine that keeps up, whose tokens then go out one by one:
+    A response costs its sender a few switches between processes, however many tokens are in it, and
+    less if another was sent just before. All answers are sent by one thread, so a burst takes as
+    many times the cost of a response as answers are running, and the time from one to the next is
+    that divided by the share. On a GPU it is less than the step of an engine that keeps up, whose
+    tokens then go out one by one:
 
-    >>> pace = Pace()
+    >>> pace = Pace("pytorch")
     >>> pace.running = 8
-    >>> round(pace.next_send(start=10.0, end=10.0001), 6)  # 8 · 0.1 ms / 0.5 later
-    10.0016
+    >>> pace.burst(10.0)  # the next begins 8 · 0.1 ms / 0.5 later
+    1
+    >>> pace.burst(10.0015), pace.burst(10.0017)
+    (1, 2)
     """
 
     running = 0
     """Answers that are being sent."""
-    _cost = FIRST_COST
 
-    def next_send(self, start: float, end: float) -> float:
-        """Before which time an answer is not sent again that was sent from `start` to `end`."""
-        self._cost += NEW * (min(end - start, OUTLIER * self._cost) - self._cost)
-        return start + min(self.running * self._cost / SHARE, LONGEST)
+    def __init__(self, lane: Lane) -> None:
+        self._share = SHARES[lane]
+        self._cost = FIRST_COST
+        self._burst = 0
+        self._next = 0.0
+
+    def burst(self, now: float) -> int:
+        """The number of the burst that runs, in which each answer is sent once."""
+        if now >= self._next:
+            self._burst += 1
+            self._next = now + min(self.running * self._cost / self._share, LONGEST)
+        return self._burst
+
+    def sent(self, seconds: float) -> None:
+        """A response was, and that took so long."""
+        self._cost += NEW * (min(seconds, OUTLIER * self._cost) - self._cost)

@@ -1,37 +1,61 @@
-"""Responses are spaced by what they cost, and one stall is no cost."""
+"""Responses go out in bursts, spaced by what they cost; one stall is no cost."""
 
 from __future__ import annotations
 
 import pytest
 
-from nemotron_engine.pace import FIRST_COST, LONGEST, SHARE, Pace
+from nemotron_engine.contract import Lane
+from nemotron_engine.pace import FIRST_COST, LONGEST, SHARES, Pace
 
 
-def settle(pace: Pace, cost: float) -> float:
-    """The space after many responses of that cost."""
-    for _ in range(300):
-        space = pace.next_send(0.0, cost)
-    return space
-
-
-@pytest.mark.parametrize("running", [1, 8, 128])
-@pytest.mark.parametrize("cost", [1e-5, 1e-4, 1e-3])
-def test_sending_takes_its_share_of_the_time(running: int, cost: float) -> None:
-    pace = Pace()
+def settled(lane: Lane, running: int, cost: float) -> Pace:
+    """A pace that has seen many responses of that cost."""
+    pace = Pace(lane)
     pace.running = running
-    space = settle(pace, cost)
-    assert space == pytest.approx(min(running * cost / SHARE, LONGEST), rel=0.01)
+    settle(pace, cost)
+    return pace
+
+
+def settle(pace: Pace, cost: float) -> None:
+    for _ in range(300):
+        pace.sent(cost)
+
+
+def space(pace: Pace, start: float = 1000.0) -> float:
+    """Seconds from a burst at `start` to the next, to a thousandth of the longest."""
+    first = pace.burst(start)
+    ticks = range(1, 1001)
+    return next(
+        tick * LONGEST / 1000
+        for tick in ticks
+        if pace.burst(start + (tick + 0.01) * LONGEST / 1000) > first
+    )
+
+
+@pytest.mark.parametrize("lane", SHARES)
+@pytest.mark.parametrize("running", [1, 8, 128])
+@pytest.mark.parametrize("cost", [1e-4, 1e-3, 1e-2])
+def test_sending_takes_its_share_of_the_time(lane: Lane, running: int, cost: float) -> None:
+    expected = min(running * cost / SHARES[lane], LONGEST)
+    found = space(settled(lane, running, cost))
+    assert found == pytest.approx(expected, rel=0.02, abs=LONGEST / 500)
+
+
+def test_an_answer_is_sent_once_in_a_burst() -> None:
+    pace = settled("pytorch", 8, 1e-3)
+    first = pace.burst(1000.0)
+    assert {pace.burst(1000.0 + n * 1e-3) for n in range(16)} == {first}
+    assert pace.burst(1000.017) == first + 1
 
 
 def test_a_stall_does_not_hold_back_what_follows() -> None:
-    pace = Pace()
-    pace.running = 1
-    settle(pace, FIRST_COST)
-    assert pace.next_send(0.0, 10.0) < 2 * FIRST_COST / SHARE
+    pace = settled("pytorch", 100, FIRST_COST)
+    before = space(pace)
+    pace.sent(10.0)
+    assert space(pace, 2000.0) < 1.5 * before
 
 
 def test_the_spaces_follow_a_lasting_cost() -> None:
-    pace = Pace()
-    pace.running = 4
-    settle(pace, 1e-4)
-    assert settle(pace, 1e-2) == pytest.approx(4 * 1e-2 / SHARE, rel=0.01)
+    pace = settled("pytorch", 4, 1e-4)
+    settle(pace, 1e-2)
+    assert space(pace) == pytest.approx(4 * 1e-2 / SHARES["pytorch"], rel=0.02)

@@ -12,6 +12,7 @@ import triton_python_backend_utils as pb_utils
 from nemotron_convert.errors import NemotronError
 from nemotron_engine.answering import RunningAnswer, read_step, stop_engine
 from nemotron_engine.asking import forget_all
+from nemotron_engine.listener import Listener
 from nemotron_engine.triton import is_fault, parameter, refusal, required, told_fault, values
 from nemotron_text import AnswerSettings, Tokenizer
 
@@ -24,7 +25,7 @@ this many, the one that was silent for longest goes."""
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         self._tokenizer = Tokenizer(Path(parameter(args, "tokenizer_path")))
-        self._answers: OrderedDict[tuple[str, int], RunningAnswer] = OrderedDict()
+        self._answers: OrderedDict[tuple[str, int], tuple[RunningAnswer, Listener]] = OrderedDict()
 
     def finalize(self) -> None:
         forget_all()
@@ -45,22 +46,22 @@ class TritonPythonModel:
         """The response to send, or None."""
         step = read_step(partial(values, request))
         key = required(request, "answer_settings"), step.sequence
-        answer = self._answers.get(key) or self._begin(key)
+        answer, listener = self._answers.get(key) or self._begin(key)
         self._answers.move_to_end(key)
         if step.finish_reason:
             del self._answers[key]
             if is_fault(step.finish_reason):
                 return told_fault(step.finish_reason)
-        elif request.is_cancelled():  # Triton tells this step, and no other, that nobody listens
+        elif listener.has_left(request):  # Triton tells this step, and no other
             answer.stop_engine()
         tensors = answer.push(step)
         return pb_utils.InferenceResponse(tensors) if tensors else None
 
-    def _begin(self, key: tuple[str, int]) -> RunningAnswer:
+    def _begin(self, key: tuple[str, int]) -> tuple[RunningAnswer, Listener]:
         text, sequence = key
         settings = AnswerSettings.from_json(text)
         stop = partial(stop_engine, settings.sequence_id(sequence))
-        answer = self._answers[key] = RunningAnswer(self._tokenizer, settings, stop)
+        begun = self._answers[key] = RunningAnswer(self._tokenizer, settings, stop), Listener()
         if len(self._answers) > MAX_ANSWERS:
             self._answers.popitem(last=False)
-        return answer
+        return begun

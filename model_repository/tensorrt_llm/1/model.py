@@ -19,6 +19,7 @@ import triton_python_backend_utils as pb_utils
 from nemotron_convert.errors import NemotronError
 from nemotron_engine.contract import ENGINE_INPUTS, Lane
 from nemotron_engine.engine import open_engine
+from nemotron_engine.listener import Listener
 from nemotron_engine.meter import FLUSH_SECONDS, Meter, Timer
 from nemotron_engine.metrics import (
     KV_CACHE_USAGE_METRIC,
@@ -53,7 +54,7 @@ class TritonPythonModel:
         self._lock = threading.Lock()
         self._count = 0
         self._meter = Meter()
-        self._pace = Pace()
+        self._pace = Pace(self._lane)
         self._ended = threading.Event()
         self._flusher = threading.Thread(target=self._flush, name="metrics", daemon=True)
         self._flusher.start()
@@ -193,7 +194,8 @@ class _Answer:
         self._cancel = cancel
         self._timer = timer
         self._pace = pace
-        self._next_send = 0.0
+        self._listener = Listener()
+        self._burst = 0
         self._ids: tuple[int, ...] = ()
         self._log_probs: tuple[float, ...] = ()
         self._cum_log_prob = 0.0
@@ -218,20 +220,16 @@ class _Answer:
             self._ended()
             response = self._response(chunk.finish_reason, chunk.scheduled_ns)
             sender.send(response, flags=self._group.flags())
-        elif time.monotonic() >= self._next_send:
-            self._send_some()
-
-    def _send_some(self) -> None:
-        """All that has come since the last time, or nothing more if nobody listens."""
-        sender = self._group.sender
-        start = time.monotonic()
-        if sender.is_cancelled():
+            return
+        if self._listener.has_left(sender):
             self._cancel()
             return
-        if self._group.streaming:
-            sender.send(self._response(""))
+        start = time.monotonic()
+        if self._group.streaming and (burst := self._pace.burst(start)) != self._burst:
+            self._burst = burst
+            sender.send(self._response(""))  # all that has come since the last time
             self._ids, self._log_probs = (), ()
-        self._next_send = self._pace.next_send(start, time.monotonic())
+            self._pace.sent(time.monotonic() - start)
 
     def _response(self, finish_reason: str, scheduled_ns: int = 0) -> Any:
         echo = self._group.echo
