@@ -60,7 +60,7 @@ def test_streamed_chat(client: openai.OpenAI, answers: list[ExactAnswer]) -> Non
     ) as stream:
         chunks = list(stream)
     *texts, usage = chunks
-    assert len(texts) > 5
+    assert len(texts) > 2
     assert texts[0].choices[0].delta.role == "assistant"
     text = "".join(chunk.choices[0].delta.content or "" for chunk in texts)
     assert text == one.question.answer == whole.choices[0].message.content

@@ -1,45 +1,21 @@
-"""The ensemble on a real Triton, asked by NVIDIA's own client and by plain HTTP."""
+"""Answers of the ensemble on a real Triton, asked by NVIDIA's own client and by plain HTTP."""
 
 from __future__ import annotations
 
-import http.client
 import json
-import queue
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
-import tritonclient.grpc
-import tritonclient.http
-from tritonclient.utils import InferenceServerException
 
-from nemotron_build.profile import Profile
 from nemotron_build.server import TritonServer
-from nemotron_engine.metrics import RUNNING_METRIC
 from nemotron_text import StreamingDetokenizer, Tokenizer
-from tests.serve.wire import (
-    WAIT,
-    grpc_client,
-    inputs,
-    last,
-    messages_json,
-    metric,
-    post,
-    stream,
-    text,
-)
+from tests.serve.wire import ASK, MODELS, WAIT, last, messages_json, post, stream, text
 from tests.tiny_nemotron.answers import ExactAnswer
 from tests.tiny_nemotron.dialogues import prompt_ids
-from tests.waiting import until
 
 STREAMS = 64
-ASK = json.dumps([{"role": "user", "content": "Who are you?"}])
-
-
-MODELS = ("ensemble", "tensorrt_llm_bls")
 
 
 def streamed(
@@ -96,14 +72,15 @@ def split(answers: list[ExactAnswer], tokenizer: Tokenizer) -> list[ExactAnswer]
 def test_a_piece_is_never_half_a_character_nor_empty(
     server: TritonServer, split: list[ExactAnswer]
 ) -> None:
+    counts = []
     for one in split:
         pieces = streamed(server, one)
         texts = [r["text_output"].ravel()[0].decode() for r in pieces]
         assert "".join(texts) == one.question.answer
-        assert len(texts) >= 3
+        counts.append(len(texts))
         assert all(texts[:-1])
         assert "\N{REPLACEMENT CHARACTER}" not in "".join(texts)
-        assert any(r["output_token_ids"].size > 1 for r in pieces)  # bytes that waited
+    assert max(counts) > 1
 
 
 def test_an_answer_cut_inside_a_character_ends_before_it(
@@ -138,55 +115,6 @@ def test_a_stop_character_of_several_tokens(
         assert last(found, "stop_reason") == character
 
 
-def test_plain_infer_over_grpc_and_http(server: TritonServer, answers: list[ExactAnswer]) -> None:
-    one = answers[0]
-    fields = {"messages": messages_json(one.question.messages), "max_tokens": 200}
-    with grpc_client(server) as client:
-        result = client.infer("generate", inputs(tritonclient.grpc, **fields))
-        assert result.as_numpy("text_output").ravel()[0].decode() == one.question.answer
-        with pytest.raises(InferenceServerException, match="decoupled"):
-            client.infer("ensemble", inputs(tritonclient.grpc, **fields))
-        bad = inputs(tritonclient.grpc, messages="[]", max_tokens=5)
-        with pytest.raises(InferenceServerException, match="messages must be a non-empty list"):
-            client.infer("generate", bad)
-    ends = server.endpoints
-    with tritonclient.http.InferenceServerClient(f"{ends.address}:{ends.http}") as client:
-        result = client.infer("generate", inputs(tritonclient.http, **fields))
-        assert result.as_numpy("text_output").ravel()[0].decode() == one.question.answer
-        assert result.as_numpy("output_token_ids").ravel().tolist() == one.token_ids
-
-
-def test_plain_infer_answers_many_at_once(server: TritonServer, answers: list[ExactAnswer]) -> None:
-    def ask(one: ExactAnswer) -> str:
-        body = {"messages": messages_json(one.question.messages), "max_tokens": 200}
-        status, reply = post(server, "/v2/models/generate/generate", body)
-        assert status == 200
-        return str(json.loads(reply)["text_output"])
-
-    chosen = answers[5:37]
-    with ThreadPoolExecutor(32) as pool:
-        assert list(pool.map(ask, chosen)) == [one.question.answer for one in chosen]
-
-
-def test_plain_infer_does_not_wait_for_a_longer_one(server: TritonServer) -> None:
-    long = {"text_input": "<extra_id_1>Go", "end_id": 0, "max_tokens": 4000, "id": "long"}
-    path = "/v2/models/generate/generate"
-    with ThreadPoolExecutor(1) as pool:
-        for _ in range(STOP_ATTEMPTS):
-            waiting = pool.submit(post, server, path, long)
-            until(lambda: metric(server, RUNNING_METRIC) == 1)
-            status, _reply = post(server, path, {"messages": ASK, "max_tokens": 200})
-            assert status == 200
-            assert not waiting.done()
-            stream(server, "tensorrt_llm", request_id="long", **STOP)
-            came_too_late = waiting.done()
-            status, reply = waiting.result(WAIT)
-            assert status == 200
-            if not came_too_late:
-                break
-    assert json.loads(reply)["finish_reason"] == "cancelled"
-
-
 def test_generate_and_generate_stream(server: TritonServer, answers: list[ExactAnswer]) -> None:
     one = answers[3]
     body = {"messages": messages_json(one.question.messages), "max_tokens": 200}
@@ -219,13 +147,19 @@ def test_a_users_control_piece_is_text(server: TritonServer) -> None:
 
 
 @pytest.mark.parametrize("streaming", [True, False])
-def test_a_stop_string_is_cut_and_ends_the_answer(server: TritonServer, streaming: bool) -> None:
+def test_a_stop_string_is_cut_and_ends_the_answer(
+    server: TritonServer, tokenizer: Tokenizer, streaming: bool
+) -> None:
     whole = text(stream(server, messages=ASK, max_tokens=200))
     stop = whole[len(whole) // 2 - 4 : len(whole) // 2 + 5]  # across tokens
     found = stream(server, messages=ASK, max_tokens=200, stop_words=["zzz", stop], stream=streaming)
     assert text(found) == whole[: whole.index(stop)]
     assert last(found, "finish_reason") == "stop"
     assert last(found, "stop_reason") == stop
+    ids = [id_ for r in found for id_ in r["output_token_ids"].ravel().tolist()]
+    assert last(found, "num_output_tokens") == len(ids)
+    assert stop in StreamingDetokenizer(tokenizer).push(ids)
+    assert stop not in StreamingDetokenizer(tokenizer).push(ids[:-1])
 
 
 def test_a_stop_string_stops_the_engine_too(server: TritonServer) -> None:
@@ -264,176 +198,3 @@ def test_log_probabilities_are_not_there_unasked(server: TritonServer) -> None:
         "num_output_tokens",
         "sequence_index",
     }
-
-
-STOP_ATTEMPTS = 5
-"""The longest answer lasts four seconds; on a machine that stalls, its stop may come too late."""
-STOP = {"stop": True, "input_ids": [1], "input_lengths": 1, "request_output_len": 1}
-ENDLESS = {"text_input": "<extra_id_1>Go", "end_id": 0, "max_tokens": 4000, "stream": True}
-
-
-def stopped_answer(server: TritonServer) -> tuple[str, int, bool]:
-    """Of an answer that is stopped as it begins.
-
-    Its finish reason, the count of its responses, and whether it had ended when the stop was taken.
-    """
-    started, ended = threading.Event(), threading.Event()
-    responses: queue.Queue[Any] = queue.Queue()
-
-    def collect(result: Any, error: Any) -> None:
-        reason = error or result.as_numpy("finish_reason").ravel()[0].decode()
-        responses.put(reason)
-        started.set()
-        if reason:
-            ended.set()
-
-    with grpc_client(server) as client:
-        client.start_stream(collect)
-        fields = inputs(tritonclient.grpc, **ENDLESS)
-        client.async_stream_infer("ensemble", fields, request_id="stop-me")
-        assert started.wait(WAIT)
-        assert stream(server, "tensorrt_llm", request_id="stop-me", **STOP) == []
-        came_too_late = ended.is_set()
-        count = 1
-        while not (reason := responses.get(timeout=WAIT)):
-            count += 1
-    return reason, count, came_too_late
-
-
-def test_a_second_request_stops_the_first_by_its_id(server: TritonServer) -> None:
-    for _ in range(STOP_ATTEMPTS):
-        reason, count, came_too_late = stopped_answer(server)
-        if not came_too_late:
-            break
-    assert reason == "cancelled"
-    assert count < 4000
-
-
-def cancel_grpc(server: TritonServer, model: str) -> None:
-    started = threading.Event()
-    with grpc_client(server) as client:
-        client.start_stream(lambda result, error: started.set())
-        client.async_stream_infer(model, inputs(tritonclient.grpc, **ENDLESS))
-        assert started.wait(WAIT)
-        client.stop_stream(cancel_requests=True)
-
-
-def hang_up_http(server: TritonServer, model: str) -> None:
-    connection = http.client.HTTPConnection(server.endpoints.address, server.endpoints.http)
-    connection.request("POST", f"/v2/models/{model}/generate_stream", json.dumps(ENDLESS))
-    response = connection.getresponse()
-    assert response.read(20).startswith(b"data:")
-    response.close()
-    connection.close()
-
-
-def refused_again_and_again(server: TritonServer, model: str) -> None:
-    for _ in range(40):
-        with pytest.raises(InferenceServerException, match="max_tokens is 0"):
-            stream(server, model, text_input="Go", max_tokens=0)
-
-
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("leave", [cancel_grpc, hang_up_http, refused_again_and_again])
-def test_a_client_that_just_goes_frees_the_engine(
-    leave: Callable[[TritonServer, str], None],
-    model: str,
-    engine_bf16: Path,
-    cpu_profile: Profile,
-) -> None:
-    """Nobody sends a stop. Triton itself then ends in good order: it lost count of no request."""
-    tokens = 'nv_inference_exec_count{model="postprocessing",version="1"}'
-    with TritonServer(engine_bf16, cpu_profile) as own:
-        with ThreadPoolExecutor(8) as pool:
-            list(pool.map(leave, [own] * 8, [model] * 8))
-        until(lambda: metric(own, RUNNING_METRIC) == 0)
-        assert metric(own, tokens) < 8 * 4000 / 2
-        assert text(stream(own, messages=ASK, max_tokens=200)).startswith("I am")
-    assert own.process.returncode == 0
-
-
-REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "neither": ({"max_tokens": 5}, "exactly one of text_input, messages, input_token_ids"),
-    "both": (
-        {"text_input": "a", "messages": ASK, "max_tokens": 5},
-        "exactly one of text_input, messages, input_token_ids",
-    ),
-    "no JSON": ({"messages": "hello", "max_tokens": 5}, "messages is not JSON"),
-    "unknown role": (
-        {"messages": '[{"role": "tool", "content": "a"}]', "max_tokens": 5},
-        "unknown role 'tool'",
-    ),
-    "assistant last": (
-        {
-            "messages": '[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]',
-            "max_tokens": 5,
-        },
-        "the last message is from 'assistant'",
-    ),
-    "empty": ({"text_input": "", "max_tokens": 5}, "the prompt is empty"),
-    "NUL": ({"text_input": "a\0b", "max_tokens": 5}, "NUL"),
-    "not UTF-8": ({"text_input": b"\xff\xfe", "max_tokens": 5}, "not valid UTF-8"),
-    "no tokens": ({"messages": ASK, "max_tokens": 0}, "max_tokens is 0"),
-    "too long": (
-        {"text_input": "<extra_id_1>" * 4090, "max_tokens": 100},
-        "4090 prompt tokens and max_tokens 100 are more than the 4096",
-    ),
-    "NaN": (
-        {"messages": ASK, "max_tokens": 5, "temperature": float("nan")},
-        "temperature is nan",
-    ),
-    "top_p": ({"messages": ASK, "max_tokens": 5, "top_p": 2.0}, "top_p is 2.0"),
-    "end_id": ({"messages": ASK, "max_tokens": 5, "end_id": 1536}, "token id 1536 is outside"),
-    "max_tokens missing": ({"messages": ASK, "stream": True}, "max_tokens is missing"),
-    "echo": (
-        {"messages": ASK, "max_tokens": 5, "exclude_input_in_output": False},
-        "an answer never repeats its prompt",
-    ),
-    "long stop": ({"messages": ASK, "max_tokens": 5, "stop_words": ["x" * 1025]}, "stop string 1"),
-    "no sequences": (
-        {"messages": ASK, "max_tokens": 5, "num_return_sequences": 0},
-        "num_return_sequences is 0",
-    ),
-    "two values": ({"messages": ASK, "max_tokens": [5, 6]}, "shape|one value"),
-}
-
-
-@pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls"])
-@pytest.mark.parametrize("name", REFUSED)
-def test_a_wrong_request_is_refused_and_harms_nobody(
-    name: str, model: str, server: TritonServer
-) -> None:
-    fields, message = REFUSED[name]
-    with pytest.raises(InferenceServerException) as caught:
-        stream(server, model, **fields)
-    assert any(part in str(caught.value) for part in message.split("|"))
-    assert text(stream(server, model, messages=ASK, max_tokens=200)).startswith("I am")
-
-
-@pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls", "generate"])
-def test_a_key_that_is_no_input_is_not_ignored(model: str, server: TritonServer) -> None:
-    for key in ("temprature", "beam_widths"):
-        body = {"messages": ASK, "max_tokens": 5, key: 2}
-        status, reply = post(server, f"/v2/models/{model}/generate", body)
-        assert status == 400
-        assert f"there is no input '{key}'" in json.loads(reply)["error"]
-
-
-def test_plain_infer_cannot_stream(server: TritonServer) -> None:
-    body = {"messages": ASK, "max_tokens": 5, "stream": True}
-    status, reply = post(server, "/v2/models/generate/generate", body)
-    assert status == 400
-    assert "send the request to the model ensemble" in json.loads(reply)["error"]
-
-
-def test_an_error_on_generate_stream_has_its_status(server: TritonServer) -> None:
-    body = {"messages": ASK, "max_tokens": 5, "stream": True, "temperature": -1.0}
-    status, reply = post(server, "/v2/models/ensemble/generate_stream", body)
-    assert status == 400
-    assert b"temperature is -1.0: use 0 to 1000" in reply
-
-
-def test_the_engine_refuses_a_padded_prompt(server: TritonServer) -> None:
-    prompt = {"input_ids": [1, 2, 3], "input_lengths": 2, "request_output_len": 4}
-    with pytest.raises(InferenceServerException, match="input_lengths is 2, but there are 3"):
-        stream(server, "tensorrt_llm", **prompt)

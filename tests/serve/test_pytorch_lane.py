@@ -38,7 +38,7 @@ from nemotron_engine.request import (
 )
 from nemotron_text import Tokenizer
 from tests.build.test_tensorrt_lane import H100, enter
-from tests.serve.wire import WAIT, last, messages_json, metric, stream, text
+from tests.serve.wire import ASK, MODELS, WAIT, last, messages_json, metric, stream, text
 from tests.standins.container import HERE, make_container
 from tests.standins.tensorrt_llm import CALLS, DEADLY, ENGINE_NAME, UNWANTED
 from tests.tiny_nemotron.answers import ExactAnswer
@@ -46,8 +46,6 @@ from tests.tiny_nemotron.dialogues import prompt_ids
 from tests.tiny_nemotron.reference import NEMO
 from tests.waiting import until
 
-ASK = json.dumps([{"role": "user", "content": "Who are you?"}])
-MODELS = ("ensemble", "tensorrt_llm_bls")
 STANDIN = HERE / "tensorrt_llm"
 
 

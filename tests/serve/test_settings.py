@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import queue
 import threading
 import time
@@ -18,12 +17,9 @@ from nemotron_build.server import TritonServer
 from nemotron_client import Client, Generation, RequestTimeout, ServerOverloaded
 from nemotron_engine.contract import LANES, TEXT_INPUTS
 from nemotron_engine.metrics import RUNNING_METRIC
-from tests.serve.wire import WAIT, grpc_client, inputs, metric, stream, text
+from tests.serve.wire import ASK, ENDLESS, MODELS, WAIT, grpc_client, inputs, metric, stream, text
 from tests.waiting import until
 
-MODELS = ("ensemble", "tensorrt_llm_bls")
-ASK = json.dumps([{"role": "user", "content": "Who are you?"}])
-ENDLESS = {"text_input": "<extra_id_1>Go", "end_id": 0, "max_tokens": 4000, "stream": True}
 LACKING: dict[str, tuple[Any, Any]] = {
     "decoder_text_input": ("a", ""),
     "bad_words": (["a"], [""]),

@@ -28,16 +28,14 @@ from nemotron_build.server import TritonServer
 from nemotron_client import Client, Generation, RequestRefused, ServerOverloaded
 from nemotron_engine.metrics import GENERATED_TOKENS_METRIC, RUNNING_METRIC
 from tests.build.test_tensorrt_lane import BF16_TP8, H100, profile_file
-from tests.serve.wire import WAIT, last, messages_json, metric, stream, text
+from tests.serve.wire import ASK, MODELS, WAIT, last, messages_json, metric, stream, text
 from tests.standins.container import make_container
 from tests.tiny_nemotron.answers import ExactAnswer
 from tests.waiting import until
 
 NEMOTRON = str(Path(sys.executable).with_name("nemotron"))
-MODELS = ("ensemble", "tensorrt_llm_bls")
 FREE = dict.fromkeys(("http", "grpc", "metrics", "health", "gateway"), 0)
 LOG = "triton.log"
-ASK = json.dumps([{"role": "user", "content": "Who are you?"}])
 AS_ROOT = {
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",

@@ -55,6 +55,13 @@ DTYPES = {
     "request_output_len": ("INT32", np.int32),
 }
 WAIT = 120
+MODELS = ("ensemble", "tensorrt_llm_bls")
+"""The two that stream text."""
+ASK = json.dumps([{"role": "user", "content": "Who are you?"}])
+ENDLESS = {"text_input": "<extra_id_1>Go", "end_id": 0, "max_tokens": 4000, "stream": True}
+STOP = {"stop": True, "input_ids": [1], "input_lengths": 1, "request_output_len": 1}
+STOP_ATTEMPTS = 5
+"""The longest answer lasts four seconds; on a machine that stalls, its stop may come too late."""
 
 
 def messages_json(messages: Sequence[Message]) -> str:

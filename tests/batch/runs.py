@@ -1,0 +1,91 @@
+"""Runs of the verb `batch`, and servers for them that only echo."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.standins.chat_server import ChatServer, Reply, said
+from tests.tiny_nemotron.answers import ExactAnswer
+
+NEMOTRON = str(Path(sys.executable).with_name("nemotron"))
+WAIT = 240
+ASK = [{"role": "user", "content": "Hello"}]
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[Any] | None = None) -> None:
+    deadline = time.monotonic() + WAIT
+    while not condition():
+        assert process is None or process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def batch(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [NEMOTRON, "batch", *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=WAIT, check=False, **options
+    )
+
+
+def write_rows(path: Path, answers: Sequence[ExactAnswer], copies: int = 1) -> dict[str, str]:
+    """Every question as an OpenAI line or a plain one; the text that each must get."""
+    expected = {}
+    with path.open("w") as file:
+        for copy in range(copies):
+            for number, one in enumerate(answers):
+                name = f"{copy}/{number}"
+                body = {"messages": [message.as_dict() for message in one.question.messages]}
+                request = {"method": "POST", "url": "/v1/chat/completions", "body": body}
+                row = {"custom_id": name} | (request if number % 2 else body)
+                file.write(json.dumps(row) + "\n")
+                expected[name] = one.question.answer
+    return expected
+
+
+def read(data: bytes) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in data.splitlines()]
+
+
+def texts(results: list[dict[str, Any]]) -> dict[str, str]:
+    """By id; and each id is there once."""
+    found = {
+        one["custom_id"]: one["response"]["body"]["choices"][0]["message"]["content"]
+        for one in results
+    }
+    assert len(found) == len(results)
+    assert all(one["error"] is None for one in results)
+    return found
+
+
+def lines_in(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+@contextmanager
+def many_rows(
+    folder: Path, answer: Callable[[dict[str, Any], int], Reply], rows: int = 200
+) -> Iterator[tuple[ChatServer, list[object]]]:
+    """A stand-in server, and the arguments to ask it so many rows."""
+    source = folder / "in.jsonl"
+    with source.open("w") as file:
+        for number in range(rows):
+            message = {"role": "user", "content": str(number)}
+            file.write(json.dumps({"custom_id": f"r{number}", "messages": [message]}) + "\n")
+    with ChatServer(answer) as standin:
+        yield standin, [source, folder / "out.jsonl", "--url", standin.url]
+
+
+def echo(body: dict[str, Any]) -> Reply:
+    return said("answer to " + body["messages"][0]["content"])
+
+
+def check_echoes(folder: Path, rows: int = 200) -> None:
+    found = texts(read((folder / "out.jsonl").read_bytes()))
+    assert found == {f"r{n}": f"answer to {n}" for n in range(rows)}

@@ -1,0 +1,84 @@
+"""One response over plain infer, which the model `generate` gives."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import tritonclient.grpc
+import tritonclient.http
+from tritonclient.utils import InferenceServerException
+
+from nemotron_build.server import TritonServer
+from nemotron_engine.metrics import RUNNING_METRIC
+from tests.serve.wire import (
+    ASK,
+    STOP,
+    STOP_ATTEMPTS,
+    WAIT,
+    grpc_client,
+    inputs,
+    messages_json,
+    metric,
+    post,
+    stream,
+)
+from tests.tiny_nemotron.answers import ExactAnswer
+from tests.waiting import until
+
+
+def test_plain_infer_over_grpc_and_http(server: TritonServer, answers: list[ExactAnswer]) -> None:
+    one = answers[0]
+    fields = {"messages": messages_json(one.question.messages), "max_tokens": 200}
+    with grpc_client(server) as client:
+        result = client.infer("generate", inputs(tritonclient.grpc, **fields))
+        assert result.as_numpy("text_output").ravel()[0].decode() == one.question.answer
+        with pytest.raises(InferenceServerException, match="decoupled"):
+            client.infer("ensemble", inputs(tritonclient.grpc, **fields))
+        bad = inputs(tritonclient.grpc, messages="[]", max_tokens=5)
+        with pytest.raises(InferenceServerException, match="messages must be a non-empty list"):
+            client.infer("generate", bad)
+    ends = server.endpoints
+    with tritonclient.http.InferenceServerClient(f"{ends.address}:{ends.http}") as client:
+        result = client.infer("generate", inputs(tritonclient.http, **fields))
+        assert result.as_numpy("text_output").ravel()[0].decode() == one.question.answer
+        assert result.as_numpy("output_token_ids").ravel().tolist() == one.token_ids
+
+
+def test_plain_infer_answers_many_at_once(server: TritonServer, answers: list[ExactAnswer]) -> None:
+    def ask(one: ExactAnswer) -> str:
+        body = {"messages": messages_json(one.question.messages), "max_tokens": 200}
+        status, reply = post(server, "/v2/models/generate/generate", body)
+        assert status == 200
+        return str(json.loads(reply)["text_output"])
+
+    chosen = answers[5:37]
+    with ThreadPoolExecutor(32) as pool:
+        assert list(pool.map(ask, chosen)) == [one.question.answer for one in chosen]
+
+
+def test_plain_infer_does_not_wait_for_a_longer_one(server: TritonServer) -> None:
+    long = {"text_input": "<extra_id_1>Go", "end_id": 0, "max_tokens": 4000, "id": "long"}
+    path = "/v2/models/generate/generate"
+    with ThreadPoolExecutor(1) as pool:
+        for _ in range(STOP_ATTEMPTS):
+            waiting = pool.submit(post, server, path, long)
+            until(lambda: metric(server, RUNNING_METRIC) == 1)
+            status, _reply = post(server, path, {"messages": ASK, "max_tokens": 200})
+            assert status == 200
+            assert not waiting.done()
+            stream(server, "tensorrt_llm", request_id="long", **STOP)
+            came_too_late = waiting.done()
+            status, reply = waiting.result(WAIT)
+            assert status == 200
+            if not came_too_late:
+                break
+    assert json.loads(reply)["finish_reason"] == "cancelled"
+
+
+def test_plain_infer_cannot_stream(server: TritonServer) -> None:
+    body = {"messages": ASK, "max_tokens": 5, "stream": True}
+    status, reply = post(server, "/v2/models/generate/generate", body)
+    assert status == 400
+    assert "send the request to the model ensemble" in json.loads(reply)["error"]
