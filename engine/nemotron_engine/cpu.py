@@ -24,6 +24,8 @@ from nemotron_engine.settings import CpuEngineSettings
 END_SECONDS = 30
 """A process has this long to end by itself: it may be in the middle of a long step."""
 
+NOT_LOADED = "build the engine again, or give the machine more memory"
+
 
 class CpuEngine:
     """See `Engine`. One thread sends to the process, so that nobody else waits for it."""
@@ -38,6 +40,8 @@ class CpuEngine:
         self._lock = threading.Lock()
         self._steps_before = 0
         self._closing = False
+        self._lost: NemotronError | None = None
+        """What a request is told that came in while the engine broke for good."""
         self._process = _Process(folder)
         self._report = self._process.first
         self._outbox: queue.SimpleQueue[Ask | Cancel | None] = queue.SimpleQueue()
@@ -99,8 +103,9 @@ class CpuEngine:
             if not gone:
                 try:
                     connection.send(item)
-                except OSError:
-                    """The process has ended, which `_receive` sees too."""
+                except OSError:  # the process has ended; `_receive` sees it too, unless it gave up
+                    if self._lost and isinstance(item, Ask):
+                        self._push(item.number, self._lost)
             if item is None:
                 return
 
@@ -136,18 +141,19 @@ class CpuEngine:
     def _restart(self, failure: str) -> bool:
         """Another process in the place of one that has failed, and all that it had fails too."""
         self._process.end()
-        self._steps_before += self._report.steps
         try:
             process = _Process(self._folder)
         except NemotronError as fatal:
             process = None
+            self._lost = NemotronError(failure, remedy="restart the server")
             self._admission.refuse_all(f"the engine failed and did not start again: {fatal}")
         with self._lock:
             if process:
+                self._steps_before += self._report.steps
                 self._process, self._report = process, process.first
             lost = dict(self._running)
         for number, (name, _) in lost.items():
-            self._push(number, NemotronError(failure, where=name))
+            self._push(number, NemotronError(failure, where=name, remedy="ask again"))
         return process is not None
 
 
@@ -167,10 +173,10 @@ class _Process:
         try:
             self.first: Report = self.connection.recv()
         except (EOFError, OSError):
-            raise NemotronError(self.end(), where=folder) from None
+            raise NemotronError(self.end(), where=folder, remedy=NOT_LOADED) from None
         if self.first.failure is not None:
             self.end()
-            raise NemotronError(self.first.failure, where=folder)
+            raise NemotronError(self.first.failure, where=folder, remedy=NOT_LOADED)
 
     def end(self) -> str:
         """Wait for it, which has nothing to do any more; how it ended."""
