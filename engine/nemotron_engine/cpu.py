@@ -44,7 +44,7 @@ class CpuEngine:
         """What a request is told that came in while the engine broke for good."""
         self._process = _Process(folder)
         self._report = self._process.first
-        self._outbox: queue.SimpleQueue[Ask | Cancel | None] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[list[Ask] | Cancel | None] = queue.SimpleQueue()
         self._threads = [
             threading.Thread(target=target, name=name, daemon=True)
             for target, name in ((self._send, "engine requests"), (self._receive, "engine answers"))
@@ -64,13 +64,15 @@ class CpuEngine:
         """See `Engine`."""
         self._admission.admit([request for request, _ in requests])
         now = time.monotonic()
+        asks = []
         for request, on_chunk in requests:
             number = next(self._numbers)
             with self._lock:
                 self._running[number] = request.request_id, on_chunk
                 self._number_of[request.request_id] = number
             seconds = min(request.seconds or math.inf, self._settings.request_seconds)
-            self._outbox.put(Ask(number, request, now + seconds))
+            asks.append(Ask(number, request, now + seconds))
+        self._outbox.put(asks)
 
     def cancel(self, request_id: str) -> bool:
         """See `Engine`."""
@@ -99,13 +101,14 @@ class CpuEngine:
             item = self._outbox.get()
             with self._lock:
                 connection = self._process.connection
-                gone = isinstance(item, Ask) and item.number not in self._running
-            if not gone:
-                try:
-                    connection.send(item)
-                except OSError:  # the process has ended; `_receive` sees it too, unless it gave up
-                    if self._lost and isinstance(item, Ask):
-                        self._push(item.number, self._lost)
+                if isinstance(item, list):  # without what failed with the process before this one
+                    item = [ask for ask in item if ask.number in self._running]
+            try:
+                connection.send(item)
+            except OSError:  # the process has ended; `_receive` sees it too, unless it gave up
+                if self._lost and isinstance(item, list):
+                    for ask in item:
+                        self._push(ask.number, self._lost)
             if item is None:
                 return
 

@@ -9,7 +9,11 @@ from nemotron_engine.request import GenerationChunk, GenerationRequest
 
 
 class Ask(NamedTuple):
-    """A request, by the number that its sender gives it."""
+    """A request, by the number that its sender gives it.
+
+    Sent in lists of what was submitted together, which begins in one step: so each of several
+    answers is rounded as it would be alone, and its seed gives the same sample.
+    """
 
     number: int
     request: GenerationRequest

@@ -3,8 +3,8 @@
     python -m nemotron_engine.cpu_process FOLDER SOCKET
 
 A process of its own, because the library holds Python's lock for as long as a step takes. SOCKET is
-an open file; what comes over it is `Ask`, `Cancel` or None (the end), what goes back is a `Report`
-when the model is loaded and after each step. It ends when the other side does.
+an open file; what comes over it is a list of `Ask`, `Cancel` or None (the end), what goes back is a
+`Report` when the model is loaded and after each step. It ends when the other side does.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from nemotron_convert.errors import NemotronError
-from nemotron_engine.cpu_messages import Ask, Report
+from nemotron_engine.cpu_messages import Report
 from nemotron_engine.mapped_file import give_back
 from nemotron_engine.openvino import openvino, openvino_genai
 from nemotron_engine.request import GenerationChunk, GenerationRequest, TimedOut
@@ -99,8 +99,9 @@ class Stepper:
             item = self._connection.recv()
             if item is None:
                 return False
-            if isinstance(item, Ask):
-                self._start(_Live(*item))
+            if isinstance(item, list):
+                for ask in item:
+                    self._start(_Live(*ask))
             elif (live := self._live.get(item.number)) is not None:
                 self._stop(live)
             if self._chunks and not self._live:

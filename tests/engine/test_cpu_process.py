@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import queue
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import psutil
@@ -15,9 +17,9 @@ from nemotron_convert.errors import NemotronError
 from nemotron_engine.cpu import CpuEngine
 from nemotron_engine.cpu_process import PACKED_STEPS
 from nemotron_engine.openvino import openvino
-from nemotron_engine.request import EngineBroken
+from nemotron_engine.request import EngineBroken, GenerationChunk
 from nemotron_engine.settings import CpuEngineSettings
-from tests.engine.requests import NEVER, WAIT, ask
+from tests.engine.requests import NEVER, WAIT, ask, request
 from tests.memory import resident
 from tests.waiting import until
 
@@ -59,6 +61,30 @@ def test_each_weight_is_in_memory_once_as_it_is_stored(folder: Path) -> None:
         (process,) = processes_of(folder)
         assert 0 < resident(weights, process) < weights.stat().st_size / 2
     finally:
+        engine.close()
+
+
+def test_what_is_submitted_together_begins_in_one_step(folder: Path) -> None:
+    """However the steps of another request fall, and however busy the engine's threads are."""
+    engine = CpuEngine(folder)
+    over = threading.Event()
+
+    def keep_busy() -> None:
+        while not over.is_set():
+            pass
+
+    threading.Thread(target=keep_busy, daemon=True).start()
+    try:
+        other = ask(engine, PROMPT, "other", max_tokens=4000, end_ids=(NEVER,))
+        for round_ in range(20):
+            chunks: queue.SimpleQueue[GenerationChunk | NemotronError] = queue.SimpleQueue()
+            names = [f"{round_}/{number}" for number in range(32)]
+            engine.submit_all([(request(PROMPT, one, max_tokens=1), chunks.put) for one in names])
+            answers = [chunks.get(timeout=WAIT) for _ in names]
+            assert len({one.scheduled_ns for one in answers if not isinstance(one, Exception)}) == 1
+        assert not other.done.is_set()
+    finally:
+        over.set()
         engine.close()
 
 
