@@ -9,6 +9,7 @@ from __future__ import annotations
 import queue
 import shutil
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from nemotron_build.repository import render_repository
 from nemotron_convert.errors import NemotronError
 from nemotron_engine.admission import Admission
 from nemotron_engine.engine import EngineState, OnChunk
+from nemotron_engine.pace import Pace
 from nemotron_engine.request import GenerationChunk, GenerationRequest
 from nemotron_engine.settings import CpuEngineSettings
 
@@ -43,6 +45,8 @@ class SyntheticEngine:
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._left: dict[str, int] = {}
         self._on_chunk: dict[str, OnChunk] = {}
+        self._held: dict[str, list[int]] = {}
+        self._pace = Pace("cpu")
         self._steps = 0
         self._thread = threading.Thread(target=self._run, name="engine step", daemon=True)
         self._thread.start()
@@ -66,16 +70,25 @@ class SyntheticEngine:
         self._thread.join()
 
     def _run(self) -> None:
+        burst = 0
         while self._take():
             self._steps += 1
+            start, sent = time.monotonic(), 0
+            due = self._pace.burst(start, len(self._left)) != burst
+            burst += due
             for name, left in list(self._left.items()):
-                # Token ids of common pieces: printable text, never an end.
-                token = (100 + left % 100,)
+                begins = name not in self._held
+                held = self._held.setdefault(name, [])
+                held.append(100 + left % 100)  # common pieces: printable text, never an end
+                self._left[name] = left - 1
                 if left == 1:
-                    self._end(name, GenerationChunk(token, finish_reason="length"))
-                else:
-                    self._left[name] = left - 1
-                    self._on_chunk[name](GenerationChunk(token))
+                    self._end(name, GenerationChunk(tuple(held), finish_reason="length"))
+                elif due or begins:
+                    self._on_chunk[name](GenerationChunk(tuple(held)))
+                    held.clear()
+                    sent += 1
+            if sent:
+                self._pace.sent((time.monotonic() - start) / sent)
         for name in list(self._left):
             self._end(name, GenerationChunk((), finish_reason="cancelled"))
 
@@ -97,6 +110,7 @@ class SyntheticEngine:
 
     def _end(self, name: str, last: GenerationChunk | NemotronError) -> None:
         del self._left[name]
+        self._held.pop(name, None)
         self._admission.leave(name)
         self._on_chunk.pop(name)(last)
 

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from nemotron_convert.errors import NemotronError
 from nemotron_engine.admission import Admission
-from nemotron_engine.cpu_messages import Ask, Cancel, Report
+from nemotron_engine.cpu_messages import Ask, Cancel, Hold, Report
 from nemotron_engine.engine import EngineState, OnChunk
+from nemotron_engine.pace import Pace
 from nemotron_engine.request import GenerationChunk, GenerationRequest
 from nemotron_engine.settings import CpuEngineSettings
 
@@ -38,13 +39,15 @@ class CpuEngine:
         self._running: dict[int, tuple[str, OnChunk]] = {}
         self._number_of: dict[str, int] = {}
         self._lock = threading.Lock()
+        self._pace = Pace("cpu")
+        self._burst = 0
         self._steps_before = 0
         self._closing = False
         self._lost: NemotronError | None = None
         """What a request is told that came in while the engine broke for good."""
         self._process = _Process(folder)
         self._report = self._process.first
-        self._outbox: queue.SimpleQueue[list[Ask] | Cancel | None] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[list[Ask] | Cancel | Hold | None] = queue.SimpleQueue()
         self._threads = [
             threading.Thread(target=target, name=name, daemon=True)
             for target, name in ((self._send, "engine requests"), (self._receive, "engine answers"))
@@ -119,12 +122,23 @@ class CpuEngine:
             except (EOFError, OSError):
                 report = self._report._replace(chunks=[], failure=self._process.end())
             self._report = report
-            for number, chunk in report.chunks:
-                self._push(number, chunk)
+            self._push_all(report.chunks)
             if self._closing and report.failure is not None:
                 return
             if report.failure is not None and not self._restart(report.failure):
                 return
+
+    def _push_all(self, chunks: list[tuple[int, GenerationChunk | NemotronError]]) -> None:
+        """Hand them on, and have those after them held back for as long as these have cost."""
+        start = time.monotonic()
+        running = len(self._running)
+        for number, chunk in chunks:
+            self._push(number, chunk)
+        if chunks:
+            self._pace.sent((time.monotonic() - start) / len(chunks))
+        if (burst := self._pace.burst(start, running)) != self._burst:
+            self._burst = burst
+            self._outbox.put(Hold(self._pace.next))
 
     def _push(self, number: int, chunk: GenerationChunk | NemotronError) -> None:
         with self._lock:

@@ -27,6 +27,13 @@ class Cancel(NamedTuple):
     number: int
 
 
+class Hold(NamedTuple):
+    """Tokens wait until then, but for the first and the last of an answer."""
+
+    until: float
+    """Of `time.monotonic()`."""
+
+
 class Report(NamedTuple):
     """What has come since the last one, and how the engine is doing. The first: it is loaded."""
 

@@ -3,8 +3,9 @@
     python -m nemotron_engine.cpu_process FOLDER SOCKET
 
 A process of its own, because the library holds Python's lock for as long as a step takes. SOCKET is
-an open file; what comes over it is a list of `Ask`, `Cancel` or None (the end), what goes back is a
-`Report` when the model is loaded and after each step. It ends when the other side does.
+an open file; what comes over it is a list of `Ask`, `Cancel`, `Hold` or None (the end), what goes
+back is a `Report` when the model is loaded and after each step that has something to tell. It ends
+when the other side does.
 """
 
 from __future__ import annotations
@@ -14,8 +15,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from nemotron_convert.errors import NemotronError
-from nemotron_engine.cpu_messages import Report
+from nemotron_engine.cpu_messages import Hold, Report
 from nemotron_engine.mapped_file import give_back
 from nemotron_engine.openvino import openvino, openvino_genai
 from nemotron_engine.request import GenerationChunk, GenerationRequest, TimedOut
@@ -52,6 +52,21 @@ class _Live:
     deadline: float
     handle: Any = None
     scheduled_ns: int = 0
+    has_begun: bool = False
+    """The first tokens are reported."""
+    token_ids: list[int] = field(default_factory=list)
+    """Not reported yet."""
+    log_probs: list[float] = field(default_factory=list)
+    """Of these tokens, if the request wants them."""
+
+    def chunk(self, finish_reason: str | None = None) -> GenerationChunk:
+        """Of what is not reported yet."""
+        self.has_begun = True
+        chunk = GenerationChunk(
+            tuple(self.token_ids), tuple(self.log_probs), finish_reason, self.scheduled_ns
+        )
+        self.token_ids, self.log_probs = [], []
+        return chunk
 
 
 class Stepper:
@@ -65,6 +80,7 @@ class Stepper:
         self._pipeline = load_pipeline(folder)
         self._live: dict[int, _Live] = {}
         self._chunks: list[tuple[int, GenerationChunk | NemotronError]] = []
+        self._held_until = 0.0
         self._steps = 0
 
     def run(self) -> None:
@@ -83,7 +99,8 @@ class Stepper:
             if self._steps == PACKED_STEPS:  # of the file only embeddings are read now
                 give_back(self._weights)
             self._collect()
-            self._report()
+            if self._chunks:
+                self._report()
         for live in list(self._live.values()):
             self._stop(live)
         self._report()
@@ -102,6 +119,8 @@ class Stepper:
             if isinstance(item, list):
                 for ask in item:
                     self._start(_Live(*ask))
+            elif isinstance(item, Hold):
+                self._held_until = item.until
             elif (live := self._live.get(item.number)) is not None:
                 self._stop(live)
             if self._chunks and not self._live:
@@ -125,24 +144,26 @@ class Stepper:
                 live.handle.stop()
                 self._end(live, TimedOut("the answer was not whole in the time allowed"))
                 continue
-            for chunk in self._read(live):
-                if isinstance(chunk, NemotronError) or chunk.finish_reason:
-                    self._end(live, chunk)
-                    break
-                self._chunks.append((live.number, chunk))
+            last = self._read(live)
+            if last is not None:
+                self._end(live, last)
+            elif live.token_ids and (now >= self._held_until or not live.has_begun):
+                self._chunks.append((live.number, live.chunk()))
 
-    def _read(self, live: _Live) -> Iterator[GenerationChunk | NemotronError]:
+    def _read(self, live: _Live) -> GenerationChunk | NemotronError | None:
+        """Take its tokens; the last thing to tell of it, if it has ended."""
         while live.handle.can_read():
             if not (outputs := live.handle.read()):  # so ends what outgrows the whole cache
-                yield NemotronError(NO_ROOM)
-                return
+                return NemotronError(NO_ROOM)
             (output,) = outputs.values()
-            log_probs = tuple(output.generated_log_probs) if live.request.log_probs else ()
-            reason = FINISHED.get(output.finish_reason)
-            ids = tuple(output.generated_ids)
-            yield GenerationChunk(ids, log_probs, reason, live.scheduled_ns)
+            live.token_ids += output.generated_ids
+            if live.request.log_probs:
+                live.log_probs += output.generated_log_probs
+            if (reason := FINISHED.get(output.finish_reason)) is not None:
+                return live.chunk(reason)
         if live.handle.get_status() == openvino_genai.GenerationStatus.IGNORED:
-            yield NemotronError(NO_ROOM)
+            return NemotronError(NO_ROOM)
+        return None
 
     def _stop(self, live: _Live) -> None:
         live.handle.stop()
@@ -150,6 +171,8 @@ class Stepper:
 
     def _end(self, live: _Live, last: GenerationChunk | NemotronError) -> None:
         del self._live[live.number]
+        if live.token_ids:
+            self._chunks.append((live.number, live.chunk()))
         self._chunks.append((live.number, last))
 
 

@@ -29,7 +29,8 @@ class Engine(Protocol):
     """Runs many requests at once; every method may be called from any thread.
 
     `on_chunk` is called from one thread, in order, until a chunk with a finish reason or a
-    NemotronError; it must not block.
+    NemotronError; it must not block. After an answer's first tokens, those of several steps come in
+    one chunk where `on_chunk` takes more than its share of the time; see `pace`.
     """
 
     def submit_all(self, requests: Sequence[tuple[GenerationRequest, OnChunk]]) -> None:

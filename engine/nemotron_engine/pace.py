@@ -1,11 +1,11 @@
-"""How often the answers of an engine are sent on, when sending costs more than it may."""
+"""How often an engine hands on what it has, where handing it on costs more than it may."""
 
 from __future__ import annotations
 
 from nemotron_engine.contract import Lane
 
 SHARES: dict[Lane, float] = {"cpu": 0.02, "pytorch": 0.5}
-"""Of the time that may go into sending. The CPU engine computes on every core, so what a response
+"""Of the time that may go into handing on. The CPU engine computes on every core; what a response
 takes there it takes from the next tokens: here, in Triton, in postprocessing and in the client."""
 FIRST_COST = 1e-4
 """Seconds of a response, until more is known."""
@@ -18,36 +18,33 @@ LONGEST = 0.5
 
 
 class Pace:
-    """Sends all answers together, in bursts, and what comes between them goes with the next.
+    """Hands on all answers together, in bursts, and what comes between them goes with the next.
 
     A response costs its sender a few switches between processes, however many tokens are in it, and
-    less if another was sent just before. All answers are sent by one thread, so a burst takes as
-    many times the cost of a response as answers are running, and the time from one to the next is
-    that divided by the share. On a GPU it is less than the step of an engine that keeps up, whose
-    tokens then go out one by one:
+    less if another was sent just before. One thread sends all of them, so a burst takes as many
+    times the cost of a response as answers are running, and the time from one to the next is that
+    divided by the share. On a GPU it is less than the step of an engine that keeps up, whose tokens
+    then go out one by one:
 
     >>> pace = Pace("pytorch")
-    >>> pace.running = 8
-    >>> pace.burst(10.0)  # the next begins 8 · 0.1 ms / 0.5 later
+    >>> pace.burst(10.0, running=8)  # the next begins 8 · 0.1 ms / 0.5 later
     1
-    >>> pace.burst(10.0015), pace.burst(10.0017)
+    >>> pace.burst(10.0015, running=8), pace.burst(10.0017, running=8)
     (1, 2)
     """
-
-    running = 0
-    """Answers that are being sent."""
 
     def __init__(self, lane: Lane) -> None:
         self._share = SHARES[lane]
         self._cost = FIRST_COST
         self._burst = 0
-        self._next = 0.0
+        self.next = 0.0
+        """When the next burst begins, seconds of the clock that `burst` is told."""
 
-    def burst(self, now: float) -> int:
-        """The number of the burst that runs, in which each answer is sent once."""
-        if now >= self._next:
+    def burst(self, now: float, running: int) -> int:
+        """The number of the burst that runs, in which each of the running answers goes once."""
+        if now >= self.next:
             self._burst += 1
-            self._next = now + min(self.running * self._cost / self._share, LONGEST)
+            self.next = now + min(running * self._cost / self._share, LONGEST)
         return self._burst
 
     def sent(self, seconds: float) -> None:

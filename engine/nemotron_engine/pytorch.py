@@ -20,6 +20,7 @@ from typing import Any
 from nemotron_convert.errors import NemotronError
 from nemotron_engine.admission import Admission
 from nemotron_engine.engine import EngineState, OnChunk
+from nemotron_engine.pace import Pace
 from nemotron_engine.request import GenerationChunk, GenerationRequest, TimedOut
 from nemotron_engine.settings import PyTorchEngineSettings
 
@@ -51,6 +52,7 @@ class PyTorchEngine:
         self._llm = tensorrt_llm.LLM(**_llm_arguments(folder, self._settings))
         self._admission = Admission(self._settings)
         self._live: dict[str, _Live] = {}
+        self._pace = Pace("pytorch")
         self._steps = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="engine", daemon=True)
@@ -117,6 +119,9 @@ class PyTorchEngine:
     async def _stream(self, request: GenerationRequest, on_chunk: OnChunk) -> GenerationChunk:
         """The last chunk, after the others have gone out."""
         scheduled_ns = time.time_ns()
+        ids: tuple[int, ...] = ()
+        log_probs: tuple[float, ...] = ()
+        burst = 0
         params = _sampling_params(self._api, request)
         result = self._llm.generate_async(list(request.input_ids), params, streaming=True)
         try:
@@ -125,12 +130,17 @@ class PyTorchEngine:
             async for step in result:
                 self._steps += 1
                 output = step.outputs[0]
-                ids = tuple(output.token_ids_diff)
-                log_probs = _log_probs(output, ids) if request.log_probs else ()
+                ids += (new := tuple(output.token_ids_diff))
+                log_probs += _log_probs(output, new) if request.log_probs else ()
                 if step.finished:
                     reason = FINISH_REASONS.get(output.finish_reason, "cancelled")
                     return GenerationChunk(ids, log_probs, reason, scheduled_ns)
-                on_chunk(GenerationChunk(ids, log_probs, None, scheduled_ns))
+                start = time.monotonic()
+                if (now := self._pace.burst(start, len(self._live))) != burst:
+                    burst = now
+                    on_chunk(GenerationChunk(ids, log_probs, None, scheduled_ns))
+                    ids, log_probs = (), ()
+                    self._pace.sent(time.monotonic() - start)
         except asyncio.CancelledError:
             result.abort()
             raise

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import psutil
@@ -19,7 +20,7 @@ from nemotron_engine.cpu_process import PACKED_STEPS
 from nemotron_engine.openvino import openvino
 from nemotron_engine.request import EngineBroken, GenerationChunk
 from nemotron_engine.settings import CpuEngineSettings
-from tests.engine.requests import NEVER, WAIT, ask, request
+from tests.engine.requests import NEVER, WAIT, Answer, ask, request
 from tests.memory import resident
 from tests.waiting import until
 
@@ -85,6 +86,31 @@ def test_what_is_submitted_together_begins_in_one_step(folder: Path) -> None:
         assert not other.done.is_set()
     finally:
         over.set()
+        engine.close()
+
+
+def test_tokens_come_together_where_handing_them_on_takes_long(folder: Path) -> None:
+    """But for the first, which nobody waits for longer than it takes."""
+    engine = CpuEngine(folder)
+    sizes = []
+
+    def slowly(chunk: GenerationChunk | NemotronError) -> None:
+        assert not isinstance(chunk, NemotronError)
+        sizes.append(len(chunk.token_ids))
+        time.sleep(0.01)
+        slow.push(chunk)
+
+    try:
+        fast = ask(engine, PROMPT, max_tokens=600, end_ids=(NEVER,), log_probs=True).wait()
+        slow = Answer()
+        one = request(PROMPT, "slow", max_tokens=600, end_ids=(NEVER,), log_probs=True)
+        engine.submit(one, slowly)
+        slow.wait()
+        assert slow.token_ids == fast.token_ids
+        assert slow.log_probs == fast.log_probs
+        assert sizes[0] == 1
+        assert max(sizes) > 10
+    finally:
         engine.close()
 
 

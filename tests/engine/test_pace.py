@@ -8,10 +8,9 @@ from nemotron_engine.contract import Lane
 from nemotron_engine.pace import FIRST_COST, LONGEST, SHARES, Pace
 
 
-def settled(lane: Lane, running: int, cost: float) -> Pace:
+def settled(lane: Lane, cost: float) -> Pace:
     """A pace that has seen many responses of that cost."""
     pace = Pace(lane)
-    pace.running = running
     settle(pace, cost)
     return pace
 
@@ -21,14 +20,14 @@ def settle(pace: Pace, cost: float) -> None:
         pace.sent(cost)
 
 
-def space(pace: Pace, start: float = 1000.0) -> float:
+def space(pace: Pace, running: int, start: float = 1000.0) -> float:
     """Seconds from a burst at `start` to the next, to a thousandth of the longest."""
-    first = pace.burst(start)
+    first = pace.burst(start, running)
     ticks = range(1, 1001)
     return next(
         tick * LONGEST / 1000
         for tick in ticks
-        if pace.burst(start + (tick + 0.01) * LONGEST / 1000) > first
+        if pace.burst(start + (tick + 0.01) * LONGEST / 1000, running) > first
     )
 
 
@@ -37,25 +36,25 @@ def space(pace: Pace, start: float = 1000.0) -> float:
 @pytest.mark.parametrize("cost", [1e-4, 1e-3, 1e-2])
 def test_sending_takes_its_share_of_the_time(lane: Lane, running: int, cost: float) -> None:
     expected = min(running * cost / SHARES[lane], LONGEST)
-    found = space(settled(lane, running, cost))
+    found = space(settled(lane, cost), running)
     assert found == pytest.approx(expected, rel=0.02, abs=LONGEST / 500)
 
 
 def test_an_answer_is_sent_once_in_a_burst() -> None:
-    pace = settled("pytorch", 8, 1e-3)
-    first = pace.burst(1000.0)
-    assert {pace.burst(1000.0 + n * 1e-3) for n in range(16)} == {first}
-    assert pace.burst(1000.017) == first + 1
+    pace = settled("pytorch", 1e-3)
+    first = pace.burst(1000.0, 8)
+    assert {pace.burst(1000.0 + n * 1e-3, 8) for n in range(16)} == {first}
+    assert pace.burst(1000.017, 8) == first + 1
 
 
 def test_a_stall_does_not_hold_back_what_follows() -> None:
-    pace = settled("pytorch", 100, FIRST_COST)
-    before = space(pace)
+    pace = settled("pytorch", FIRST_COST)
+    before = space(pace, 100)
     pace.sent(10.0)
-    assert space(pace, 2000.0) < 1.5 * before
+    assert space(pace, 100, 2000.0) < 1.5 * before
 
 
 def test_the_spaces_follow_a_lasting_cost() -> None:
-    pace = settled("pytorch", 4, 1e-4)
+    pace = settled("pytorch", 1e-4)
     settle(pace, 1e-2)
-    assert space(pace) == pytest.approx(4 * 1e-2 / SHARES["pytorch"], rel=0.02)
+    assert space(pace, 4) == pytest.approx(4 * 1e-2 / SHARES["pytorch"], rel=0.02)

@@ -27,7 +27,6 @@ from nemotron_engine.metrics import (
     STEPS_METRIC,
     WAITING_METRIC,
 )
-from nemotron_engine.pace import Pace
 from nemotron_engine.request import MAX_SEED, GenerationChunk, GenerationRequest
 from nemotron_engine.triton import (
     fault,
@@ -54,7 +53,6 @@ class TritonPythonModel:
         self._lock = threading.Lock()
         self._count = 0
         self._meter = Meter()
-        self._pace = Pace(self._lane)
         self._ended = threading.Event()
         self._flusher = threading.Thread(target=self._flush, name="metrics", daemon=True)
         self._flusher.start()
@@ -123,7 +121,6 @@ class TritonPythonModel:
                 ended=ended[-1],
                 cancel=partial(self._engine.cancel, one.request_id),
                 timer=Timer(self._meter),
-                pace=self._pace,
             )
             parts.append((one, answer.push))
         try:
@@ -140,7 +137,6 @@ class TritonPythonModel:
             for name in names:
                 self._running[name].add(id_)
             self._count += 1
-            self._pace.running = self._count
             self._meter.running(self._count)
 
         def ended() -> None:
@@ -150,7 +146,6 @@ class TritonPythonModel:
                     if not self._running[name]:
                         del self._running[name]
                 self._count -= 1
-                self._pace.running = self._count
                 self._meter.running(self._count)
 
         return ended
@@ -185,7 +180,6 @@ class _Answer:
         ended: Callable[[], None],
         cancel: Callable[[], object],
         timer: Timer,
-        pace: Pace,
     ) -> None:
         self._group = group
         self._sequence = sequence
@@ -193,9 +187,7 @@ class _Answer:
         self._ended = ended
         self._cancel = cancel
         self._timer = timer
-        self._pace = pace
         self._listener = Listener()
-        self._burst = 0
         self._ids: tuple[int, ...] = ()
         self._log_probs: tuple[float, ...] = ()
         self._cum_log_prob = 0.0
@@ -224,12 +216,9 @@ class _Answer:
         if self._listener.has_left(sender):
             self._cancel()
             return
-        start = time.monotonic()
-        if self._group.streaming and (burst := self._pace.burst(start)) != self._burst:
-            self._burst = burst
-            sender.send(self._response(""))  # all that has come since the last time
+        if self._group.streaming:
+            sender.send(self._response(""))
             self._ids, self._log_probs = (), ()
-            self._pace.sent(time.monotonic() - start)
 
     def _response(self, finish_reason: str, scheduled_ns: int = 0) -> Any:
         echo = self._group.echo
