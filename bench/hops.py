@@ -24,9 +24,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2
 
 from bench.convert_speed import summary
 from bench.serving import serving
@@ -76,11 +75,11 @@ def engine_alone(engine: Any) -> Load:
     return load
 
 
-def engine_on_triton(stub: Any) -> Ask:
+def engine_on_triton(target: TritonTarget) -> Ask:
     """The model `tensorrt_llm`, asked with token ids."""
 
     def ask(tokens: int) -> int:
-        request = service_pb2.ModelInferRequest(model_name="tensorrt_llm")
+        request = service_pb2.ModelInferRequest(model_name=target.model)
         inputs = {
             "input_ids": ("INT32", np.array([PROMPT_IDS], np.int32)),
             "input_lengths": ("INT32", np.array([[len(PROMPT_IDS)]], np.int32)),
@@ -91,20 +90,18 @@ def engine_on_triton(stub: Any) -> Ask:
         for name, (datatype, array) in inputs.items():
             request.inputs.add(name=name, datatype=datatype, shape=array.shape)
             request.raw_input_contents.append(array.tobytes())
-        responses = 0
-        for response in stub.ModelStreamInfer(iter([request])):
-            assert not response.error_message, response.error_message
-            responses += 1
-        return responses
+        responses = list(target.stream(request))
+        target.read(responses[-1])  # no error
+        return len(responses)
 
     return ask
 
 
 def text_model(target: TritonTarget | OpenAITarget) -> Ask:
     def ask(tokens: int) -> int:
-        events = list(target.ask(PROMPT, tokens))
-        assert max(event.output_tokens for event in events) == tokens
-        return len(events)
+        responses = list(target.ask(PROMPT, tokens))
+        assert target.read(responses[-1]).output_tokens == tokens
+        return len(responses)
 
     return ask
 
@@ -139,17 +136,16 @@ def all_hops(folder: Path, *, real: bool) -> Iterator[dict[str, Load]]:
             stack.enter_context(in_place_of_the_engine())
         server = stack.enter_context(serving(folder))
         triton = f"{server.address}:{server.grpc}"
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(grpc.insecure_channel(triton))
         # In this process; it waits while the others are measured.
         engine = (CpuEngine if real else SyntheticEngine)(folder)
         stack.callback(engine.close)
-        ensemble, bls = (
+        tensorrt_llm, ensemble, bls = (
             stack.enter_context(closing(TritonTarget(triton, model)))
-            for model in ("ensemble", "tensorrt_llm_bls")
+            for model in ("tensorrt_llm", "ensemble", "tensorrt_llm_bls")
         )
         yield {
             "engine alone": engine_alone(engine),
-            "tensorrt_llm": clients(engine_on_triton(stub)),
+            "tensorrt_llm": clients(engine_on_triton(tensorrt_llm)),
             "ensemble": clients(text_model(ensemble)),
             "tensorrt_llm_bls": clients(text_model(bls)),
             "gateway": clients(text_model(stack.enter_context(gateway(triton)))),

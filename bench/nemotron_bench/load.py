@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from nemotron_bench.statistics import Lengths, arrivals
-from nemotron_bench.targets import AskFailed, Target
+from nemotron_bench.targets import AskFailed, Event, Target
 from nemotron_convert.errors import NemotronError
 
 WORDS = (
@@ -86,7 +86,8 @@ class Prompts:
 def count_tokens(target: Target, prompt: str, max_tokens: int) -> int:
     """How many tokens the server says a prompt has, with an answer to it."""
     try:
-        return max(event.input_tokens for event in target.ask(prompt, max_tokens))
+        messages = [b"", *target.ask(prompt, max_tokens)]
+        return target.read(messages[-1]).input_tokens
     except AskFailed as error:
         raise NemotronError(str(error), where=target.name) from error
 
@@ -145,21 +146,27 @@ class Load:
         """One request, to its end."""
         start = time.monotonic()
         first = error = None
-        input_tokens = output_tokens = 0
+        message = b""
+        event = Event(has_text=False)
         try:
-            for event in self._target.ask(prompt, max_tokens):
-                if first is None and (event.has_text or event.output_tokens):
-                    first = time.monotonic()
-                input_tokens = max(input_tokens, event.input_tokens)
-                output_tokens = max(output_tokens, event.output_tokens)
+            for message in self._target.ask(prompt, max_tokens):
+                if first is None:
+                    event = self._target.read(message)
+                    if event.has_text or event.output_tokens:
+                        first = time.monotonic()
+            end = time.monotonic()
+            event = self._target.read(message)
+            if first is None:
+                error = "the answer has no token"
         except AskFailed as failure:
+            end = time.monotonic()
             error = str(failure)
         return Outcome(
             start=start,
             first=first,
-            end=time.monotonic(),
-            input_tokens=input_tokens,
-            output_tokens=output_tokens,
+            end=end,
+            input_tokens=event.input_tokens,
+            output_tokens=event.output_tokens,
             error=error,
         )
 

@@ -37,8 +37,14 @@ class Target(Protocol):
 
     name: str
 
-    def ask(self, prompt: str, max_tokens: int) -> Iterator[Event]:
-        """Stream an answer of exactly `max_tokens`; AskFailed says why there is none."""
+    def ask(self, prompt: str, max_tokens: int) -> Iterator[bytes]:
+        """Stream an answer of exactly `max_tokens`, as it comes; AskFailed says why there is none.
+
+        What is not read costs nothing: a bench that reads all of it would measure itself.
+        """
+
+    def read(self, message: bytes) -> Event:
+        """What a message says, AskFailed if an error; the last one has the counts."""
 
     def close(self) -> None: ...
 
@@ -65,48 +71,66 @@ class TritonTarget:
     """A text model of Triton, over gRPC."""
 
     def __init__(self, host: str, model: str) -> None:
-        import grpc  # noqa: PLC0415  # of the extra that not everyone needs
-        from tritonclient.grpc import service_pb2_grpc  # noqa: PLC0415
+        import grpc.experimental  # noqa: PLC0415  # of the extra that not everyone needs
+        from tritonclient.grpc import service_pb2  # noqa: PLC0415
 
         self.name = f"grpc://{host} {model}"
         self.host, self.model = host, model
-        self._channel = grpc.insecure_channel(host)
-        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._response = service_pb2.ModelStreamInferResponse
+        # Whoever waits for a message takes it from the network itself. Else a thread of the channel
+        # takes it and wakes the one that waits, which doubles what a message costs.
+        alone = (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1)
+        self._channel = grpc.insecure_channel(host, options=[alone])
+        # A stream of one request, then; a server sees no difference.
+        self._call = self._channel.unary_stream(
+            "/inference.GRPCInferenceService/ModelStreamInfer",
+            request_serializer=service_pb2.ModelInferRequest.SerializeToString,
+        )
 
-    def ask(self, prompt: str, max_tokens: int) -> Iterator[Event]:
-        import grpc  # noqa: PLC0415
-
+    def ask(self, prompt: str, max_tokens: int) -> Iterator[bytes]:
+        """See `Target`."""
         from nemotron_client.request import Generation, generation_request  # noqa: PLC0415
 
         # No end token before the last one: so every answer has the length that was asked for.
         generation = Generation(max_tokens=max_tokens, min_tokens=max_tokens)
-        request = generation_request(self.model, uuid.uuid4().hex, prompt, generation, stream=True)
-        call = self._stub.ModelStreamInfer(iter([request]), timeout=TIMEOUT)
+        return self.stream(
+            generation_request(self.model, uuid.uuid4().hex, prompt, generation, stream=True)
+        )
+
+    def stream(self, request: Any) -> Iterator[bytes]:
+        """What comes of a ModelInferRequest."""
+        import grpc  # noqa: PLC0415
+
+        call = self._call(request, timeout=TIMEOUT)
         try:
-            for response in call:
-                if response.error_message:
-                    raise AskFailed(response.error_message)
-                yield _read(response.infer_response)
+            yield from call
         except grpc.RpcError as error:
             raise AskFailed(f"{error.code().name}: {error.details()}") from error
         finally:
             call.cancel()
 
+    def read(self, message: bytes) -> Event:
+        """See `Target`."""
+        from google.protobuf.message import DecodeError  # noqa: PLC0415
+
+        try:
+            response = self._response.FromString(message)
+        except DecodeError as error:
+            raise AskFailed(f"no response of a Triton server: {message[:200]!r}") from error
+        if response.error_message:
+            raise AskFailed(response.error_message)
+        answer = response.infer_response
+        names = (output.name for output in answer.outputs)
+        raw = dict(zip(names, answer.raw_output_contents, strict=False))
+        counts = (
+            int.from_bytes(raw.get(name, b""), "little")
+            for name in ("num_input_tokens", "num_output_tokens")
+        )
+        return Event(len(raw.get("text_output", b"")) > 4, *counts)
+
     def close(self) -> None:
+        """See `Target`."""
         self._channel.close()
-
-
-def _read(response: Any) -> Event:
-    """Only what is counted: a bench that reads all would measure itself."""
-    raw = {
-        output.name: content
-        for output, content in zip(response.outputs, response.raw_output_contents, strict=True)
-    }
-    counts = (
-        int.from_bytes(raw.get(name, b""), "little")
-        for name in ("num_input_tokens", "num_output_tokens")
-    )
-    return Event(len(raw.get("text_output", b"")) > 4, *counts)
 
 
 class OpenAITarget:
@@ -123,7 +147,8 @@ class OpenAITarget:
         if self.api_key:
             self._headers["Authorization"] = f"Bearer {self.api_key}"
 
-    def ask(self, prompt: str, max_tokens: int) -> Iterator[Event]:
+    def ask(self, prompt: str, max_tokens: int) -> Iterator[bytes]:
+        """See `Target`."""
         body = {
             "model": self.model,
             "prompt": prompt,
@@ -142,24 +167,25 @@ class OpenAITarget:
                 raise AskFailed(f"HTTP {response.status}: {text}")
             for line in response:
                 if line.startswith(b"data: ") and line.strip() != b"data: [DONE]":
-                    yield _read_event(line[6:])
+                    yield line[6:]
         except (OSError, http.client.HTTPException) as error:
             raise AskFailed(f"{type(error).__name__}: {error}") from error
         finally:
             with suppress(OSError):
                 connection.close()
 
+    def read(self, message: bytes) -> Event:
+        """See `Target`."""
+        try:
+            event = json.loads(message)
+            if "error" in event:
+                raise AskFailed(json.dumps(event["error"]))
+            has_text = any(choice["text"] for choice in event["choices"])
+            usage = event.get("usage") or {}
+            counts = usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise AskFailed(f"no event of an OpenAI API: {message[:200]!r}") from error
+        return Event(has_text, *counts)
+
     def close(self) -> None:
         """Nothing stays open."""
-
-
-def _read_event(data: bytes) -> Event:
-    try:
-        event = json.loads(data)
-        if "error" in event:
-            raise AskFailed(json.dumps(event["error"]))
-        has_text = any(choice["text"] for choice in event["choices"])
-        usage = event.get("usage") or {}
-        return Event(has_text, usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise AskFailed(f"no event of an OpenAI API: {data[:200]!r}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from contextlib import closing
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tritonclient.grpc import service_pb2
 
 from nemotron_bench.aiperf import read_outcomes as read_aiperf
 from nemotron_bench.html_report import html, nice_ticks
@@ -20,7 +22,7 @@ from nemotron_bench.perf_analyzer import read_outcomes as read_perf_analyzer
 from nemotron_bench.report import compare, markdown, read_report, write_reports
 from nemotron_bench.run import BenchSettings
 from nemotron_bench.statistics import Lengths, arrivals, parse_slo, percentile, summarize
-from nemotron_bench.targets import AskFailed, _read_event, open_target
+from nemotron_bench.targets import AskFailed, Event, open_target
 from nemotron_convert.errors import NemotronError
 
 NUMBERS = st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=50)
@@ -201,12 +203,26 @@ def test_options_that_are_wrong_are_named() -> None:
 
 
 def test_events_of_an_openai_api() -> None:
+    read = open_target("http://127.0.0.1:1", None).read
     last = b'{"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4}}'
-    assert _read_event(last).output_tokens == 4
-    assert _read_event(b'{"choices": [{"text": "a"}]}').has_text
+    assert read(last).output_tokens == 4
+    assert read(b'{"choices": [{"text": "a"}]}').has_text
     for wrong in (b"{", b"[]", b"{}", b'{"error": {"message": "no"}}', b'{"choices": 1}'):
         with pytest.raises(AskFailed):
-            _read_event(wrong)
+            read(wrong)
+
+
+def test_events_of_triton() -> None:
+    with closing(open_target("grpc://127.0.0.1:1", None)) as target:
+        response = service_pb2.ModelStreamInferResponse()
+        for name, content in (("num_output_tokens", b"\4\0\0\0"), ("text_output", b"\1\0\0\0a")):
+            response.infer_response.outputs.add(name=name)
+            response.infer_response.raw_output_contents.append(content)
+        assert target.read(response.SerializeToString()) == Event(True, 0, 4)
+        failed = service_pb2.ModelStreamInferResponse(error_message="no").SerializeToString()
+        for wrong, reason in ((b"\xff", "no response of a Triton server"), (failed, "no")):
+            with pytest.raises(AskFailed, match=reason):
+                target.read(wrong)
 
 
 def test_what_other_generators_export() -> None:
