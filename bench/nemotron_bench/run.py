@@ -128,13 +128,11 @@ def _builtin(settings: BenchSettings, target: Target, prompts: Prompts) -> list[
     with _progress() as progress:
         for level in settings.levels:
             task = progress.add_task(str(level), total=settings.requests, rate="")
-            seen: list[Outcome] = []
+            seen = _Seen()
 
-            def advance(outcome: Outcome, task: TaskID = task, seen: list[Outcome] = seen) -> None:
-                seen.append(outcome)
-                tokens = sum(one.output_tokens for one in seen)
-                seconds = outcome.end - min(one.start for one in seen)
-                progress.update(task, advance=1, rate=f"{tokens / seconds:,.0f} tokens/s")
+            def advance(outcome: Outcome, task: TaskID = task, seen: _Seen = seen) -> None:
+                rate = f"{seen.rate(outcome):,.0f} tokens/s"
+                progress.update(task, advance=1, rate=rate)
 
             load = Load(target, prompts, settings.outputs, settings.seed, advance)
             if settings.warmup:
@@ -142,6 +140,20 @@ def _builtin(settings: BenchSettings, target: Target, prompts: Prompts) -> list[
                 quiet.run(Level(concurrency=settings.warmup), settings.warmup)
             results.append(measure(level, load.run(level, settings.requests), settings.slo))
     return results
+
+
+@dataclass
+class _Seen:
+    """Of the requests so far."""
+
+    start: float = math.inf
+    tokens: int = 0
+
+    def rate(self, outcome: Outcome) -> float:
+        """Tokens per second, with this one."""
+        self.start = min(self.start, outcome.start)
+        self.tokens += outcome.output_tokens
+        return self.tokens / (outcome.end - self.start)
 
 
 def _progress() -> Progress:
