@@ -40,7 +40,6 @@ class CpuEngine:
         self._number_of: dict[str, int] = {}
         self._lock = threading.Lock()
         self._pace = Pace("cpu")
-        self._burst = 0
         self._steps_before = 0
         self._closing = False
         self._lost: NemotronError | None = None
@@ -129,16 +128,15 @@ class CpuEngine:
                 return
 
     def _push_all(self, chunks: list[tuple[int, GenerationChunk | NemotronError]]) -> None:
-        """Hand them on, and have those after them held back for as long as these have cost."""
+        """Hand them on, and say until when the next are held back."""
+        if not chunks:
+            return
         start = time.monotonic()
-        running = len(self._running)
+        self._pace.burst(start, len(self._running))
+        self._outbox.put(Hold(self._pace.next))
         for number, chunk in chunks:
             self._push(number, chunk)
-        if chunks:
-            self._pace.sent((time.monotonic() - start) / len(chunks))
-        if (burst := self._pace.burst(start, running)) != self._burst:
-            self._burst = burst
-            self._outbox.put(Hold(self._pace.next))
+        self._pace.sent((time.monotonic() - start) / len(chunks))
 
     def _push(self, number: int, chunk: GenerationChunk | NemotronError) -> None:
         with self._lock:

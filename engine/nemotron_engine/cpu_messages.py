@@ -28,7 +28,7 @@ class Cancel(NamedTuple):
 
 
 class Hold(NamedTuple):
-    """Tokens wait until then, but for the first and the last of an answer."""
+    """The answer to a report: until then tokens wait, but for the first and last of an answer."""
 
     until: float
     """Of `time.monotonic()`."""

@@ -11,6 +11,7 @@ when the other side does.
 from __future__ import annotations
 
 import faulthandler
+import math
 import select
 import signal
 import sys
@@ -101,6 +102,7 @@ class Stepper:
             self._collect()
             if self._chunks:
                 self._report()
+                self._held_until = math.inf  # until the other side has taken it, and says so
         for live in list(self._live.values()):
             self._stop(live)
         self._report()

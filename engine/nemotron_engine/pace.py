@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nemotron_engine.contract import Lane
 
-SHARES: dict[Lane, float] = {"cpu": 0.02, "pytorch": 0.5}
+SHARES: dict[Lane, float] = {"cpu": 0.025, "pytorch": 0.5}
 """Of the time that may go into handing on. The CPU engine computes on every core; what a response
 takes there it takes from the next tokens: here, in Triton, in postprocessing and in the client."""
 FIRST_COST = 1e-4
