@@ -11,9 +11,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import statistics
 from pathlib import Path
+from typing import Any
 
+from bench.convert_speed import summary
 from bench.serving import serving
 from nemotron_bench.measure import LevelResult, machine, versions
 from nemotron_bench.run import BenchSettings, run
@@ -65,17 +66,14 @@ def main() -> None:
                 for level in run(once).levels:
                     name = Path(generator).name
                     found.setdefault(level.label, {}).setdefault(name, []).append(numbers(level))
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     for label, by_generator in found.items():
         ours, theirs = (by_generator[name] for name in ("builtin", "perf_analyzer"))
-        rows[label] = {
-            name: {
-                "builtin": (mine := statistics.median(one[name] for one in ours)),
-                "perf_analyzer": (other := statistics.median(one[name] for one in theirs)),
-                "ratio": mine / other,
-            }
-            for name in ours[0]
-        }
+        rows[label] = {}
+        for name in ours[0]:
+            mine, other = (summary([one[name] for one in runs]) for runs in (ours, theirs))
+            ratio = mine["median"] / other["median"]
+            rows[label][name] = {"builtin": mine, "perf_analyzer": other, "ratio": ratio}
     result = {"machine": machine(), "versions": versions(), "runs": options.runs, "rows": rows}
     text = json.dumps(result, indent=1)
     print(text)

@@ -25,10 +25,14 @@ Result = Mapping[str, Any]
 def hops(result: Result) -> list[str]:
     rates = result["tokens_per_second"]
     counts = list(next(iter(rates.values())))
-    rows = [
-        [name, *(spread(by_count[count], ",.0f") for count in counts)]
-        for name, by_count in rates.items()
-    ]
+    rows = []
+    for name, by_count in rates.items():
+        responses = result["responses_per_second"][name]
+        cells = (
+            f"{spread(by_count[count], ',.0f')}: {responses[count]['median']:,.0f} responses/s"
+            for count in counts
+        )
+        rows.append([name, *cells])
     return [*table(["tokens/s at streams", *counts], rows), "", told(result)]
 
 
@@ -84,7 +88,12 @@ def startup(result: Result) -> list[str]:
 
 def perf_analyzer(result: Result) -> list[str]:
     rows = [
-        [label, name, f"{one['builtin']:.4g}", f"{one['perf_analyzer']:.4g}", f"{one['ratio']:.3f}"]
+        [
+            label,
+            name,
+            *(spread(one[generator], ".3g") for generator in ("builtin", "perf_analyzer")),
+            f"{one['ratio']:.3f}",
+        ]
         for label, by_name in result["rows"].items()
         for name, one in by_name.items()
     ]
@@ -122,6 +131,7 @@ TABLES: dict[str, Callable[[Result], list[str]]] = {
     "cpu_peers": peers,
     "startup": startup,
     "perf_analyzer_check": perf_analyzer,
+    "perf_analyzer_check_tiny": perf_analyzer,
 }
 """By the name of the result and of its place on the page."""
 

@@ -46,7 +46,7 @@ class SyntheticEngine:
         self._left: dict[str, int] = {}
         self._on_chunk: dict[str, OnChunk] = {}
         self._held: dict[str, list[int]] = {}
-        self._pace = Pace("cpu")
+        self._pace = Pace("pytorch")  # as beside a GPU: it takes nothing from who serves
         self._steps = 0
         self._thread = threading.Thread(target=self._run, name="engine step", daemon=True)
         self._thread.start()

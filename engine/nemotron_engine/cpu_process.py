@@ -99,6 +99,8 @@ class Stepper:
             self._steps += 1
             if self._steps == PACKED_STEPS:  # of the file only embeddings are read now
                 give_back(self._weights)
+            if not self._take(wait=False):  # how long to hold back what comes now, for one
+                break
             self._collect()
             if self._chunks:
                 self._report()
