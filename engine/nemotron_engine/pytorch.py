@@ -143,6 +143,8 @@ class PyTorchEngine:
                     self._pace.sent(time.monotonic() - start)
         except asyncio.CancelledError:
             result.abort()
+            if ids:
+                on_chunk(GenerationChunk(ids, log_probs, None, scheduled_ns))
             raise
         raise RuntimeError("an answer has ended without its last part")
 
