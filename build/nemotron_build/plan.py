@@ -22,13 +22,13 @@ from typing import Any
 
 from nemotron_build.hardware import Hardware, find_hardware, measure_this_machine
 from nemotron_build.profile import CpuProfile, Limits, Profile
+from nemotron_build.stage import Stage, make_stage
 from nemotron_convert.checkpoint import Checkpoint
 from nemotron_convert.errors import NemotronError
-from nemotron_convert.layout import Dtype, Layout, Precision, rank_name, trtllm_layout
+from nemotron_convert.layout import Dtype, Layout, Precision, trtllm_layout
 from nemotron_convert.model_config import ModelConfig
 from nemotron_convert.plan import GIB
 from nemotron_convert.shards import Parallel
-from nemotron_convert.tensor_file import TensorSpec
 
 NEMOTRON_4_340B = ModelConfig(
     num_layers=96,
@@ -53,28 +53,7 @@ RUNTIME_BYTES = 1 << 30
 """CUDA's context and NCCL's buffers on a GPU: an estimate."""
 CONVERT_RATE = 0.58e9
 """Bytes per second that `nemotron convert` wrote on two cores (docs/convert.md)."""
-EMBEDDING = "transformer.vocab_embedding.weight"
-HEAD = "lm_head.weight"
 KV_BYTES = {"bf16": 2, "fp8": 1, "f32": 4}
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What one GPU of a pipeline stage does; all of a stage do the same."""
-
-    weights: int
-    """Bytes it holds."""
-    read: int
-    """Bytes of them that a step reads."""
-    linear: dict[str, int]
-    """Weights of the linear layers in its decoder layers, by the type they are multiplied in."""
-    head: int
-    """Weights of the output layer; multiplied for the last token of a prompt only."""
-    layers: int
-    kv_token: int
-    """Bytes of the keys and values of one token."""
-    attention: int
-    """Multiply-adds, counted as two operations, of one token with one other."""
 
 
 @dataclass(frozen=True)
@@ -292,44 +271,13 @@ def make_plan(
         hardware=hardware,
         gpus=parallel.world_size,
         stages=tuple(
-            _stage(layout, stage, parallel, shape, kv_bytes) for stage in range(parallel.pp)
+            make_stage(layout, stage, parallel, shape, kv_bytes) for stage in range(parallel.pp)
         ),
         activations=_activations(profile.limits, shape, parallel),
         checkpoint=_nbytes(layout),
         source=_nbytes(unsplit),
         convert_rate=convert_rate,
         utilisation=utilisation,
-    )
-
-
-def _stage(
-    layout: Layout,
-    stage: int,
-    parallel: Parallel,
-    shape: ModelConfig,
-    kv_bytes: int,
-) -> Stage:
-    tensors = layout.files[rank_name(stage * parallel.tp)]
-    weights = sum(spec.nbytes for spec in tensors.values())
-    matrices = {
-        name: spec
-        for name, spec in tensors.items()
-        if len(spec.shape) == 2 and name not in (EMBEDDING, HEAD)
-    }
-    linear: dict[str, int] = {}
-    for spec in matrices.values():
-        dtype = "fp8" if spec.dtype == "F8_E4M3" else "bf16"
-        linear[dtype] = linear.get(dtype, 0) + _elements(spec)
-    layers = sum(name.endswith("attention.dense.weight") for name in tensors)
-    kv_heads = max(1, shape.num_kv_heads // parallel.tp)
-    return Stage(
-        weights=weights,
-        read=weights - (tensors[EMBEDDING].nbytes if EMBEDDING in tensors else 0),
-        linear=linear,
-        head=_elements(tensors[HEAD]) if HEAD in tensors else 0,
-        layers=layers,
-        kv_token=2 * layers * kv_heads * shape.head_size * kv_bytes,
-        attention=2 * 2 * layers * (shape.num_heads // parallel.tp) * shape.head_size,
     )
 
 
@@ -345,8 +293,3 @@ def _activations(limits: Limits, shape: ModelConfig, parallel: Parallel) -> int:
 
 def _nbytes(layout: Layout) -> int:
     return sum(spec.nbytes for tensors in layout.files.values() for spec in tensors.values())
-
-
-def _elements(spec: TensorSpec) -> int:
-    rows, columns = spec.shape
-    return rows * columns

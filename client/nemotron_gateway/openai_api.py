@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-import uuid
-from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from http import HTTPStatus
-from typing import Any, cast
+from typing import cast
 
 from nemotron_client import Generation, Piece
 from nemotron_client.request import Prompt
@@ -18,9 +16,9 @@ from nemotron_convert.errors import NemotronError
 from nemotron_gateway.backend import Backend
 from nemotron_gateway.call import Call, while_connected
 from nemotron_gateway.errors import HttpError, bad_request
+from nemotron_gateway.openai_answer import Answer, ChatAnswer, CompletionAnswer, Usage, no_usage
 from nemotron_gateway.schema import ChatRequest, CompletionRequest
 from nemotron_gateway.settings import GatewaySettings
-from nemotron_gateway.token_texts import chat_log_probs, completion_log_probs
 from nemotron_text import Message, Tokenizer
 
 COMPLETION_TOKENS = 16
@@ -76,7 +74,7 @@ class OpenAI:
         max_tokens = request.asked_tokens or await self._room(messages)
         generation = request.generation(max_tokens, log_probs=request.log_probs)
         tokenizer = await self._tokenizer(request)
-        answer = _Chat(self._settings.model, tokenizer)
+        answer = ChatAnswer(self._settings.model, tokenizer)
         pieces = self._pieces([messages], generation, stream=bool(request.stream))
         if request.stream:
             await _stream(call, answer, pieces, request.answers, usage=request.wants_usage)
@@ -89,7 +87,7 @@ class OpenAI:
         tokenizer = await self._tokenizer(request)
         prompts = request.prompts
         echoes = await self._echoes(prompts) if request.echo else [""] * len(prompts)
-        answer = _Completion(
+        answer = CompletionAnswer(
             self._settings.model,
             tokenizer,
             [echo for echo in echoes for _ in range(request.answers)],
@@ -201,130 +199,14 @@ async def _merged(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-class _Answer(ABC):
-    """How one kind of completion looks on the wire."""
-
-    kind: str
-    chunk_kind: str
-    prefix: str
-
-    def __init__(self, model: str, tokenizer: Tokenizer | None) -> None:
-        self._tokenizer = tokenizer
-        self._head = {
-            "id": f"{self.prefix}-{uuid.uuid4().hex}",
-            "object": self.chunk_kind,
-            "created": int(time.time()),
-            "model": model,
-        }
-
-    def whole(self, pieces: dict[int, Piece]) -> dict[str, Any]:
-        choices = [self.choice(index, pieces[index]) for index in sorted(pieces)]
-        return self._head | {"object": self.kind, "choices": choices}
-
-    def chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return self._head | {"choices": choices}
-
-    def quick(self, usage: bool) -> tuple[str, str]:
-        """What stands before and after the text of a chunk that has nothing else."""
-        mark = "\0"
-        text = json.dumps(self.chunk([self.piece(0, mark, None, None)]) | _no_usage(usage))
-        before, _, after = text.partition(json.dumps(mark))
-        return before, after
-
-    @abstractmethod
-    def first(self, index: int) -> dict[str, Any] | None:
-        """The choice that opens a stream, if there is one."""
-
-    @abstractmethod
-    def piece(
-        self, index: int, text: str, log_probs: object, finish_reason: str | None
-    ) -> dict[str, Any]:
-        """A choice of a stream's chunk."""
-
-    @abstractmethod
-    def choice(self, index: int, piece: Piece) -> dict[str, Any]:
-        """A choice of the whole answer."""
-
-    @abstractmethod
-    def log_probs(self, index: int, piece: Piece) -> object:
-        """Of a piece's tokens, or None where they were not asked for."""
-
-
-class _Chat(_Answer):
-    kind = "chat.completion"
-    chunk_kind = "chat.completion.chunk"
-    prefix = "chatcmpl"
-
-    def first(self, index: int) -> dict[str, Any] | None:
-        delta = {"role": "assistant", "content": ""}
-        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
-
-    def piece(
-        self, index: int, text: str, log_probs: object, finish_reason: str | None
-    ) -> dict[str, Any]:
-        delta = {"content": text} if text else {}
-        return {
-            "index": index,
-            "delta": delta,
-            "logprobs": log_probs,
-            "finish_reason": finish_reason,
-        }
-
-    def choice(self, index: int, piece: Piece) -> dict[str, Any]:
-        return {
-            "index": index,
-            "message": {"role": "assistant", "content": piece.text, "refusal": None},
-            "logprobs": self.log_probs(index, piece),
-            "finish_reason": piece.finish_reason,
-        }
-
-    def log_probs(self, index: int, piece: Piece) -> object:
-        return chat_log_probs(self._tokenizer, piece) if self._tokenizer else None
-
-
-class _Completion(_Answer):
-    kind = chunk_kind = "text_completion"
-    prefix = "cmpl"
-
-    def __init__(self, model: str, tokenizer: Tokenizer | None, echoes: Sequence[str]) -> None:
-        super().__init__(model, tokenizer)
-        self._echoes = echoes
-        self._offsets: dict[int, int] = {}
-
-    def first(self, index: int) -> dict[str, Any] | None:
-        return self.piece(index, self._echoes[index], None, None) if self._echoes[index] else None
-
-    def piece(
-        self, index: int, text: str, log_probs: object, finish_reason: str | None
-    ) -> dict[str, Any]:
-        return {
-            "index": index,
-            "text": text,
-            "logprobs": log_probs,
-            "finish_reason": finish_reason,
-        }
-
-    def choice(self, index: int, piece: Piece) -> dict[str, Any]:
-        text = self._echoes[index] + piece.text
-        return self.piece(index, text, self.log_probs(index, piece), piece.finish_reason)
-
-    def log_probs(self, index: int, piece: Piece) -> object:
-        if self._tokenizer is None:
-            return None
-        found, self._offsets[index] = completion_log_probs(
-            self._tokenizer, piece, self._offsets.get(index, 0)
-        )
-        return found
-
-
 async def _whole(
-    call: Call, answer: _Answer, pieces: AsyncGenerator[tuple[int, Piece], None]
+    call: Call, answer: Answer, pieces: AsyncGenerator[tuple[int, Piece], None]
 ) -> None:
     found: dict[int, Piece] = {}
     async with aclosing(pieces):
         async for index, piece in pieces:
             found[index] = piece
-    usage = _Usage()
+    usage = Usage()
     for index, piece in found.items():
         usage.add(index, piece)
     usage.count(call)
@@ -333,14 +215,14 @@ async def _whole(
 
 async def _stream(
     call: Call,
-    answer: _Answer,
+    answer: Answer,
     pieces: AsyncGenerator[tuple[int, Piece], None],
     count: int,
     *,
     usage: bool,
 ) -> None:
     """Nothing is sent before the first piece is there: until then a failure has its own status."""
-    used = _Usage()
+    used = Usage()
     before, after = answer.quick(usage)
     is_simple = count == 1
     begun = False
@@ -354,47 +236,19 @@ async def _stream(
                     await call.start_stream()
                     opening = [one for i in range(count) if (one := answer.first(i)) is not None]
                     for choice in opening:
-                        await call.event(answer.chunk([choice]) | _no_usage(usage))
+                        await call.event(answer.chunk([choice]) | no_usage(usage))
                 if is_simple and not piece.log_probs and not piece.finish_reason:
                     text = json.dumps(piece.text, ensure_ascii=False)
                     await call.event_text(f"{before}{text}{after}")
                     continue
                 choice = answer.piece(index, piece.text, answer.log_probs(index, piece), None)
                 if piece.text or piece.log_probs:
-                    await call.event(answer.chunk([choice]) | _no_usage(usage))
+                    await call.event(answer.chunk([choice]) | no_usage(usage))
                 if piece.finish_reason:
                     last = answer.piece(index, "", None, piece.finish_reason)
-                    await call.event(answer.chunk([last]) | _no_usage(usage))
+                    await call.event(answer.chunk([last]) | no_usage(usage))
     finally:
         used.count(call)
     if usage:
         await call.event(answer.chunk([]) | {"usage": used.as_dict()})
     await call.end_stream()
-
-
-def _no_usage(wanted: bool) -> dict[str, None]:
-    """Asked for, it is a key of every chunk, and null in all but the last."""
-    return {"usage": None} if wanted else {}
-
-
-class _Usage:
-    """Tokens, counted by the engine: of each prompt once, of each answer as far as it came."""
-
-    def __init__(self) -> None:
-        self._prompts: dict[int, int] = {}
-        self._answers: dict[int, int] = {}
-
-    def add(self, index: int, piece: Piece) -> None:
-        self._prompts[index - piece.sequence_index] = piece.num_input_tokens
-        self._answers[index] = piece.num_output_tokens
-
-    def count(self, call: Call) -> None:
-        call.count_tokens(sum(self._prompts.values()), sum(self._answers.values()))
-
-    def as_dict(self) -> dict[str, int]:
-        prompt, answer = sum(self._prompts.values()), sum(self._answers.values())
-        return {
-            "prompt_tokens": prompt,
-            "completion_tokens": answer,
-            "total_tokens": prompt + answer,
-        }

@@ -1,0 +1,65 @@
+"""One pipeline stage of a model, as a plan counts it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nemotron_convert.layout import Layout, rank_name
+from nemotron_convert.model_config import ModelConfig
+from nemotron_convert.shards import Parallel
+from nemotron_convert.tensor_file import TensorSpec
+
+EMBEDDING = "transformer.vocab_embedding.weight"
+HEAD = "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one GPU of a pipeline stage does; all of a stage do the same."""
+
+    weights: int
+    """Bytes it holds."""
+    read: int
+    """Bytes of them that a step reads."""
+    linear: dict[str, int]
+    """Weights of the linear layers in its decoder layers, by the type they are multiplied in."""
+    head: int
+    """Weights of the output layer; multiplied for the last token of a prompt only."""
+    layers: int
+    kv_token: int
+    """Bytes of the keys and values of one token."""
+    attention: int
+    """Multiply-adds, counted as two operations, of one token with one other."""
+
+
+def make_stage(
+    layout: Layout, stage: int, parallel: Parallel, shape: ModelConfig, kv_bytes: int
+) -> Stage:
+    """The stage of that number; `kv_bytes` are those of one element of a key or a value."""
+    tensors = layout.files[rank_name(stage * parallel.tp)]
+    weights = sum(spec.nbytes for spec in tensors.values())
+    matrices = {
+        name: spec
+        for name, spec in tensors.items()
+        if len(spec.shape) == 2 and name not in (EMBEDDING, HEAD)
+    }
+    linear: dict[str, int] = {}
+    for spec in matrices.values():
+        dtype = "fp8" if spec.dtype == "F8_E4M3" else "bf16"
+        linear[dtype] = linear.get(dtype, 0) + _elements(spec)
+    layers = sum(name.endswith("attention.dense.weight") for name in tensors)
+    kv_heads = max(1, shape.num_kv_heads // parallel.tp)
+    return Stage(
+        weights=weights,
+        read=weights - (tensors[EMBEDDING].nbytes if EMBEDDING in tensors else 0),
+        linear=linear,
+        head=_elements(tensors[HEAD]) if HEAD in tensors else 0,
+        layers=layers,
+        kv_token=2 * layers * kv_heads * shape.head_size * kv_bytes,
+        attention=2 * 2 * layers * (shape.num_heads // parallel.tp) * shape.head_size,
+    )
+
+
+def _elements(spec: TensorSpec) -> int:
+    rows, columns = spec.shape
+    return rows * columns
