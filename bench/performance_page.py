@@ -89,7 +89,10 @@ def perf_analyzer(result: Result) -> list[str]:
         [
             label,
             name,
-            *(spread(one[generator], ".3g") for generator in ("builtin", "perf_analyzer")),
+            *(
+                spread(one[generator], ",.0f" if one[generator]["median"] >= 100 else ".3g")
+                for generator in ("builtin", "perf_analyzer")
+            ),
             f"{one['ratio']:.3f}",
         ]
         for label, by_name in result["rows"].items()
