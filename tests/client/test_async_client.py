@@ -1,23 +1,16 @@
-"""The async client gives what the waiting one gives; timeouts, limits and retries of both."""
+"""The async client gives what the waiting one gives."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
 import math
-import socket
 import subprocess
-import threading
-import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, closing
+from contextlib import aclosing
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
-from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from nemotron_build.server import TritonServer
 from nemotron_client import (
@@ -25,65 +18,24 @@ from nemotron_client import (
     Client,
     ConnectionFailed,
     Generation,
-    Limits,
-    Piece,
     RequestRefused,
     RequestTimeout,
-    Retries,
-    ServerFailed,
-    ServerOverloaded,
     Timeouts,
     Tls,
 )
 from nemotron_engine.metrics import RUNNING_METRIC
 from nemotron_text import Tokenizer
+from tests.client.both import ENDLESS, GO, ONCE, WAIT, both, both_fail
+from tests.client.scripted import Scripted, Serving
 from tests.serve.wire import metric
 from tests.tiny_nemotron.answers import ExactAnswer
 from tests.tools import debian_program
 from tests.waiting import until
 
-ENDLESS = Generation(max_tokens=4000, end_id=0)
-SHORT = Generation(max_tokens=20)
-GO = "<extra_id_1>Go"
-WAIT = 60
-ONCE = Retries(attempts=1)
-
 
 @pytest.fixture
 def url(server: TritonServer) -> str:
     return f"{server.endpoints.address}:{server.endpoints.grpc}"
-
-
-def both(url: str, prompt: Any, generation: Generation = SHORT, **options: Any) -> Piece:
-    """The answer of both clients, which must be the same."""
-
-    async def ask() -> Piece:
-        async with AsyncClient(url, **options) as client:
-            (piece,) = [piece async for piece in client.generate(prompt, generation)]
-            return piece
-
-    with Client(url, **options) as client:
-        (piece,) = client.generate(prompt, generation)
-    assert asyncio.run(ask()) == piece
-    return piece
-
-
-def both_fail(
-    url: str, kind: type[Exception], match: str, generation: Generation = ENDLESS, **options: Any
-) -> None:
-    """Both clients raise it, streaming or not."""
-
-    async def ask(stream: bool) -> None:
-        async with AsyncClient(url, **options) as client:
-            with pytest.raises(kind, match=match):
-                async for _ in client.generate(GO, generation, stream=stream):
-                    pass
-
-    with Client(url, **options) as client:
-        for stream in (False, True):
-            with pytest.raises(kind, match=match):
-                list(client.generate(GO, generation, stream=stream))
-            asyncio.run(ask(stream))
 
 
 def test_both_have_the_same_interface() -> None:
@@ -217,169 +169,6 @@ def test_closing_the_client_ends_its_requests(url: str, server: TritonServer) ->
 
 def test_one_deadline_for_the_whole(url: str) -> None:
     both_fail(url, RequestTimeout, ".", timeouts=Timeouts(total=0.2))
-
-
-class Scripted(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """A stand-in server: answers each call by the next line of its script.
-
-    A number is a pause in seconds, a text a piece, an exception's message an error in the stream,
-    a status a failed call.
-    """
-
-    def __init__(self, *script: list[float | str | Exception | grpc.StatusCode]) -> None:
-        self.script = list(script)
-        self.calls = self.most = self._running = 0
-        """Calls so far, and how many ran at once."""
-        self._lock = threading.Lock()
-        self.seen: list[dict[str, str]] = []
-
-    def ModelStreamInfer(self, requests: Any, context: Any) -> Iterator[Any]:  # noqa: N802
-        request = next(requests)
-        if any(one.name == "stop" for one in request.inputs):
-            return
-        with self._lock:
-            self.calls += 1
-            self._running += 1
-            self.most = max(self.most, self._running)
-            steps = self.script[min(self.calls, len(self.script)) - 1]
-        self.seen.append({key: str(value) for key, value in context.invocation_metadata()})
-        for step in steps:
-            if isinstance(step, float):
-                time.sleep(step)
-            elif isinstance(step, grpc.StatusCode):
-                context.abort(step, "as scripted")
-            elif isinstance(step, Exception):
-                yield service_pb2.ModelStreamInferResponse(error_message=str(step))
-            else:
-                response = service_pb2.ModelInferResponse(model_name=request.model_name)
-                data = step.encode()
-                response.outputs.add(name="text_output", datatype="BYTES", shape=[1])
-                response.raw_output_contents.append(len(data).to_bytes(4, "little") + data)
-                yield service_pb2.ModelStreamInferResponse(infer_response=response)
-        with self._lock:
-            self._running -= 1
-
-
-class Serving:
-    """A stand-in behind a real gRPC server."""
-
-    def __init__(
-        self, standin: Scripted, credentials: grpc.ServerCredentials | None = None
-    ) -> None:
-        self._server = grpc.server(ThreadPoolExecutor(8))
-        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(standin, self._server)
-        if credentials is None:
-            port = self._server.add_insecure_port("127.0.0.1:0")
-        else:
-            port = self._server.add_secure_port("127.0.0.1:0", credentials)
-        self.url = f"127.0.0.1:{port}"
-
-    def __enter__(self) -> str:
-        self._server.start()
-        return self.url
-
-    def __exit__(self, *_error: object) -> None:
-        self._server.stop(None).wait()
-
-
-FULL = RuntimeError("server overloaded: 448 requests wait already")
-QUICK = Retries(attempts=3, first_delay=0.01)
-
-
-def test_the_classic_ensemble_says_less() -> None:
-    with Serving(Scripted(["Good ", "morning"])) as url, Client(url) as client:
-        pieces = list(client.stream_complete("Hello"))
-        assert pieces == [Piece("Good "), Piece("morning")]
-
-
-@pytest.mark.parametrize(
-    ("script", "timeouts", "message"),
-    [
-        ([5.0, "late"], Timeouts(first_token=0.2), "no token in 0.2 seconds"),
-        (["a", 0.1, "b", 5.0, "late"], Timeouts(between_tokens=0.5), "no further token in 0.5"),
-    ],
-)
-def test_a_timeout_for_each_wait(script: list[Any], timeouts: Timeouts, message: str) -> None:
-    with Serving(Scripted(script)) as url:
-        both_fail(url, RequestTimeout, message, timeouts=timeouts)
-
-
-def test_the_clock_stands_while_the_caller_is_slow() -> None:
-    timeouts = Timeouts(first_token=5, between_tokens=0.3)
-    with Serving(Scripted(["a", "b", "c"])) as url, Client(url, timeouts=timeouts) as client:
-        texts = []
-        for piece in client.stream_complete("Hello"):
-            texts.append(piece.text)
-            time.sleep(0.5)
-        assert texts == ["a", "b", "c"]
-
-
-def test_no_connection_in_time() -> None:
-    with closing(socket.create_server(("127.0.0.1", 0))) as mute:  # takes, and never speaks
-        url = f"127.0.0.1:{mute.getsockname()[1]}"
-        options = {"timeouts": Timeouts(connect=0.3), "retries": ONCE}
-        both_fail(url, ConnectionFailed, f"no answer from {url}", **options)
-
-
-@pytest.mark.parametrize("failure", [FULL, grpc.StatusCode.UNAVAILABLE])
-def test_what_may_work_later_is_tried_again(failure: Any) -> None:
-    standin = Scripted([failure], [failure], ["yes"])
-    with Serving(standin) as url:
-        with Client(url, retries=QUICK) as client:
-            assert client.complete("Hello").text == "yes"
-        assert standin.calls == 3
-        standin.calls = 0
-
-        async def ask() -> str:
-            async with AsyncClient(url, retries=QUICK) as client:
-                return (await client.complete("Hello")).text
-
-        assert asyncio.run(ask()) == "yes"
-        assert standin.calls == 3
-
-
-@pytest.mark.parametrize(
-    ("script", "kind", "calls"),
-    [
-        ([FULL], ServerOverloaded, 3),
-        ([RuntimeError("request refused: no")], RequestRefused, 1),
-        ([RuntimeError("engine failed: no")], ServerFailed, 1),
-        ([RuntimeError("deadline exceeded: no")], RequestTimeout, 1),
-        ([grpc.StatusCode.INTERNAL], ServerFailed, 1),
-        (["half", grpc.StatusCode.UNAVAILABLE], ConnectionFailed, 1),
-    ],
-)
-def test_what_may_not_help_is_not(script: list[Any], kind: type[Exception], calls: int) -> None:
-    standin = Scripted(script)
-    with Serving(standin) as url, Client(url, retries=QUICK) as client:
-        with pytest.raises(kind):
-            list(client.stream_complete("Hello"))
-        assert standin.calls == calls
-
-
-def test_the_wait_doubles_and_varies() -> None:
-    retries = Retries(attempts=10, first_delay=1, longest_delay=5)
-    for attempt, longest in [(1, 1), (2, 2), (3, 4), (4, 5), (9, 5)]:
-        delays = [retries.delay(attempt, ServerOverloaded(), begun=False) for _ in range(50)]
-        assert all(d is not None and longest / 2 <= d <= longest for d in delays)
-        assert len(set(delays)) > 1
-    assert retries.delay(10, ServerOverloaded(), begun=False) is None
-
-
-def test_a_limit_on_requests_at_once() -> None:
-    standin = Scripted([0.02, "yes"])
-    limits = Limits(concurrent_requests=2)
-
-    async def ask_all(url: str) -> None:
-        async with AsyncClient(url, limits=limits) as client:
-            await asyncio.gather(*(client.complete("Hello") for _ in range(8)))
-
-    with Serving(standin) as url:
-        asyncio.run(ask_all(url))
-        with Client(url, limits=limits) as client, ThreadPoolExecutor(8) as pool:
-            list(pool.map(client.complete, ["Hello"] * 8))
-    assert standin.calls == 16
-    assert standin.most == 2
 
 
 def test_tls_and_a_key(tmp_path: Path) -> None:

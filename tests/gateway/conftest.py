@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import openai
 import pytest
 
 from nemotron_build.server import TritonServer
@@ -18,4 +19,10 @@ def triton(server: TritonServer) -> str:
 @pytest.fixture(scope="session")
 def gateway(triton: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     with running(tmp_path_factory.mktemp("gateway"), triton) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def client(gateway: Running) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as found:
         yield found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -16,12 +15,6 @@ from tests.gateway.process import MODEL, Running
 from tests.tiny_nemotron.answers import ExactAnswer
 
 GO = "<extra_id_1>Go"
-
-
-@pytest.fixture(scope="module")
-def client(gateway: Running) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as found:
-        yield found
 
 
 def messages(one: ExactAnswer) -> list[ChatCompletionMessageParam]:
@@ -257,111 +250,3 @@ def test_log_probs_of_a_completion_streamed_and_whole(client: openai.OpenAI) -> 
     assert [t for one in found for t in one.token_logprobs or []] == pytest.approx(
         whole.logprobs.token_logprobs
     )
-
-
-@pytest.mark.parametrize(
-    ("more", "param", "message"),
-    [
-        ({"model": "other"}, "model", "there is no model 'other'"),
-        ({"temperature": 3}, "temperature", "temperature: "),
-        ({"temperature": "1"}, "temperature", "temperature: "),
-        ({"max_tokens": 0}, "max_tokens", "max_tokens: "),
-        ({"max_tokens": 5000}, None, "more than the 4096 this model holds"),
-        ({"n": 65}, "n", "at most 64 answers"),
-        ({"messages": []}, "messages", "messages: "),
-        ({"messages": [{"role": "robot", "content": ""}]}, "messages.0.role", "role: "),
-        ({"messages": [{"role": "assistant", "content": "a"}]}, None, "out of order"),
-        ({"tools": [{"type": "function"}]}, "tools", "tools: "),
-        ({"logit_bias": {"5": 1.0}}, "logit_bias", "logit_bias: "),
-        ({"temprature": 1}, "temprature", "there is no key 'temprature'"),
-        ({"logprobs": True, "top_logprobs": 2}, "top_logprobs", "of the chosen token only"),
-        ({"stream_options": {"include_usage": True}}, None, "stream_options is for stream"),
-        ({"stop": ["a"] * 17}, "stop", "at most 16 stop strings"),
-        ({"stop": ""}, "stop", "1 to 1024 characters"),
-        ({"response_format": {"type": "json_object"}}, None, "guided_decoding_guide_type is not"),
-        ({"response_format": {"type": "json_schema"}}, "response_format", "json_schema belongs"),
-    ],
-)
-def test_a_wrong_chat(gateway: Running, more: Any, param: str | None, message: str) -> None:
-    for stream in (False, True):
-        answer = gateway.chat("Hello", **({"stream": stream} if stream else {}) | more)
-        if stream and "stream_options" in more:
-            continue
-        assert answer.status == (404 if "model" in more else 400), answer.text
-        assert message in answer.message
-        assert answer.json["error"]["param"] == param
-        assert answer.json["error"]["type"] == "invalid_request_error"
-
-
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        ({"prompt": []}, "there is no prompt"),
-        ({"prompt": ["a"] * 129}, "at most 128 prompts"),
-        ({"prompt": [1, "a"]}, "prompt: "),
-        ({"prompt": ""}, "the prompt is empty"),
-        ({"prompt": [10**6]}, "token id 1000000 is outside the vocabulary"),
-        ({"prompt": "a", "suffix": "b"}, "suffix: "),
-        ({"prompt": "a", "best_of": 2}, "best_of"),
-        ({"prompt": "a", "logprobs": 1}, "of the chosen token only"),
-        ({"prompt": "a", "logprobs": 0, "echo": True}, "no log-probabilities of the prompt"),
-        ({"prompt": "a\0b"}, "NUL"),
-    ],
-)
-def test_a_wrong_completion(gateway: Running, more: Any, message: str) -> None:
-    answer = gateway.ask("POST", "/v1/completions", {"model": MODEL} | more)
-    assert answer.status == 400
-    assert message in answer.message
-
-
-def test_errors_through_the_library(client: openai.OpenAI) -> None:
-    too_long: Any = {"model": MODEL, "prompt": "a", "max_tokens": 5000}
-    with pytest.raises(openai.BadRequestError) as found:
-        client.completions.create(**too_long)
-    assert found.value.code == "context_length_exceeded"
-    with pytest.raises(openai.BadRequestError):
-        client.completions.create(stream=True, **too_long)
-
-
-@pytest.mark.parametrize(
-    ("body", "kind", "status", "message"),
-    [
-        (b"{", "application/json", 400, "the body is not JSON"),
-        (b"\xff\xfe", "application/json", 400, "the body is not JSON"),
-        (b"[" * 100_000, "application/json", 400, "the body is not JSON"),
-        (b'{"temperature": NaN}', "application/json", 400, "NaN is no JSON number"),
-        (b"[]", "application/json", 400, "body: "),
-        (b"{}", "text/plain", 415, "Content-Type: application/json"),
-        (b" " * ((8 << 20) + 1), "application/json", 413, "more than 8388608 bytes"),
-    ],
-)
-def test_a_body_that_is_none(
-    gateway: Running, body: bytes, kind: str, status: int, message: str
-) -> None:
-    answer = gateway.ask("POST", "/v1/chat/completions", body, {"Content-Type": kind})
-    assert answer.status == status
-    assert message in answer.message
-
-
-def test_a_chunked_body_has_the_same_bound(gateway: Running) -> None:
-    connection = gateway.connect()
-    chunks = (b" " * (1 << 20) for _ in range(9))
-    headers = {"Content-Type": "application/json"}
-    try:
-        connection.request("POST", "/v1/completions", chunks, headers, encode_chunked=True)
-        status = connection.getresponse().status
-    except (BrokenPipeError, ConnectionResetError):
-        status = 413  # the gateway hung up before all of it was sent
-    finally:
-        connection.close()
-    assert status == 413
-
-
-@pytest.mark.parametrize(
-    ("method", "path", "status"),
-    [("GET", "/nothing", 404), ("GET", "/v1/completions", 405), ("POST", "/generate", 405)],
-)
-def test_no_such_route(gateway: Running, method: str, path: str, status: int) -> None:
-    answer = gateway.ask(method, path)
-    assert answer.status == status
-    assert path in answer.message

@@ -1,0 +1,54 @@
+"""Both clients, asked the same."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from nemotron_client import (
+    AsyncClient,
+    Client,
+    Generation,
+    Piece,
+    Retries,
+)
+
+ENDLESS = Generation(max_tokens=4000, end_id=0)
+SHORT = Generation(max_tokens=20)
+GO = "<extra_id_1>Go"
+WAIT = 60
+ONCE = Retries(attempts=1)
+
+
+def both(url: str, prompt: Any, generation: Generation = SHORT, **options: Any) -> Piece:
+    """The answer of both clients, which must be the same."""
+
+    async def ask() -> Piece:
+        async with AsyncClient(url, **options) as client:
+            (piece,) = [piece async for piece in client.generate(prompt, generation)]
+            return piece
+
+    with Client(url, **options) as client:
+        (piece,) = client.generate(prompt, generation)
+    assert asyncio.run(ask()) == piece
+    return piece
+
+
+def both_fail(
+    url: str, kind: type[Exception], match: str, generation: Generation = ENDLESS, **options: Any
+) -> None:
+    """Both clients raise it, streaming or not."""
+
+    async def ask(stream: bool) -> None:
+        async with AsyncClient(url, **options) as client:
+            with pytest.raises(kind, match=match):
+                async for _ in client.generate(GO, generation, stream=stream):
+                    pass
+
+    with Client(url, **options) as client:
+        for stream in (False, True):
+            with pytest.raises(kind, match=match):
+                list(client.generate(GO, generation, stream=stream))
+            asyncio.run(ask(stream))

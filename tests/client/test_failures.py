@@ -1,0 +1,128 @@
+"""Timeouts, limits and retries of both clients."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from typing import Any
+
+import grpc
+import pytest
+
+from nemotron_client import (
+    AsyncClient,
+    Client,
+    ConnectionFailed,
+    Limits,
+    Piece,
+    RequestRefused,
+    RequestTimeout,
+    Retries,
+    ServerFailed,
+    ServerOverloaded,
+    Timeouts,
+)
+from tests.client.both import ONCE, both_fail
+from tests.client.scripted import Scripted, Serving
+
+FULL = RuntimeError("server overloaded: 448 requests wait already")
+QUICK = Retries(attempts=3, first_delay=0.01)
+
+
+def test_the_classic_ensemble_says_less() -> None:
+    with Serving(Scripted(["Good ", "morning"])) as url, Client(url) as client:
+        pieces = list(client.stream_complete("Hello"))
+        assert pieces == [Piece("Good "), Piece("morning")]
+
+
+@pytest.mark.parametrize(
+    ("script", "timeouts", "message"),
+    [
+        ([5.0, "late"], Timeouts(first_token=0.2), "no token in 0.2 seconds"),
+        (["a", 0.1, "b", 5.0, "late"], Timeouts(between_tokens=0.5), "no further token in 0.5"),
+    ],
+)
+def test_a_timeout_for_each_wait(script: list[Any], timeouts: Timeouts, message: str) -> None:
+    with Serving(Scripted(script)) as url:
+        both_fail(url, RequestTimeout, message, timeouts=timeouts)
+
+
+def test_the_clock_stands_while_the_caller_is_slow() -> None:
+    timeouts = Timeouts(first_token=5, between_tokens=0.3)
+    with Serving(Scripted(["a", "b", "c"])) as url, Client(url, timeouts=timeouts) as client:
+        texts = []
+        for piece in client.stream_complete("Hello"):
+            texts.append(piece.text)
+            time.sleep(0.5)
+        assert texts == ["a", "b", "c"]
+
+
+def test_no_connection_in_time() -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as mute:  # takes, and never speaks
+        url = f"127.0.0.1:{mute.getsockname()[1]}"
+        options = {"timeouts": Timeouts(connect=0.3), "retries": ONCE}
+        both_fail(url, ConnectionFailed, f"no answer from {url}", **options)
+
+
+@pytest.mark.parametrize("failure", [FULL, grpc.StatusCode.UNAVAILABLE])
+def test_what_may_work_later_is_tried_again(failure: Any) -> None:
+    standin = Scripted([failure], [failure], ["yes"])
+    with Serving(standin) as url:
+        with Client(url, retries=QUICK) as client:
+            assert client.complete("Hello").text == "yes"
+        assert standin.calls == 3
+        standin.calls = 0
+
+        async def ask() -> str:
+            async with AsyncClient(url, retries=QUICK) as client:
+                return (await client.complete("Hello")).text
+
+        assert asyncio.run(ask()) == "yes"
+        assert standin.calls == 3
+
+
+@pytest.mark.parametrize(
+    ("script", "kind", "calls"),
+    [
+        ([FULL], ServerOverloaded, 3),
+        ([RuntimeError("request refused: no")], RequestRefused, 1),
+        ([RuntimeError("engine failed: no")], ServerFailed, 1),
+        ([RuntimeError("deadline exceeded: no")], RequestTimeout, 1),
+        ([grpc.StatusCode.INTERNAL], ServerFailed, 1),
+        (["half", grpc.StatusCode.UNAVAILABLE], ConnectionFailed, 1),
+    ],
+)
+def test_what_may_not_help_is_not(script: list[Any], kind: type[Exception], calls: int) -> None:
+    standin = Scripted(script)
+    with Serving(standin) as url, Client(url, retries=QUICK) as client:
+        with pytest.raises(kind):
+            list(client.stream_complete("Hello"))
+        assert standin.calls == calls
+
+
+def test_the_wait_doubles_and_varies() -> None:
+    retries = Retries(attempts=10, first_delay=1, longest_delay=5)
+    for attempt, longest in [(1, 1), (2, 2), (3, 4), (4, 5), (9, 5)]:
+        delays = [retries.delay(attempt, ServerOverloaded(), begun=False) for _ in range(50)]
+        assert all(d is not None and longest / 2 <= d <= longest for d in delays)
+        assert len(set(delays)) > 1
+    assert retries.delay(10, ServerOverloaded(), begun=False) is None
+
+
+def test_a_limit_on_requests_at_once() -> None:
+    standin = Scripted([0.02, "yes"])
+    limits = Limits(concurrent_requests=2)
+
+    async def ask_all(url: str) -> None:
+        async with AsyncClient(url, limits=limits) as client:
+            await asyncio.gather(*(client.complete("Hello") for _ in range(8)))
+
+    with Serving(standin) as url:
+        asyncio.run(ask_all(url))
+        with Client(url, limits=limits) as client, ThreadPoolExecutor(8) as pool:
+            list(pool.map(client.complete, ["Hello"] * 8))
+    assert standin.calls == 16
+    assert standin.most == 2
