@@ -146,7 +146,7 @@ def main() -> None:
     )
     (stage,) = plan.stages
     rates = [one["tokens_per_second"]["decode, batch 1"] for one in found["openvino"]]
-    # Of each run by itself: the memory's speed changes more between runs than the share does.
+    # Each of the bandwidth around its own run, for the memory's speed changes from run to run.
     shares = [rate * stage.read / of for rate, of in zip(rates, bandwidths, strict=True)]
     result = {
         "machine": machine(),
