@@ -7,7 +7,8 @@ them for each. In each run every engine has a process of its own, in turn; vLLM 
 of its own in .tools/vllm, where it is installed first if it is not there. All rates are medians of
 `--runs`: decode is 63 tokens after the first, prefill 512 tokens in one prompt, "N at once" are N
 prompts of 128 tokens with answers of 64, prompts included. The limit is the bandwidth with which
-the cores read memory, over the bytes that a token reads, measured before each engine.
+the cores read memory, over the bytes that a token reads, measured before and after each run of the
+CPU engine.
 """
 
 from __future__ import annotations
@@ -120,9 +121,9 @@ def main() -> None:
         for name in options.engines.split(","):
             python = vllm_python() if name == "vllm" else sys.executable
             folder = options.folder / ("engine" if name == "openvino" else "hf")
-            before = read_bandwidth()
+            before = read_bandwidth() if name == "openvino" else 0.0
             found.setdefault(name, []).append(run(python, name, folder))
-            if name == "openvino":
+            if before:
                 bandwidths.append((before + read_bandwidth()) / 2)
             print(f"{number + 1}: {name} {json.dumps(found[name][-1])}", flush=True)
     engines = {
