@@ -24,7 +24,7 @@ class EngineRecord(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format_version: Literal[2] = 2
+    format_version: Literal[3] = 3
     lane: str
     profile: Profile
     versions: dict[str, str]

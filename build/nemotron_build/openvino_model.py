@@ -1,7 +1,9 @@
 """Nemotron-4 as an OpenVINO graph, built operation by operation from a checkpoint.
 
-The shapes that openvino-genai looks for when it turns the graph into paged attention are kept:
-KV variables with their names, grouped heads by broadcast, attention with an explicit mask.
+The shapes that others look for are kept. For openvino-genai, which turns the graph into paged
+attention: KV variables with their names, grouped heads by broadcast, attention with an explicit
+mask. For OpenVINO's fusion of the rotary embedding into one operation: the halves of a head turned,
+`x · cos + [-x₂, x₁] · sin`, around the part that stays.
 """
 
 from __future__ import annotations
@@ -28,9 +30,10 @@ MASKED = np.float32(np.finfo(np.float32).min)
 def build_model(checkpoint: Checkpoint, precision: Precision) -> Any:
     """An `openvino.Model`: input_ids, attention_mask, position_ids [B, T] i64 → logits [B, T, V].
 
-    BF16 weights stay BF16; `precision` is what the linear layers compute in. Norms, rotary
-    embedding and the residual stream are F32 in both. An FP8 checkpoint's scales are applied to
-    weights and inputs, but not to the KV cache, which is the engine's own.
+    BF16 weights stay BF16; `precision` is what the plug-in is to compute in. In BF16 it also keeps
+    in BF16 what one operation hands to the next, except for the angles of the rotary embedding. An
+    FP8 checkpoint's scales are applied to weights and inputs, but not to the KV cache, which is the
+    engine's own.
     """
     return _Graph(checkpoint, precision).model()
 
@@ -83,11 +86,10 @@ class _Graph:
     def _attention(self, normed: Node, prefix: str, layer: int) -> Node:
         heads, groups, size = self.shape.num_heads, self.shape.num_kv_heads, self.shape.head_size
         qkv = self._linear(normed, prefix + "qkv")
-        widths = _i64([heads * size, groups * size, groups * size])
-        parts = opset13.variadic_split(qkv, _i64(2), widths)
-        query = self._rotate(_to_heads(parts.output(0), heads, size))
-        key = self._rotate(_to_heads(parts.output(1), groups, size))
-        value = _to_heads(parts.output(2), groups, size)
+        query, key, value = _split(qkv, 2, [heads * size, groups * size, groups * size])
+        query = self._rotate(_to_heads(query, heads, size))
+        key = self._rotate(_to_heads(key, groups, size))
+        value = _to_heads(value, groups, size)
         key = self._cached(key, f"past_key_values.{layer}.keypresent.{layer}.key")
         value = self._cached(value, f"past_key_values.{layer}.valuepresent.{layer}.value")
         attended = opset13.scaled_dot_product_attention(
@@ -128,32 +130,34 @@ class _Graph:
         return opset13.reshape(repeated, _i64([0, heads, -1, size]), special_zero=True)
 
     def _rotary_tables(self, positions: Node) -> tuple[Node, Node]:
-        """Cos and sin [B, 1, T, width / 2] of position · base^(-2i / width)."""
+        """Cos and sin [B, 1, T, width] of position · base^(-2i / width), for both halves."""
         width = int(self.shape.head_size * self.shape.rotary_pct)
         steps = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
         frequencies = (1.0 / np.float32(self.shape.rotary_base) ** steps).astype(np.float32)
-        table = opset13.constant(frequencies.reshape(1, 1, 1, -1))
+        table = opset13.constant(np.tile(frequencies, 2).reshape(1, 1, 1, -1))
         angles = opset13.multiply(
             opset13.unsqueeze(opset13.convert(positions, "f32"), _i64([1, 3])), table
         )
         return opset13.cos(angles), opset13.sin(angles)
 
     def _rotate(self, heads: Node) -> Node:
-        """NeoX halves: the first `width` of each head turn, the rest stay."""
+        """NeoX halves: the first `width` of each head turn, the rest stay.
+
+        Written so that the plug-in makes one operation of it. Only then does it leave the angles in
+        F32: in BF16, positions above 256 are no longer told apart.
+        """
         width = int(self.shape.head_size * self.shape.rotary_pct)
-        plain = self.shape.head_size - width
-        half = width // 2
-        parts = opset13.variadic_split(heads, _i64(3), _i64([half, half, plain]))
-        first, second, rest = (parts.output(i) for i in range(3))
-        turned = [
-            opset13.subtract(
-                opset13.multiply(first, self.cosines), opset13.multiply(second, self.sines)
-            ),
-            opset13.add(
-                opset13.multiply(second, self.cosines), opset13.multiply(first, self.sines)
-            ),
-        ]
-        return opset13.concat([*turned, rest] if plain else turned, 3)
+        if width < self.shape.head_size:
+            rotary, plain = _split(heads, 3, [width, self.shape.head_size - width])
+            return opset13.concat([self._turn(rotary, width // 2), plain], -1)
+        return self._turn(heads, width // 2)
+
+    def _turn(self, rotary: Node, half: int) -> Node:
+        first, second = _split(rotary, 3, [half, half])
+        across = opset13.concat([opset13.multiply(second, _f32(-1.0)), first], -1)
+        return opset13.add(
+            opset13.multiply(rotary, self.cosines), opset13.multiply(across, self.sines)
+        )
 
     def _norm(self, hidden: Node, name: str) -> Node:
         """LayerNorm; the checkpoint's weight is LayerNorm1P's gamma + 1."""
@@ -165,52 +169,47 @@ class _Graph:
         return opset13.add(opset13.multiply(normed, weight), bias)
 
     def _linear(self, hidden: Node, name: str) -> Node:
-        """Hidden · Wᵀ in the graph's precision, F32 in and out.
-
-        In BF16 the weight goes into the product as it is stored: the plug-in then keeps one packed
-        copy of it, where a conversion in the graph would be folded to F32 copies.
-        """
         if self.checkpoint.precision.weights is Dtype.FP8:
             return self._fp8_linear(hidden, name)
-        weight = self._weight(name + ".weight")
-        if self.precision == "f32":
-            return opset13.matmul(hidden, opset13.convert(weight, "f32"), False, True)
-        product = opset13.matmul(opset13.convert(hidden, "bf16"), weight, False, True)
-        return opset13.convert(product, "f32")
+        return self._product(hidden, name + ".weight")
 
     def _head(self, hidden: Node) -> Node:
-        """Logits, F32; the plug-in computes this product too in the precision it is told.
+        """Logits, F32.
 
         It must be the last node: OpenVINO GenAI then leaves out the tokens that it does not sample,
         which are all but one of a prompt.
         """
-        weight = opset13.convert(self._weight("lm_head.weight"), "f32")
-        if self.precision == "bf16":
-            weight.set_friendly_name(f"lm_head.weight.{DECOMPRESSED}")
-        return opset13.matmul(hidden, weight, False, True)
+        return self._product(hidden, "lm_head.weight")
 
     def _fp8_linear(self, hidden: Node, name: str) -> Node:
-        """The same on the checkpoint's E4M3 weight and an input rounded to E4M3 by its scale.
+        """Product of the E4M3 weight and the input rounded to E4M3, each scaled back.
 
         The plug-in computes nothing in 8 bits: what is E4M3 by value is BF16 by type, which holds
         each of its numbers exactly. Without the clamp, what is too large would become NaN.
         """
-        weight = self.checkpoint.tensor(name + ".weight")
+        name += ".weight"
+        weight = self.checkpoint.tensor(name)
         weight_scale, input_scale = (
-            self.checkpoint.scale(name + ".weight", kind)
-            for kind in (ScaleKind.WEIGHT, ScaleKind.INPUT)
+            self.checkpoint.scale(name, kind) for kind in (ScaleKind.WEIGHT, ScaleKind.INPUT)
         )
         scaled = opset13.multiply(hidden, _f32(1 / input_scale))
         rounded = opset13.convert(opset13.clamp(scaled, -E4M3_MAX, E4M3_MAX), "f8e4m3")
         wide = _bf16(weight.astype(ml_dtypes.bfloat16))
-        if self.precision == "f32":
-            product = opset13.matmul(
-                opset13.convert(rounded, "f32"), opset13.convert(wide, "f32"), False, True
-            )
-        else:
-            narrow = opset13.matmul(opset13.convert(rounded, "bf16"), wide, False, True)
-            product = opset13.convert(narrow, "f32")
+        product = self._product_with(opset13.convert(rounded, "f32"), wide, name)
         return opset13.multiply(product, _f32(weight_scale * input_scale))
+
+    def _product(self, hidden: Node, name: str) -> Node:
+        return self._product_with(hidden, self._weight(name), name)
+
+    def _product_with(self, hidden: Node, weight: Node, name: str) -> Node:
+        """Hidden · weightᵀ, computed in the precision that the plug-in is told.
+
+        In BF16 the widening of the weight is marked, so that one packed copy of it is kept.
+        """
+        wide = opset13.convert(weight, "f32")
+        if self.precision == "bf16":
+            wide.set_friendly_name(f"{name}.{DECOMPRESSED}")
+        return opset13.matmul(hidden, wide, False, True)
 
     def _weight(self, name: str) -> Node:
         return _bf16(self.checkpoint.tensor(name))
@@ -235,6 +234,10 @@ def _causal_mask(ids: Node, attention_mask: Node) -> Node:
     padding = opset13.equal(opset13.unsqueeze(attention_mask, _i64([1, 2])), _i64(0))
     hidden = opset13.logical_or(opset13.unsqueeze(later, _i64([0, 1])), padding)
     return opset13.select(hidden, opset13.constant(MASKED), _f32(0.0))
+
+
+def _split(node: Node, axis: int, widths: list[int]) -> list[Node]:
+    return list(opset13.variadic_split(node, _i64(axis), _i64(widths)).outputs())
 
 
 def _to_heads(flat: Node, heads: int, size: int) -> Node:

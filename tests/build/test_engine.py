@@ -59,7 +59,7 @@ def test_an_engine_of_another_library_version(engine_bf16: Path, tmp_path: Path)
 
 
 def test_an_engine_of_another_format(engine_bf16: Path, tmp_path: Path) -> None:
-    other = damaged(engine_bf16, tmp_path, format_version=3)
+    other = damaged(engine_bf16, tmp_path, format_version=2)
     with pytest.raises(NemotronError, match=r"format_version: .*engine\.json"):
         open_engine(other)
 

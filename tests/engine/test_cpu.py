@@ -67,6 +67,22 @@ def test_bf16_keeps_the_answers(
     assert exact_share(bf16, answers, tokenizer) >= 0.98
 
 
+@pytest.mark.parametrize("length", [200, 1000, 3500])
+def test_bf16_is_near_transformers_however_long_the_prompt(bf16: CpuEngine, length: int) -> None:
+    """In BF16 itself, positions above 256 would be rounded, and answers would be others."""
+    model = load_hf_model()
+    generator = torch.Generator().manual_seed(length)
+    ids = torch.randint(300, model.config.vocab_size, (length,), generator=generator).tolist()
+    found = ask(bf16, ids, max_tokens=32, end_ids=(NEVER,), log_probs=True).wait()
+    with torch.inference_mode():
+        logits = model(torch.tensor([ids + found.token_ids[:-1]])).logits[0, length - 1 :]
+    expected = logits.log_softmax(-1)
+    chosen = torch.tensor(found.token_ids)
+    assert (expected.argmax(-1) == chosen).float().mean() >= 0.9
+    difference = expected.gather(1, chosen[:, None])[:, 0] - torch.tensor(found.log_probs)
+    assert difference.abs().mean() < 0.05
+
+
 def test_f32_is_transformers_one_request_at_a_time(
     f32: CpuEngine, answers: list[ExactAnswer], tokenizer: Tokenizer
 ) -> None:
