@@ -7,8 +7,8 @@ them for each. In each run every engine has a process of its own, in turn; vLLM 
 of its own in .tools/vllm, where it is installed first if it is not there. All rates are medians of
 `--runs`: decode is 63 tokens after the first, prefill 512 tokens in one prompt, "N at once" are N
 prompts of 128 tokens with answers of 64, prompts included. The limit is the bandwidth with which
-the cores read memory, over the bytes that a token reads, measured before and after each run of the
-CPU engine.
+the cores read memory, over the bytes that a token reads; at the end of its runs, the CPU engine's
+decoding and the bandwidth are measured in turn.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from bench.convert_speed import summary
 from bench.random_nemo import Shape, write_nemo
 from nemotron_bench.measure import machine, versions
 from nemotron_build.engine import build_engine
-from nemotron_build.hardware import Hardware, read_bandwidth
+from nemotron_build.hardware import Hardware
 from nemotron_build.plan import make_plan
 from nemotron_build.profile import load_profile
 from nemotron_convert.checkpoint import Checkpoint
@@ -115,16 +115,12 @@ def main() -> None:
     options = parser.parse_args()
     prepare(options.folder)
     checkpoint = Checkpoint.open(options.folder / "checkpoint").config
-    bandwidths: list[float] = []
     found: dict[str, list[dict[str, Any]]] = {}
     for number in range(options.runs):  # in turn, for the machine's speed changes
         for name in options.engines.split(","):
             python = vllm_python() if name == "vllm" else sys.executable
             folder = options.folder / ("engine" if name == "openvino" else "hf")
-            before = read_bandwidth() if name == "openvino" else 0.0
             found.setdefault(name, []).append(run(python, name, folder))
-            if before:
-                bandwidths.append((before + read_bandwidth()) / 2)
             print(f"{number + 1}: {name} {json.dumps(found[name][-1])}", flush=True)
     engines = {
         name: {
@@ -139,6 +135,8 @@ def main() -> None:
         }
         for name, runs in found.items()
     }
+    turns = [turn for one in found["openvino"] for turn in one["beside_bandwidth"]]
+    bandwidths = [bandwidth for _, bandwidth in turns]
     plan = make_plan(
         load_profile("cpu"),
         Hardware("this CPU", 0, statistics.median(bandwidths), {}),
@@ -146,9 +144,7 @@ def main() -> None:
         vocab_size=checkpoint.vocab_size,
     )
     (stage,) = plan.stages
-    rates = [one["tokens_per_second"]["decode, batch 1"] for one in found["openvino"]]
-    # Each of the bandwidth around its own run, for the memory's speed changes from run to run.
-    shares = [rate * stage.read / of for rate, of in zip(rates, bandwidths, strict=True)]
+    shares = [rate * stage.read / bandwidth for rate, bandwidth in turns]
     result = {
         "machine": machine(),
         "versions": versions() | {"vllm": VLLM},

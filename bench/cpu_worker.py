@@ -3,7 +3,7 @@
     PYTHON bench/cpu_worker.py openvino|transformers|vllm FOLDER VOCABULARY
 
 Prints one JSON line. Run by another environment's Python, so it imports nothing of the project but
-for its own engine.
+for its own engine, whose decoding is then measured beside the memory's bandwidth, taking turns.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ Generate = Callable[[list[list[int]], int], None]
 """So many new tokens for each prompt, all prompts at once."""
 PROMPT, ANSWER, LONG_PROMPT = 128, 64, 512
 BATCHES = (8, 16, 32)
+TURNS = 5
 
 
 def openvino(folder: Path) -> Generate:
@@ -98,6 +99,19 @@ def memory(pid: int, field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
+def beside_bandwidth(decode: Callable[[], float]) -> list[tuple[float, float]]:
+    """Tokens/s, and the bytes/s at which memory was read just before and after, a few times."""
+    from nemotron_build.hardware import read_bandwidth
+
+    found = []
+    before = read_bandwidth()
+    for _ in range(TURNS):
+        rate, after = decode(), read_bandwidth()
+        found.append((rate, (before + after) / 2))
+        before = after
+    return found
+
+
 def main() -> None:
     name, folder, vocabulary = sys.argv[1:]
     rng = random.Random(1)
@@ -119,10 +133,13 @@ def main() -> None:
 
     for count, length in ((1, PROMPT), (1, LONG_PROMPT), (BATCHES[-1], PROMPT)):
         seconds(count, length, 8)  # warm: what is compiled or packed at first use
-    first = seconds(1, PROMPT, 1)
-    whole = seconds(1, PROMPT, ANSWER)
+
+    def decode() -> float:
+        first = seconds(1, PROMPT, 1)
+        return (ANSWER - 1) / (seconds(1, PROMPT, ANSWER) - first)
+
     rates = {
-        "decode, batch 1": (ANSWER - 1) / (whole - first),
+        "decode, batch 1": decode(),
         "prefill": LONG_PROMPT / seconds(1, LONG_PROMPT, 1),
     }
     for count in BATCHES:
@@ -135,6 +152,8 @@ def main() -> None:
         "rss": sum(memory(pid, "VmRSS") for pid in processes),
         "peak_rss": sum(memory(pid, "VmHWM") for pid in processes),
     }
+    if name == "openvino":  # last, for it takes memory of its own
+        result["beside_bandwidth"] = beside_bandwidth(decode)
     print("\n" + json.dumps(result), flush=True)
     os._exit(0)  # without the engines' own ways down, some of which hang
 

@@ -11,16 +11,18 @@ import threading
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import closing
 from multiprocessing import Pipe
 from pathlib import Path
 
 from nemotron_convert.errors import NemotronError
 from nemotron_engine.admission import Admission
-from nemotron_engine.cpu_messages import Ask, Cancel, Hold, Report
+from nemotron_engine.cpu_messages import Ask, Cancel, Report
 from nemotron_engine.engine import EngineState, OnChunk
 from nemotron_engine.pace import Pace
 from nemotron_engine.request import GenerationChunk, GenerationRequest
 from nemotron_engine.settings import CpuEngineSettings
+from nemotron_engine.shared_time import SharedTime
 
 END_SECONDS = 30
 """A process has this long to end by itself: it may be in the middle of a long step."""
@@ -46,7 +48,7 @@ class CpuEngine:
         """What a request is told that came in while the engine broke for good."""
         self._process = _Process(folder)
         self._report = self._process.first
-        self._outbox: queue.SimpleQueue[list[Ask] | Cancel | Hold | None] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[list[Ask] | Cancel | None] = queue.SimpleQueue()
         self._threads = [
             threading.Thread(target=target, name=name, daemon=True)
             for target, name in ((self._send, "engine requests"), (self._receive, "engine answers"))
@@ -117,7 +119,7 @@ class CpuEngine:
     def _receive(self) -> None:
         while True:
             try:
-                report = self._process.connection.recv()
+                report = self._process.receive()
             except (EOFError, OSError):
                 report = self._report._replace(chunks=[], failure=self._process.end())
             self._report = report
@@ -133,7 +135,7 @@ class CpuEngine:
             return
         start = time.monotonic()
         self._pace.burst(start, len(self._running))
-        self._outbox.put(Hold(self._pace.next))
+        self._process.hold.seconds = self._pace.next
         for number, chunk in chunks:
             self._push(number, chunk)
         self._pace.sent((time.monotonic() - start) / len(chunks))
@@ -177,21 +179,27 @@ class _Process:
 
     def __init__(self, folder: Path) -> None:
         self.connection, theirs = Pipe()
-        with theirs:
+        self.hold = SharedTime()
+        """Until then tokens wait, but for the first and last of an answer."""
+        with theirs, closing(self.hold):
             self._process = subprocess.Popen(
                 [
                     *(sys.executable, "-I", "-m", "nemotron_engine.cpu_process"),
-                    *(str(folder), str(theirs.fileno())),
+                    *(str(folder), str(theirs.fileno()), str(self.hold.file)),
                 ],
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), self.hold.file],
             )
         try:
-            self.first: Report = self.connection.recv()
+            self.first = self.receive()
         except (EOFError, OSError):
             raise NemotronError(self.end(), where=folder, remedy=NOT_LOADED) from None
         if self.first.failure is not None:
             self.end()
             raise NemotronError(self.first.failure, where=folder, remedy=NOT_LOADED)
+
+    def receive(self) -> Report:
+        """The next report; EOFError or OSError if there is none any more."""
+        return Report.unpack(self.connection.recv_bytes())
 
     def end(self) -> str:
         """Wait for it, which has nothing to do any more; how it ended."""

@@ -1,10 +1,11 @@
 """The process of the CPU engine: openvino-genai's continuous batching, stepped in a loop.
 
-    python -m nemotron_engine.cpu_process FOLDER SOCKET
+    python -m nemotron_engine.cpu_process FOLDER SOCKET HOLD
 
 A process of its own, because the library holds Python's lock for as long as a step takes. SOCKET is
-an open file; what comes over it is a list of `Ask`, `Cancel`, `Hold` or None (the end), what goes
-back is a `Report` when the model is loaded and after each step that has something to tell. It ends
+an open file; what comes over it is a list of `Ask`, `Cancel` or None (the end), what goes back is a
+`Report` when the model is loaded and after each step that has something to tell. HOLD is the open
+file of a `SharedTime`: until then tokens wait, but for the first and last of an answer. It ends
 when the other side does.
 """
 
@@ -24,11 +25,12 @@ from typing import Any
 import numpy as np
 
 from nemotron_convert.errors import NemotronError
-from nemotron_engine.cpu_messages import Hold, Report
+from nemotron_engine.cpu_messages import Report
 from nemotron_engine.mapped_file import give_back
 from nemotron_engine.openvino import openvino, openvino_genai
 from nemotron_engine.request import GenerationChunk, GenerationRequest, TimedOut
 from nemotron_engine.settings import CpuEngineSettings
+from nemotron_engine.shared_time import SharedTime
 
 COMPILED_SHAPES = 512
 """OpenVINO keeps what it compiles for each new number of tokens in a step: 5000 times by default,
@@ -73,7 +75,7 @@ class _Live:
 class Stepper:
     """Steps while there is something to do."""
 
-    def __init__(self, folder: Path, connection: Connection) -> None:
+    def __init__(self, folder: Path, connection: Connection, hold: SharedTime) -> None:
         self._weights = folder / CpuEngineSettings.WEIGHTS_NAME
         self._connection = connection
         self._inbox = select.poll()  # `Connection.poll` sets this up anew at each call
@@ -81,7 +83,7 @@ class Stepper:
         self._pipeline = load_pipeline(folder)
         self._live: dict[int, _Live] = {}
         self._chunks: list[tuple[int, GenerationChunk | NemotronError]] = []
-        self._held_until = 0.0
+        self._hold = hold
         self._steps = 0
 
     def run(self) -> None:
@@ -99,19 +101,17 @@ class Stepper:
             self._steps += 1
             if self._steps == PACKED_STEPS:  # of the file only embeddings are read now
                 give_back(self._weights)
-            if not self._take(wait=False):  # how long to hold back what comes now, for one
-                break
             self._collect()
             if self._chunks:
+                self._hold.seconds = math.inf  # until the other side has taken this, and says when
                 self._report()
-                self._held_until = math.inf  # until the other side has taken it, and says so
         for live in list(self._live.values()):
             self._stop(live)
         self._report()
 
     def _report(self, failure: str | None = None) -> None:
         usage = self._pipeline.get_metrics().cache_usage / 100  # per cent
-        self._connection.send(Report(self._chunks, self._steps, usage, failure))
+        self._connection.send_bytes(Report(self._chunks, self._steps, usage, failure).pack())
         self._chunks = []
 
     def _take(self, *, wait: bool) -> bool:
@@ -123,8 +123,6 @@ class Stepper:
             if isinstance(item, list):
                 for ask in item:
                     self._start(_Live(*ask))
-            elif isinstance(item, Hold):
-                self._held_until = item.until
             elif (live := self._live.get(item.number)) is not None:
                 self._stop(live)
             if self._chunks and not self._live:
@@ -151,12 +149,14 @@ class Stepper:
             last = self._read(live)
             if last is not None:
                 self._end(live, last)
-            elif live.token_ids and (now >= self._held_until or not live.has_begun):
+            elif live.token_ids and (now >= self._hold.seconds or not live.has_begun):
                 self._chunks.append((live.number, live.chunk()))
 
     def _read(self, live: _Live) -> GenerationChunk | NemotronError | None:
         """Take its tokens; the last thing to tell of it, if it has ended."""
+        nothing = True
         while live.handle.can_read():
+            nothing = False
             if not (outputs := live.handle.read()):  # so ends what outgrows the whole cache
                 return NemotronError(NO_ROOM)
             (output,) = outputs.values()
@@ -165,7 +165,7 @@ class Stepper:
                 live.log_probs += output.generated_log_probs
             if (reason := FINISHED.get(output.finish_reason)) is not None:
                 return live.chunk(reason)
-        if live.handle.get_status() == openvino_genai.GenerationStatus.IGNORED:
+        if nothing and live.handle.get_status() == openvino_genai.GenerationStatus.IGNORED:
             return NemotronError(NO_ROOM)
         return None
 
@@ -230,16 +230,16 @@ def _or(value: float | None, default: float) -> float:
 
 
 def main() -> None:
-    folder, socket = sys.argv[1:]
+    folder, socket, hold = sys.argv[1:]
     faulthandler.enable()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # whoever started it says when it is over
     connection = Connection(int(socket))
     try:
         try:
-            stepper = Stepper(Path(folder), connection)
+            stepper = Stepper(Path(folder), connection, SharedTime(int(hold)))
         except (RuntimeError, NemotronError) as error:
-            connection.send(Report([], 0, 0.0, str(error)))
+            connection.send_bytes(Report([], 0, 0.0, str(error)).pack())
             return
         stepper.run()
     except (EOFError, OSError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from nemotron_convert.errors import NemotronError
 
@@ -114,8 +115,7 @@ class GenerationRequest:
             raise NemotronError(f"{name} is {value}", remedy=f"use {low} to {high}")
 
 
-@dataclass(frozen=True)
-class GenerationChunk:
+class GenerationChunk(NamedTuple):
     """The next tokens of one request; `finish_reason` is None until the last chunk.
 
     "stop": the last token is one of the request's end ids. "length": `max_tokens` are out.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import queue
 import urllib.error
 import urllib.request
@@ -114,12 +115,13 @@ def stream(
 
 
 def metric(server: TritonServer, name: str) -> float:
-    """The value of a metric; `name` with its labels, if it has any."""
+    """The value of a metric; `name` with its labels, if it has any. NaN until it is counted."""
     ends = server.endpoints
     with urllib.request.urlopen(f"http://{ends.address}:{ends.metrics}/metrics") as response:
         lines = response.read().decode().splitlines()
-    (value,) = (line.split()[-1] for line in lines if line.rsplit(" ", 1)[0] == name)
-    return float(value)
+    values = [float(line.split()[-1]) for line in lines if line.rsplit(" ", 1)[0] == name]
+    assert len(values) < 2, values
+    return values[0] if values else math.nan
 
 
 def text(responses: Sequence[dict[str, Any]]) -> str:
