@@ -5,10 +5,10 @@
 A random Nemotron of 242 M parameters in BF16, the same weights for all: `nemotron convert` writes
 them for each. In each run every engine has a process of its own, in turn; vLLM gets an environment
 of its own in .tools/vllm, where it is installed first if it is not there. All rates are medians of
-`--runs`: decode is 63 tokens after the first, prefill 512 tokens in one prompt, "N at once" are N
-prompts of 128 tokens with answers of 64, prompts included. The limit is the bandwidth with which
-the cores read memory, over the bytes that a token reads; at the end of its runs, the CPU engine's
-decoding and the bandwidth are measured in turn.
+`--runs`: decode is 63 tokens after the first, five times in a run; prefill 512 tokens in one
+prompt; "N at once" are N prompts of 128 tokens with answers of 64, prompts included. The limit is
+the bandwidth with which the cores read memory, over the bytes that a token reads; at the end of its
+runs, the CPU engine's decoding and the bandwidth are measured in turn.
 """
 
 from __future__ import annotations

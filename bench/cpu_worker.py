@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import random
+import statistics
 import sys
 import threading
 import time
@@ -139,7 +140,7 @@ def main() -> None:
         return (ANSWER - 1) / (seconds(1, PROMPT, ANSWER) - first)
 
     rates = {
-        "decode, batch 1": decode(),
+        "decode, batch 1": statistics.median(decode() for _ in range(TURNS)),
         "prefill": LONG_PROMPT / seconds(1, LONG_PROMPT, 1),
     }
     for count in BATCHES:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nemotron_engine.contract import Lane
-from nemotron_engine.pace import FIRST_COST, LONGEST, SHARES, Pace
+from nemotron_engine.pace import FIRST_COST, LONGEST, SHARES, SHORTEST, Pace
 
 
 def settled(lane: Lane, cost: float) -> Pace:
@@ -35,7 +35,7 @@ def space(pace: Pace, running: int, start: float = 1000.0) -> float:
 @pytest.mark.parametrize("running", [1, 8, 128])
 @pytest.mark.parametrize("cost", [1e-4, 1e-3, 1e-2])
 def test_sending_takes_its_share_of_the_time(lane: Lane, running: int, cost: float) -> None:
-    expected = min(running * cost / SHARES[lane], LONGEST)
+    expected = min(max(running * cost / SHARES[lane], SHORTEST[lane]), LONGEST)
     found = space(settled(lane, cost), running)
     assert found == pytest.approx(expected, rel=0.02, abs=LONGEST / 500)
 
