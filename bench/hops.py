@@ -90,7 +90,7 @@ def engine_on_triton(target: TritonTarget) -> Ask:
         for name, (datatype, array) in inputs.items():
             request.inputs.add(name=name, datatype=datatype, shape=array.shape)
             request.raw_input_contents.append(array.tobytes())
-        responses = list(target.stream(request))
+        responses = list(target.stream(request.SerializeToString()))
         target.read(responses[-1])  # no error
         return len(responses)
 
@@ -99,7 +99,7 @@ def engine_on_triton(target: TritonTarget) -> Ask:
 
 def text_model(target: TritonTarget | OpenAITarget) -> Ask:
     def ask(tokens: int) -> int:
-        responses = list(target.ask(PROMPT, tokens))
+        responses = list(target.stream(target.request(PROMPT, tokens)))
         assert target.read(responses[-1]).output_tokens == tokens
         return len(responses)
 

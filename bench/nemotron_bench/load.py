@@ -86,7 +86,7 @@ class Prompts:
 def count_tokens(target: Target, prompt: str, max_tokens: int) -> int:
     """How many tokens the server says a prompt has, with an answer to it."""
     try:
-        messages = [b"", *target.ask(prompt, max_tokens)]
+        messages = [b"", *target.stream(target.request(prompt, max_tokens))]
         return target.read(messages[-1]).input_tokens
     except AskFailed as error:
         raise NemotronError(str(error), where=target.name) from error
@@ -117,7 +117,7 @@ class Load:
 
         def ask(lengths: Iterator[int]) -> None:
             for max_tokens in lengths:
-                outcome = self.ask(self._prompts.next(), max_tokens)
+                outcome = self.ask(self._target.request(self._prompts.next(), max_tokens))
                 with self._lock:
                     outcomes.append(outcome)
                 self._on_end(outcome)
@@ -142,18 +142,19 @@ class Load:
             raise
         return outcomes
 
-    def ask(self, prompt: str, max_tokens: int) -> Outcome:
+    def ask(self, request: bytes) -> Outcome:
         """One request, to its end."""
         start = time.monotonic()
         first = error = None
         message = b""
         event = Event(has_text=False)
         try:
-            for message in self._target.ask(prompt, max_tokens):
+            for message in self._target.stream(request):
                 if first is None:
+                    came = time.monotonic()
                     event = self._target.read(message)
                     if event.has_text or event.output_tokens:
-                        first = time.monotonic()
+                        first = came
             end = time.monotonic()
             event = self._target.read(message)
             if first is None:

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from nemotron_convert.errors import NemotronError
@@ -37,8 +37,11 @@ class Target(Protocol):
 
     name: str
 
-    def ask(self, prompt: str, max_tokens: int) -> Iterator[bytes]:
-        """Stream an answer of exactly `max_tokens`, as it comes; AskFailed says why there is none.
+    def request(self, prompt: str, max_tokens: int) -> bytes:
+        """What to send for an answer of exactly `max_tokens`."""
+
+    def stream(self, request: bytes) -> Iterator[bytes]:
+        """The answer's messages as they come; AskFailed says why there are none.
 
         What is not read costs nothing: a bench that reads all of it would measure itself.
         """
@@ -82,23 +85,20 @@ class TritonTarget:
         alone = (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1)
         self._channel = grpc.insecure_channel(host, options=[alone])
         # A stream of one request, then; a server sees no difference.
-        self._call = self._channel.unary_stream(
-            "/inference.GRPCInferenceService/ModelStreamInfer",
-            request_serializer=service_pb2.ModelInferRequest.SerializeToString,
-        )
+        self._call = self._channel.unary_stream("/inference.GRPCInferenceService/ModelStreamInfer")
 
-    def ask(self, prompt: str, max_tokens: int) -> Iterator[bytes]:
-        """See `Target`."""
+    def request(self, prompt: str, max_tokens: int) -> bytes:
+        """See `Target`; a ModelInferRequest."""
         from nemotron_client.request import Generation, generation_request  # noqa: PLC0415
 
         # No end token before the last one: so every answer has the length that was asked for.
         generation = Generation(max_tokens=max_tokens, min_tokens=max_tokens)
-        return self.stream(
-            generation_request(self.model, uuid.uuid4().hex, prompt, generation, stream=True)
-        )
+        request = generation_request(self.model, uuid.uuid4().hex, prompt, generation, stream=True)
+        serialized: bytes = request.SerializeToString()
+        return serialized
 
-    def stream(self, request: Any) -> Iterator[bytes]:
-        """What comes of a ModelInferRequest."""
+    def stream(self, request: bytes) -> Iterator[bytes]:
+        """See `Target`."""
         import grpc  # noqa: PLC0415
 
         call = self._call(request, timeout=TIMEOUT)
@@ -147,8 +147,8 @@ class OpenAITarget:
         if self.api_key:
             self._headers["Authorization"] = f"Bearer {self.api_key}"
 
-    def ask(self, prompt: str, max_tokens: int) -> Iterator[bytes]:
-        """See `Target`."""
+    def request(self, prompt: str, max_tokens: int) -> bytes:
+        """See `Target`; a body in JSON."""
         body = {
             "model": self.model,
             "prompt": prompt,
@@ -158,9 +158,13 @@ class OpenAITarget:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
+        return json.dumps(body).encode()
+
+    def stream(self, request: bytes) -> Iterator[bytes]:
+        """See `Target`."""
         connection = http.client.HTTPConnection(self.host, timeout=TIMEOUT)
         try:
-            connection.request("POST", "/v1/completions", json.dumps(body), self._headers)
+            connection.request("POST", "/v1/completions", request, self._headers)
             response = connection.getresponse()
             if response.status != http.HTTPStatus.OK:
                 text = " ".join(response.read(2000).decode(errors="replace").split())
