@@ -180,7 +180,7 @@ def test_answers_in_pieces(alone: Any, answers: list[ExactAnswer], tokenizer: To
     pieces = ask(alone, input_ids=prompt, max_tokens=200, log_probs=True).rest()
     ids = [id_ for piece in pieces for id_ in piece.token_ids]  # type: ignore[union-attr]
     assert ids == list(one.token_ids)
-    assert len(pieces) > 2
+    assert len(pieces) > 1  # the first token waits for nothing
     logs = [value for piece in pieces for value in piece.log_probs]  # type: ignore[union-attr]
     assert len(logs) == len(ids)
     assert all(value <= 0 for value in logs)
