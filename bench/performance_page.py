@@ -70,10 +70,10 @@ def peers(result: Result) -> list[str]:
     return [
         *table(["tokens/s", *kinds, "load s", "RSS MB", "peak RSS MB"], rows),
         "",
-        f"Memory was read at {bandwidth:.1f} GB/s before and after each run, and a token reads "
+        f"Memory was read at {bandwidth:.1f} GB/s in turn with decoding, and a token reads "
         f"{result['bytes_read_per_token'] / 1e6:,.0f} MB: the limit at batch 1, which is what "
         f"`nemotron plan` predicts, is {result['limit_batch_1']:.1f} tokens/s. Of the limit at its "
-        f"time a run of the CPU engine reached {spread(result['openvino_over_limit'], '.2f')}.",
+        f"time the CPU engine reached {spread(result['openvino_over_limit'], '.2f')}.",
         "",
         told(result),
     ]
