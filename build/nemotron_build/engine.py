@@ -25,6 +25,7 @@ class EngineRecord(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format_version: Literal[3] = 3
+    """Before 3, the CPU engine rounded positions in BF16."""
     lane: str
     profile: Profile
     versions: dict[str, str]

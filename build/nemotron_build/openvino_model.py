@@ -171,7 +171,7 @@ class _Graph:
     def _linear(self, hidden: Node, name: str) -> Node:
         if self.checkpoint.precision.weights is Dtype.FP8:
             return self._fp8_linear(hidden, name)
-        return self._product(hidden, name + ".weight")
+        return self._product(hidden, self._weight(name + ".weight"), name)
 
     def _head(self, hidden: Node) -> Node:
         """Logits, F32.
@@ -179,7 +179,7 @@ class _Graph:
         It must be the last node: OpenVINO GenAI then leaves out the tokens that it does not sample,
         which are all but one of a prompt.
         """
-        return self._product(hidden, "lm_head.weight")
+        return self._product(hidden, self._weight("lm_head.weight"), "lm_head")
 
     def _fp8_linear(self, hidden: Node, name: str) -> Node:
         """Product of the E4M3 weight and the input rounded to E4M3, each scaled back.
@@ -187,21 +187,18 @@ class _Graph:
         The plug-in computes nothing in 8 bits: what is E4M3 by value is BF16 by type, which holds
         each of its numbers exactly. Without the clamp, what is too large would become NaN.
         """
-        name += ".weight"
-        weight = self.checkpoint.tensor(name)
+        stored = name + ".weight"
+        weight = self.checkpoint.tensor(stored)
         weight_scale, input_scale = (
-            self.checkpoint.scale(name, kind) for kind in (ScaleKind.WEIGHT, ScaleKind.INPUT)
+            self.checkpoint.scale(stored, kind) for kind in (ScaleKind.WEIGHT, ScaleKind.INPUT)
         )
         scaled = opset13.multiply(hidden, _f32(1 / input_scale))
         rounded = opset13.convert(opset13.clamp(scaled, -E4M3_MAX, E4M3_MAX), "f8e4m3")
         wide = _bf16(weight.astype(ml_dtypes.bfloat16))
-        product = self._product_with(opset13.convert(rounded, "f32"), wide, name)
+        product = self._product(opset13.convert(rounded, "f32"), wide, name)
         return opset13.multiply(product, _f32(weight_scale * input_scale))
 
-    def _product(self, hidden: Node, name: str) -> Node:
-        return self._product_with(hidden, self._weight(name), name)
-
-    def _product_with(self, hidden: Node, weight: Node, name: str) -> Node:
+    def _product(self, hidden: Node, weight: Node, name: str) -> Node:
         """Hidden · weightᵀ, computed in the precision that the plug-in is told.
 
         In BF16 the widening of the weight is marked, so that one packed copy of it is kept.

@@ -16,11 +16,12 @@ class SharedTime:
     """
 
     def __init__(self, file: int | None = None) -> None:
-        """A new one, 0.0, or another process's by its open `file`, which it passes on."""
-        self.file = os.memfd_create("shared time") if file is None else file
+        """A new one, 0.0, or that of the process which passed on its open `file`."""
         if file is None:
-            os.ftruncate(self.file, SIZE)
-        self._seconds = memoryview(mmap.mmap(self.file, SIZE)).cast("d")
+            file = os.memfd_create("shared time")
+            os.ftruncate(file, SIZE)
+        self.file = file
+        self._seconds = memoryview(mmap.mmap(file, SIZE)).cast("d")
 
     @property
     def seconds(self) -> float:

@@ -231,10 +231,13 @@ def test_the_client_is_refused_by_type(lane: Lane) -> None:
 
 
 def test_metrics(lane: Lane) -> None:
-    before = metric(lane, f'{GENERATED_TOKENS_METRIC}{{model="ensemble"}}')
+    name = f'{GENERATED_TOKENS_METRIC}{{model="ensemble"}}'
+    stream(lane, messages=ASK, max_tokens=1, stream=True)
+    until(lambda: metric(lane, name) > 0)
+    before = metric(lane, name)
     found = stream(lane, messages=ASK, max_tokens=200, stream=True)
     counted = before + last(found, "num_output_tokens")
-    until(lambda: metric(lane, f'{GENERATED_TOKENS_METRIC}{{model="ensemble"}}') >= counted)
+    until(lambda: metric(lane, name) >= counted)
 
 
 def processes_of(folder: Path) -> list[psutil.Process]:
