@@ -130,6 +130,7 @@ TABLES: dict[str, Callable[[Result], list[str]]] = {
     "hops": hops,
     "hops_real": hops_real,
     "cpu_peers": peers,
+    "cpu_peers_zen4": peers,
     "startup": startup,
     "perf_analyzer_check": perf_analyzer,
     "perf_analyzer_check_tiny": perf_analyzer,

@@ -99,9 +99,11 @@ def machine() -> dict[str, str | int]:
     """What this is measured on."""
     model = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-        model = names[0] if names else model
+        lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
+        first = {name.strip(): value.strip() for name, _, value in reversed(lines)}
+        # A hypervisor may tell a name that several generations share; family and model tell them.
+        numbers = [f"{key} {first[key]}" for key in ("cpu family", "model") if key in first]
+        model = ", ".join([first.get("model name", model), *numbers])
     return {
         "cpu": model,
         "cores": len(os.sched_getaffinity(0)),
