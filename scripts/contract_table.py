@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nemotron_engine.contract import LANES, TEXT_INPUTS, TEXT_OUTPUTS, Input, Tensor
+from nemotron_core.wire import LANES, TEXT_INPUTS, TEXT_OUTPUTS, Input, Tensor
 
 NOTES = {
     "text_input": "a raw prompt; exactly one of this and the two below",

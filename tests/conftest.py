@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from nemotron_build.engine import build_engine
+from nemotron_build.engine_folder import build_engine
 from nemotron_build.profile import Profile, load_profile
-from nemotron_build.server import TritonServer
 from nemotron_convert.convert import Options, convert
-from nemotron_convert.layout import Dtype, Precision
 from nemotron_convert.shards import Parallel
-from nemotron_text import Tokenizer
+from nemotron_convert.target.layout import Dtype, Precision
+from nemotron_core.text import Tokenizer
+from nemotron_serve.server import TritonServer
 from tests.tiny_nemotron.answers import ExactAnswer, load_answers
 from tests.tiny_nemotron.reference import NEMO
 

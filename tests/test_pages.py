@@ -15,7 +15,7 @@ import typer.main
 from nemotron_cli.main import app
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("convert", "text", "engine", "build", "client")
+PACKAGES = ("core", "convert", "build", "engine", "serve", "gateway", "client", "data")
 PAGES = ("slurm.md", "first-hour.md", "troubleshooting.md")
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import NemotronForCausalLM
 
-from nemotron_text import Tokenizer
+from nemotron_core.text import Tokenizer
 from tests.tiny_nemotron.answers import ExactAnswer, exact_answers
 from tests.tiny_nemotron.dialogues import load_dialogues, prompt_ids, questions
 from tests.tiny_nemotron.pack import pack

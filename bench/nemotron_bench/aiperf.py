@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nemotron_bench.load import Level, Outcome, Prompts, count_tokens
 from nemotron_bench.measure import LevelResult, measure
 from nemotron_bench.targets import OpenAITarget, Target
-from nemotron_convert.errors import NemotronError
+from nemotron_core.errors import NemotronError
 
 if TYPE_CHECKING:
     from nemotron_bench.run import BenchSettings

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from nemotron_bench.statistics import Lengths, arrivals
 from nemotron_bench.targets import AskFailed, Event, Target
-from nemotron_convert.errors import NemotronError
+from nemotron_core.errors import NemotronError
 
 WORDS = (
     *("river", "stone", "light", "house", "green", "cloud", "paper", "train", "music", "table"),

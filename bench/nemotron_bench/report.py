@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from nemotron_bench.html_report import html
 from nemotron_bench.measure import LevelResult, Report
 from nemotron_bench.statistics import LATENCIES
-from nemotron_convert.errors import NemotronError
+from nemotron_core.errors import NemotronError
 
 HEAD = (
     "load", "requests", "errors", "req/s", "tokens/s", "TTFT ms p50/p90/p99",

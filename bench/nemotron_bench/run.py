@@ -22,7 +22,7 @@ from nemotron_bench.load import Level, Load, Outcome, Prompts
 from nemotron_bench.measure import LevelResult, Report, machine, measure, now, versions
 from nemotron_bench.statistics import Lengths, parse_slo
 from nemotron_bench.targets import Target, open_target
-from nemotron_convert.errors import NemotronError
+from nemotron_core.errors import NemotronError
 
 BUILTIN = "builtin"
 TOOLS = {"perf_analyzer": perf_analyzer.run_level, "aiperf": aiperf.run_level}

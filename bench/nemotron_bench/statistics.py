@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from nemotron_convert.errors import NemotronError
+from nemotron_core.errors import NemotronError
 
 
 def percentile(values: Sequence[float], share: float) -> float:

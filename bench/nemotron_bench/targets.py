@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from nemotron_convert.errors import NemotronError
+from nemotron_core.errors import NemotronError
 
 TIMEOUT = 600.0
 """Seconds without a sign of life after which a request has failed."""

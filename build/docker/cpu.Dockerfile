@@ -5,11 +5,14 @@
 FROM python:3.12-slim-bookworm AS build
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
-COPY text text
+COPY core core
 COPY convert convert
-COPY engine engine
 COPY build build
+COPY engine engine
+COPY serve serve
+COPY gateway gateway
 COPY client client
+COPY data data
 COPY bench/nemotron_bench bench/nemotron_bench
 COPY model_repository model_repository
 RUN python -m venv /opt/venv \

@@ -51,10 +51,10 @@ def build(
     ] = False,
 ) -> None:
     """Build an engine from a checkpoint."""
-    from nemotron_build.dry_run import describe_build
-    from nemotron_build.engine import build_engine, reuse_or_build
+    from nemotron_build.engine_folder import build_engine, reuse_or_build
     from nemotron_build.profile import load_profile
-    from nemotron_convert.folder import when_possible
+    from nemotron_core.folder import when_possible
+    from nemotron_serve.dry_run import describe_build
 
     if dry_run:
         typer.echo(describe_build(checkpoint, output, load_profile(profile)))
@@ -110,10 +110,10 @@ def serve(
     ] = False,
 ) -> None:
     """Serve an engine on Triton until Ctrl-C or SIGTERM, which let running requests finish."""
-    from nemotron_build.dry_run import describe_serve
-    from nemotron_build.engine import open_engine
-    from nemotron_build.serve import ServeOptions, choose_profile
-    from nemotron_build.serve import serve as run
+    from nemotron_build.engine_folder import open_engine
+    from nemotron_serve.dry_run import describe_serve
+    from nemotron_serve.serve import ServeOptions, choose_profile
+    from nemotron_serve.serve import serve as run
 
     options = ServeOptions(
         engine=engine,
@@ -153,9 +153,9 @@ def doctor(
     import json
     from dataclasses import asdict
 
-    from nemotron_build.doctor import examine
-    from nemotron_build.engine import open_engine
+    from nemotron_build.engine_folder import open_engine
     from nemotron_build.profile import load_profile
+    from nemotron_serve.doctor import examine
 
     if (profile is None) == (engine is None):
         raise typer.BadParameter("name an engine or a profile")

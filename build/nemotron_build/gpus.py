@@ -7,7 +7,7 @@ import subprocess
 from dataclasses import dataclass
 
 from nemotron_build.profile import Gpu
-from nemotron_convert.errors import NemotronError
+from nemotron_core.errors import NemotronError
 
 TOOL = "nvidia-smi"
 QUERY = "name,memory.total,compute_cap"

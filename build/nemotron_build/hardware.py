@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nemotron_convert.errors import NemotronError
 from nemotron_convert.plan import CARDS
+from nemotron_core.errors import NemotronError
 
 TERA = 1e12
 SAMPLE_BYTES = 256 << 20

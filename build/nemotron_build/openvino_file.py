@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as Xml
 
-from nemotron_engine.openvino import openvino
+from nemotron_core.openvino import openvino
 
 DECOMPRESSED = "decompressed"
 """End of the name of a conversion that widens a stored weight."""

@@ -23,12 +23,12 @@ from typing import Any
 from nemotron_build.hardware import Hardware, find_hardware, measure_this_machine
 from nemotron_build.profile import CpuProfile, Limits, Profile
 from nemotron_build.stage import Stage, make_stage
-from nemotron_convert.checkpoint import Checkpoint
-from nemotron_convert.errors import NemotronError
-from nemotron_convert.layout import Dtype, Layout, Precision, trtllm_layout
-from nemotron_convert.model_config import ModelConfig
 from nemotron_convert.plan import GIB
 from nemotron_convert.shards import Parallel
+from nemotron_convert.source.config_file import ModelConfig
+from nemotron_convert.target.checkpoint import Checkpoint
+from nemotron_convert.target.layout import Dtype, Layout, Precision, trtllm_layout
+from nemotron_core.errors import NemotronError
 
 NEMOTRON_4_340B = ModelConfig(
     num_layers=96,

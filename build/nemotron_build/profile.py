@@ -17,9 +17,9 @@ from pydantic import (
     model_validator,
 )
 
-from nemotron_build.resources import resource
 from nemotron_build.trtllm_build import check_flags
-from nemotron_convert.errors import NemotronError
+from nemotron_core.errors import NemotronError
+from nemotron_core.resources import resource
 
 FP8_CAPABILITY = (8, 9)
 """The first GPUs that compute in FP8."""
@@ -175,16 +175,21 @@ GpuProfile = TensorRTProfile | PyTorchProfile
 _PROFILE: TypeAdapter[Profile] = TypeAdapter(Annotated[Profile, Field(discriminator="lane")])
 
 
+def profiles_folder() -> Path:
+    """Return the folder of the shipped profiles, one `.yaml` each."""
+    return resource(__file__, "profiles")
+
+
 def shipped_profiles() -> list[str]:
     """Names of the profiles that come with the project."""
-    return sorted(file.stem for file in resource("profiles").glob("*.yaml"))
+    return sorted(file.stem for file in profiles_folder().glob("*.yaml"))
 
 
 def load_profile(name_or_path: str) -> Profile:
     """A shipped profile by its name, or one of your own by its path (`….yaml`)."""
     path = Path(name_or_path)
     if path.suffix != ".yaml":
-        path = resource("profiles") / f"{name_or_path}.yaml"
+        path = profiles_folder() / f"{name_or_path}.yaml"
         if not path.is_file():
             raise NemotronError(
                 f"no profile {name_or_path!r}",

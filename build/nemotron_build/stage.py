@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nemotron_convert.layout import Layout, rank_name
-from nemotron_convert.model_config import ModelConfig
 from nemotron_convert.shards import Parallel
-from nemotron_convert.tensor_file import TensorSpec
+from nemotron_convert.source.config_file import ModelConfig
+from nemotron_convert.target.layout import Layout, rank_name
+from nemotron_convert.target.tensor_file import TensorSpec
 
 EMBEDDING = "transformer.vocab_embedding.weight"
 HEAD = "lm_head.weight"

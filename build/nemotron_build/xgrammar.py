@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from nemotron_convert.hf_tokenizer import hf_tokenizer
-from nemotron_text import Tokenizer
-from nemotron_text.sentencepiece_model import SentencePieceModel
+from nemotron_convert.target.hf_tokenizer import hf_tokenizer
+from nemotron_core.text import Tokenizer
+from nemotron_core.text.sentencepiece_model import SentencePieceModel
 
 TOKENIZER_INFO_NAME = "xgrammar_tokenizer_info.json"
 

@@ -30,7 +30,7 @@ def chat(
     from nemotron_client.exceptions import ClientError
     from nemotron_client.request import Generation
     from nemotron_client.settings import Timeouts
-    from nemotron_convert.errors import NemotronError
+    from nemotron_core.errors import NemotronError
 
     generation = Generation(
         max_tokens=max_tokens,

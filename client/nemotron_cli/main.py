@@ -12,12 +12,12 @@ import sys
 
 import typer
 
-from nemotron_batch.commands import batch, synthesize
 from nemotron_bench.commands import bench
 from nemotron_build.commands import build, doctor, plan, serve
 from nemotron_cli.commands import chat
 from nemotron_convert.commands import convert, inspect, verify
-from nemotron_convert.errors import NemotronError
+from nemotron_core.errors import NemotronError
+from nemotron_data.commands import batch, synthesize
 from nemotron_gateway.commands import gateway
 
 EXTRAS = {

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import grpc
 
-from nemotron_engine.error_kinds import FAILED, OVERLOADED, REFUSED, SHUTTING_DOWN, TIMED_OUT
+from nemotron_core.error_kinds import FAILED, OVERLOADED, REFUSED, SHUTTING_DOWN, TIMED_OUT
 
 
 class ClientError(Exception):

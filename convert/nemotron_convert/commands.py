@@ -24,8 +24,8 @@ def inspect(
     from rich.console import Console
 
     from nemotron_convert import inspect as inspection
-    from nemotron_convert.errors import NemotronError
-    from nemotron_convert.manifest import MANIFEST_NAME
+    from nemotron_convert.target.manifest import MANIFEST_NAME
+    from nemotron_core.errors import NemotronError
 
     report: inspection.CheckpointReport | inspection.ModelReport
     if (model / MANIFEST_NAME).is_file():
@@ -58,8 +58,8 @@ def verify(
     from rich.console import Console
 
     from nemotron_convert.team import open_team
-    from nemotron_convert.verification import verify as run
-    from nemotron_convert.verification_report import print_report, to_json
+    from nemotron_convert.verification.report import print_report, to_json
+    from nemotron_convert.verification.verify import verify as run
 
     with open_team() as team:
         found = run(checkpoint, against, ids=ids, team=team)
@@ -137,15 +137,15 @@ def convert(
     """
     from rich.console import Console
 
+    from nemotron_convert.calibration.scaling import Scaling
     from nemotron_convert.convert import Options
     from nemotron_convert.convert import convert as run
-    from nemotron_convert.errors import NemotronError
-    from nemotron_convert.folder import partial_path, when_possible
-    from nemotron_convert.layout import Dtype, Format, Precision
     from nemotron_convert.plan import make_plan
-    from nemotron_convert.scaling import Scaling
     from nemotron_convert.shards import Parallel
+    from nemotron_convert.target.layout import Dtype, Format, Precision
     from nemotron_convert.team import open_team
+    from nemotron_core.errors import NemotronError
+    from nemotron_core.folder import partial_path, when_possible
 
     parallel = Parallel(tp or (8 if format == "trtllm" else 1), pp)
     precision = Precision(Dtype(dtype), Dtype(kv_cache_dtype))

@@ -9,15 +9,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemotron_convert import journal
-from nemotron_convert.checkpoint_config import CONFIG_NAME, trtllm_config
-from nemotron_convert.copying import Copying
-from nemotron_convert.errors import NemotronError
-from nemotron_convert.folder import partial_path, unfinished_folder, writing_errors
-from nemotron_convert.fp8 import Scales
-from nemotron_convert.hf_config import write_hf_configs
-from nemotron_convert.hf_tokenizer import write_hf_tokenizer
-from nemotron_convert.layout import (
+from nemotron_convert.calibration.scaling import OWN_TEXTS, Calibrator, Scaling
+from nemotron_convert.shards import Parallel
+from nemotron_convert.source.nemo import Source
+from nemotron_convert.target import journal
+from nemotron_convert.target.copying import Copying
+from nemotron_convert.target.fp8 import Scales
+from nemotron_convert.target.hf_config import write_hf_configs
+from nemotron_convert.target.hf_tokenizer import write_hf_tokenizer
+from nemotron_convert.target.layout import (
     BF16_ONLY,
     Dtype,
     Format,
@@ -26,20 +26,20 @@ from nemotron_convert.layout import (
     hf_layout,
     trtllm_layout,
 )
-from nemotron_convert.manifest import (
+from nemotron_convert.target.manifest import (
     MANIFEST_NAME,
     FileEntry,
     Manifest,
     hash_file,
     read_manifest,
 )
-from nemotron_convert.progress import byte_progress
-from nemotron_convert.scaling import OWN_TEXTS, Calibrator, Scaling
-from nemotron_convert.shards import Parallel
-from nemotron_convert.source import Source
+from nemotron_convert.target.tensor_file import TensorFile
+from nemotron_convert.target.trtllm_config import CONFIG_NAME, trtllm_config
 from nemotron_convert.team import ALONE, Team
-from nemotron_convert.tensor_file import TensorFile
-from nemotron_text.sentencepiece_model import SentencePieceModel
+from nemotron_core.errors import NemotronError
+from nemotron_core.folder import partial_path, unfinished_folder, writing_errors
+from nemotron_core.progress import byte_progress
+from nemotron_core.text.sentencepiece_model import SentencePieceModel
 
 TOKENIZER_NAME = "tokenizer.model"
 HF_INDEX_NAME = "model.safetensors.index.json"

@@ -11,11 +11,11 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
-from nemotron_convert.arrays import BF16_BYTES
-from nemotron_convert.checkpoint import Checkpoint
-from nemotron_convert.manifest import read_manifest, require_unchanged
 from nemotron_convert.shards import allowed_tp
-from nemotron_convert.source import Source
+from nemotron_convert.source.arrays import BF16_BYTES
+from nemotron_convert.source.nemo import Source
+from nemotron_convert.target.checkpoint import Checkpoint
+from nemotron_convert.target.manifest import read_manifest, require_unchanged
 from nemotron_convert.tensor_map import TENSOR_MAP
 
 

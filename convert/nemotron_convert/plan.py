@@ -14,12 +14,12 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from nemotron_convert.arrays import BAND_BYTES
 from nemotron_convert.convert import Options, lay_out, room_needed
-from nemotron_convert.errors import NemotronError
-from nemotron_convert.folder import check_output, partial_path
-from nemotron_convert.layout import Layout
-from nemotron_convert.source import Source
+from nemotron_convert.source.arrays import BAND_BYTES
+from nemotron_convert.source.nemo import Source
+from nemotron_convert.target.layout import Layout
+from nemotron_core.errors import NemotronError
+from nemotron_core.folder import check_output, partial_path
 
 MIB = 1 << 20
 GIB = 1 << 30

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-from nemotron_convert.errors import NemotronError
-from nemotron_convert.model_config import ModelConfig
+from nemotron_convert.source.config_file import ModelConfig
+from nemotron_core.errors import NemotronError
 
 
 @dataclass(frozen=True)

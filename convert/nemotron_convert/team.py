@@ -12,8 +12,8 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from nemotron_convert.errors import NemotronError
-from nemotron_convert.launcher import own_rank
+from nemotron_core.errors import NemotronError
+from nemotron_core.launcher import own_rank
 
 T = TypeVar("T")
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-from nemotron_convert.model_config import ModelConfig
 from nemotron_convert.shards import (
     Block,
     HeadKind,
@@ -17,6 +16,7 @@ from nemotron_convert.shards import (
     split_rows,
     take_heads,
 )
+from nemotron_convert.source.config_file import ModelConfig
 
 
 class Split(Enum):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
-from nemotron_convert.errors import NemotronError
+from nemotron_core.engine_settings import EngineSettings
+from nemotron_core.errors import NemotronError
 from nemotron_engine.request import EngineBroken, GenerationRequest, Overloaded
-from nemotron_engine.settings import EngineSettings
 
 
 class Admission:

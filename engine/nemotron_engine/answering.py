@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from nemotron_core.text import AnswerSettings, AnswerStream, Tokenizer
+from nemotron_core.wire import TIMES
 from nemotron_engine.asking import responses
-from nemotron_engine.contract import TIMES
 from nemotron_engine.triton import tensor
-from nemotron_text import AnswerSettings, AnswerStream, Tokenizer
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ from contextlib import closing
 from multiprocessing import Pipe
 from pathlib import Path
 
-from nemotron_convert.errors import NemotronError
+from nemotron_core.engine_settings import CpuEngineSettings
+from nemotron_core.errors import NemotronError
 from nemotron_engine.admission import Admission
 from nemotron_engine.cpu_messages import Ask, Cancel, Report
 from nemotron_engine.engine import EngineState, OnChunk
 from nemotron_engine.pace import Pace
 from nemotron_engine.request import GenerationChunk, GenerationRequest
-from nemotron_engine.settings import CpuEngineSettings
 from nemotron_engine.shared_time import SharedTime
 
 END_SECONDS = 30

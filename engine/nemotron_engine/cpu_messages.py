@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from typing_extensions import Self
 
-from nemotron_convert.errors import NemotronError
+from nemotron_core.errors import NemotronError
 from nemotron_engine.request import GenerationChunk, GenerationRequest
 
 

@@ -24,12 +24,12 @@ from typing import Any
 
 import numpy as np
 
-from nemotron_convert.errors import NemotronError
+from nemotron_core.engine_settings import CpuEngineSettings
+from nemotron_core.errors import NemotronError
+from nemotron_core.openvino import openvino, openvino_genai
 from nemotron_engine.cpu_messages import Report
 from nemotron_engine.mapped_file import give_back
-from nemotron_engine.openvino import openvino, openvino_genai
 from nemotron_engine.request import GenerationChunk, GenerationRequest, TimedOut
-from nemotron_engine.settings import CpuEngineSettings
 from nemotron_engine.shared_time import SharedTime
 
 COMPILED_SHAPES = 512

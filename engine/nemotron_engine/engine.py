@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from nemotron_convert.errors import NemotronError
+from nemotron_core.errors import NemotronError
 from nemotron_engine.request import GenerationChunk, GenerationRequest
 
 OnChunk = Callable[[GenerationChunk | NemotronError], None]

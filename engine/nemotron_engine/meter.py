@@ -12,7 +12,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from nemotron_engine.metrics import (
+from nemotron_core.metrics import (
     COUNTERS,
     GAUGES,
     GENERATED_TOKENS_METRIC,

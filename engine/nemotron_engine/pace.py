@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nemotron_engine.contract import Lane
+from nemotron_core.wire import Lane
 
 SHARES: dict[Lane, float] = {"cpu": 0.025, "pytorch": 0.5}
 """Of the time that may go into handing on. The CPU engine computes on every core; what a response

@@ -11,10 +11,10 @@ from typing import Any, cast
 
 import numpy as np
 
-from nemotron_convert.errors import NemotronError
-from nemotron_engine.contract import TEXT_INPUTS, Lane
+from nemotron_core.errors import NemotronError
+from nemotron_core.text import AnswerSettings, StopStrings, Tokenizer, check_text, parse_messages
+from nemotron_core.wire import TEXT_INPUTS, Lane
 from nemotron_engine.triton import parameter, refuse_parameters, required, tensor, value, values
-from nemotron_text import AnswerSettings, StopStrings, Tokenizer, check_text, parse_messages
 
 
 @dataclass(frozen=True)

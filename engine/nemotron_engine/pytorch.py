@@ -17,12 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nemotron_convert.errors import NemotronError
+from nemotron_core.engine_settings import PyTorchEngineSettings
+from nemotron_core.errors import NemotronError
 from nemotron_engine.admission import Admission
 from nemotron_engine.engine import EngineState, OnChunk
 from nemotron_engine.pace import Pace
 from nemotron_engine.request import GenerationChunk, GenerationRequest, TimedOut
-from nemotron_engine.settings import PyTorchEngineSettings
 
 NO_TELEMETRY = "TRTLLM_NO_USAGE_STATS"
 FINISH_REASONS = {"stop": "stop", "length": "length"}

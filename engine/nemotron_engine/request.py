@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from nemotron_convert.errors import NemotronError
+from nemotron_core.errors import NemotronError
 
 MAX_SEED = 2**64 - 1
 GUIDE_TYPES = ("json", "json_schema", "regex", "ebnf_grammar", "structural_tag")

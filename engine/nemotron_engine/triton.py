@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from nemotron_convert.errors import NemotronError
-from nemotron_engine.error_kinds import FAILED, OVERLOADED, REFUSED, SHUTTING_DOWN, TIMED_OUT
+from nemotron_core.error_kinds import FAILED, OVERLOADED, REFUSED, SHUTTING_DOWN, TIMED_OUT
+from nemotron_core.errors import NemotronError
 from nemotron_engine.request import EngineBroken, Overloaded, TimedOut
 
 TRITON_POLL_SECONDS = 1.0

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from nemotron_convert.convert import Options, convert
-from nemotron_convert.errors import NemotronError
 from nemotron_convert.shards import Parallel
+from nemotron_core.errors import NemotronError
 
 MEMORY_LIMIT = 64 << 20
 CANARY = b"outside"

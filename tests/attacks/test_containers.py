@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from nemotron_convert import archive
-from nemotron_convert.archive import Index
-from nemotron_convert.errors import NemotronError
+from nemotron_convert.source import archive
+from nemotron_convert.source.archive import Index
+from nemotron_core.errors import NemotronError
 from tests.attacks.guard import Attack, Build, try_attack
 from tests.convert.nemo import WEIGHTS, pack, unpack
 

@@ -14,8 +14,8 @@ import numcodecs.blosc
 import pytest
 
 from nemotron_convert.convert import Options, convert
-from nemotron_convert.errors import NemotronError
 from nemotron_convert.shards import Parallel
+from nemotron_core.errors import NemotronError
 from tests.convert.nemo import NEMO, WEIGHTS, edit_config, edit_zarray, unpack
 
 QKV = "model.decoder.layers.self_attention.linear_qkv.weight"

@@ -11,7 +11,7 @@ import pytest
 
 from nemotron_bench.measure import LevelResult
 from nemotron_bench.report import read_report
-from nemotron_build.server import TritonServer
+from nemotron_serve.server import TritonServer
 from tests.tools import python_tool
 
 NEMOTRON = str(Path(sys.executable).with_name("nemotron"))

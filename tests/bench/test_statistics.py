@@ -23,7 +23,7 @@ from nemotron_bench.report import compare, markdown, read_report, write_reports
 from nemotron_bench.run import BenchSettings
 from nemotron_bench.statistics import Lengths, arrivals, parse_slo, percentile, summarize
 from nemotron_bench.targets import AskFailed, Event, open_target
-from nemotron_convert.errors import NemotronError
+from nemotron_core.errors import NemotronError
 
 NUMBERS = st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=50)
 OPTIONS = {

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from nemotron_build.engine import ENGINE_NAME, build_engine, open_engine
-from nemotron_build.profile import Profile, load_profile
-from nemotron_build.resources import resource
+from nemotron_build.engine_folder import ENGINE_NAME, build_engine, open_engine
+from nemotron_build.profile import Profile, load_profile, profiles_folder
 from nemotron_convert.convert import Options, convert
-from nemotron_convert.errors import NemotronError
 from nemotron_convert.shards import Parallel
+from nemotron_core.errors import NemotronError
 from tests.tiny_nemotron.reference import NEMO
 
 
@@ -31,7 +30,7 @@ def test_any_split_gives_the_same_engine(
 
 
 def test_an_engine_says_what_it_was_built_from(engine_bf16: Path, checkpoint_tp8: Path) -> None:
-    from nemotron_convert.checkpoint import Checkpoint
+    from nemotron_convert.target.checkpoint import Checkpoint
 
     record = open_engine(engine_bf16)
     assert record.checkpoint == Checkpoint.open(checkpoint_tp8).hash
@@ -105,7 +104,7 @@ def test_an_output_that_holds_something(
 KILLED_BUILD = """
 import os, signal, sys
 from pathlib import Path
-from nemotron_build import engine
+from nemotron_build import engine_folder as engine
 from nemotron_build.profile import load_profile
 engine.hash_file = lambda path: os.kill(os.getpid(), signal.SIGKILL)
 engine.build_engine(Path(sys.argv[1]), Path(sys.argv[2]), load_profile("cpu"))
@@ -125,7 +124,7 @@ def test_a_killed_build_leaves_nothing_that_looks_whole(
 
 
 def test_every_shipped_profile_loads() -> None:
-    names = [path.stem for path in resource("profiles").glob("*.yaml")]
+    names = [path.stem for path in profiles_folder().glob("*.yaml")]
     assert "cpu" in names
     assert all(load_profile(name) for name in names)
 
@@ -141,7 +140,7 @@ def test_every_shipped_profile_loads() -> None:
     ],
 )
 def test_a_profile_with_a_mistake(old: str, new: str, message: str, tmp_path: Path) -> None:
-    text = (resource("profiles") / "cpu.yaml").read_text()
+    text = (profiles_folder() / "cpu.yaml").read_text()
     assert old in text
     (tmp_path / "mine.yaml").write_text(text.replace(old, new))
     with pytest.raises(NemotronError, match=message):

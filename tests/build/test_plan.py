@@ -12,7 +12,7 @@ import pytest
 from nemotron_build.hardware import find_hardware, read_bandwidth
 from nemotron_build.plan import ServingPlan, make_plan, plans
 from nemotron_build.profile import CpuProfile, load_profile, shipped_profiles
-from nemotron_convert.errors import NemotronError
+from nemotron_core.errors import NemotronError
 
 NEMOTRON = str(Path(sys.executable).with_name("nemotron"))
 

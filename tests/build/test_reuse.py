@@ -10,13 +10,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nemotron_build.engine import ENGINE_NAME, reuse_or_build
+from nemotron_build.engine_folder import ENGINE_NAME, reuse_or_build
 from nemotron_build.profile import Profile
 from nemotron_convert.convert import Options, convert
-from nemotron_convert.errors import NemotronError
-from nemotron_convert.folder import NotYet, unfinished_folder, when_possible
-from nemotron_convert.manifest import MANIFEST_NAME
 from nemotron_convert.shards import Parallel
+from nemotron_convert.target.manifest import MANIFEST_NAME
+from nemotron_core.errors import NemotronError
+from nemotron_core.folder import NotYet, unfinished_folder, when_possible
 from tests.tiny_nemotron.reference import NEMO
 from tests.tools import debian_program
 

@@ -14,20 +14,20 @@ from typing import Any
 import pytest
 import yaml
 
-from nemotron_build.dry_run import describe_build, describe_serve
-from nemotron_build.engine import EngineRecord, build_engine, open_engine
+from nemotron_build.engine_folder import EngineRecord, build_engine, open_engine
 from nemotron_build.profile import (
     CpuProfile,
     Profile,
     TensorRTProfile,
     load_profile,
+    profiles_folder,
     shipped_profiles,
 )
-from nemotron_build.resources import resource
 from nemotron_convert.convert import Options, convert
-from nemotron_convert.errors import NemotronError
-from nemotron_convert.layout import Format
 from nemotron_convert.shards import Parallel
+from nemotron_convert.target.layout import Format
+from nemotron_core.errors import NemotronError
+from nemotron_serve.dry_run import describe_build, describe_serve
 from tests.standins.container import Container, make_container
 from tests.tiny_nemotron.reference import NEMO
 
@@ -40,7 +40,7 @@ BF16_TP8: dict[str, Any] = {
 
 def profile_file(folder: Path, name: str = "h200-bf16-tp8", **keys: Any) -> str:
     """A shipped profile with other values, as a file of one's own."""
-    content = yaml.safe_load((resource("profiles") / f"{name}.yaml").read_text())
+    content = yaml.safe_load((profiles_folder() / f"{name}.yaml").read_text())
     path = folder / "own.yaml"
     path.write_text(yaml.safe_dump(content | keys))
     return str(path)

@@ -12,7 +12,6 @@ from pathlib import Path
 import grpc
 import pytest
 
-from nemotron_build.server import TritonServer
 from nemotron_client import (
     AsyncClient,
     Client,
@@ -23,8 +22,9 @@ from nemotron_client import (
     Timeouts,
     Tls,
 )
-from nemotron_engine.metrics import RUNNING_METRIC
-from nemotron_text import Tokenizer
+from nemotron_core.metrics import RUNNING_METRIC
+from nemotron_core.text import Tokenizer
+from nemotron_serve.server import TritonServer
 from tests.client.both import ENDLESS, GO, ONCE, WAIT, both, both_fail
 from tests.client.scripted import Scripted, Serving
 from tests.serve.wire import metric

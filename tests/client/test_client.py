@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 import nemotron_client
-from nemotron_build.server import TritonServer
 from nemotron_client import (
     Client,
     ClientError,
@@ -21,6 +20,7 @@ from nemotron_client import (
     ServerOverloaded,
     Timeouts,
 )
+from nemotron_serve.server import TritonServer
 from tests.tiny_nemotron.answers import ExactAnswer
 
 NEMOTRON = str(Path(sys.executable).with_name("nemotron"))

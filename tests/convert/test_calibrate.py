@@ -12,17 +12,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from nemotron_convert import activations
-from nemotron_convert.calibration import CALIBRATION_NAME
-from nemotron_convert.calibration_data import read_ids, read_texts
+from nemotron_convert.calibration import activations
+from nemotron_convert.calibration.data import read_ids, read_texts
+from nemotron_convert.calibration.record import CALIBRATION_NAME
+from nemotron_convert.calibration.scaling import Scaling
 from nemotron_convert.convert import Options, convert
-from nemotron_convert.errors import NemotronError
-from nemotron_convert.layout import Dtype, Precision
-from nemotron_convert.manifest import check_files, read_manifest
-from nemotron_convert.scaling import Scaling
 from nemotron_convert.shards import Parallel
-from nemotron_convert.source import Source
-from nemotron_text import Tokenizer
+from nemotron_convert.source.nemo import Source
+from nemotron_convert.target.layout import Dtype, Precision
+from nemotron_convert.target.manifest import check_files, read_manifest
+from nemotron_core.errors import NemotronError
+from nemotron_core.text import Tokenizer
 from tests.convert.nemo import GOLDEN, NEMO, unpack
 from tests.convert.test_mpi import mpirun
 from tests.tiny_nemotron.reference import NEMO as TRAINED
@@ -82,7 +82,8 @@ def test_disk_and_memory_calibrate_alike(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from nemotron_convert import activations, calibrate
+from nemotron_convert.calibration import activations
+from nemotron_convert.calibration import layerwise as calibrate
 activations.SNAPSHOT_SECONDS = 0.0
 ran = calibrate._run_layer
 def run(source, layer, *rest):
@@ -108,7 +109,7 @@ def test_a_killed_calibration_goes_on_from_its_layer(
     state = tmp_path / "out.partial" / "journal" / "calibration" / "0-of-1" / "state.json"
     assert len(json.loads(state.read_text())["layers"]) == 2
     ran = []
-    from nemotron_convert import calibrate
+    from nemotron_convert.calibration import layerwise as calibrate
 
     run_layer = calibrate._run_layer
 
@@ -157,7 +158,7 @@ def test_several_processes_share_the_sequences(tmp_path: Path) -> None:
 def test_the_projects_own_texts(tokenizer: Tokenizer) -> None:
     with Source.open(TRAINED) as source:
         data = read_texts(None, source)
-        assert data.name == "calibration_texts.jsonl"
+        assert data.name == "texts.jsonl"
         assert len(data.sequences) >= 30
         limit = source.config.max_positions
         assert max(map(len, data.sequences)) <= min(512, limit)

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from numcodecs.abc import Codec
 
-from nemotron_convert.compression import DECODERS, ChunkCache, find_decoder, most_compressed
 from nemotron_convert.convert import Options, convert
-from nemotron_convert.errors import NemotronError
 from nemotron_convert.shards import Parallel
-from nemotron_convert.source import Source
+from nemotron_convert.source.compression import DECODERS, ChunkCache, find_decoder, most_compressed
+from nemotron_convert.source.nemo import Source
+from nemotron_core.errors import NemotronError
 from tests.convert.nemo import NEMO, compress, pack, unpack
 
 QKV = "model.decoder.layers.self_attention.linear_qkv.weight"

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
-from nemotron_convert.checkpoint import Checkpoint
 from nemotron_convert.convert import Options, convert
-from nemotron_convert.errors import NemotronError
-from nemotron_convert.manifest import check_files, read_manifest
 from nemotron_convert.shards import Parallel
+from nemotron_convert.target.checkpoint import Checkpoint
+from nemotron_convert.target.manifest import check_files, read_manifest
+from nemotron_core.errors import NemotronError
 from tests.convert.expected import rank_tensors
 from tests.convert.nemo import GOLDEN, NEMO, edit_config, pack, rechunk, unpack
 

@@ -12,15 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from nemotron_convert.calibration import CALIBRATION_NAME
-from nemotron_convert.checkpoint import Checkpoint
+from nemotron_convert.calibration.record import CALIBRATION_NAME
+from nemotron_convert.calibration.scaling import Scaling
 from nemotron_convert.convert import Options, convert
-from nemotron_convert.errors import NemotronError
-from nemotron_convert.fp8 import E4M3_MAX, amax_bits, from_bits, look_up, scale_of, table_of
-from nemotron_convert.layout import Dtype, Format, Precision, ScaleKind
-from nemotron_convert.manifest import read_manifest
-from nemotron_convert.scaling import Scaling
 from nemotron_convert.shards import Parallel
+from nemotron_convert.target.checkpoint import Checkpoint
+from nemotron_convert.target.fp8 import E4M3_MAX, amax_bits, from_bits, look_up, scale_of, table_of
+from nemotron_convert.target.layout import Dtype, Format, Precision, ScaleKind
+from nemotron_convert.target.manifest import read_manifest
+from nemotron_core.errors import NemotronError
 from tests.convert.nemo import GOLDEN, NEMO, WEIGHTS, edit_config, unpack
 
 IDS = GOLDEN / "calibration_ids.json"

@@ -14,18 +14,18 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from nemotron_convert import layout
-from nemotron_convert.checkpoint import Checkpoint
 from nemotron_convert.convert import Options, convert
-from nemotron_convert.errors import NemotronError
-from nemotron_convert.hf_tokenizer import hf_tokenizer
 from nemotron_convert.inspect import inspect_checkpoint
-from nemotron_convert.layout import Format
-from nemotron_convert.manifest import check_files
 from nemotron_convert.shards import Parallel
-from nemotron_text import Tokenizer
-from nemotron_text.prompt import render_prompt
-from nemotron_text.sentencepiece_model import SentencePieceModel
+from nemotron_convert.target import layout
+from nemotron_convert.target.checkpoint import Checkpoint
+from nemotron_convert.target.hf_tokenizer import hf_tokenizer
+from nemotron_convert.target.layout import Format
+from nemotron_convert.target.manifest import check_files
+from nemotron_core.errors import NemotronError
+from nemotron_core.text import Tokenizer
+from nemotron_core.text.prompt import render_prompt
+from nemotron_core.text.sentencepiece_model import SentencePieceModel
 from tests.convert.nemo import GOLDEN, NEMO, edit_config, unpack
 from tests.tiny_nemotron.answers import ExactAnswer
 from tests.tiny_nemotron.reference import NEMO as TRAINED

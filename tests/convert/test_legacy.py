@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from nemotron_convert.convert import Options, convert
-from nemotron_convert.errors import NemotronError
 from nemotron_convert.inspect import inspect
-from nemotron_convert.manifest import read_manifest
 from nemotron_convert.shards import Parallel
+from nemotron_convert.target.manifest import read_manifest
+from nemotron_core.errors import NemotronError
 from tests.convert.nemo import NEMO, WEIGHTS, pack, unpack
 from tests.convert.test_torch_dist import PICKLES, read_zarr
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from nemotron_convert.convert import Options, convert
-from nemotron_convert.layout import Format
-from nemotron_convert.manifest import check_files, read_manifest
 from nemotron_convert.shards import Parallel
+from nemotron_convert.target.layout import Format
+from nemotron_convert.target.manifest import check_files, read_manifest
 from tests.convert.nemo import NEMO, unpack
 
 BIN = Path(sys.executable).parent

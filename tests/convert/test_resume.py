@@ -14,15 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from bench.random_nemo import Shape, write_nemo
-from nemotron_convert import journal
+from bench.measurements.random_nemo import Shape, write_nemo
 from nemotron_convert.convert import Options, convert
-from nemotron_convert.copying import Copying, Piece
-from nemotron_convert.errors import NemotronError
-from nemotron_convert.folder import unfinished_folder
-from nemotron_convert.layout import Format
-from nemotron_convert.manifest import check_files, read_manifest
 from nemotron_convert.shards import Parallel
+from nemotron_convert.target import journal
+from nemotron_convert.target.copying import Copying, Piece
+from nemotron_convert.target.layout import Format
+from nemotron_convert.target.manifest import check_files, read_manifest
+from nemotron_core.errors import NemotronError
+from nemotron_core.folder import unfinished_folder
 from tests.convert.nemo import NEMO, edit_config, rechunk, unpack
 
 NEMOTRON = str(Path(sys.executable).with_name("nemotron"))

@@ -9,8 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemotron_convert.errors import NemotronError
-from nemotron_convert.model_config import ModelConfig
 from nemotron_convert.shards import (
     Block,
     Parallel,
@@ -20,6 +18,8 @@ from nemotron_convert.shards import (
     split_qkv,
     split_rows,
 )
+from nemotron_convert.source.config_file import ModelConfig
+from nemotron_core.errors import NemotronError
 
 
 def model(heads: int, kv_heads: int, head_size: int = 2, ffn: int = 48) -> ModelConfig:

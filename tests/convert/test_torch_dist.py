@@ -18,10 +18,10 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from nemotron_convert.convert import Options, convert
-from nemotron_convert.errors import NemotronError
-from nemotron_convert.manifest import read_manifest
-from nemotron_convert.pickled import load_pickle
 from nemotron_convert.shards import Parallel
+from nemotron_convert.source.pickled import load_pickle
+from nemotron_convert.target.manifest import read_manifest
+from nemotron_core.errors import NemotronError
 from tests.convert.nemo import GOLDEN, NEMO, WEIGHTS, pack, unpack
 
 # torch says this of every save outside a process group, also when told that there is none.

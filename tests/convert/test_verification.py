@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nemotron_convert.convert import Options, convert
-from nemotron_convert.errors import NemotronError
-from nemotron_convert.layout import Dtype, Precision
 from nemotron_convert.shards import Parallel
-from nemotron_convert.verification import Verification, verify
+from nemotron_convert.target.layout import Dtype, Precision
+from nemotron_convert.verification.verify import Verification, verify
+from nemotron_core.errors import NemotronError
 from tests.convert.nemo import GOLDEN, unpack
 from tests.convert.nemo import NEMO as RANDOM
 from tests.convert.test_mpi import mpirun
@@ -96,7 +96,7 @@ SOURCE_GAMMA = torch.empty(0)  # set by the fixture below
 @pytest.fixture(scope="module", autouse=True)
 def source_gamma(tmp_path_factory: pytest.TempPathFactory) -> None:
     global SOURCE_GAMMA  # noqa: PLW0603 - damage functions have no other way to it
-    from nemotron_convert.source import Source
+    from nemotron_convert.source.nemo import Source
 
     with Source.open(NEMO) as source:
         array = source.tensors["model.decoder.layers.mlp.linear_fc1.layer_norm_weight"]

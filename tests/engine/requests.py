@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any
 
-from nemotron_convert.errors import NemotronError
+from nemotron_core.errors import NemotronError
 from nemotron_engine.cpu import CpuEngine
 from nemotron_engine.request import GenerationChunk, GenerationRequest
 

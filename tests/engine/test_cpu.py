@@ -14,16 +14,16 @@ import pytest
 import torch
 from transformers import NemotronForCausalLM
 
-from nemotron_build.engine import build_engine
+from nemotron_build.engine_folder import build_engine
 from nemotron_build.openvino_model import Precision, build_model
 from nemotron_build.profile import Profile
-from nemotron_convert.checkpoint import Checkpoint
 from nemotron_convert.convert import Options, convert
-from nemotron_convert.errors import NemotronError
 from nemotron_convert.shards import Parallel
+from nemotron_convert.target.checkpoint import Checkpoint
+from nemotron_core.engine_settings import CpuEngineSettings
+from nemotron_core.errors import NemotronError
+from nemotron_core.text import Tokenizer
 from nemotron_engine.cpu import CpuEngine
-from nemotron_engine.settings import CpuEngineSettings
-from nemotron_text import Tokenizer
 from tests.engine.requests import NEVER, WAIT, Answer, ask, request
 from tests.tiny_nemotron.answers import ExactAnswer
 from tests.tiny_nemotron.dialogues import prompt_ids

@@ -14,12 +14,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nemotron_convert.errors import NemotronError
+from nemotron_core.engine_settings import CpuEngineSettings
+from nemotron_core.errors import NemotronError
+from nemotron_core.openvino import openvino
 from nemotron_engine.cpu import CpuEngine
 from nemotron_engine.cpu_process import PACKED_STEPS
-from nemotron_engine.openvino import openvino
 from nemotron_engine.request import EngineBroken, GenerationChunk
-from nemotron_engine.settings import CpuEngineSettings
 from tests.engine.requests import NEVER, WAIT, Answer, ask, request
 from tests.memory import resident
 from tests.waiting import until

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from bench.fp8_accuracy import Accuracy, measure_accuracy
-from nemotron_build.engine import build_engine
+from bench.measurements.fp8_accuracy import Accuracy, measure_accuracy
+from nemotron_build.engine_folder import build_engine
 from nemotron_build.openvino_model import build_model
 from nemotron_build.profile import Profile
-from nemotron_convert.checkpoint import Checkpoint
-from nemotron_convert.fp8 import E4M3_MAX
-from nemotron_convert.layout import ScaleKind
+from nemotron_convert.target.checkpoint import Checkpoint
+from nemotron_convert.target.fp8 import E4M3_MAX
+from nemotron_convert.target.layout import ScaleKind
+from nemotron_core.openvino import openvino
+from nemotron_core.text import Tokenizer
 from nemotron_engine.cpu import CpuEngine
-from nemotron_engine.openvino import openvino
-from nemotron_text import Tokenizer
 from tests.engine.test_cpu import exact_share
 from tests.tiny_nemotron.answers import ExactAnswer
 from tests.tiny_nemotron.dialogues import prompt_ids

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nemotron_engine.contract import Lane
+from nemotron_core.wire import Lane
 from nemotron_engine.pace import FIRST_COST, LONGEST, SHARES, SHORTEST, Pace
 
 

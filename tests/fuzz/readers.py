@@ -25,8 +25,8 @@ from types import FrameType
 
 import numcodecs
 
-from nemotron_convert.errors import NemotronError
-from nemotron_convert.source import Source
+from nemotron_convert.source.nemo import Source
+from nemotron_core.errors import NemotronError
 from tests.convert.nemo import compress, unpack
 from tests.convert.test_legacy import legacy
 from tests.convert.test_torch_dist import nemo2, unpack_torch_dist

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nemotron_convert.source import Source
+from nemotron_convert.source.nemo import Source
 from tests.convert.nemo import NEMO
 from tests.fuzz.readers import fuzz
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import openai
 import pytest
 
-from nemotron_build.server import TritonServer
+from nemotron_serve.server import TritonServer
 from tests.gateway.process import Running, running
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from nemotron_core.text import Tokenizer, render_prompt
 from nemotron_gateway.nemo_api import KEYS
-from nemotron_text import Tokenizer, render_prompt
 from tests.gateway.process import Answer, Running
 from tests.tiny_nemotron.answers import ExactAnswer
 

@@ -10,7 +10,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
-from nemotron_text import Tokenizer
+from nemotron_core.text import Tokenizer
 from tests.gateway.process import MODEL, Running
 from tests.tiny_nemotron.answers import ExactAnswer
 

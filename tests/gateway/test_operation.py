@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from nemotron_build.server import TritonServer
-from nemotron_convert.errors import NemotronError
-from nemotron_engine.metrics import RUNNING_METRIC
+from nemotron_core.errors import NemotronError
+from nemotron_core.metrics import RUNNING_METRIC
+from nemotron_core.openai.schema import ChatRequest, CompletionRequest
 from nemotron_gateway.app import Gateway
-from nemotron_gateway.schema import ChatRequest, CompletionRequest
 from nemotron_gateway.settings import GatewaySettings, load_keys, load_settings
+from nemotron_serve.server import TritonServer
 from tests.gateway.process import MODEL, NEMOTRON, WAIT, Running, running
 from tests.serve.wire import metric
 from tests.waiting import until

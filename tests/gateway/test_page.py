@@ -16,8 +16,8 @@ from selenium.webdriver.chrome.webdriver import WebDriver
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
-from nemotron_build.server import TritonServer
-from nemotron_engine.metrics import RUNNING_METRIC
+from nemotron_core.metrics import RUNNING_METRIC
+from nemotron_serve.server import TritonServer
 from tests.gateway.process import Running, running
 from tests.serve.wire import metric
 from tests.tiny_nemotron.answers import ExactAnswer

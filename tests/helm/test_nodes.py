@@ -20,8 +20,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nemotron_build.hosts import wait_until_known
-from nemotron_convert.errors import NemotronError
+from nemotron_core.errors import NemotronError
+from nemotron_serve.hosts import wait_until_known
 from tests.build.test_tensorrt_lane import H100
 from tests.helm.chart import CHART, find, pod_templates, render
 from tests.helm.cluster import BIN, IMAGE_MODEL, Cluster, Pod

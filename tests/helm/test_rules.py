@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nemotron_build.server import TritonServer
-from nemotron_engine import metrics
+from nemotron_core import metrics
+from nemotron_serve.server import TritonServer
 from tests.helm.chart import CHART, find, render
 from tests.serve.wire import WAIT, stream
 from tests.tools import debian_program

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nemotron_build.server import TritonServer
-from nemotron_engine.contract import TEXT_INPUTS, TEXT_OUTPUTS
+from nemotron_core.wire import TEXT_INPUTS, TEXT_OUTPUTS
+from nemotron_serve.server import TritonServer
 from tests.serve.wire import grpc_client
 
 # Without the batch axis, copied from TensorRT-LLM's last classic ensemble but for the marked ones.

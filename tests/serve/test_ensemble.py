@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from nemotron_build.server import TritonServer
-from nemotron_text import StreamingDetokenizer, Tokenizer
+from nemotron_core.text import StreamingDetokenizer, Tokenizer
+from nemotron_serve.server import TritonServer
 from tests.serve.wire import ASK, MODELS, WAIT, last, messages_json, post, stream, text
 from tests.tiny_nemotron.answers import ExactAnswer
 from tests.tiny_nemotron.dialogues import prompt_ids

@@ -16,7 +16,7 @@ import tritonclient.grpc.aio
 import tritonclient.http
 import tritonclient.http.aio
 
-from nemotron_build.server import TritonServer
+from nemotron_serve.server import TritonServer
 from tests.serve.wire import WAIT, inputs, messages_json, post, stream, text
 from tests.tiny_nemotron.answers import ExactAnswer
 from tests.tools import TOOLS, python_tool

@@ -14,9 +14,9 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from nemotron_build.server import TritonServer
-from nemotron_engine.contract import ENGINE_INPUTS, TEXT_INPUTS, Tensor
-from nemotron_engine.metrics import RUNNING_METRIC
+from nemotron_core.metrics import RUNNING_METRIC
+from nemotron_core.wire import ENGINE_INPUTS, TEXT_INPUTS, Tensor
+from nemotron_serve.server import TritonServer
 from tests.serve.wire import WAIT, messages_json, metric, stream, text
 from tests.tiny_nemotron.answers import ExactAnswer
 

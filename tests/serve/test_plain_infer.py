@@ -10,8 +10,8 @@ import tritonclient.grpc
 import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
-from nemotron_build.server import TritonServer
-from nemotron_engine.metrics import RUNNING_METRIC
+from nemotron_core.metrics import RUNNING_METRIC
+from nemotron_serve.server import TritonServer
 from tests.serve.wire import (
     ASK,
     STOP,

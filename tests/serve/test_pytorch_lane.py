@@ -17,18 +17,16 @@ import pytest
 import yaml
 from tritonclient.utils import InferenceServerException
 
-from nemotron_build import repository
-from nemotron_build.engine import build_engine, open_engine
+from nemotron_build.engine_folder import build_engine, open_engine
 from nemotron_build.lanes.pytorch import LAUNCHED, PyTorchLane
-from nemotron_build.profile import Profile, PyTorchProfile, load_profile
-from nemotron_build.resources import resource
-from nemotron_build.server import TritonServer
+from nemotron_build.profile import Profile, PyTorchProfile, load_profile, profiles_folder
 from nemotron_client import Client, Generation
 from nemotron_convert.convert import Options, convert
-from nemotron_convert.errors import NemotronError
-from nemotron_convert.layout import Format
 from nemotron_convert.shards import Parallel
-from nemotron_engine.metrics import GENERATED_TOKENS_METRIC, RUNNING_METRIC
+from nemotron_convert.target.layout import Format
+from nemotron_core.errors import NemotronError
+from nemotron_core.metrics import GENERATED_TOKENS_METRIC, RUNNING_METRIC
+from nemotron_core.text import Tokenizer
 from nemotron_engine.request import (
     EngineBroken,
     GenerationChunk,
@@ -36,7 +34,9 @@ from nemotron_engine.request import (
     Overloaded,
     TimedOut,
 )
-from nemotron_text import Tokenizer
+from nemotron_serve import repository
+from nemotron_serve.repository import models_folder
+from nemotron_serve.server import TritonServer
 from tests.build.test_tensorrt_lane import H100, enter
 from tests.serve.wire import ASK, MODELS, WAIT, last, messages_json, metric, stream, text
 from tests.standins.container import HERE, make_container
@@ -57,7 +57,7 @@ def hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def own_profile(folder: Path, triton: Path) -> Profile:
-    content = yaml.safe_load((resource("profiles") / "h100-bf16-tp8-pp2-pytorch.yaml").read_text())
+    content = yaml.safe_load((profiles_folder() / "h100-bf16-tp8-pp2-pytorch.yaml").read_text())
     content["limits"]["max_queue_size"] = 100  # less than the stand-in's own
     content |= {"triton": str(triton), "ports": dict.fromkeys(content["ports"], 0)}
     (folder / "own.yaml").write_text(yaml.safe_dump(content))
@@ -235,9 +235,7 @@ def lane(
 ) -> Iterator[TritonServer]:
     """Triton puts a model's own folder on its path, so the stand-in goes there."""
     folder, profile = engine
-    models = shutil.copytree(
-        resource("model_repository"), tmp_path_factory.mktemp("models") / "models"
-    )
+    models = shutil.copytree(models_folder(), tmp_path_factory.mktemp("models") / "models")
     shutil.copytree(STANDIN, models / "tensorrt_llm" / "1" / "tensorrt_llm")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(repository, "resource", lambda _name: models)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from nemotron_build.server import TritonServer
+from nemotron_serve.server import TritonServer
 from tests.serve.wire import ASK, MODELS, post, stream, text
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

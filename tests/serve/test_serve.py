@@ -26,8 +26,8 @@ from typing import ClassVar
 import psutil
 import pytest
 
-from nemotron_build.engine import ENGINE_NAME, open_engine
-from nemotron_build.resources import resource
+from nemotron_build.engine_folder import ENGINE_NAME, open_engine
+from nemotron_build.profile import profiles_folder
 from nemotron_client import Client, ClientError, Generation
 
 NEMOTRON = str(Path(sys.executable).with_name("nemotron"))
@@ -190,7 +190,7 @@ def test_a_dead_engine_ends_the_server(engine_bf16: Path, tmp_path: Path) -> Non
 
 def test_an_engine_that_hangs_ends_the_server(engine_bf16: Path, tmp_path: Path) -> None:
     own = tmp_path / "own.yaml"
-    shipped = (resource("profiles") / "cpu.yaml").read_text()
+    shipped = (profiles_folder() / "cpu.yaml").read_text()
     own.write_text(shipped.replace("stall: 120", "stall: 2"))
     with serving(engine_bf16, tmp_path, "--profile", str(own)) as (process, _ports):
         engine = engine_process(process)
@@ -285,7 +285,7 @@ def test_the_configurations_are_what_triton_parses(engine_bf16: Path) -> None:
     from google.protobuf import text_format
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-    from nemotron_build.repository import render_repository
+    from nemotron_serve.repository import render_repository
 
     with tempfile.TemporaryDirectory() as folder:
         record = open_engine(engine_bf16)

@@ -11,12 +11,12 @@ import pytest
 import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
-from nemotron_build.engine import build_engine
+from nemotron_build.engine_folder import build_engine
 from nemotron_build.profile import Profile
-from nemotron_build.server import TritonServer
 from nemotron_client import Client, Generation, RequestTimeout, ServerOverloaded
-from nemotron_engine.contract import LANES, TEXT_INPUTS
-from nemotron_engine.metrics import RUNNING_METRIC
+from nemotron_core.metrics import RUNNING_METRIC
+from nemotron_core.wire import LANES, TEXT_INPUTS
+from nemotron_serve.server import TritonServer
 from tests.serve.wire import ASK, ENDLESS, MODELS, WAIT, grpc_client, inputs, metric, stream, text
 from tests.waiting import until
 

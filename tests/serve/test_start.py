@@ -14,10 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nemotron_build.engine import open_engine
+from nemotron_build.engine_folder import open_engine
 from nemotron_build.profile import Profile
-from nemotron_build.server import TritonServer
-from nemotron_convert.errors import NemotronError
+from nemotron_core.errors import NemotronError
+from nemotron_serve.server import TritonServer
 from tests.serve.wire import WAIT
 
 NEMOTRON = str(Path(sys.executable).with_name("nemotron"))
@@ -37,10 +37,10 @@ def test_a_proxy_of_the_environment_is_not_asked(
 def test_the_models_of_a_clone_without_empty_folders(
     engine_bf16: Path, cpu_profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nemotron_build import repository
-    from nemotron_build.resources import resource
+    from nemotron_serve import repository
+    from nemotron_serve.repository import models_folder
 
-    clone = shutil.copytree(resource("model_repository"), tmp_path / "clone")
+    clone = shutil.copytree(models_folder(), tmp_path / "clone")
     for folder in clone.glob("*/1"):
         if not any(folder.iterdir()):
             folder.rmdir()

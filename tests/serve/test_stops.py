@@ -17,8 +17,8 @@ import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
 from nemotron_build.profile import Profile
-from nemotron_build.server import TritonServer
-from nemotron_engine.metrics import GENERATED_TOKENS_METRIC, RUNNING_METRIC
+from nemotron_core.metrics import GENERATED_TOKENS_METRIC, RUNNING_METRIC
+from nemotron_serve.server import TritonServer
 from tests.serve.wire import (
     ASK,
     ENDLESS,

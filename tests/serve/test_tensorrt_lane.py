@@ -24,9 +24,9 @@ import psutil
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from nemotron_build.server import TritonServer
 from nemotron_client import Client, Generation, RequestRefused, ServerOverloaded
-from nemotron_engine.metrics import GENERATED_TOKENS_METRIC, RUNNING_METRIC
+from nemotron_core.metrics import GENERATED_TOKENS_METRIC, RUNNING_METRIC
+from nemotron_serve.server import TritonServer
 from tests.build.test_tensorrt_lane import BF16_TP8, H100, profile_file
 from tests.serve.wire import ASK, MODELS, WAIT, last, messages_json, metric, stream, text
 from tests.standins.container import make_container

@@ -16,7 +16,7 @@ import tritonclient.grpc
 import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
-from nemotron_build.server import TritonServer
+from nemotron_serve.server import TritonServer
 from tests.tiny_nemotron.dialogues import Message
 
 DTYPES = {

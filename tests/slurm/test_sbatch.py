@@ -19,8 +19,8 @@ import pytest
 
 from nemotron_client import Client, Generation
 from nemotron_convert.convert import Options, convert
-from nemotron_convert.manifest import check_files, read_manifest
 from nemotron_convert.shards import Parallel
+from nemotron_convert.target.manifest import check_files, read_manifest
 from tests.build.test_tensorrt_lane import BF16_TP8, H100, profile_file
 from tests.slurm.cluster import Cluster, Job, slurm, wait_for
 from tests.standins.container import make_container

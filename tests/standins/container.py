@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemotron_build.profile import load_profile
-from nemotron_build.triton import find_triton
+from nemotron_serve.triton import find_triton
 
 HERE = Path(__file__).parent
 

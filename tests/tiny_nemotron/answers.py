@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transformers import NemotronForCausalLM
 
-from nemotron_text import AnswerStream, Tokenizer
+from nemotron_core.text import AnswerStream, Tokenizer
 from tests.tiny_nemotron.dialogues import Message, Question, prompt_ids
 from tests.tiny_nemotron.reference import greedy
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import nemotron_text
-from nemotron_text import Tokenizer
+import nemotron_core.text
+from nemotron_core.text import Tokenizer
 
 DIALOGUES = Path(__file__).with_name("dialogues.jsonl")
 
@@ -19,7 +19,7 @@ class Message:
     role: Literal["system", "user", "assistant"]
     content: str
 
-    def as_dict(self) -> nemotron_text.Message:
+    def as_dict(self) -> nemotron_core.text.Message:
         return {"role": self.role, "content": self.content}
 
 

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from nemotron_text import Tokenizer
+from nemotron_core.text import Tokenizer
 from tests.tiny_nemotron.answers import exact_answers, save_answers
 from tests.tiny_nemotron.dialogues import load_dialogues, questions, row
 from tests.tiny_nemotron.pack import pack

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from google.protobuf.message import Message
 
-from nemotron_build import model_config
 from nemotron_build.lanes.lane import BuildPlan, BuiltEngine, ModelSettings
 from nemotron_build.profile import CpuProfile
-from nemotron_convert.checkpoint import Checkpoint
-from nemotron_convert.checkpoint_config import CONFIG_NAME
-from nemotron_convert.errors import NemotronError
-from nemotron_engine.metrics import STEPS_METRIC
-from nemotron_engine.settings import CpuEngineSettings
+from nemotron_convert.target.checkpoint import Checkpoint
+from nemotron_convert.target.trtllm_config import CONFIG_NAME
+from nemotron_core.engine_settings import CpuEngineSettings
+from nemotron_core.errors import NemotronError
+from nemotron_core.metrics import STEPS_METRIC
+from nemotron_serve import triton_config as model_config
 
 
 class CpuLane:

@@ -9,7 +9,6 @@ from pathlib import Path
 from google.protobuf.message import Message
 from pydantic import BaseModel, ValidationError
 
-from nemotron_build import model_config
 from nemotron_build.gpus import require_gpus
 from nemotron_build.lanes.lane import (
     BuildPlan,
@@ -18,11 +17,12 @@ from nemotron_build.lanes.lane import (
     installed_version,
 )
 from nemotron_build.profile import PyTorchProfile
-from nemotron_convert.checkpoint_config import CONFIG_NAME
-from nemotron_convert.errors import NemotronError
-from nemotron_convert.manifest import Manifest, read_manifest, require_unchanged
-from nemotron_engine.metrics import STEPS_METRIC
-from nemotron_engine.settings import PyTorchEngineSettings
+from nemotron_convert.target.manifest import Manifest, read_manifest, require_unchanged
+from nemotron_convert.target.trtllm_config import CONFIG_NAME
+from nemotron_core.engine_settings import PyTorchEngineSettings
+from nemotron_core.errors import NemotronError
+from nemotron_core.metrics import STEPS_METRIC
+from nemotron_serve import triton_config as model_config
 
 LIBRARY = "tensorrt-llm"
 LAST_WITH_ENGINES = (1, 2)

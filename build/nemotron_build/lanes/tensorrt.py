@@ -11,7 +11,6 @@ from pathlib import Path
 
 from google.protobuf.message import Message
 
-from nemotron_build import model_config, tensorrt_config
 from nemotron_build.gpus import require_gpus
 from nemotron_build.lanes.cpu import open_bf16_or_fp8
 from nemotron_build.lanes.lane import (
@@ -23,10 +22,12 @@ from nemotron_build.lanes.lane import (
 from nemotron_build.profile import TensorRTProfile
 from nemotron_build.trtllm_build import TOOL, to_arguments
 from nemotron_build.xgrammar import TOKENIZER_INFO_NAME, write_tokenizer_info
-from nemotron_convert.checkpoint import Checkpoint
-from nemotron_convert.checkpoint_config import CONFIG_NAME
-from nemotron_convert.errors import NemotronError
-from nemotron_convert.layout import rank_name
+from nemotron_convert.target.checkpoint import Checkpoint
+from nemotron_convert.target.layout import rank_name
+from nemotron_convert.target.trtllm_config import CONFIG_NAME
+from nemotron_core.errors import NemotronError
+from nemotron_serve import tensorrt_config
+from nemotron_serve import triton_config as model_config
 
 LIBRARY = "tensorrt-llm"
 VERSION = "1.2."

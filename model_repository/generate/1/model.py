@@ -10,7 +10,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from nemotron_convert.errors import NemotronError
+from nemotron_core.errors import NemotronError
 from nemotron_engine.asking import forget_all, responses
 from nemotron_engine.triton import handed_on, parameter, refusal, refuse_parameters, value
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from nemotron_convert.errors import NemotronError
+from nemotron_core.errors import NemotronError
+from nemotron_core.text import AnswerSettings, Tokenizer
 from nemotron_engine.answering import RunningAnswer, read_step, stop_engine
 from nemotron_engine.asking import forget_all
 from nemotron_engine.listener import Listener
 from nemotron_engine.triton import is_fault, parameter, refusal, required, told_fault, values
-from nemotron_text import AnswerSettings, Tokenizer
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 MAX_ANSWERS = 16384

@@ -7,7 +7,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from nemotron_convert.errors import NemotronError
+from nemotron_core.errors import NemotronError
 from nemotron_engine.prompting import Prompting
 from nemotron_engine.triton import parameter, refusal, shutting_down
 

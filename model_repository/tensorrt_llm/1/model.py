@@ -16,17 +16,17 @@ from typing import Any, cast
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from nemotron_convert.errors import NemotronError
-from nemotron_engine.contract import ENGINE_INPUTS, Lane
-from nemotron_engine.engine import open_engine
-from nemotron_engine.listener import Listener
-from nemotron_engine.meter import FLUSH_SECONDS, Meter, Timer
-from nemotron_engine.metrics import (
+from nemotron_core.errors import NemotronError
+from nemotron_core.metrics import (
     KV_CACHE_USAGE_METRIC,
     PROMPT_TOKENS_METRIC,
     STEPS_METRIC,
     WAITING_METRIC,
 )
+from nemotron_core.wire import ENGINE_INPUTS, Lane
+from nemotron_engine.engine import open_engine
+from nemotron_engine.listener import Listener
+from nemotron_engine.meter import FLUSH_SECONDS, Meter, Timer
 from nemotron_engine.request import MAX_SEED, GenerationChunk, GenerationRequest
 from nemotron_engine.triton import (
     fault,

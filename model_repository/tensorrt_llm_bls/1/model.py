@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from nemotron_convert.errors import NemotronError
+from nemotron_core.error_kinds import OVERLOADED
+from nemotron_core.errors import NemotronError
+from nemotron_core.metrics import PROMPT_TOKENS_METRIC
+from nemotron_core.wire import ENGINE_INPUTS, FOREIGN_ENGINE_INPUTS, TEXT_INPUTS
 from nemotron_engine.answering import RunningAnswer, Step, read_step, stop_engine
 from nemotron_engine.asking import forget_all, responses
-from nemotron_engine.contract import ENGINE_INPUTS, FOREIGN_ENGINE_INPUTS, TEXT_INPUTS
-from nemotron_engine.error_kinds import OVERLOADED
 from nemotron_engine.meter import FLUSH_SECONDS, Meter, Timer
-from nemotron_engine.metrics import PROMPT_TOKENS_METRIC
 from nemotron_engine.prompting import Prompt, Prompting
 from nemotron_engine.request import Overloaded, TimedOut, samples
 from nemotron_engine.triton import (

@@ -19,7 +19,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from mpi4py import MPI
 
-from nemotron_convert.errors import NemotronError
+from nemotron_core.errors import NemotronError
 from nemotron_engine.cpu import CpuEngine
 from nemotron_engine.request import GenerationChunk, GenerationRequest, Overloaded
 from nemotron_engine.triton import parameter, required, value, values

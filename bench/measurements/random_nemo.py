@@ -1,0 +1,122 @@
+"""Write a `.nemo` folder of random weights, of any size and any chunk grid.
+
+    python -m bench.measurements.random_nemo FOLDER --layers 4 --hidden 4096 --heads 32 --kv-heads 8
+
+The weights are random bits with bounded exponents, so that every byte differs and nothing
+compresses; they compute nothing sensible. With --small they are about as large as a trained
+model's, so that an engine computes with ordinary numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+LAYERS = "model.decoder.layers."
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Nemotron-4 of these sizes; `tp` is the split it was saved with."""
+
+    layers: int = 4
+    hidden: int = 4096
+    heads: int = 32
+    kv_heads: int = 8
+    vocab: int = 32000
+    tp: int = 8
+
+    @property
+    def arrays(self) -> dict[str, tuple[tuple[int, ...], int]]:
+        """Shape of each array, and the axis along which it is split (-1: it is not)."""
+        size, ffn, n = self.hidden // self.heads, 4 * self.hidden, self.layers
+        qkv = (self.heads + 2 * self.kv_heads) * size
+        return {
+            "model.embedding.word_embeddings.weight": ((self.vocab, self.hidden), 0),
+            LAYERS + "self_attention.linear_qkv.layer_norm_weight": ((n, self.hidden), -1),
+            LAYERS + "self_attention.linear_qkv.layer_norm_bias": ((n, self.hidden), -1),
+            LAYERS + "self_attention.linear_qkv.weight": ((n, qkv, self.hidden), 1),
+            LAYERS + "self_attention.linear_proj.weight": ((n, self.hidden, self.hidden), 2),
+            LAYERS + "mlp.linear_fc1.layer_norm_weight": ((n, self.hidden), -1),
+            LAYERS + "mlp.linear_fc1.layer_norm_bias": ((n, self.hidden), -1),
+            LAYERS + "mlp.linear_fc1.weight": ((n, ffn, self.hidden), 1),
+            LAYERS + "mlp.linear_fc2.weight": ((n, self.hidden, ffn), 2),
+            "model.decoder.final_layernorm.weight": ((self.hidden,), -1),
+            "model.decoder.final_layernorm.bias": ((self.hidden,), -1),
+            "model.output_layer.weight": ((self.vocab, self.hidden), 0),
+        }
+
+    @property
+    def nbytes(self) -> int:
+        return 2 * sum(math.prod(shape) for shape, _ in self.arrays.values())
+
+
+def write_nemo(
+    folder: Path, shape: Shape, tokenizer: bytes = b"not a tokenizer", *, small: bool = False
+) -> Path:
+    """The folder `folder`, which must not exist, as a zarr `.nemo`."""
+    weights = folder / "model_weights"
+    weights.mkdir(parents=True)
+    (folder / "tokenizer.model").write_bytes(tokenizer)
+    config = {
+        "num_layers": shape.layers,
+        "hidden_size": shape.hidden,
+        "ffn_hidden_size": 4 * shape.hidden,
+        "num_attention_heads": shape.heads,
+        "num_query_groups": shape.kv_heads,
+        "max_position_embeddings": 4096,
+        "encoder_seq_length": 4096,
+        "layernorm_epsilon": 1e-5,
+        "normalization": "layernorm1p",
+        "activation": "squared-relu",
+        "position_embedding_type": "rope",
+        "rotary_percentage": 0.5,
+        "bias": False,
+        "share_embeddings_and_output_weights": False,
+        "tokenizer": {"library": "sentencepiece", "model": "nemo:tokenizer.model"},
+    }
+    (folder / "model_config.yaml").write_text(json.dumps(config))  # JSON is YAML
+    (weights / "metadata.json").write_text(json.dumps({"sharded_backend": "zarr"}))
+    random = np.random.default_rng(1)
+    for name, (size, axis) in shape.arrays.items():
+        grid = list(size)
+        if name.startswith(LAYERS):
+            grid[0] = 1
+        if axis >= 0:
+            grid[axis] = size[axis] // shape.tp
+        (weights / name).mkdir()
+        meta = {"zarr_format": 2, "shape": size, "chunks": grid, "dtype": "bfloat16"}
+        rest = {"order": "C", "compressor": None, "filters": None, "fill_value": None}
+        (weights / name / ".zarray").write_text(json.dumps(meta | rest))
+        for index in product(*(range(n // g) for n, g in zip(size, grid, strict=True))):
+            with (weights / name / ".".join(map(str, index))).open("wb") as file:
+                for part in _words(random, math.prod(grid), small):
+                    part.tofile(file)
+    return folder
+
+
+def _words(random: np.random.Generator, count: int, small: bool) -> Iterator[np.ndarray]:
+    """BF16 words between 2^-16 and 1 in size, or 2^-6 and 2^-5, a few MiB at a time."""
+    keep, add = (0x807F, 0x3C80) if small else (0x87FF, 0x3800)
+    step = 4 << 20
+    for first in range(0, count, step):
+        bits = random.integers(0, 1 << 16, min(step, count - first), np.uint16)
+        yield (bits & keep) | add
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    for field, default in vars(Shape()).items():
+        parser.add_argument(f"--{field.replace('_', '-')}", type=int, default=default)
+    parser.add_argument("--small", action="store_true")
+    options = vars(parser.parse_args())
+    folder, small = options.pop("folder"), options.pop("small")
+    print(write_nemo(folder, Shape(**options), small=small))

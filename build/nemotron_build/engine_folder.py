@@ -1,0 +1,156 @@
+"""The engine folder: what `nemotron build` writes and `nemotron serve` starts from."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from nemotron_build.lanes import LANES, BuildPlan
+from nemotron_build.lanes.lane import installed_version
+from nemotron_build.profile import Profile
+from nemotron_convert.convert import TOKENIZER_NAME
+from nemotron_convert.target.manifest import MANIFEST_NAME, FileEntry, hash_file, read_manifest
+from nemotron_core.errors import NemotronError
+from nemotron_core.folder import NotYet, check_output, new_folder
+
+ENGINE_NAME = "engine.json"
+
+
+class EngineRecord(BaseModel):
+    """`engine.json`: what the folder is, and the hash of each of its files."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format_version: Literal[3] = 3
+    """Before 3, the CPU engine rounded positions in BF16."""
+    lane: str
+    profile: Profile
+    versions: dict[str, str]
+    """Of the libraries it was built with."""
+    gpu: str | None
+    """That it was built for, if that matters to it."""
+    checkpoint: str
+    """SHA-256 (hex) of the checkpoint's content."""
+    max_seq_len: int
+    """Prompt and answer together, in tokens."""
+    vocab_size: int
+    files: dict[str, FileEntry]
+
+
+def plan_engine(checkpoint: Path, output: Path, profile: Profile) -> BuildPlan:
+    """What `build_engine` would do; NemotronError if the checkpoint does not fit the profile."""
+    check_output(output)
+    plan = LANES[profile.lane].plan(checkpoint, output, profile)
+    files = {*plan.files, TOKENIZER_NAME, ENGINE_NAME}
+    return BuildPlan(sorted(files), plan.command)
+
+
+def build_engine(checkpoint: Path, output: Path, profile: Profile) -> EngineRecord:
+    """Build `profile`'s engine into the new folder `output`, which appears only when whole."""
+    lane = LANES[profile.lane]
+    with new_folder(output) as folder:
+        built = lane.build(checkpoint, folder, profile)
+        if not (folder / TOKENIZER_NAME).exists():
+            shutil.copyfile(checkpoint / TOKENIZER_NAME, folder / TOKENIZER_NAME)
+        record = EngineRecord(
+            lane=profile.lane,
+            profile=profile,
+            versions={name: installed_version(name) for name in lane.libraries},
+            gpu=built.gpu,
+            checkpoint=built.checkpoint,
+            max_seq_len=built.max_seq_len,
+            vocab_size=built.vocab_size,
+            files={
+                path.name: built.files.get(path.name) or hash_file(path)
+                for path in sorted(folder.iterdir())
+            },
+        )
+        text = record.model_dump_json(indent=2) + "\n"
+        (folder / ENGINE_NAME).write_text(text, encoding="utf-8")
+    return record
+
+
+def reuse_or_build(checkpoint: Path, output: Path, profile: Profile) -> EngineRecord:
+    """The engine in `output` if it is what `build_engine` would write there; else built now.
+
+    NotYet while another process writes the engine or the checkpoint. NemotronError if `output`
+    holds an engine of another checkpoint or profile, or of other libraries.
+    """
+    if not (checkpoint / MANIFEST_NAME).exists():
+        raise NotYet(
+            f"no {MANIFEST_NAME}: not a whole checkpoint",
+            where=checkpoint,
+            remedy="name a folder that `nemotron convert` has written, or --wait for it",
+        )
+    if not (output / ENGINE_NAME).exists():
+        return build_engine(checkpoint, output, profile)
+    record = open_engine(output)
+    if record.checkpoint != read_manifest(checkpoint).content_hash:
+        other = "checkpoint"
+    elif _built_in(record.profile) != _built_in(profile):
+        other = "profile"
+    else:
+        return record
+    raise NemotronError(
+        f"it was built from another {other}",
+        where=output,
+        remedy="name another with -o or remove it",
+    )
+
+
+def _built_in(profile: Profile) -> dict[str, object]:
+    """What of a profile an engine is made of; the rest only says how it is served."""
+    served = {"address", "ports", "triton", "timeouts"}
+    return {**profile.model_dump(exclude=served), "request": profile.timeouts.request}
+
+
+def open_engine(folder: Path, *, here: bool = True) -> EngineRecord:
+    """Check an engine folder, and with `here` whether it can be served on this machine.
+
+    NemotronError says why not, and what to do.
+    """
+    path = folder / ENGINE_NAME
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise NemotronError(
+            f"no {ENGINE_NAME}: not an engine",
+            where=folder,
+            remedy="name a folder that `nemotron build` has written",
+        ) from error
+    try:
+        lane = _LaneOnly.model_validate_json(raw).lane
+        if lane not in LANES:
+            raise NemotronError(
+                f"this is an engine of the lane {lane!r}, which this version does not know",
+                where=folder,
+                remedy=f"build one with a profile of the lane {' or '.join(LANES)}",
+            )
+        record = EngineRecord.model_validate_json(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "file"
+        raise NemotronError(
+            f"{key}: {first['msg']}", where=path, remedy="build the engine again"
+        ) from error
+    for name, expected in record.files.items():
+        file = folder / name
+        if not file.is_file() or file.stat().st_size != expected.size:
+            raise NemotronError(
+                f"{name} is missing or cut short", where=folder, remedy="build the engine again"
+            )
+    for name, built_with in record.versions.items() if here else ():
+        if (found := installed_version(name)) != built_with:
+            raise NemotronError(
+                f"built with {name} {built_with}, but {found} is installed",
+                where=folder,
+                remedy="build the engine again",
+            )
+    return record
+
+
+class _LaneOnly(BaseModel):
+    lane: str

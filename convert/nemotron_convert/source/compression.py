@@ -1,0 +1,174 @@
+"""Compressed chunks, read as if they were not: each is decoded once, and never beyond its size."""
+
+from __future__ import annotations
+
+import bz2
+import struct
+import threading
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+import numpy as np
+from numcodecs import blosc, lz4, zstd
+
+from nemotron_convert.source.archive import Bytes, Member, refuse_pointer
+from nemotron_core.errors import NemotronError
+
+CHUNK_LIMIT = (2 << 30) - 1
+"""Bytes of a decoded chunk, which is held whole; Blosc can do no more."""
+
+Decoder = Callable[[bytes, int], Any]
+"""(compressed, bytes it should decode to) → those bytes; raises one of DECODE_ERRORS."""
+
+DECODE_ERRORS = (ValueError, RuntimeError, OSError, EOFError, zlib.error, struct.error)
+GZIP = 16 + zlib.MAX_WBITS
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+
+
+def find_decoder(compressor: object, where: str) -> Decoder | None:
+    """The decoder for what `.zarray` says of its compressor; None if the chunks are plain."""
+    if compressor is None:
+        return None
+    name = compressor.get("id") if isinstance(compressor, dict) else None
+    decoder = DECODERS.get(name) if isinstance(name, str) else None
+    if decoder is None:
+        raise NemotronError(
+            f"compressor is {compressor!r}"[:200],
+            where=where,
+            remedy=f"only null and {', '.join(sorted(DECODERS))} are read",
+        )
+    return decoder
+
+
+class _Chunk:
+    """A decoded member; `data` is there once `lock` has been held."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.data: memoryview | None = None
+
+
+class ChunkCache:
+    """The chunk that each thread has read last: memory is a chunk or less for each thread.
+
+    Threads that read the same chunk share it.
+    """
+
+    def __init__(self) -> None:
+        self._chunks: WeakValueDictionary[str, _Chunk] = WeakValueDictionary()
+        self._lock = threading.Lock()
+        self._latest = threading.local()
+
+    def get(self, name: str, decode: Callable[[], memoryview]) -> memoryview:
+        with self._lock:
+            chunk = self._chunks.get(name) or _Chunk()
+            self._chunks[name] = self._latest.chunk = chunk
+        with chunk.lock:
+            if chunk.data is None:
+                chunk.data = decode()
+            return chunk.data
+
+
+class Decoded:
+    """The compressed chunks of one array as members of `size` plain bytes each."""
+
+    def __init__(self, stored: Bytes, decoder: Decoder, size: int, cache: ChunkCache) -> None:
+        self.path: Path = stored.path
+        self._stored = stored
+        self._decoder = decoder
+        self._size = size
+        self._cache = cache
+
+    def read_into(self, member: Member, offset: int, buffer: memoryview) -> None:
+        data = self._cache.get(member.name, lambda: self._decode(member))
+        buffer[:] = data[offset : offset + len(buffer)]
+
+    def _decode(self, member: Member) -> memoryview:
+        where = f"{self.path}: {member.name}"
+        refuse_pointer(self._stored, member)
+        compressed = bytearray(member.size)
+        self._stored.read_into(member, 0, memoryview(compressed))
+        try:
+            return memoryview(self._decoder(bytes(compressed), self._size)).cast("B")
+        except DECODE_ERRORS as error:
+            raise NemotronError(
+                f"the chunk does not decode to its {self._size} bytes: {error}"[:300],
+                where=where,
+                remedy="copy the checkpoint again",
+            ) from error
+
+
+def most_compressed(size: int) -> int:
+    """More bytes than any of the compressors makes of `size` bytes."""
+    return size + size // 16 + 1024
+
+
+def _from_stream(stream: Any, compressed: bytes, size: int) -> bytes:
+    """One byte more is asked for than there should be, so that too much is seen and not made."""
+    data: bytes = stream.decompress(compressed, size + 1)
+    if len(data) != size or not stream.eof or stream.unused_data:
+        raise ValueError("it has more bytes" if len(data) > size else "it ends elsewhere")
+    return data
+
+
+def _zlib(compressed: bytes, size: int) -> bytes:
+    return _from_stream(zlib.decompressobj(), compressed, size)
+
+
+def _gzip(compressed: bytes, size: int) -> bytes:
+    return _from_stream(zlib.decompressobj(GZIP), compressed, size)
+
+
+def _bz2(compressed: bytes, size: int) -> bytes:
+    return _from_stream(bz2.BZ2Decompressor(), compressed, size)
+
+
+def _blosc(compressed: bytes, size: int) -> Any:
+    _options, nbytes, _block, cbytes = struct.unpack_from("<4I", compressed)
+    _check_header(nbytes, size)
+    if cbytes != len(compressed):
+        raise ValueError(f"its header says {cbytes} bytes, it has {len(compressed)}")
+    return blosc.decompress(compressed, np.empty(size, np.uint8))
+
+
+def _lz4(compressed: bytes, size: int) -> Any:
+    (nbytes,) = struct.unpack_from("<I", compressed)
+    _check_header(nbytes, size)
+    return lz4.decompress(compressed, np.empty(size, np.uint8))
+
+
+def _zstd(compressed: bytes, size: int) -> Any:
+    if not compressed.startswith(ZSTD_MAGIC):
+        raise ValueError("it is no Zstandard frame")
+    _check_header(_zstd_content_size(compressed), size)
+    return zstd.decompress(compressed, np.empty(size, np.uint8))
+
+
+def _zstd_content_size(frame: bytes) -> int:
+    """The field of the frame's header, RFC 8878 section 3.1.1.1; ValueError if it has none."""
+    (descriptor,) = struct.unpack_from("<B", frame, 4)
+    kind, is_single_segment = descriptor >> 6, descriptor >> 5 & 1
+    start = 5 + (not is_single_segment) + (0, 1, 2, 4)[descriptor & 3]
+    length = (is_single_segment, 2, 4, 8)[kind]
+    field = frame[start : start + length]
+    if not length or len(field) != length:
+        raise ValueError("its frame does not say how long it is")
+    return int.from_bytes(field, "little") + (256 if length == 2 else 0)
+
+
+def _check_header(nbytes: int, size: int) -> None:
+    if nbytes != size:
+        raise ValueError(f"its header says {nbytes}")
+
+
+DECODERS: dict[str, Decoder] = {
+    "blosc": _blosc,
+    "bz2": _bz2,
+    "gzip": _gzip,
+    "lz4": _lz4,
+    "zlib": _zlib,
+    "zstd": _zstd,
+}

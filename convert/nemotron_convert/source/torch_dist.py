@@ -1,0 +1,187 @@
+"""Arrays in PyTorch's distributed checkpoint format ("torch_dist"), read without torch.
+
+`.metadata` is a pickle that says where each block of each tensor lies: so many bytes of a
+`__{rank}_{i}.distcp` file. Each block is what `torch.save` writes for one tensor: a zip, stored
+without compression, with a pickle of the tensor's shape (`data.pkl`) and its bytes (`data/0`).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+from nemotron_convert.source.archive import Archive, Member, read_bytes, refuse_pointer
+from nemotron_convert.source.arrays import (
+    BF16_BYTES,
+    Chunk,
+    StoredArray,
+    as_matrices,
+    check_cover,
+    check_layers,
+)
+from nemotron_convert.source.pickled import Record, load_pickle
+from nemotron_convert.source.torch_zip import TorchZip, check_sizes
+from nemotron_core.errors import NemotronError
+
+METADATA_NAME = ".metadata"
+METADATA_LIMIT = 64 << 20
+
+_CHECKPOINT = "torch.distributed.checkpoint."
+METADATA_GLOBALS = frozenset(
+    {(f"{_CHECKPOINT}metadata", name) for name in (
+        "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex",
+        "StorageMeta", "TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
+    )}
+    | {(f"{_CHECKPOINT}planner", name) for name in (
+        "BytesIOWriteData", "SavePlan", "TensorWriteData", "WriteItem", "WriteItemType",
+    )}
+    | {(f"{_CHECKPOINT}filesystem", "_StorageInfo"), ("torch.serialization", "_get_layout")}
+    | {("pathlib", "PosixPath"), ("pathlib._local", "PosixPath")}
+    | {("torch", name) for name in ("Size", "bfloat16", "float16", "float32", "uint8", "int64")}
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A stored block: its place in the tensor, and the zip that holds it."""
+
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    file: str
+    start: int
+    length: int
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    dtype: str
+    shape: tuple[int, ...]
+    blocks: tuple[_Block, ...]
+
+
+class TorchDist:
+    """The tensors of one checkpoint, by name."""
+
+    def __init__(self, archive: Archive, weights: str) -> None:
+        self._archive = archive
+        self._weights = weights
+        where = f"{archive.path}: {weights}{METADATA_NAME}"
+        if weights + METADATA_NAME not in archive.members:
+            raise NemotronError(f"no {METADATA_NAME} beside the weights", where=archive.path)
+        data = read_bytes(archive, weights + METADATA_NAME, limit=METADATA_LIMIT)
+        metadata = load_pickle(data, METADATA_GLOBALS, where=where)
+        try:
+            self._tensors = _read_index(metadata)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise NemotronError(
+                f"not a checkpoint's index: {error!r}"[:200], where=where
+            ) from error
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def open(self, name: str, *, stacked: bool) -> StoredArray:
+        """NemotronError if the tensor is missing, or not BF16, or not all there."""
+        tensor = self._tensors.get(name)
+        if tensor is None:
+            raise NemotronError(f"tensor {name} is missing", where=self._archive.path)
+        if tensor.dtype != "bfloat16":
+            raise NemotronError(
+                f"tensor {name} is {tensor.dtype}, not bfloat16", where=self._archive.path
+            )
+        if len(tensor.shape) not in ((2, 3) if stacked else (1, 2)) or not tensor.blocks:
+            raise NemotronError(
+                f"tensor {name} has shape {list(tensor.shape)}", where=self._archive.path
+            )
+        check_layers(name, tensor.shape, self._archive.path, stacked=stacked)
+        chunks = [chunk for block in tensor.blocks for chunk in self._chunks(name, block, stacked)]
+        array = StoredArray(
+            self._archive, name, tensor.shape, tensor.blocks[0].sizes, tuple(chunks)
+        )
+        check_cover(array, stacked=stacked)
+        return array
+
+    def _chunks(self, name: str, block: _Block, stacked: bool) -> list[Chunk]:
+        layers, rows, columns = as_matrices(block.sizes, stacked=stacked, missing=1)
+        layer, row, column = as_matrices(block.offsets, stacked=stacked, missing=0)
+        member, start = self._find_bytes(name, block)
+        pitch = columns * BF16_BYTES
+        return [
+            Chunk(member, start + i * rows * pitch, pitch, layer + i, row, rows, column, columns)
+            for i in range(layers)
+        ]
+
+    def _find_bytes(self, name: str, block: _Block) -> tuple[Member, int]:
+        """The file and the byte at which a block's elements begin."""
+        path = self._weights + block.file
+        where = f"{self._archive.path}: {path}"
+        member = self._archive.members.get(path)
+        if member is None:
+            raise NemotronError(f"{path} is missing", where=self._archive.path)
+        if not 0 <= block.start <= block.start + block.length <= member.size:
+            refuse_pointer(self._archive, member)
+            raise NemotronError(
+                f"tensor {name} should lie at bytes {block.start} to "
+                f"{block.start + block.length}, the file has {member.size}",
+                where=where,
+                remedy="copy the checkpoint again",
+            )
+        tensor_zip = TorchZip(self._archive, member, block.start, block.length)
+        stored = tensor_zip.find(name, tensor_zip.load())
+        if stored.shape != block.sizes:
+            raise NemotronError(
+                f"tensor {name} has a block of {list(stored.shape)} where its index says "
+                f"{list(block.sizes)}",
+                where=where,
+            )
+        return member, stored.offset
+
+
+def _read_index(metadata: Any) -> dict[str, _Tensor]:
+    blocks: defaultdict[str, list[_Block]] = defaultdict(list)
+    sizes: dict[tuple[str, tuple[int, ...]], tuple[int, ...]] = {}
+    described = {
+        name: entry
+        for name, entry in metadata.state_dict_metadata.items()
+        if isinstance(name, str) and hasattr(entry, "chunks")
+    }
+    for name, entry in described.items():
+        for chunk in entry.chunks:
+            sizes[name, _integers(chunk.offsets)] = _integers(chunk.sizes)
+    for index, info in metadata.storage_data.items():
+        offset = getattr(index, "offset", None)  # only tensors have one
+        if offset is None or _text(index.fqn) not in described:
+            continue
+        offsets = _integers(offset)
+        blocks[index.fqn].append(
+            _Block(
+                offsets,
+                sizes[index.fqn, offsets],
+                _text(info.relative_path),
+                *_integers((info.offset, info.length)),
+            )
+        )
+    return {
+        name: _Tensor(_dtype(entry.properties), _integers(entry.size), tuple(blocks.get(name, ())))
+        for name, entry in described.items()
+    }
+
+
+def _dtype(properties: Any) -> str:
+    """TensorProperties' state is a tuple that begins with the dtype, in old versions a dict."""
+    dtype = properties.dtype if hasattr(properties, "dtype") else properties.state[0]
+    return _text(dtype.__name__)
+
+
+def _integers(size: Any) -> tuple[int, ...]:
+    """A torch.Size, whose one argument is the sizes."""
+    values = size.args[0] if isinstance(size, Record) else size
+    check_sizes(values)
+    return tuple(values)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"a name that is a {type(value).__name__}")
+    return value

@@ -1,0 +1,177 @@
+"""What `torch.save` writes: a zip with a pickle of the object and each tensor's plain bytes."""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+import zipfile
+from dataclasses import dataclass
+from typing import Any
+
+from nemotron_convert.source.archive import Archive, Member, refuse_pointer, short_name
+from nemotron_convert.source.arrays import BF16_BYTES
+from nemotron_convert.source.pickled import Record, load_pickle
+from nemotron_core.errors import NemotronError
+
+PICKLE_LIMIT = 16 << 20
+READ_LIMIT = 16 << 20
+"""Bytes of a zip's directory, or of anything else that is read at once."""
+LOCAL_HEADER = struct.Struct("<26xHH")
+"""The end of a zip entry's header: the lengths of its name and of its extra field."""
+STORAGES = ("BFloat16Storage", "ByteStorage", "FloatStorage", "HalfStorage", "LongStorage")
+ZIP_ERRORS = (
+    *(zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError),
+    *(ValueError, LookupError, ArithmeticError, struct.error),
+)
+"""What zipfile raises for a zip that is none."""
+GLOBALS = frozenset(
+    {("torch", name) for name in STORAGES}
+    | {("torch._utils", name) for name in ("_rebuild_tensor_v2", "_rebuild_parameter")}
+    | {
+        ("collections", "OrderedDict"),
+        ("_io", "BytesIO"),
+        ("_codecs", "encode"),
+        ("torch.storage", "UntypedStorage"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class SavedTensor:
+    """A contiguous BF16 tensor: its elements begin at byte `offset` of the member."""
+
+    shape: tuple[int, ...]
+    offset: int
+
+
+class TorchZip:
+    """`length` bytes of a member, from `start` on, that `torch.save` has written."""
+
+    def __init__(self, archive: Archive, member: Member, start: int, length: int) -> None:
+        self._file = _MemberFile(archive, member, start, length)
+        self._start = start
+        self._length = length
+        self._where = f"{archive.path}: {member.name}"
+        try:
+            self._zip = zipfile.ZipFile(self._file)
+            entries = self._zip.infolist()
+        except ZIP_ERRORS as error:
+            refuse_pointer(archive, member)
+            raise NemotronError(
+                f"not a file of torch.save: {error}"[:200], where=self._where
+            ) from error
+        self._entries = {entry.filename.partition("/")[2]: entry for entry in entries}
+
+    def load(self) -> Any:
+        """The saved object, as Records; see `pickled`."""
+        if "byteorder" in self._entries and self._read("byteorder", limit=16) != b"little":
+            raise NemotronError("saved on a big-endian machine", where=self._where)
+        data = self._read("data.pkl", limit=PICKLE_LIMIT)
+        return load_pickle(data, GLOBALS, where=self._where)
+
+    def find(self, name: str, tensor: Any) -> SavedTensor:
+        """Where a tensor of the loaded object lies; NemotronError if it is not plain BF16."""
+        try:
+            return self._find(tensor)
+        except (AttributeError, IndexError, TypeError, ValueError, struct.error) as error:
+            raise NemotronError(
+                f"tensor {name} is not stored as torch.save stores one: {error}"[:300],
+                where=self._where,
+            ) from error
+
+    def _find(self, tensor: Record) -> SavedTensor:
+        if type(tensor).__name__ == "_rebuild_parameter":
+            tensor = tensor.args[0]
+        storage, first, shape, strides, *_rest = tensor.args
+        _kind, storage_type, key, _device, count = storage
+        if not (isinstance(storage_type, type) and isinstance(key, str)):
+            raise TypeError("its storage is none of torch's")
+        if storage_type.__name__ != "BFloat16Storage":
+            raise ValueError(f"it is a {storage_type.__name__}, not BF16")
+        check_sizes(shape)
+        check_sizes(strides)
+        check_sizes((first, count))
+        if tuple(strides) != tuple(math.prod(shape[i + 1 :]) for i in range(len(shape))):
+            raise ValueError("it is not contiguous")
+        entry = self._entry(f"data/{key}")
+        if entry.file_size != count * BF16_BYTES or not 0 <= first <= count - math.prod(shape):
+            raise ValueError(f"its storage has {entry.file_size} bytes")
+        self._file.seek(entry.header_offset)
+        name_length, extra_length = LOCAL_HEADER.unpack(self._file.read(LOCAL_HEADER.size))
+        begin = entry.header_offset + LOCAL_HEADER.size + int(name_length) + int(extra_length)
+        if begin + entry.file_size > self._length:
+            raise ValueError("it is cut short")
+        return SavedTensor(tuple(shape), self._start + begin + int(first) * BF16_BYTES)
+
+    def _entry(self, name: str) -> zipfile.ZipInfo:
+        entry = self._entries.get(name)
+        if entry is None:
+            raise NemotronError(f"there is no {short_name(name)} in it", where=self._where)
+        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
+            raise NemotronError(f"{name} is compressed or encrypted", where=self._where)
+        if entry.compress_size != entry.file_size:
+            raise NemotronError(f"{name} has two sizes", where=self._where)
+        return entry
+
+    def _read(self, name: str, *, limit: int) -> bytes:
+        entry = self._entry(name)
+        if entry.file_size > limit:
+            raise NemotronError(
+                f"{name} has {entry.file_size} bytes, more than the {limit} it may have",
+                where=self._where,
+            )
+        try:
+            return self._zip.read(entry)
+        except ZIP_ERRORS as error:
+            raise NemotronError(
+                f"{name} cannot be read: {error}"[:200], where=self._where
+            ) from error
+
+
+def check_sizes(sizes: Any) -> None:
+    """ValueError unless these are a few numbers, as a pickle's need not be."""
+    if not (
+        isinstance(sizes, tuple | list)
+        and len(sizes) <= 3
+        and all(type(size) is int and 0 <= size < 1 << 40 for size in sizes)
+    ):
+        raise ValueError("its sizes are not up to three numbers")
+
+
+class _MemberFile(io.RawIOBase):
+    """A part of a member as a file to read and seek in."""
+
+    def __init__(self, archive: Archive, member: Member, start: int, length: int) -> None:
+        self._archive = archive
+        self._member = member
+        self._start = start
+        self._length = length
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._length}[whence]
+        if base + offset < 0:
+            raise ValueError("a position before the beginning")
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        """Up to `size` bytes; ValueError for more than READ_LIMIT, as a zip can ask for."""
+        rest = max(0, self._length - self._position)
+        count = rest if size < 0 else min(size, rest)
+        if count > READ_LIMIT:
+            raise ValueError(f"its directory has {count} bytes")
+        buffer = bytearray(count)
+        self._archive.read_into(self._member, self._start + self._position, memoryview(buffer))
+        self._position += len(buffer)
+        return bytes(buffer)

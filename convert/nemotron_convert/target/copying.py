@@ -1,0 +1,221 @@
+"""The loop that moves a source's tensors into a layout's files, piece by piece."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from nemotron_convert.shards import Block
+from nemotron_convert.source.arrays import BAND_BYTES, BF16_BYTES, PAGE, Chunk, StoredArray
+from nemotron_convert.source.nemo import Source
+from nemotron_convert.target.fp8 import Quantizer, Scales
+from nemotron_convert.target.journal import Finished, Journal
+from nemotron_convert.target.layout import Layout, ScaleKind, Target
+from nemotron_convert.target.tensor_file import TensorFile
+from nemotron_convert.tensor_map import LAYERS, LINEARS, TENSOR_MAP
+from nemotron_core.errors import NemotronError
+
+PIECE_BYTES = 64 << 20
+"""What a thread takes on at a time."""
+EXPONENT = 0x7F80
+"""BF16's exponent bits, all set in NaN and Inf."""
+
+GAMMAS = frozenset(rule.source for rule in TENSOR_MAP if rule.is_gamma)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some rows of a chunk and the tensors that they are part of."""
+
+    name: str
+    """Of the source tensor, as the tensor map has it."""
+    array: StoredArray
+    chunk: Chunk
+    first: int
+    rows: int
+    targets: tuple[Target, ...]
+
+
+class Copying:
+    """All pieces of one process, and what has become of them."""
+
+    def __init__(
+        self,
+        source: Source,
+        layout: Layout,
+        files: Mapping[str, TensorFile],
+        finished: Finished,
+        *,
+        strict: bool,
+        scales: Scales | None = None,
+    ) -> None:
+        """`finished` tensors are left as they are; with `strict` NaN and Inf are refused.
+
+        With `scales`, which an FP8 layout needs, the linear layers' weights are quantized.
+        """
+        self.nonfinite: set[str] = set()
+        """Source tensors, with their layers, that hold NaN or Inf."""
+        self._files = files
+        self._strict = strict
+        self._gamma_offset = layout.gamma_offset
+        self._quantizer = Quantizer(scales) if scales and scales.linears else None
+        if scales:
+            _write_scales(layout, files, scales)
+        self._pieces = list(_pieces(source, layout, finished))
+        if source.archive.sequential:
+            self._pieces.sort(key=lambda p: (p.chunk.member.offset, p.chunk.offset, p.first))
+        self._left = Counter((t.file, t.name) for piece in self._pieces for t in piece.targets)
+        for name, file in files.items():
+            for tensor in file.tensors:
+                if (name, tensor) not in self._left:  # finished before, or nothing but padding
+                    file.finish(tensor)
+        self._threads = 1 if source.archive.sequential else None
+        self._stopped = False
+        self._counting = threading.Lock()
+
+    @property
+    def nbytes(self) -> int:
+        """What is to be read."""
+        return sum(piece.rows * piece.chunk.columns * BF16_BYTES for piece in self._pieces)
+
+    def run(self, jobs: int, journal: Journal, report: Callable[[int], None]) -> None:
+        """Copy every piece; the first error, or Ctrl-C, ends the rest between two bands."""
+        pool = ThreadPoolExecutor(self._threads or jobs)
+
+        def copy(piece: Piece) -> None:
+            rows = _rows(piece.chunk, BAND_BYTES)
+            for first in range(piece.first, piece.first + piece.rows, rows):
+                if self._stopped:
+                    return
+                count = min(rows, piece.first + piece.rows - first)
+                self._copy_band(piece, first, count)
+                report(count * piece.chunk.columns * BF16_BYTES)
+            self._count_down(piece, journal)
+
+        try:
+            futures = [pool.submit(copy, piece) for piece in self._pieces]
+            for future in wait(futures, return_when=FIRST_EXCEPTION).done:
+                future.result()
+            for done in [pool.submit(self._hash_some) for _ in range(jobs)]:
+                done.result()
+        finally:
+            self._stopped = True
+            pool.shutdown(cancel_futures=True)
+
+    def _copy_band(self, piece: Piece, first: int, rows: int) -> None:
+        chunk = piece.chunk
+        band = piece.array.read(chunk, first, rows)
+        if (band & 0x7FFF).max() >= EXPONENT:
+            self._note_nonfinite(piece)
+        if self._gamma_offset and piece.name in GAMMAS:
+            band = add_gamma(band, self._gamma_offset)
+        values: NDArray[Any] = band
+        if self._quantizer and piece.name in LINEARS:
+            values = self._quantizer.quantize(piece.name, chunk.layer, band)
+        top, left = chunk.row + first, chunk.column
+        for target in piece.targets:
+            for block in target.blocks:
+                first_row, end_row = max(top, block.row), min(top + rows, block.row + block.rows)
+                start = max(left, block.column)
+                end = min(left + chunk.columns, block.column + block.columns)
+                if first_row >= end_row or start >= end:
+                    continue
+                part = values[first_row - top : end_row - top, start - left : end - left]
+                row, column = block.rank_row + first_row - block.row, start - block.column
+                self._files[target.file].write(target.name, row, column, part)
+
+    def _count_down(self, piece: Piece, journal: Journal) -> None:
+        for target in piece.targets:
+            key = (target.file, target.name)
+            with self._counting:
+                self._left[key] -= 1
+                whole = not self._left[key]
+            if whole:
+                self._files[target.file].finish(target.name)
+                journal.add(*key)
+        self._hash_some()
+
+    def _hash_some(self) -> None:
+        for file in self._files.values():
+            if file.can_hash:
+                file.hash_some(lambda: self._stopped)
+
+    def _note_nonfinite(self, piece: Piece) -> None:
+        name = piece.name
+        if name.startswith(LAYERS):
+            name += f", layer {piece.chunk.layer}"
+        if self._strict:
+            raise NemotronError(
+                f"tensor {name} holds NaN or Inf",
+                where=f"{piece.array.archive.path}: {piece.chunk.member.name}",
+                remedy="copy the checkpoint again, or convert it without --strict",
+            )
+        self.nonfinite.add(name)
+
+
+def _write_scales(layout: Layout, files: Mapping[str, TensorFile], scales: Scales) -> None:
+    for (name, layer), targets in layout.scales.items():
+        for target in targets:
+            if target.kind is ScaleKind.KV_CACHE:
+                value = scales.kv_cache[layer]
+            elif target.kind is ScaleKind.WEIGHT:
+                value = scales.linears[name, layer].weight
+            else:
+                value = scales.linears[name, layer].input
+            files[target.file].write(target.name, 0, 0, np.array([[value]], np.float32))
+
+
+def _pieces(source: Source, layout: Layout, finished: Finished) -> Iterator[Piece]:
+    chunks: defaultdict[tuple[str, int], list[Chunk]] = defaultdict(list)
+    for name, array in source.tensors.items():
+        for chunk in array.chunks:
+            chunks[name, chunk.layer].append(chunk)
+    for (name, layer), targets in layout.targets.items():
+        wanted = [target for target in targets if (target.file, target.name) not in finished]
+        if not wanted:
+            continue
+        array = source.tensors[name]
+        for chunk in chunks[name, layer]:
+            rows = _rows(chunk, PIECE_BYTES)
+            for first in range(0, chunk.rows, rows):
+                count = min(rows, chunk.rows - first)
+                touched = tuple(
+                    target
+                    for target in wanted
+                    if any(_overlap(chunk, first, count, block) for block in target.blocks)
+                )
+                if touched:
+                    yield Piece(name, array, chunk, first, count, touched)
+
+
+def _rows(chunk: Chunk, limit: int) -> int:
+    """How many of a chunk's rows are about `limit` bytes, and whole pages if that is possible."""
+    rows = max(1, limit // chunk.pitch)
+    step = PAGE // math.gcd(PAGE, chunk.pitch)
+    return rows // step * step or rows
+
+
+def _overlap(chunk: Chunk, first: int, rows: int, block: Block) -> bool:
+    top = chunk.row + first
+    return (
+        top < block.row + block.rows
+        and block.row < top + rows
+        and chunk.column < block.column + block.columns
+        and block.column < chunk.column + chunk.columns
+    )
+
+
+def add_gamma(gamma: NDArray[np.uint16], offset: int) -> NDArray[np.uint16]:
+    """A norm weight and `offset`, added in float32 and rounded to BF16 as ModelOpt does."""
+    values = gamma.view(ml_dtypes.bfloat16).astype(np.float32) + np.float32(offset)
+    rounded: NDArray[np.uint16] = values.astype(ml_dtypes.bfloat16).view(np.uint16)
+    return rounded

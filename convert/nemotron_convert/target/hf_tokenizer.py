@@ -1,0 +1,118 @@
+"""The SentencePiece tokenizer as files that `AutoTokenizer` loads, chat template included.
+
+Ids are SentencePiece's own. What differs lies in how all Hugging Face tokenizers work: control
+pieces are recognised wherever they stand in a text, so the chat template refuses a message that
+spells one, where `nemotron_core.text.Tokenizer` would take it for text. And where a model puts a
+space in front of every text, SentencePiece alone does so before a leading control piece.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from nemotron_core.errors import NemotronError
+from nemotron_core.text.prompt import CONTROL_PREFIX
+from nemotron_core.text.sentencepiece_model import Algorithm, Kind, SentencePieceModel
+
+SPACE = "▁"
+UNKNOWN, BOS, EOS, PAD = "<unk>", "<s>", "</s>", "<pad>"
+
+CHAT_TEMPLATE = (
+    "{%- if messages[0].role == 'system' -%}"
+    "{%- set system = '\\n' + messages[0].content -%}{%- set turns = messages[1:] -%}"
+    "{%- else -%}"
+    "{%- set system = '' -%}{%- set turns = messages -%}"
+    "{%- endif -%}"
+    "{%- if not turns -%}{{ raise_exception('there is no user message') }}{%- endif -%}"
+    "{%- for message in messages -%}"
+    "{%- if '@CONTROL@' in message.content -%}"
+    "{{ raise_exception('a message contains a control piece (@CONTROL@…)') }}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
+    "{{- '@CONTROL@0>System' + system + '\\n\\n' -}}"
+    "{%- for turn in turns -%}"
+    "{%- if turn.role != ('user' if loop.index0 % 2 == 0 else 'assistant') -%}"
+    "{{ raise_exception('after an optional system message, user and assistant alternate') }}"
+    "{%- endif -%}"
+    "{{- '@CONTROL@1>' + turn.role.capitalize() + '\\n' + turn.content + '\\n' -}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '@CONTROL@1>Assistant\\n' -}}{%- endif -%}"
+).replace("@CONTROL@", CONTROL_PREFIX)
+
+
+def write_hf_tokenizer(folder: Path, model: bytes, max_positions: int) -> None:
+    """Write `tokenizer.json` and `tokenizer_config.json`; NemotronError if they cannot be."""
+    parsed = SentencePieceModel.parse(model)
+    hf_tokenizer(parsed).save(str(folder / "tokenizer.json"))
+    texts = {piece.text for piece in parsed.pieces}
+    names = {"unk_token": UNKNOWN, "bos_token": BOS, "eos_token": EOS, "pad_token": PAD}
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **{key: text for key, text in names.items() if text in texts},
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": max_positions,
+        "chat_template": CHAT_TEMPLATE,
+    }
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+
+def hf_tokenizer(model: SentencePieceModel) -> Tokenizer:
+    """The same tokenizer in Hugging Face's library."""
+    if not model.escape_whitespaces:
+        raise NemotronError("the tokenizer does not escape spaces: no Hugging Face form is known")
+    tokenizer = Tokenizer(_algorithm(model))
+    tokenizer.normalizer = _normalizer(model)
+    first = "first" if model.add_dummy_prefix else "never"
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme=first, split=False)
+    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    if model.add_dummy_prefix:
+        steps.append(decoders.Strip(" ", left=1, right=0))
+    tokenizer.decoder = decoders.Sequence(steps)
+    for piece in model.pieces:
+        control = piece.kind is Kind.CONTROL or piece.text.startswith(CONTROL_PREFIX)
+        token = AddedToken(piece.text, normalized=False, special=control)
+        if control or piece.kind is Kind.UNKNOWN:
+            tokenizer.add_special_tokens([token])
+        elif piece.kind is Kind.USER_DEFINED:
+            tokenizer.add_tokens([token])
+    return tokenizer
+
+
+def _algorithm(model: SentencePieceModel) -> models.Model:
+    unknown = [i for i, piece in enumerate(model.pieces) if piece.kind is Kind.UNKNOWN]
+    if model.algorithm is Algorithm.UNIGRAM:
+        scored = [(piece.text, piece.score) for piece in model.pieces]
+        return models.Unigram(scored, unk_id=unknown[0], byte_fallback=model.byte_fallback)
+    ids = {piece.text: i for i, piece in enumerate(model.pieces)}
+    return models.BPE(
+        ids,
+        _merges(model),
+        unk_token=model.pieces[unknown[0]].text,
+        fuse_unk=True,
+        byte_fallback=model.byte_fallback,
+    )
+
+
+def _merges(model: SentencePieceModel) -> list[tuple[str, str]]:
+    """SentencePiece joins the neighbours whose union scores best: each union is a merge."""
+    scores = {piece.text: piece.score for piece in model.pieces if piece.kind is Kind.NORMAL}
+    found = [
+        (-score, i, (text[:cut], text[cut:]))
+        for i, (text, score) in enumerate(scores.items())
+        for cut in range(1, len(text))
+        if text[:cut] in scores and text[cut:] in scores
+    ]
+    return [pair for _, _, pair in sorted(found)]
+
+
+def _normalizer(model: SentencePieceModel) -> normalizers.Normalizer:
+    steps: list[normalizers.Normalizer] = []
+    if model.charsmap:
+        steps.append(normalizers.Precompiled(model.charsmap))
+    if model.remove_extra_whitespaces:
+        steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+    return normalizers.Sequence(steps)

@@ -1,0 +1,240 @@
+"""Which files a conversion writes, and which part of each source tensor goes where in them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from nemotron_convert.shards import Block, Parallel
+from nemotron_convert.source.config_file import ModelConfig
+from nemotron_convert.target.tensor_file import TensorSpec
+from nemotron_convert.tensor_map import (
+    HF_MAP,
+    LINEARS,
+    TENSOR_MAP,
+    Split,
+    TensorRule,
+    in_order,
+    rule_shape,
+    stages,
+)
+
+HF_SHARD_BYTES = 10_000_000_000
+"""A layer of Nemotron-4-340B has 7 GB; no tensor is divided."""
+
+
+class Format(str, Enum):
+    """What is written."""
+
+    TRTLLM = "trtllm"
+    HF = "hf"
+
+
+class Dtype(str, Enum):
+    """Of the linear layers' weights, or of the KV cache; everything else is BF16."""
+
+    BF16 = "bf16"
+    FP8 = "fp8"
+
+
+class ScaleKind(Enum):
+    """What an F32 scale belongs to."""
+
+    WEIGHT = "weight"
+    INPUT = "input"
+    KV_CACHE = "kv_cache"
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What is FP8."""
+
+    weights: Dtype = Dtype.BF16
+    """Of the linear layers, and then of their inputs, too."""
+    kv_cache: Dtype = Dtype.BF16
+
+    def spec(self, source: str, shape: tuple[int, ...]) -> TensorSpec:
+        """A tensor made of `source`."""
+        quantized = self.weights is Dtype.FP8 and source in LINEARS
+        return TensorSpec("F8_E4M3" if quantized else "BF16", shape)
+
+    def scales(self, rule: TensorRule) -> Iterator[ScaleKind]:
+        """The scales that go with the tensor of a rule."""
+        if rule.source not in LINEARS:
+            return
+        if self.weights is Dtype.FP8:
+            yield ScaleKind.WEIGHT
+            yield ScaleKind.INPUT
+        if self.kv_cache is Dtype.FP8 and rule.split in (Split.QKV, Split.KEYS, Split.VALUES):
+            yield ScaleKind.KV_CACHE
+
+
+BF16_ONLY = Precision()
+
+
+@dataclass(frozen=True)
+class Target:
+    """A tensor of an output file, and the blocks of the source's matrix that it is made of."""
+
+    file: str
+    name: str
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True)
+class ScaleTarget:
+    """An F32 scale in an output file."""
+
+    file: str
+    name: str
+    kind: ScaleKind
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All output files, their tensors in the order in which data flows through the model."""
+
+    files: Mapping[str, Mapping[str, TensorSpec]]
+    targets: Mapping[tuple[str, int], tuple[Target, ...]]
+    """By source tensor and global layer (0 outside the layers), in the same order."""
+    gamma_offset: int
+    """To be added to the source's norm weights."""
+    scales: Mapping[tuple[str, int], tuple[ScaleTarget, ...]]
+    """By source tensor and global layer; empty in BF16."""
+
+    def restrict(self, files: frozenset[str]) -> Layout:
+        """The same, of some of its files only."""
+        targets = {
+            key: kept
+            for key, all_of_it in self.targets.items()
+            if (kept := tuple(target for target in all_of_it if target.file in files))
+        }
+        scales = {
+            key: tuple(target for target in all_of_it if target.file in files)
+            for key, all_of_it in self.scales.items()
+        }
+        return Layout(
+            {name: tensors for name, tensors in self.files.items() if name in files},
+            targets,
+            self.gamma_offset,
+            scales,
+        )
+
+
+def rank_name(rank: int) -> str:
+    """File of one rank, counted over all stages: stage · TP + TP rank."""
+    return f"rank{rank}.safetensors"
+
+
+TRTLLM_SCALES = {
+    ScaleKind.WEIGHT: "weights_scaling_factor",
+    ScaleKind.INPUT: "activation_scaling_factor",
+}
+TRTLLM_KV_SCALE = "kv_cache_scaling_factor"
+HF_SCALES = {ScaleKind.WEIGHT: "weight_scale", ScaleKind.INPUT: "input_scale"}
+HF_KV_SCALES = {Split.KEYS: "k_scale", Split.VALUES: "v_scale"}
+
+
+def trtllm_scale_name(weight: str, kind: ScaleKind) -> str:
+    """The scale that belongs to the weight of a linear layer, which ends in `.weight`.
+
+    >>> trtllm_scale_name("transformer.layers.0.attention.qkv.weight", ScaleKind.KV_CACHE)
+    'transformer.layers.0.attention.kv_cache_scaling_factor'
+    """
+    linear = weight.removesuffix(".weight")
+    if kind is ScaleKind.KV_CACHE:
+        return linear.rpartition(".")[0] + "." + TRTLLM_KV_SCALE
+    return f"{linear}.{TRTLLM_SCALES[kind]}"
+
+
+def _hf_scale_name(rule: TensorRule, weight: str, kind: ScaleKind) -> str:
+    suffix = HF_KV_SCALES[rule.split] if kind is ScaleKind.KV_CACHE else HF_SCALES[kind]
+    return weight.removesuffix("weight") + suffix
+
+
+def trtllm_layout(
+    config: ModelConfig, vocab_size: int, parallel: Parallel, precision: Precision
+) -> Layout:
+    """One file per rank."""
+    files: dict[str, dict[str, TensorSpec]] = {
+        rank_name(rank): {} for rank in range(parallel.world_size)
+    }
+    places = defaultdict(list)
+    for rule in TENSOR_MAP:
+        for stage, layer, name in stages(rule, parallel, config.num_layers):
+            places[rule.target, layer].append((stage, name))
+    targets: defaultdict[tuple[str, int], list[Target]] = defaultdict(list)
+    scales: defaultdict[tuple[str, int], list[ScaleTarget]] = defaultdict(list)
+    # Behind the weights, which a scale's four bytes would move off the pages of the disk.
+    tails: defaultdict[str, dict[str, TensorSpec]] = defaultdict(dict)
+    shapes = {rule.target: rule_shape(rule, config, vocab_size, parallel.tp) for rule in TENSOR_MAP}
+    for rule, layer in in_order(TENSOR_MAP, config.num_layers):
+        shape = shapes[rule.target]
+        for stage, name in places[rule.target, layer]:
+            for tp in range(parallel.tp):
+                file = rank_name(stage * parallel.tp + tp)
+                blocks = tuple(block for block in shape.blocks if block.tp == tp)
+                files[file][name] = precision.spec(rule.source, shape.rank_shape)
+                targets[rule.source, layer].append(Target(file, name, blocks))
+                for kind in precision.scales(rule):
+                    scale = trtllm_scale_name(name, kind)
+                    tails[file][scale] = TensorSpec("F32", (1,))
+                    scales[rule.source, layer].append(ScaleTarget(file, scale, kind))
+    return Layout(
+        {name: tensors | tails[name] for name, tensors in files.items()},
+        {key: tuple(value) for key, value in targets.items()},
+        gamma_offset=1 if config.gamma_is_centered else 0,
+        scales={key: tuple(value) for key, value in scales.items()},
+    )
+
+
+def hf_layout(
+    config: ModelConfig,
+    vocab_size: int,
+    precision: Precision,
+    shard_bytes: int = HF_SHARD_BYTES,
+) -> Layout:
+    """Numbered files of about `shard_bytes` at most, or of one tensor that is larger."""
+    shapes = {rule.target: rule_shape(rule, config, vocab_size, 1) for rule in HF_MAP}
+    shards: list[dict[str, TensorSpec]] = [{}]
+    parts: defaultdict[tuple[str, int], list[tuple[int, str, tuple[Block, ...]]]]
+    parts = defaultdict(list)
+    scales: defaultdict[tuple[str, int], list[tuple[int, str, ScaleKind]]] = defaultdict(list)
+    tails: defaultdict[int, dict[str, TensorSpec]] = defaultdict(dict)
+    room = shard_bytes
+    for rule, layer in in_order(HF_MAP, config.num_layers):
+        shape = shapes[rule.target]
+        spec = precision.spec(rule.source, shape.rank_shape)
+        if spec.nbytes > room and shards[-1]:
+            shards.append({})
+            room = shard_bytes
+        room -= spec.nbytes
+        name = rule.target.format(layer=layer)
+        shards[-1][name] = spec
+        parts[rule.source, layer].append((len(shards) - 1, name, shape.blocks))
+        for kind in precision.scales(rule):
+            scale = _hf_scale_name(rule, name, kind)
+            tails[len(shards) - 1][scale] = TensorSpec("F32", ())
+            scales[rule.source, layer].append((len(shards) - 1, scale, kind))
+    names = _shard_names(len(shards))
+    return Layout(
+        {name: shard | tails[i] for i, (name, shard) in enumerate(zip(names, shards, strict=True))},
+        {
+            key: tuple(Target(names[shard], name, blocks) for shard, name, blocks in value)
+            for key, value in parts.items()
+        },
+        gamma_offset=0 if config.gamma_is_centered else -1,
+        scales={
+            key: tuple(ScaleTarget(names[shard], name, kind) for shard, name, kind in value)
+            for key, value in scales.items()
+        },
+    )
+
+
+def _shard_names(count: int) -> list[str]:
+    """As transformers names them."""
+    if count == 1:
+        return ["model.safetensors"]
+    return [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]

@@ -1,0 +1,145 @@
+"""What a serialized SentencePiece model says about itself, beyond what its library tells.
+
+The library answers for pieces and scores, but not for the algorithm and the normalizer; its own
+protobuf module needs a protobuf release of its own. The few fields wanted here are read from the
+wire format (https://protobuf.dev/programming-guides/encoding/), by the numbers in
+`sentencepiece_model.proto`.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+
+from nemotron_core.errors import NemotronError
+
+PIECES, TRAINER_SPEC, NORMALIZER_SPEC = 1, 2, 3
+PIECE_TEXT, PIECE_SCORE, PIECE_KIND = 1, 2, 3
+TRAINER_ALGORITHM, TRAINER_BYTE_FALLBACK = 3, 35
+CHARSMAP, DUMMY_PREFIX, EXTRA_WHITESPACES, ESCAPE_WHITESPACES = 2, 3, 4, 5
+
+
+class Kind(IntEnum):
+    """Of a piece."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+class Algorithm(IntEnum):
+    """How a text is cut into pieces."""
+
+    UNIGRAM = 1
+    BPE = 2
+
+
+@dataclass(frozen=True)
+class Piece:
+    text: str
+    score: float
+    kind: Kind
+
+
+@dataclass(frozen=True)
+class SentencePieceModel:
+    """Pieces by id, and how a text becomes them."""
+
+    pieces: tuple[Piece, ...]
+    algorithm: Algorithm
+    byte_fallback: bool
+    charsmap: bytes
+    """The compiled normalization rules; empty for none."""
+    add_dummy_prefix: bool
+    remove_extra_whitespaces: bool
+    escape_whitespaces: bool
+
+    @classmethod
+    def parse(cls, data: bytes) -> SentencePieceModel:
+        """NemotronError if `data` is no such model or cuts texts in another way."""
+        try:
+            return cls._parse(data)
+        except (ValueError, IndexError, struct.error, TypeError, AttributeError) as error:
+            raise NemotronError(f"not a SentencePiece model of a known kind: {error}") from error
+
+    @classmethod
+    def _parse(cls, data: bytes) -> SentencePieceModel:
+        pieces = []
+        trainer: dict[int, bytes | int] = {}
+        normalizer: dict[int, bytes | int] = {}
+        for number, value in _fields(data):
+            if number == PIECES:
+                pieces.append(_piece(_bytes(value)))
+            elif number == TRAINER_SPEC:
+                trainer |= dict(_fields(_bytes(value)))
+            elif number == NORMALIZER_SPEC:
+                normalizer |= dict(_fields(_bytes(value)))
+        if not pieces:
+            raise ValueError("it has no pieces")
+        return cls(
+            tuple(pieces),
+            Algorithm(_int(trainer.get(TRAINER_ALGORITHM, Algorithm.UNIGRAM))),
+            bool(trainer.get(TRAINER_BYTE_FALLBACK, 0)),
+            _bytes(normalizer.get(CHARSMAP, b"")),
+            bool(normalizer.get(DUMMY_PREFIX, 1)),
+            bool(normalizer.get(EXTRA_WHITESPACES, 1)),
+            bool(normalizer.get(ESCAPE_WHITESPACES, 1)),
+        )
+
+
+def _piece(data: bytes) -> Piece:
+    fields = dict(_fields(data))
+    score = struct.unpack("<f", _bytes(fields.get(PIECE_SCORE, b"\0\0\0\0")))[0]
+    kind = Kind(_int(fields.get(PIECE_KIND, Kind.NORMAL)))
+    return Piece(_bytes(fields[PIECE_TEXT]).decode(), score, kind)
+
+
+def _bytes(value: bytes | int) -> bytes:
+    if isinstance(value, int):
+        raise ValueError("a number stands where bytes should")
+    return value
+
+
+def _int(value: bytes | int) -> int:
+    if isinstance(value, bytes):
+        raise ValueError("bytes stand where a number should")
+    return value
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
+    """(number, value) of each field: an int for a varint, else its bytes."""
+    at = 0
+    while at < len(data):
+        key, at = _varint(data, at)
+        number, wire = key >> 3, key & 7
+        if wire == 0:
+            value, at = _varint(data, at)
+            yield number, value
+            continue
+        if wire == 2:
+            size, at = _varint(data, at)
+        elif wire in (1, 5):
+            size = 8 if wire == 1 else 4
+        else:
+            raise ValueError(f"wire type {wire}")
+        if at + size > len(data):
+            raise ValueError("it ends early")
+        yield number, data[at : at + size]
+        at += size
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return value, at
+        if shift > 63:
+            raise ValueError("an endless number")

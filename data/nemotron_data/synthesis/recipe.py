@@ -1,0 +1,176 @@
+"""A recipe for synthetic data: typed, with unknown keys refused, its templates in a sandbox."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jinja2 import StrictUndefined, TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from nemotron_core.errors import NemotronError
+from nemotron_data.transport.transport import API_KEY, MODEL
+
+ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+"""HelpSteer2's, in the order in which Nemotron-4-340B-Reward gives them."""
+Attribute = Literal["helpfulness", "correctness", "coherence", "complexity", "verbosity"]
+WEIGHTS: dict[Attribute, float] = {
+    "helpfulness": 0.3,
+    "correctness": 0.74,
+    "coherence": 0.46,
+    "complexity": 0.47,
+    "verbosity": -0.33,
+}
+"""What the reward model's card makes one number of them with."""
+REWARD_MODEL = "nvidia/nemotron-4-340b-reward"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Generate(_Strict):
+    """What is asked of the model."""
+
+    url: str
+    rows: Path
+    """Seed rows, JSONL or CSV; a path beside the recipe."""
+    prompt: str
+    """A Jinja template over a row's columns."""
+    system: str | None = None
+    """Another one."""
+    samples: int = Field(1, ge=1, le=1000)
+    """Answers to each prompt, each with a seed of its own."""
+    model: str = MODEL
+    max_tokens: int = Field(1024, ge=1)
+    temperature: float = Field(1.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    key_variable: str = API_KEY
+    """Of the environment, with the server's key."""
+
+    @model_validator(mode="after")
+    def _differing_samples(self) -> Generate:
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError("several samples at temperature 0 are all the same")
+        return self
+
+    @field_validator("prompt", "system")
+    @classmethod
+    def _is_a_template(cls, text: str | None) -> str | None:
+        if text is not None:
+            try:
+                _ENVIRONMENT.from_string(text)
+            except TemplateError as error:
+                raise ValueError(f"not a template: {error}") from error
+        return text
+
+
+class Score(_Strict):
+    """Who judges the answers: a chat endpoint that answers with `attribute:score,…`."""
+
+    url: str
+    model: str = REWARD_MODEL
+    weights: dict[Attribute, float] = Field(default_factory=lambda: dict(WEIGHTS), min_length=1)
+    key_variable: str = API_KEY
+
+    @field_validator("url")
+    @classmethod
+    def _is_http(cls, url: str) -> str:
+        if not url.startswith(("http://", "https://")):
+            raise ValueError("a reward model is asked over http:// or https://")
+        return url
+
+
+class Keep(_Strict):
+    """Which answers become data."""
+
+    threshold: float | None = None
+    """The least reward."""
+    best: int | None = Field(None, ge=1)
+    """So many of each prompt's answers, the best ones."""
+    margin: float = Field(0.0, ge=0)
+    """A pair's rewards differ by more than this."""
+    truncated: bool = False
+    """Also answers that max_tokens cut off."""
+
+
+class Recipe(_Strict):
+    """The whole of it. `seed` makes it repeatable: another one, other samples."""
+
+    seed: int = 0
+    generate: Generate
+    score: Score
+    keep: Keep = Field(default_factory=lambda: Keep.model_validate({}))
+
+
+# A row's texts are values, never templates; the recipe itself gets no further than its row either.
+_ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+
+
+def load_recipe(path: Path) -> Recipe:
+    """NemotronError says which key is wrong."""
+    try:
+        return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise NemotronError(f"cannot read: {error}", where=path) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "the recipe"
+        raise NemotronError(f"{key}: {first['msg']}", where=path) from error
+
+
+def seed_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line and columns of each row; NemotronError if one is none."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            if path.suffix == ".csv":
+                reader = csv.DictReader(file, strict=True)
+                for row in reader:
+                    if None in row or None in row.values():
+                        raise ValueError(f"line {reader.line_num} has another number of columns")
+                    yield reader.line_num, row
+                return
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    content = json.loads(line)
+                    if not isinstance(content, dict):
+                        raise ValueError(f"line {number} is not a JSON object")
+                    yield number, content
+    except (OSError, ValueError, csv.Error, RecursionError) as error:
+        raise NemotronError(f"not rows of JSONL or CSV: {error}", where=path) from error
+
+
+def prompts(recipe: Recipe, rows: Path) -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """A name and messages for each row whose prompt no row before it had.
+
+    NemotronError if a row has no such column, or its prompt is empty.
+    """
+    templates = {"user": _ENVIRONMENT.from_string(recipe.generate.prompt)}
+    if recipe.generate.system is not None:
+        templates["system"] = _ENVIRONMENT.from_string(recipe.generate.system)
+    seen: set[bytes] = set()
+    for number, row in seed_rows(rows):
+        try:
+            texts = {role: template.render(row) for role, template in templates.items()}
+        except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
+            raise NemotronError(f"the template fails: {error}", where=f"{rows}:{number}") from error
+        messages = [
+            {"role": role, "content": texts[role]} for role in ("system", "user") if role in texts
+        ]
+        if not texts["user"].strip():
+            raise NemotronError("the prompt is empty", where=f"{rows}:{number}")
+        key = exact_hash(messages)
+        if key not in seen:
+            seen.add(key)
+            yield f"row-{number}", messages
+
+
+def exact_hash(content: object) -> bytes:
+    """The same for the same content only."""
+    return hashlib.sha256(json.dumps(content).encode()).digest()

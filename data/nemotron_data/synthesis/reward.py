@@ -1,0 +1,32 @@
+"""A reward model's answer as numbers, and as one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from nemotron_data.synthesis.recipe import ATTRIBUTES, Attribute
+
+
+def read_scores(text: str) -> dict[str, float]:
+    """The five scores; ValueError if they are not all there, once and finite.
+
+    >>> read_scores("helpfulness:3.5,correctness:3.4,coherence:4,complexity:1.5,verbosity:2")
+    {'helpfulness': 3.5, 'correctness': 3.4, 'coherence': 4.0, 'complexity': 1.5, 'verbosity': 2.0}
+    """
+    scores: dict[str, float] = {}
+    for part in text.split(","):
+        name, _colon, value = (word.strip() for word in part.partition(":"))
+        if name not in ATTRIBUTES or name in scores:
+            raise ValueError(f"no place for {part.strip()[:40]!r} in the scores")
+        scores[name] = float(value)
+        if not math.isfinite(scores[name]):
+            raise ValueError(f"{name} is {value}")
+    if missing := [name for name in ATTRIBUTES if name not in scores]:
+        raise ValueError(f"{', '.join(missing)} not in the scores")
+    return scores
+
+
+def reward(scores: Mapping[str, float], weights: Mapping[Attribute, float]) -> float:
+    """The weighted sum; an attribute without a weight does not count."""
+    return sum(weight * scores[name] for name, weight in weights.items())

@@ -1,0 +1,112 @@
+"""The gateway as a process: listens, says where, drains when told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+import uvloop
+
+from nemotron_core.errors import NemotronError
+from nemotron_gateway.app import Gateway
+from nemotron_gateway.settings import KEYS_VARIABLE, GatewaySettings
+
+POLL_SECONDS = 0.02
+KEEP_ALIVE_SECONDS = 75
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def serve(settings: GatewaySettings, keys: Sequence[str], port_file: Path | None = None) -> None:
+    """Until SIGINT or SIGTERM, which let running requests finish; a second one ends at once.
+
+    `port_file` is written when it listens: the port and the process, as JSON. NemotronError if the
+    port cannot be used.
+    """
+    logging.basicConfig(level=logging.WARNING, format="nemotron gateway: %(message)s")
+    if not keys and settings.address not in LOOPBACK:
+        logging.getLogger(__name__).warning(
+            "everybody who reaches %s may ask: set %s", settings.address, KEYS_VARIABLE
+        )
+    with _listen(settings) as listener:
+        uvloop.run(_serve(settings, keys, listener, port_file))
+
+
+async def _serve(
+    settings: GatewaySettings,
+    keys: Sequence[str],
+    listener: socket.socket,
+    port_file: Path | None,
+) -> None:
+    gateway = Gateway(settings, keys)
+    server = _Server(gateway, settings)
+    serving = asyncio.create_task(server.serve([listener]))
+    while not (server.started or serving.done()):
+        await asyncio.sleep(POLL_SECONDS)
+    port = listener.getsockname()[1]
+    try:
+        if port_file is not None and not serving.done():
+            _write_port_file(port_file, port)
+        if not serving.done():
+            print(f"gateway: http://{settings.address}:{port}", file=sys.stderr, flush=True)
+        await serving
+    finally:
+        if port_file is not None:
+            port_file.unlink(missing_ok=True)
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, gateway: Gateway, settings: GatewaySettings) -> None:
+        self._gateway = gateway
+        super().__init__(
+            uvicorn.Config(
+                gateway,
+                http="httptools",
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                date_header=False,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=round(settings.timeouts.drain),
+            )
+        )
+
+    def handle_exit(self, _signal: int, _frame: FrameType | None) -> None:
+        """Unlike uvicorn's own, not raised again at the end: to have drained is no failure."""
+        self.force_exit = self.should_exit
+        self.should_exit = self._gateway.draining = True
+
+
+def _listen(settings: GatewaySettings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.address else socket.AF_INET
+    listener = socket.socket(family)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((settings.address, settings.port))
+        listener.listen(1024)
+    except OSError as error:
+        listener.close()
+        raise NemotronError(
+            f"the port {settings.port} cannot be used: {error.strerror}",
+            where=f"{settings.address}:{settings.port}",
+            remedy="stop what listens there or choose another with --port",
+        ) from error
+    return listener
+
+
+def _write_port_file(path: Path, port: int) -> None:
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(json.dumps({"pid": os.getpid(), "gateway": port}) + "\n", "utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise NemotronError(f"cannot write: {error.strerror}", where=path) from error
