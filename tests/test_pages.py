@@ -68,5 +68,5 @@ def test_every_command_has_these_options(page: str, words: list[str]) -> None:
     if "--" in arguments:
         arguments = arguments[: arguments.index("--")]
     command: Any = typer.main.get_command(app)
-    known = {name for one in command.commands[verb].params for name in one.opts}
+    known = {name for one in command.get_command(None, verb).params for name in one.opts}
     assert {word.partition("=")[0] for word in arguments if word.startswith("-")} <= known

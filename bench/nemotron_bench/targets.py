@@ -89,7 +89,8 @@ class TritonTarget:
 
     def request(self, prompt: str, max_tokens: int) -> bytes:
         """See `Target`; a ModelInferRequest."""
-        from nemotron_client.request import Generation, generation_request  # noqa: PLC0415
+        from nemotron_client.request import generation_request  # noqa: PLC0415
+        from nemotron_core.generation import Generation  # noqa: PLC0415
 
         # No end token before the last one: so every answer has the length that was asked for.
         generation = Generation(max_tokens=max_tokens, min_tokens=max_tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 from typing import Literal
@@ -11,10 +12,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from nemotron_build.lanes import LANES, BuildPlan
 from nemotron_build.lanes.lane import installed_version
 from nemotron_build.profile import Profile
-from nemotron_convert.convert import TOKENIZER_NAME
-from nemotron_convert.target.manifest import MANIFEST_NAME, FileEntry, hash_file, read_manifest
+from nemotron_convert.target.manifest import MANIFEST_NAME, read_manifest
 from nemotron_core.errors import NemotronError
+from nemotron_core.files import FileEntry, hash_file
 from nemotron_core.folder import NotYet, check_output, new_folder
+from nemotron_core.model_config import TOKENIZER_NAME
 
 ENGINE_NAME = "engine.json"
 
@@ -46,6 +48,16 @@ def plan_engine(checkpoint: Path, output: Path, profile: Profile) -> BuildPlan:
     plan = LANES[profile.lane].plan(checkpoint, output, profile)
     files = {*plan.files, TOKENIZER_NAME, ENGINE_NAME}
     return BuildPlan(sorted(files), plan.command)
+
+
+def describe_build(checkpoint: Path, output: Path, profile: Profile) -> str:
+    """Return the command that a build would run and the files that it would write.
+
+    Raises `NemotronError` if the checkpoint does not fit the profile.
+    """
+    plan = plan_engine(checkpoint, output, profile)
+    lines = ["# command", shlex.join(plan.command)] if plan.command else []
+    return "\n".join([*lines, "# files", *(str(output / name) for name in plan.files)])
 
 
 def build_engine(checkpoint: Path, output: Path, profile: Profile) -> EngineRecord:

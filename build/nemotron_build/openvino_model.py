@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nemotron_build.openvino_file import DECOMPRESSED
-from nemotron_convert.source.config_file import ModelConfig
 from nemotron_convert.target.checkpoint import Checkpoint
 from nemotron_convert.target.fp8 import E4M3_MAX
 from nemotron_convert.target.layout import Dtype, ScaleKind
+from nemotron_core.model_config import ModelConfig
 from nemotron_core.openvino import openvino, opset13
 
 Node = Any

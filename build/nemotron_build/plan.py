@@ -25,10 +25,10 @@ from nemotron_build.profile import CpuProfile, Limits, Profile
 from nemotron_build.stage import Stage, make_stage
 from nemotron_convert.plan import GIB
 from nemotron_convert.shards import Parallel
-from nemotron_convert.source.config_file import ModelConfig
 from nemotron_convert.target.checkpoint import Checkpoint
 from nemotron_convert.target.layout import Dtype, Layout, Precision, trtllm_layout
 from nemotron_core.errors import NemotronError
+from nemotron_core.model_config import ModelConfig
 
 NEMOTRON_4_340B = ModelConfig(
     num_layers=96,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nemotron_convert.shards import Parallel
-from nemotron_convert.source.config_file import ModelConfig
 from nemotron_convert.target.layout import Layout, rank_name
 from nemotron_convert.target.tensor_file import TensorSpec
+from nemotron_core.model_config import ModelConfig
 
 EMBEDDING = "transformer.vocab_embedding.weight"
 HEAD = "lm_head.weight"

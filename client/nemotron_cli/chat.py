@@ -8,7 +8,7 @@ from contextlib import closing
 
 from nemotron_client.client import Client
 from nemotron_client.exceptions import RequestRefused
-from nemotron_client.request import Generation
+from nemotron_core.generation import Generation
 
 HELP = "Ctrl-C stops an answer, /new starts over, /exit or Ctrl-D leaves."
 

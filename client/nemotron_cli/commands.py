@@ -28,9 +28,9 @@ def chat(
     from nemotron_cli.chat import Conversation, ask, talk
     from nemotron_client.client import Client
     from nemotron_client.exceptions import ClientError
-    from nemotron_client.request import Generation
     from nemotron_client.settings import Timeouts
     from nemotron_core.errors import NemotronError
+    from nemotron_core.generation import Generation
 
     generation = Generation(
         max_tokens=max_tokens,

@@ -1,7 +1,7 @@
-"""The command `nemotron`: all verbs, none of their libraries.
+"""The command `nemotron`: a table of verbs, each loaded only when it is called.
 
-A verb's module imports only typer at its top; what it works with is imported when it runs. So each
-machine needs only the extras of the verbs it uses, and a missing one is named.
+A verb's module imports only typer at its top and its libraries when it runs. So each machine needs
+only the extras of the verbs that it uses, and a missing extra is named.
 """
 
 from __future__ import annotations
@@ -9,16 +9,29 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from importlib import import_module
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
-from nemotron_bench.commands import bench
-from nemotron_build.commands import build, doctor, plan, serve
-from nemotron_cli.commands import chat
-from nemotron_convert.commands import convert, inspect, verify
 from nemotron_core.errors import NemotronError
-from nemotron_data.commands import batch, synthesize
-from nemotron_gateway.commands import gateway
+
+VERBS = {
+    "inspect": "nemotron_convert.commands",
+    "convert": "nemotron_convert.commands",
+    "verify": "nemotron_convert.commands",
+    "plan": "nemotron_build.commands",
+    "build": "nemotron_build.commands",
+    "doctor": "nemotron_serve.commands",
+    "serve": "nemotron_serve.commands",
+    "gateway": "nemotron_gateway.commands",
+    "chat": "nemotron_cli.commands",
+    "batch": "nemotron_data.commands",
+    "synthesize": "nemotron_data.commands",
+    "bench": "nemotron_bench.commands",
+}
+"""Verb → the module with the function of that name, in the order in which `--help` lists them."""
 
 EXTRAS = {
     "ml_dtypes": "convert",
@@ -39,23 +52,42 @@ EXTRAS = {
     "openvino_genai": "cpu",
     "pytriton": "cpu",
 }
+"""Module → the extra of this package that installs it."""
+
+
+class VerbGroup(TyperGroup):
+    """The verbs of `VERBS` as commands. Typer versions differ in their context and command types."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of all verbs."""
+        return list(VERBS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Load a verb, or return `None` if there is none of that name."""
+        if cmd_name not in VERBS:
+            return None
+        app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        app.command(cmd_name)(getattr(import_module(VERBS[cmd_name]), cmd_name))
+        return typer.main.get_command(app)
+
 
 app = typer.Typer(
+    cls=VerbGroup,
     help="NVIDIA Nemotron-4-340B-Instruct from its .nemo checkpoint to tokens on the wire.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (
-    *(inspect, convert, verify, plan, build, doctor, serve),
-    *(gateway, chat, batch, synthesize, bench),
-):
-    app.command()(verb)
+
+
+@app.callback()
+def _nemotron() -> None:
+    """Let typer make a group, although all verbs come from the table."""
 
 
 def main() -> None:
     """Run one verb. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
-    if os.getpid() == 1:  # of a container: the kernel drops signals that nobody handles
+    if os.getpid() == 1:  # in a container the kernel drops signals of process 1 without a handler
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()

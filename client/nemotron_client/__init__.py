@@ -18,9 +18,8 @@ from nemotron_client.exceptions import (
     ServerFailed,
     ServerOverloaded,
 )
-from nemotron_client.request import Generation
-from nemotron_client.response import Piece, Times
 from nemotron_client.settings import Limits, Retries, Timeouts, Tls
+from nemotron_core.generation import Generation, Piece, Times
 
 __all__ = [
     "AsyncClient",

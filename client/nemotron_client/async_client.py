@@ -26,9 +26,9 @@ from nemotron_client.exchange import (
     Patience,
     only_one,
 )
-from nemotron_client.request import Generation, Prompt, stop_request
-from nemotron_client.response import Piece
+from nemotron_client.request import stop_request
 from nemotron_client.settings import Limits, Retries, Timeouts, Tls
+from nemotron_core.generation import Generation, Piece, Prompt
 
 
 class AsyncClient:

@@ -14,31 +14,43 @@ from __future__ import annotations
 
 import grpc
 
-from nemotron_core.error_kinds import FAILED, OVERLOADED, REFUSED, SHUTTING_DOWN, TIMED_OUT
+from nemotron_core.errors import ErrorKind
 
 
 class ClientError(Exception):
     """Any failure of a request; `str()` is one line for a person."""
 
+    kind = ErrorKind.FAILED
+
 
 class RequestRefused(ClientError):
     """The server (or this library) finds the request wrong and says why."""
+
+    kind = ErrorKind.REFUSED
 
 
 class ServerOverloaded(ClientError):
     """The server takes no more requests now."""
 
+    kind = ErrorKind.OVERLOADED
+
 
 class RequestTimeout(ClientError):
     """The time allowed for the request is over."""
+
+    kind = ErrorKind.TIMED_OUT
 
 
 class ConnectionFailed(ClientError):
     """There is no connection to the server, or it broke."""
 
+    kind = ErrorKind.UNREACHABLE
+
 
 class ServerFailed(ClientError):
     """The server failed on a request that it had accepted."""
+
+    kind = ErrorKind.FAILED
 
 
 _BY_STATUS: dict[grpc.StatusCode, type[ClientError]] = {
@@ -52,23 +64,23 @@ _BY_STATUS: dict[grpc.StatusCode, type[ClientError]] = {
 }
 
 
-_BY_TEXT: dict[str, type[ClientError]] = {
-    REFUSED: RequestRefused,
-    SHUTTING_DOWN: ConnectionFailed,
-    OVERLOADED: ServerOverloaded,
-    TIMED_OUT: RequestTimeout,
-    FAILED: ServerFailed,
+_BY_KIND: dict[ErrorKind, type[ClientError]] = {
+    ErrorKind.REFUSED: RequestRefused,
+    ErrorKind.OVERLOADED: ServerOverloaded,
+    ErrorKind.SHUTTING_DOWN: ConnectionFailed,
+    ErrorKind.UNREACHABLE: ConnectionFailed,
+    ErrorKind.TIMED_OUT: RequestTimeout,
 }
+"""Kinds that are not here are failures of the server."""
 
 
 def from_stream_error(message: str) -> ClientError:
-    """The exception for an error inside a stream, told apart by its text."""
+    """Return the exception for an error inside a stream, by the kind that its text names."""
     text = " ".join(message.split())
-    for beginning, kind in _BY_TEXT.items():
-        _triton, found, reason = text.partition(beginning)
-        if found:
-            return kind(f"{beginning}{reason}")
-    return ServerFailed(text)
+    kind = ErrorKind.of_text(text)
+    if kind is None:
+        return ServerFailed(text)
+    return _BY_KIND.get(kind, ServerFailed)(text[text.index(kind.value) :])
 
 
 def from_rpc_error(error: grpc.RpcError, url: str) -> ClientError:

@@ -20,9 +20,10 @@ from nemotron_client.exceptions import (
     from_rpc_error,
     from_stream_error,
 )
-from nemotron_client.request import Generation, Prompt, generation_request
-from nemotron_client.response import Piece, read_outputs, read_piece
+from nemotron_client.request import generation_request
+from nemotron_client.response import read_outputs, read_piece
 from nemotron_client.settings import Timeouts
+from nemotron_core.generation import Generation, Piece, Prompt
 
 MODEL = "ensemble"
 ENGINE_MODEL = "tensorrt_llm"

@@ -6,75 +6,12 @@ import dataclasses
 import json
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 from tritonclient.grpc import service_pb2
 
-DEFAULT_MAX_TOKENS = 1024
-
-
-@dataclass(frozen=True, kw_only=True)
-class Generation:
-    """How to generate; None leaves the choice to the server, which is then greedy."""
-
-    max_tokens: int = DEFAULT_MAX_TOKENS
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    min_tokens: int | None = None
-    seed: int | None = None
-    end_id: int | None = None
-    stop_words: Sequence[str] = ()
-    bad_words: Sequence[str] = ()
-    embedding_bias_words: Sequence[str] = ()
-    embedding_bias_weights: Sequence[float] = ()
-    num_return_sequences: int | None = None
-    """How many answers; each piece says in `sequence_index` which one it belongs to."""
-    guided_decoding_guide_type: str | None = None
-    guided_decoding_guide: str | None = None
-    return_log_probs: bool | None = None
-    return_perf_metrics: bool | None = None
-
-
-Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
-"""A raw prompt as text or as token ids, or a conversation's messages."""
-
-WIRE_TYPES = {
-    "max_tokens": "INT32",
-    "temperature": "FP32",
-    "top_p": "FP32",
-    "top_k": "INT32",
-    "repetition_penalty": "FP32",
-    "presence_penalty": "FP32",
-    "frequency_penalty": "FP32",
-    "min_tokens": "INT32",
-    "seed": "UINT64",
-    "end_id": "INT32",
-    "stop_words": "BYTES",
-    "bad_words": "BYTES",
-    "embedding_bias_words": "BYTES",
-    "embedding_bias_weights": "FP32",
-    "num_return_sequences": "INT32",
-    "guided_decoding_guide_type": "BYTES",
-    "guided_decoding_guide": "BYTES",
-    "return_log_probs": "BOOL",
-    "return_perf_metrics": "BOOL",
-    "input_token_ids": "INT32",
-    "text_input": "BYTES",
-    "messages": "BYTES",
-    "stream": "BOOL",
-    "stop": "BOOL",
-    "input_ids": "INT32",
-    "input_lengths": "INT32",
-    "request_output_len": "INT32",
-}
-"""Triton's data type of each input that this client sends; a field's name is its input's name."""
-
-_FORMATS = {"INT32": "<i", "UINT64": "<Q", "FP32": "<f", "BOOL": "<?"}
+from nemotron_core.generation import Generation, Prompt
+from nemotron_core.wire import DATATYPES, STRUCT_FORMATS
 
 Value = int | float | bool | str
 
@@ -99,7 +36,7 @@ def generation_request(
         inputs["messages"] = [_messages_json(cast("Sequence[Mapping[str, Any]]", prompt))]
     for field in dataclasses.fields(generation):
         value = getattr(generation, field.name)
-        if value is None or value == ():
+        if value is None or (isinstance(value, list | tuple) and not value):
             continue
         inputs[field.name] = value if isinstance(value, list | tuple) else [value]
     return _infer_request(model, request_id, inputs)
@@ -124,11 +61,11 @@ def _infer_request(
 ) -> service_pb2.ModelInferRequest:
     request = service_pb2.ModelInferRequest(model_name=model, id=request_id)
     for name, values in inputs.items():
-        request.inputs.add(name=name, datatype=WIRE_TYPES[name], shape=[1, len(values)])
+        request.inputs.add(name=name, datatype=DATATYPES[name], shape=[1, len(values)])
         try:
-            raw = b"".join(_encode(WIRE_TYPES[name], value) for value in values)
+            raw = b"".join(_encode(DATATYPES[name], value) for value in values)
         except (struct.error, OverflowError, AttributeError) as error:
-            raise ValueError(f"{name}: {list(values)} is no {WIRE_TYPES[name]}: {error}") from error
+            raise ValueError(f"{name}: {list(values)} is no {DATATYPES[name]}: {error}") from error
         request.raw_input_contents.append(raw)
     return request
 
@@ -137,4 +74,4 @@ def _encode(datatype: str, value: Value) -> bytes:
     if datatype == "BYTES":
         data = str(value).encode()
         return struct.pack("<I", len(data)) + data
-    return struct.pack(_FORMATS[datatype], value)
+    return struct.pack("<" + STRUCT_FORMATS[datatype], value)

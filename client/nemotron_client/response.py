@@ -4,48 +4,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from tritonclient.grpc import service_pb2
 
-_FORMATS = {"INT32": "i", "INT64": "q", "FP32": "f", "BOOL": "?"}
+from nemotron_core.generation import Piece, Times
+from nemotron_core.wire import STRUCT_FORMATS
 
 Values = Sequence[int | float | str]
-
-
-@dataclass(frozen=True)
-class Times:
-    """Nanoseconds since the epoch, by the server's clock."""
-
-    arrival_ns: int
-    first_scheduled_ns: int
-    first_token_ns: int
-    last_token_ns: int
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A part of an answer, or the whole of it; together the texts of a stream are the answer.
-
-    `finish_reason` is empty until the last piece: "stop", "length" or "cancelled". `stop_reason` is
-    the stop string that ended it, if one did. The counts are of tokens: the whole prompt's, and the
-    generated ones of the answer so far.
-    """
-
-    text: str
-    token_ids: tuple[int, ...] = ()
-    finish_reason: str = ""
-    stop_reason: str = ""
-    num_input_tokens: int = 0
-    num_output_tokens: int = 0
-    sequence_index: int = 0
-    """Which of `num_return_sequences` answers this belongs to."""
-    log_probs: tuple[float, ...] = ()
-    """One for each of `token_ids`, if `return_log_probs` asked for them."""
-    cum_log_prob: float | None = None
-    """Their sum over the answer so far."""
-    times: Times | None = None
-    """With the last piece, if `return_perf_metrics` asked for them."""
 
 
 def read_outputs(response: service_pb2.ModelInferResponse) -> dict[str, Values]:
@@ -95,7 +60,7 @@ def _decode(datatype: str, raw: bytes) -> Values:
             texts.append(raw[4 : 4 + length].decode())
             raw = raw[4 + length :]
         return tuple(texts)
-    kind = _FORMATS.get(datatype)
+    kind = STRUCT_FORMATS.get(datatype)
     if kind is None:
         return ()  # an output this client does not read
     return struct.unpack(f"<{len(raw) // struct.calcsize(kind)}{kind}", raw)

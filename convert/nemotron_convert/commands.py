@@ -145,7 +145,8 @@ def convert(
     from nemotron_convert.target.layout import Dtype, Format, Precision
     from nemotron_convert.team import open_team
     from nemotron_core.errors import NemotronError
-    from nemotron_core.folder import partial_path, when_possible
+    from nemotron_core.files import partial_path
+    from nemotron_core.folder import when_possible
 
     parallel = Parallel(tp or (8 if format == "trtllm" else 1), pp)
     precision = Precision(Dtype(dtype), Dtype(kv_cache_dtype))

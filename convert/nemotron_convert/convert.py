@@ -26,22 +26,17 @@ from nemotron_convert.target.layout import (
     hf_layout,
     trtllm_layout,
 )
-from nemotron_convert.target.manifest import (
-    MANIFEST_NAME,
-    FileEntry,
-    Manifest,
-    hash_file,
-    read_manifest,
-)
+from nemotron_convert.target.manifest import MANIFEST_NAME, Manifest, read_manifest
 from nemotron_convert.target.tensor_file import TensorFile
 from nemotron_convert.target.trtllm_config import CONFIG_NAME, trtllm_config
 from nemotron_convert.team import ALONE, Team
 from nemotron_core.errors import NemotronError
-from nemotron_core.folder import partial_path, unfinished_folder, writing_errors
+from nemotron_core.files import FileEntry, hash_file, partial_path
+from nemotron_core.folder import unfinished_folder, writing_errors
+from nemotron_core.model_config import TOKENIZER_NAME
 from nemotron_core.progress import byte_progress
 from nemotron_core.text.sentencepiece_model import SentencePieceModel
 
-TOKENIZER_NAME = "tokenizer.model"
 HF_INDEX_NAME = "model.safetensors.index.json"
 
 

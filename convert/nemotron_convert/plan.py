@@ -19,7 +19,8 @@ from nemotron_convert.source.arrays import BAND_BYTES
 from nemotron_convert.source.nemo import Source
 from nemotron_convert.target.layout import Layout
 from nemotron_core.errors import NemotronError
-from nemotron_core.folder import check_output, partial_path
+from nemotron_core.files import partial_path
+from nemotron_core.folder import check_output
 
 MIB = 1 << 20
 GIB = 1 << 30

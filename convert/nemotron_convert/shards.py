@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-from nemotron_convert.source.config_file import ModelConfig
 from nemotron_core.errors import NemotronError
+from nemotron_core.model_config import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from nemotron_convert.shards import (
     split_rows,
     take_heads,
 )
-from nemotron_convert.source.config_file import ModelConfig
+from nemotron_core.model_config import ModelConfig
 
 
 class Split(Enum):

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from nemotron_core.errors import NemotronError
+from nemotron_core.files import partial_path, sync
 
-PARTIAL = ".partial"
 POLL_SECONDS = 1.0
 T = TypeVar("T")
 
@@ -72,12 +72,12 @@ def unfinished_folder(output: Path, *, keep: bool) -> Iterator[Path]:
                 _empty(partial)
             yield partial
             for path in partial.rglob("*"):
-                _sync(path)
-            _sync(partial)
+                sync(path)
+            sync(partial)
             if output.exists():
                 output.rmdir()
             partial.rename(output)
-            _sync(output.parent)
+            sync(output.parent)
         finally:
             if descriptor >= 0:
                 os.close(descriptor)
@@ -90,11 +90,6 @@ def writing_errors(output: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise NemotronError(f"cannot write: {error.strerror or error}", where=output) from error
-
-
-def partial_path(output: Path) -> Path:
-    """Where an output is until it is whole."""
-    return output.with_name(output.name + PARTIAL)
 
 
 def check_output(output: Path) -> None:
@@ -131,11 +126,3 @@ def _empty(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

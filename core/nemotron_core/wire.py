@@ -23,7 +23,13 @@ class Tensor:
 
     name: str
     dtype: Dtype
+    """As Triton's configurations name it."""
     dims: tuple[int, ...] = (1,)
+
+    @property
+    def datatype(self) -> str:
+        """The type's name in requests and responses, where a string is `BYTES`."""
+        return "BYTES" if self.dtype == "STRING" else self.dtype
 
 
 @dataclass(frozen=True)
@@ -195,3 +201,19 @@ PROMPT_OUTPUTS = (
     Tensor("answer_settings", "STRING"),
 )
 """Of `preprocessing`: what `tensorrt_llm` gets beside the inputs it takes as they are."""
+
+DATATYPES = {
+    tensor.name: tensor.datatype
+    for tensor in (
+        *TEXT_INPUTS,
+        *TEXT_OUTPUTS,
+        *ENGINE_INPUTS,
+        *ENGINE_OUTPUTS,
+        *FOREIGN_ENGINE_INPUTS,
+        *FOREIGN_ENGINE_OUTPUTS,
+    )
+}
+"""Every tensor's type in requests and responses; a name has the same type in every model."""
+
+STRUCT_FORMATS = {"INT32": "i", "INT64": "q", "UINT64": "Q", "FP32": "f", "BOOL": "?"}
+"""How `struct` writes one element of a type, little-endian; `BYTES` has a length before it."""

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from nemotron_core.errors import NemotronError
+from nemotron_core.errors import ErrorKind, NemotronError
 
 MAX_SEED = 2**64 - 1
 GUIDE_TYPES = ("json", "json_schema", "regex", "ebnf_grammar", "structural_tag")
@@ -15,13 +15,19 @@ GUIDE_TYPES = ("json", "json_schema", "regex", "ebnf_grammar", "structural_tag")
 class Overloaded(NemotronError):
     """As many requests wait as may; nothing is wrong with this one."""
 
+    kind = ErrorKind.OVERLOADED
+
 
 class EngineBroken(NemotronError):
     """The engine has failed for good; nothing is wrong with the request."""
 
+    kind = ErrorKind.FAILED
+
 
 class TimedOut(NemotronError):
     """The time allowed for the request was over before its answer."""
+
+    kind = ErrorKind.TIMED_OUT
 
 
 def samples(temperature: float | None, top_k: int | None) -> bool:

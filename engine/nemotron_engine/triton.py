@@ -13,9 +13,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from nemotron_core.error_kinds import FAILED, OVERLOADED, REFUSED, SHUTTING_DOWN, TIMED_OUT
-from nemotron_core.errors import NemotronError
-from nemotron_engine.request import EngineBroken, Overloaded, TimedOut
+from nemotron_core.errors import ErrorKind, NemotronError
 
 TRITON_POLL_SECONDS = 1.0
 FINALIZE_SECONDS = 5.0
@@ -96,53 +94,36 @@ def tensor(name: str, elements: Any, dtype: Any) -> Any:
     return pb_utils.Tensor(name, np.array([elements], dtype))
 
 
-def refusal(error: NemotronError) -> Any:
-    """A response that says what is wrong with the request, or that there is no room for it."""
-    if isinstance(error, Overloaded):
-        return _error(f"{OVERLOADED}{error}", pb_utils.TritonError.UNAVAILABLE)
-    if isinstance(error, EngineBroken):
-        return fault(error)
-    return _error(f"{REFUSED}{error}", pb_utils.TritonError.INVALID_ARG)
+def error_response(error: NemotronError) -> Any:
+    """Return the response that tells a client of `error`, by its kind."""
+    return _error(error.kind, f"{error.kind.value}{error}")
 
 
-def fault(error: NemotronError) -> Any:
-    """A response that says what went wrong with a request that was right."""
-    return told_fault(fault_text(error))
+def engine_failure_text(error: NemotronError) -> str:
+    """Return an engine's failure as text, for where an error response cannot go.
+
+    The request was right, so the kind is `TIMED_OUT` or `FAILED`, whatever `error` says.
+    """
+    kind = ErrorKind.TIMED_OUT if error.kind is ErrorKind.TIMED_OUT else ErrorKind.FAILED
+    return f"{kind.value}{error}"
 
 
-def fault_text(error: NemotronError) -> str:
-    """The same as text, for where an error cannot go."""
-    return f"{TIMED_OUT if isinstance(error, TimedOut) else FAILED}{error}"
+def is_engine_failure(text: str) -> bool:
+    """Return whether `text` is the text of an engine's failure."""
+    return text.startswith((ErrorKind.TIMED_OUT.value, ErrorKind.FAILED.value))
 
 
-def is_fault(text: str) -> bool:
-    """Whether this is such a text."""
-    return text.startswith((TIMED_OUT, FAILED))
-
-
-def told_fault(text: str) -> Any:
-    """A response of such a text."""
-    timed_out = text.startswith(TIMED_OUT)
-    code = pb_utils.TritonError.UNAVAILABLE if timed_out else pb_utils.TritonError.INTERNAL
-    return _error(text, code)
-
-
-def handed_on(text: str) -> Any:
-    """A response with the error that another model gave, in its own words and of its own kind."""
-    for kind, code in (
-        (REFUSED, pb_utils.TritonError.INVALID_ARG),
-        (OVERLOADED, pb_utils.TritonError.UNAVAILABLE),
-        (SHUTTING_DOWN, pb_utils.TritonError.UNAVAILABLE),
-        (TIMED_OUT, pb_utils.TritonError.UNAVAILABLE),
-    ):
-        if kind in text:
-            return _error(text[text.index(kind) :], code)
-    return _error(text, pb_utils.TritonError.INTERNAL)
+def error_response_of_text(text: str) -> Any:
+    """Return the response with the error that another model gave, of its kind, in its words."""
+    kind = ErrorKind.of_text(text)
+    if kind is None:
+        return _error(ErrorKind.FAILED, text)
+    return _error(kind, text[text.index(kind.value) :])
 
 
 def shutting_down() -> Any:
-    """The answer to every new request while the running ones finish."""
-    return _error(f"{SHUTTING_DOWN}ask another", pb_utils.TritonError.UNAVAILABLE)
+    """Return the response to every new request while the running ones finish."""
+    return error_response(NemotronError("ask another", kind=ErrorKind.SHUTTING_DOWN))
 
 
 def parameter(args: dict[str, str], name: str) -> str:
@@ -150,7 +131,8 @@ def parameter(args: dict[str, str], name: str) -> str:
     return str(json.loads(args["model_config"])["parameters"][name]["string_value"])
 
 
-def _error(text: str, code: int) -> Any:
+def _error(kind: ErrorKind, text: str) -> Any:
+    code = getattr(pb_utils.TritonError, kind.codes.triton)
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(text, code))
 
 

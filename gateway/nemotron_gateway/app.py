@@ -14,10 +14,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from nemotron_core.errors import CLIENT_CLOSED_REQUEST
+from nemotron_core.openai.errors import HttpError
 from nemotron_gateway import access_log, page
 from nemotron_gateway.backend import Backend
 from nemotron_gateway.call import Call, Gone, Receive, Scope, Send
-from nemotron_gateway.errors import CLIENT_CLOSED_REQUEST, HttpError
 from nemotron_gateway.keys import Keys
 from nemotron_gateway.metrics import Metrics
 from nemotron_gateway.nemo_api import NeMo

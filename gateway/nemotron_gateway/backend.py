@@ -19,10 +19,11 @@ from nemotron_client import (
     ServerOverloaded,
     Timeouts,
 )
-from nemotron_client.request import Prompt
-from nemotron_core.errors import NemotronError
+from nemotron_core.errors import ErrorKind, NemotronError
+from nemotron_core.generation import Prompt
+from nemotron_core.openai.errors import HttpError
 from nemotron_core.text import Tokenizer
-from nemotron_gateway.errors import HttpError, from_client_error, overloaded
+from nemotron_gateway.errors import failure, from_client_error
 from nemotron_gateway.metrics import Metrics
 from nemotron_gateway.settings import GatewaySettings
 
@@ -89,7 +90,8 @@ class Backend:
     @contextmanager
     def _place(self) -> Iterator[None]:
         if self._running >= self._settings.limits.requests:
-            raise overloaded(f"{self._running} prompts are at the engine already")
+            message = f"{self._running} prompts are at the engine already"
+            raise failure(ErrorKind.OVERLOADED, message)
         self._running += 1
         self._metrics.running.set(self._running)
         try:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from nemotron_gateway.errors import HttpError, bad_request
+from nemotron_core.openai.errors import HttpError, bad_request
 from nemotron_gateway.metrics import Metrics
 from nemotron_gateway.record import Record
 from nemotron_gateway.settings import GatewaySettings

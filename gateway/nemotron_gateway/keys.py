@@ -7,7 +7,7 @@ import hmac
 from collections.abc import Sequence
 from http import HTTPStatus
 
-from nemotron_gateway.errors import HttpError
+from nemotron_core.openai.errors import HttpError
 
 
 class Keys:

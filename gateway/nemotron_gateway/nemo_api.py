@@ -16,13 +16,13 @@ from http import HTTPStatus
 from typing import Any
 
 from nemotron_client import Generation
+from nemotron_core.generation import MAX_SEED
+from nemotron_core.openai.errors import HttpError
 from nemotron_core.openai.schema import SEED_BITS
 from nemotron_core.openai.token_texts import VisibleText
 from nemotron_core.text import Tokenizer
-from nemotron_engine.request import MAX_SEED
 from nemotron_gateway.backend import Backend
 from nemotron_gateway.call import Call, while_connected
-from nemotron_gateway.errors import HttpError
 from nemotron_gateway.settings import GatewaySettings
 
 END_OF_TURN = "<extra_id_1>"

@@ -11,14 +11,14 @@ from http import HTTPStatus
 from typing import cast
 
 from nemotron_client import Generation, Piece
-from nemotron_client.request import Prompt
 from nemotron_core.errors import NemotronError
+from nemotron_core.generation import Prompt
 from nemotron_core.openai.answer import Answer, ChatAnswer, CompletionAnswer, Usage, no_usage
+from nemotron_core.openai.errors import HttpError, bad_request
 from nemotron_core.openai.schema import ChatRequest, CompletionRequest
 from nemotron_core.text import Message, Tokenizer
 from nemotron_gateway.backend import Backend
 from nemotron_gateway.call import Call, while_connected
-from nemotron_gateway.errors import HttpError, bad_request
 from nemotron_gateway.settings import GatewaySettings
 
 COMPLETION_TOKENS = 16
@@ -209,7 +209,7 @@ async def _whole(
     usage = Usage()
     for index, piece in found.items():
         usage.add(index, piece)
-    usage.count(call)
+    call.count_tokens(usage.prompt_tokens, usage.completion_tokens)
     await call.respond(answer.whole(found) | {"usage": usage.as_dict()})
 
 
@@ -248,7 +248,7 @@ async def _stream(
                     last = answer.piece(index, "", None, piece.finish_reason)
                     await call.event(answer.chunk([last]) | no_usage(usage))
     finally:
-        used.count(call)
+        call.count_tokens(used.prompt_tokens, used.completion_tokens)
     if usage:
         await call.event(answer.chunk([]) | {"usage": used.as_dict()})
     await call.end_stream()

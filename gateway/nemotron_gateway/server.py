@@ -16,6 +16,7 @@ import uvicorn
 import uvloop
 
 from nemotron_core.errors import NemotronError
+from nemotron_core.files import write_atomically
 from nemotron_gateway.app import Gateway
 from nemotron_gateway.settings import KEYS_VARIABLE, GatewaySettings
 
@@ -104,9 +105,4 @@ def _listen(settings: GatewaySettings) -> socket.socket:
 
 
 def _write_port_file(path: Path, port: int) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(json.dumps({"pid": os.getpid(), "gateway": port}) + "\n", "utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise NemotronError(f"cannot write: {error.strerror}", where=path) from error
+    write_atomically(path, json.dumps({"pid": os.getpid(), "gateway": port}) + "\n")

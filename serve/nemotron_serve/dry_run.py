@@ -1,4 +1,4 @@
-"""What `build` and `serve` would do: every command and every file, and nothing done."""
+"""Print what `serve` would do: every command and every file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from nemotron_build.engine_folder import EngineRecord, plan_engine
+from nemotron_build.engine_folder import EngineRecord
 from nemotron_build.profile import CpuProfile, Profile
 from nemotron_serve.ranks import launch_command, worker_command, world_size
 from nemotron_serve.repository import render_repository
@@ -16,13 +16,6 @@ from nemotron_serve.triton import Triton, container_triton
 
 SCRATCH = Path("/SCRATCH")
 """Stands for the folder that each process makes for itself."""
-
-
-def describe_build(checkpoint: Path, output: Path, profile: Profile) -> str:
-    """NemotronError if the checkpoint does not fit the profile."""
-    plan = plan_engine(checkpoint, output, profile)
-    lines = ["# command", shlex.join(plan.command)] if plan.command else []
-    return "\n".join([*lines, "# files", *(str(output / name) for name in plan.files)])
 
 
 def describe_serve(

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 from nemotron_build.profile import Profile
-from nemotron_convert.convert import TOKENIZER_NAME
 from nemotron_core.errors import NemotronError
+from nemotron_core.model_config import TOKENIZER_NAME
 from nemotron_serve.server import Endpoints
 from nemotron_serve.triton import die_with_parent
 

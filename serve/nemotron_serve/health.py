@@ -14,8 +14,7 @@ from pathlib import Path
 
 from nemotron_build.lanes import LANES
 from nemotron_build.profile import Profile
-from nemotron_core.error_kinds import OVERLOADED, SHUTTING_DOWN
-from nemotron_core.errors import NemotronError
+from nemotron_core.errors import ErrorKind, NemotronError
 from nemotron_serve.server import TritonServer
 
 LOOK_SECONDS = 1.0
@@ -23,6 +22,8 @@ FAILURES = 2
 """In a row: an engine that answers with an error twice is dead."""
 CANARY = {"input_ids": [5], "input_lengths": 1, "request_output_len": 1}
 """One token after an end of turn."""
+WORKING_REFUSALS = (ErrorKind.OVERLOADED, ErrorKind.SHUTTING_DOWN)
+"""Kinds of errors with which a working engine may answer the canary."""
 MAX_LINE = 200
 STUB = re.compile(rb"triton_python_backend_stub\0.*?/models/(\w+)/", re.DOTALL)
 """The command line of the process that a Python model runs in."""
@@ -63,7 +64,7 @@ class Watch:
                 self._works()
                 return None
         status, text = self._server.ask("tensorrt_llm", CANARY, LOOK_SECONDS)
-        if status == HTTPStatus.OK or OVERLOADED in text or SHUTTING_DOWN in text:
+        if status == HTTPStatus.OK or ErrorKind.of_text(text) in WORKING_REFUSALS:
             self._works()
             return None
         if status:

@@ -34,11 +34,11 @@ class LauncherFailed(NemotronError):
     """With the launcher's exit code, which is that of the first rank that failed."""
 
     def __init__(self, launcher: str, status: int) -> None:
-        self.exit_code = max(status, 1)
         super().__init__(
             f"a rank failed: {launcher} ended with status {status}",
             remedy="the lines above say which and why",
         )
+        self.exit_code = max(status, 1)
 
 
 def world_size(profile: Profile) -> int:

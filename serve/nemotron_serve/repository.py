@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from pathlib import Path
 
 from nemotron_build.engine_folder import EngineRecord
 from nemotron_build.lanes import LANES, ModelSettings
 from nemotron_build.profile import Profile
-from nemotron_convert.convert import TOKENIZER_NAME
+from nemotron_core.files import text_digest
+from nemotron_core.model_config import TOKENIZER_NAME
 from nemotron_core.resources import resource
 from nemotron_core.text.prompt import template_hash
 from nemotron_serve import triton_config as model_config
@@ -26,7 +26,7 @@ def models_folder() -> Path:
 def identity(record: EngineRecord) -> dict[str, str]:
     """SHA-256 of what decides about an answer's text."""
     return {
-        "engine": hashlib.sha256(record.model_dump_json().encode()).hexdigest(),
+        "engine": text_digest(record.model_dump_json()),
         "checkpoint": record.checkpoint,
         "template": template_hash(),
     }

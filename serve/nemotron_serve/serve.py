@@ -21,6 +21,7 @@ from nemotron_build.engine_folder import EngineRecord, open_engine
 from nemotron_build.lanes import LANES
 from nemotron_build.profile import Profile, load_profile
 from nemotron_core.errors import NemotronError
+from nemotron_core.files import write_atomically
 from nemotron_core.launcher import own_rank
 from nemotron_serve.gateway import Gateway, check_gateway
 from nemotron_serve.health import LOOK_SECONDS, Health, Watch
@@ -217,12 +218,7 @@ def _write_port_file(path: Path, endpoints: Endpoints) -> None:
             "gateway": endpoints.gateway,
         }
     )
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise NemotronError(f"cannot write: {error.strerror}", where=path) from error
+    write_atomically(path, text + "\n")
 
 
 def _welcome(engine: Path, ends: Endpoints) -> str:

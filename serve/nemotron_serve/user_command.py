@@ -24,8 +24,8 @@ class CommandFailed(NemotronError):
     """With the command's own exit code, which becomes that of `nemotron`."""
 
     def __init__(self, status: int, arguments: Sequence[str]) -> None:
-        self.exit_code = status if status > 0 else SIGNALLED - status
         super().__init__(f"the command ended with status {status}", where=shlex.join(arguments))
+        self.exit_code = status if status > 0 else SIGNALLED - status
 
 
 class UserCommand:

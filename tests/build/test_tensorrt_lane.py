@@ -14,7 +14,12 @@ from typing import Any
 import pytest
 import yaml
 
-from nemotron_build.engine_folder import EngineRecord, build_engine, open_engine
+from nemotron_build.engine_folder import (
+    EngineRecord,
+    build_engine,
+    describe_build,
+    open_engine,
+)
 from nemotron_build.profile import (
     CpuProfile,
     Profile,
@@ -27,7 +32,7 @@ from nemotron_convert.convert import Options, convert
 from nemotron_convert.shards import Parallel
 from nemotron_convert.target.layout import Format
 from nemotron_core.errors import NemotronError
-from nemotron_serve.dry_run import describe_build, describe_serve
+from nemotron_serve.dry_run import describe_serve
 from tests.standins.container import Container, make_container
 from tests.tiny_nemotron.reference import NEMO
 

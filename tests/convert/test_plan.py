@@ -12,9 +12,9 @@ from bench.measurements.random_nemo import Shape
 from nemotron_convert.convert import Options, convert
 from nemotron_convert.plan import CARDS, WEIGHT_SHARE, Plan, make_plan
 from nemotron_convert.shards import Parallel
-from nemotron_convert.source.config_file import ModelConfig
 from nemotron_convert.target.layout import BF16_ONLY, Format, hf_layout, trtllm_layout
 from nemotron_core.errors import NemotronError
+from nemotron_core.model_config import ModelConfig
 from tests.convert.nemo import NEMO
 
 NEMOTRON = str(Path(sys.executable).with_name("nemotron"))

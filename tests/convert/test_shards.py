@@ -18,8 +18,8 @@ from nemotron_convert.shards import (
     split_qkv,
     split_rows,
 )
-from nemotron_convert.source.config_file import ModelConfig
 from nemotron_core.errors import NemotronError
+from nemotron_core.model_config import ModelConfig
 
 
 def model(heads: int, kv_heads: int, head_size: int = 2, ffn: int = 48) -> ModelConfig:

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 from google.protobuf.message import Message
 
 from nemotron_build.profile import Profile
-from nemotron_convert.target.manifest import FileEntry
 from nemotron_core.errors import NemotronError
+from nemotron_core.files import FileEntry
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nemotron_core.files import sync, write_atomically
+
 STATE_NAME = "state.json"
 FILE_NAMES = ("hidden.0", "hidden.1")
 SNAPSHOT_SECONDS = 60.0
@@ -82,18 +84,7 @@ class Activations:
             self._memory.tofile(self._folder / FILE_NAMES[self._current])
         if not save:
             return
-        _sync(self._folder / FILE_NAMES[self._current])
-        path = self._folder / STATE_NAME
-        new = path.with_suffix(".new")
-        new.write_text(json.dumps(state | {"current": self._current}), encoding="utf-8")
-        _sync(new)
-        new.rename(path)
+        sync(self._folder / FILE_NAMES[self._current])
+        state = state | {"current": self._current}
+        write_atomically(self._folder / STATE_NAME, json.dumps(state))
         self._saved = time.monotonic()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

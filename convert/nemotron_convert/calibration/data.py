@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ from typing import Any, cast
 
 from nemotron_convert.source.nemo import Source
 from nemotron_core.errors import NemotronError
+from nemotron_core.files import text_digest
 from nemotron_core.text import Message, Tokenizer, check_text
 from nemotron_core.text.prompt import check_messages
 
@@ -35,8 +35,7 @@ class CalibrationData:
 
     @property
     def sha256(self) -> str:
-        text = json.dumps(self.sequences, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return text_digest(json.dumps(self.sequences, separators=(",", ":")))
 
 
 def read_texts(path: Path | None, source: Source, length: int = DEFAULT_LENGTH) -> CalibrationData:

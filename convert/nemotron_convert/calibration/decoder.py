@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from nemotron_convert.source.config_file import ModelConfig
+from nemotron_core.model_config import ModelConfig
 
 
 class LayerWeights(Protocol):

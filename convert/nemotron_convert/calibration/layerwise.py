@@ -26,13 +26,13 @@ from nemotron_convert.calibration.decoder import (
     to_words,
 )
 from nemotron_convert.calibration.record import Calibration, LayerAmax, LinearAmax
-from nemotron_convert.source.config_file import ModelConfig
 from nemotron_convert.source.nemo import Source
 from nemotron_convert.target.copying import add_gamma
 from nemotron_convert.target.fp8 import amax_bits, from_bits
 from nemotron_convert.team import Team
 from nemotron_convert.tensor_map import EMBEDDING, LAYERS, LINEARS, TENSOR_MAP
 from nemotron_core.errors import NemotronError
+from nemotron_core.model_config import ModelConfig
 from nemotron_core.progress import byte_progress
 
 BATCH_BYTES = 256 << 20

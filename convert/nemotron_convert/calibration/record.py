@@ -10,10 +10,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nemotron_convert.calibration.amax import Amaxes
-from nemotron_convert.source.config_file import ModelConfig
 from nemotron_convert.target.fp8 import LinearScale, Scales, scale_of
 from nemotron_convert.tensor_map import LINEARS
 from nemotron_core.errors import NemotronError
+from nemotron_core.model_config import ModelConfig
 
 CALIBRATION_NAME = "calibration.json"
 CALIBRATION_LIMIT = 64 << 20

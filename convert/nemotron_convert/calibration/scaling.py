@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from nemotron_convert.target import journal
 from nemotron_convert.target.fp8 import Scales
 from nemotron_convert.team import Team
 from nemotron_core.errors import NemotronError
+from nemotron_core.files import text_digest
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Calibrator:
         if self._data:
             return self._data.sha256
         assert self._given is not None
-        return hashlib.sha256(self._given.model_dump_json().encode()).hexdigest()
+        return text_digest(self._given.model_dump_json())
 
     def scales(self, folder: Path, jobs: int, *, fp8_kv_cache: bool) -> Scales:
         """Calibrate if need be; `folder` then has a `calibration.json` to take up."""

@@ -1,10 +1,9 @@
-"""The model's shape, as `model_config.yaml` states it."""
+"""Read the model's shape from `model_config.yaml`, or from NeMo 2's `model.yaml`."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import yaml
@@ -12,6 +11,7 @@ import yaml
 from nemotron_convert.source import nemo2
 from nemotron_convert.source.archive import Archive, read_bytes
 from nemotron_core.errors import NemotronError
+from nemotron_core.model_config import ModelConfig
 
 CONFIG_NAME = "model_config.yaml"
 CONFIG_LIMIT = 1 << 20
@@ -19,29 +19,6 @@ INTERPOLATED_MULTIPLE = re.compile(r"^\$\{multiply:\s*(\d+)\s*,\s*\$\{\.hidden_s
 LARGEST = 1e30
 """Of any number here; YAML can write integers that no float holds."""
 NUMBER = re.compile(r"\d+(\.\d+)?[eE][-+]?\d+")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Shape and numerics of a Nemotron-4 model; sizes in elements."""
-
-    num_layers: int
-    hidden_size: int
-    intermediate_size: int
-    num_heads: int
-    num_kv_heads: int
-    head_size: int
-    max_positions: int
-    norm_eps: float
-    rotary_pct: float
-    rotary_base: float
-    gamma_is_centered: bool
-    """Norm weights are stored without their +1 (LayerNorm1P)."""
-    tokenizer_member: str
-
-    @property
-    def qkv_rows(self) -> int:
-        return (self.num_heads + 2 * self.num_kv_heads) * self.head_size
 
 
 def find_root(archive: Archive) -> tuple[str, bool]:

@@ -11,13 +11,14 @@ from types import TracebackType
 from nemotron_convert.source import nemo2
 from nemotron_convert.source.archive import Archive, read_bytes
 from nemotron_convert.source.arrays import StoredArray
-from nemotron_convert.source.config_file import ModelConfig, find_root, read_model_config
+from nemotron_convert.source.config_file import find_root, read_model_config
 from nemotron_convert.source.containers import open_archive
 from nemotron_convert.source.legacy import Legacy, find_ranks
 from nemotron_convert.source.torch_dist import TorchDist
 from nemotron_convert.source.zarr import Zarr
 from nemotron_convert.tensor_map import EMBEDDING, TENSOR_MAP, TensorRule, rule_shape
 from nemotron_core.errors import NemotronError
+from nemotron_core.model_config import ModelConfig
 
 WEIGHTS = "model_weights/"
 PREFIX = "model."

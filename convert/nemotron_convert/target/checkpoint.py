@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from nemotron_convert.convert import TOKENIZER_NAME
 from nemotron_convert.shards import Block, Parallel
 from nemotron_convert.target.layout import Precision, ScaleKind, rank_name, trtllm_scale_name
 from nemotron_convert.target.manifest import Manifest, read_manifest, require_unchanged
@@ -21,6 +20,7 @@ from nemotron_convert.target.tensor_file import StoredTensor, TensorSpec, read_h
 from nemotron_convert.target.trtllm_config import CONFIG_NAME, TrtLlmConfig
 from nemotron_convert.tensor_map import TENSOR_MAP, RuleShape, TensorRule, rule_shape, stages
 from nemotron_core.errors import NemotronError
+from nemotron_core.model_config import TOKENIZER_NAME
 
 DTYPES = {"BF16": ml_dtypes.bfloat16, "F8_E4M3": ml_dtypes.float8_e4m3fn, "F32": np.float32}
 

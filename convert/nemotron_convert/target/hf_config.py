@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from nemotron_convert.source.config_file import ModelConfig
 from nemotron_convert.target.layout import Dtype, Precision
+from nemotron_core.model_config import ModelConfig
 from nemotron_core.text.sentencepiece_model import SentencePieceModel
 
 END_OF_TURN = "<extra_id_1>"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 from nemotron_convert.source.nemo import Source
 from nemotron_convert.target.tensor_file import TensorFile
 from nemotron_core.errors import NemotronError
+from nemotron_core.files import text_digest, write_atomically
 
 FOLDER = "journal"
 OF_CONVERSION = "conversion.json"
@@ -33,7 +33,7 @@ def source_digest(source: Source) -> str:
     for name, member in sorted(archive.members.items()):
         changed = (outer or archive.path / name).stat().st_mtime_ns
         lines.append(f"{name} {member.size} {member.offset} {changed}")
-    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
+    return text_digest("\n".join(lines))
 
 
 def fingerprint(source: Source, options: Mapping[str, object]) -> dict[str, object]:
@@ -49,9 +49,7 @@ def start(folder: Path, now: dict[str, object], *, resume: bool) -> Finished:
     path = folder / FOLDER / OF_CONVERSION
     if not resume or not path.exists():
         path.parent.mkdir(exist_ok=True)
-        temporary = path.with_suffix(".new")
-        temporary.write_text(json.dumps(now), encoding="utf-8")
-        temporary.rename(path)
+        write_atomically(path, json.dumps(now))
         return frozenset()
     if changed := _differences(path, now):
         raise NemotronError(

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from enum import Enum
 
 from nemotron_convert.shards import Block, Parallel
-from nemotron_convert.source.config_file import ModelConfig
 from nemotron_convert.target.tensor_file import TensorSpec
 from nemotron_convert.tensor_map import (
     HF_MAP,
@@ -20,6 +19,7 @@ from nemotron_convert.tensor_map import (
     rule_shape,
     stages,
 )
+from nemotron_core.model_config import ModelConfig
 
 HF_SHARD_BYTES = 10_000_000_000
 """A layer of Nemotron-4-340B has 7 GB; no tensor is divided."""

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nemotron_core.errors import NemotronError
+from nemotron_core.files import FileEntry, hash_file, text_digest
 
 MANIFEST_NAME = "manifest.json"
-READ_SIZE = 1 << 20
-
-
-class FileEntry(BaseModel):
-    """Size in bytes and SHA-256 (hex) of one file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    size: int
-    sha256: str
 
 
 class Manifest(BaseModel):
@@ -46,7 +35,7 @@ class Manifest(BaseModel):
     def content_hash(self) -> str:
         """SHA-256 (hex) over all names and file hashes: the same for the same checkpoint."""
         lines = "".join(f"{e.sha256}  {name}\n" for name, e in sorted(self.files.items()))
-        return hashlib.sha256(lines.encode()).hexdigest()
+        return text_digest(lines)
 
     def write(self, folder: Path) -> None:
         text = json.dumps(self.model_dump(), indent=2) + "\n"
@@ -68,18 +57,6 @@ def read_manifest(folder: Path) -> Manifest:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"])) or "file"
         raise NemotronError(f"{key}: {first['msg']}", where=path) from error
-
-
-def hash_file(path: Path, report: Callable[[int], None] = lambda done: None) -> FileEntry:
-    """Size and SHA-256 of a file, read in bounded memory; `report` gets each step's bytes."""
-    digest = hashlib.sha256()
-    size = 0
-    with path.open("rb") as file:
-        while data := file.read(READ_SIZE):
-            digest.update(data)
-            size += len(data)
-            report(len(data))
-    return FileEntry(size=size, sha256=digest.hexdigest())
 
 
 def check_files(folder: Path, manifest: Manifest) -> list[str]:

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nemotron_convert.target.manifest import FileEntry
 from nemotron_core.errors import NemotronError
+from nemotron_core.files import FileEntry
 
 DTYPE_BYTES = {"BF16": 2, "F8_E4M3": 1, "F32": 4}
 ALIGNMENT = 4096

@@ -7,8 +7,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from nemotron_convert.shards import Parallel
-from nemotron_convert.source.config_file import ModelConfig
 from nemotron_convert.target.layout import Dtype, Precision
+from nemotron_core.model_config import ModelConfig
 
 CONFIG_NAME = "config.json"
 

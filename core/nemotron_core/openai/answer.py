@@ -9,10 +9,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from nemotron_client import Piece
+from nemotron_core.generation import Piece
 from nemotron_core.openai.token_texts import chat_log_probs, completion_log_probs
 from nemotron_core.text import Tokenizer
-from nemotron_gateway.call import Call
 
 
 class Answer(ABC):
@@ -154,15 +153,20 @@ class Usage:
         self._prompts[index - piece.sequence_index] = piece.num_input_tokens
         self._answers[index] = piece.num_output_tokens
 
-    def count(self, call: Call) -> None:
-        """For the metrics and the access log."""
-        call.count_tokens(sum(self._prompts.values()), sum(self._answers.values()))
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all prompts, each counted once."""
+        return sum(self._prompts.values())
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens of all answers so far."""
+        return sum(self._answers.values())
 
     def as_dict(self) -> dict[str, int]:
-        """As on the wire."""
-        prompt, answer = sum(self._prompts.values()), sum(self._answers.values())
+        """Return the object `usage` of OpenAI's API."""
         return {
-            "prompt_tokens": prompt,
-            "completion_tokens": answer,
-            "total_tokens": prompt + answer,
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
         }

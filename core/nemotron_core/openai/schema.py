@@ -13,9 +13,8 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from nemotron_client import Generation
-from nemotron_engine.request import MAX_SEED
-from nemotron_gateway.errors import bad_request
+from nemotron_core.generation import MAX_SEED, Generation
+from nemotron_core.openai.errors import bad_request
 
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 1024

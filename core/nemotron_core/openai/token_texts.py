@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nemotron_client import Piece
+from nemotron_core.generation import Piece
 from nemotron_core.text import StreamingDetokenizer, Tokenizer
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from typing import Literal, TypedDict, cast
 
 from nemotron_core.errors import NemotronError
+from nemotron_core.files import text_digest
 
 CONTROL_PREFIX = "<extra_id_"
 """How every control piece of this model begins: `<extra_id_0>` opens the prompt, `<extra_id_1>`
@@ -62,7 +62,7 @@ def template_hash() -> str:
         {"role": "assistant", "content": "c"},
         {"role": "user", "content": "d"},
     ]
-    return hashlib.sha256(render_prompt(sample).encode()).hexdigest()
+    return text_digest(render_prompt(sample))
 
 
 def parse_messages(source: str) -> list[Message]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nemotron_core.errors import NemotronError
+from nemotron_core.files import write_atomically
 
 SUFFIX = ".manifest.json"
 Value = str | int | float | bool | None
@@ -69,20 +68,7 @@ def read_manifest(output: Path) -> Manifest | None:
 
 def write_manifest(output: Path, manifest: Manifest) -> None:
     """It is there whole or not at all."""
-    write_whole(manifest_path(output), [manifest.model_dump_json(indent=2), "\n"])
-
-
-def write_whole(path: Path, texts: Iterable[str]) -> None:
-    """Replace a file by a durable one. NemotronError if the operating system refuses."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.writelines(texts)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise NemotronError(f"cannot write: {error.strerror or error}", where=path) from error
+    write_atomically(manifest_path(output), manifest.model_dump_json(indent=2) + "\n")
 
 
 def check_same(output: Path, before: Manifest, now: Manifest) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from nemotron_core.errors import NemotronError
+from nemotron_core.errors import ErrorKind, NemotronError
 from nemotron_data.batch.admission import Admission
 from nemotron_data.batch.manifest import Value, row_seed
 from nemotron_data.batch.pace import backoff
@@ -32,7 +32,7 @@ PAUSE_ROWS = 1000
 class Interrupted(NemotronError):
     """Ended by a signal; what was written stays."""
 
-    exit_code = 130
+    kind = ErrorKind.INTERRUPTED
 
 
 class Results(Protocol):

@@ -21,8 +21,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from nemotron_core.errors import NemotronError
+from nemotron_core.files import write_atomically
 from nemotron_data.batch.job import BatchOptions, errors_path, run_batch
-from nemotron_data.batch.manifest import manifest_path, write_whole
+from nemotron_data.batch.manifest import manifest_path
 from nemotron_data.synthesis.recipe import Recipe, exact_hash, load_recipe, prompts
 from nemotron_data.synthesis.reward import read_scores, reward
 
@@ -109,7 +110,7 @@ def synthesize(recipe_path: Path, folder: Path, options: SynthesisOptions) -> Re
     _batch(batch, options)
     _write_lines(folder / SFT, _chosen(recipe, folder, report))
     _write_lines(folder / PREFERENCES, _preferences(recipe, folder, report))
-    write_whole(folder / REPORT, [report.model_dump_json(indent=2), "\n"])
+    write_atomically(folder / REPORT, report.model_dump_json(indent=2) + "\n")
     return report
 
 
@@ -134,7 +135,7 @@ def _check_recipe(recipe: Recipe, folder: Path) -> None:
             remedy="name another with -o",
         )
     if before is None:
-        write_whole(path, [same])
+        write_atomically(path, same)
     elif before != same:
         raise NemotronError(
             "the folder was begun with another recipe",
@@ -277,4 +278,4 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _write_lines(path: Path, lines: Iterable[object]) -> None:
-    write_whole(path, (json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_atomically(path, (json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

@@ -12,7 +12,13 @@ import triton_python_backend_utils as pb_utils
 
 from nemotron_core.errors import NemotronError
 from nemotron_engine.asking import forget_all, responses
-from nemotron_engine.triton import handed_on, parameter, refusal, refuse_parameters, value
+from nemotron_engine.triton import (
+    error_response,
+    error_response_of_text,
+    parameter,
+    refuse_parameters,
+    value,
+)
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
@@ -39,7 +45,7 @@ class TritonPythonModel:
                     )
                 self._pool.submit(_answer, _inner(request), sender)
             except NemotronError as error:
-                sender.send(refusal(error), flags=FINAL)
+                sender.send(error_response(error), flags=FINAL)
 
 
 def _inner(request: Any) -> Any:
@@ -53,13 +59,13 @@ def _inner(request: Any) -> Any:
 
 
 def _answer(inner: Any, sender: Any) -> None:
-    answer = handed_on("the ensemble sent no answer")
+    answer = error_response_of_text("the ensemble sent no answer")
     try:
         for response in responses(inner):
             if response.has_error():
-                answer = handed_on(response.error().message())
+                answer = error_response_of_text(response.error().message())
             elif response.output_tensors():
                 answer = pb_utils.InferenceResponse(response.output_tensors())
     except pb_utils.TritonModelException as error:
-        answer = handed_on(str(error))
+        answer = error_response_of_text(str(error))
     sender.send(answer, flags=FINAL)

@@ -14,7 +14,14 @@ from nemotron_core.text import AnswerSettings, Tokenizer
 from nemotron_engine.answering import RunningAnswer, read_step, stop_engine
 from nemotron_engine.asking import forget_all
 from nemotron_engine.listener import Listener
-from nemotron_engine.triton import is_fault, parameter, refusal, required, told_fault, values
+from nemotron_engine.triton import (
+    error_response,
+    error_response_of_text,
+    is_engine_failure,
+    parameter,
+    required,
+    values,
+)
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 MAX_ANSWERS = 16384
@@ -36,7 +43,7 @@ class TritonPythonModel:
             try:
                 response = self._push(request)
             except NemotronError as error:
-                response = refusal(error)
+                response = error_response(error)
             if response:
                 sender.send(response, flags=FINAL)
             else:
@@ -50,8 +57,8 @@ class TritonPythonModel:
         self._answers.move_to_end(key)
         if step.finish_reason:
             del self._answers[key]
-            if is_fault(step.finish_reason):
-                return told_fault(step.finish_reason)
+            if is_engine_failure(step.finish_reason):
+                return error_response_of_text(step.finish_reason)
         elif listener.has_left(request):  # Triton tells this step, and no other
             answer.stop_engine()
         tensors = answer.push(step)

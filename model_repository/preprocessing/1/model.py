@@ -9,7 +9,7 @@ import triton_python_backend_utils as pb_utils
 
 from nemotron_core.errors import NemotronError
 from nemotron_engine.prompting import Prompting
-from nemotron_engine.triton import parameter, refusal, shutting_down
+from nemotron_engine.triton import error_response, parameter, shutting_down
 
 
 class TritonPythonModel:
@@ -26,5 +26,5 @@ class TritonPythonModel:
                 prompt = self._prompting.prepare(request)
                 responses.append(pb_utils.InferenceResponse(prompt.tensors))
             except NemotronError as error:
-                responses.append(refusal(error))
+                responses.append(error_response(error))
         return responses

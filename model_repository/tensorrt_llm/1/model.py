@@ -17,6 +17,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from nemotron_core.errors import NemotronError
+from nemotron_core.generation import MAX_SEED
 from nemotron_core.metrics import (
     KV_CACHE_USAGE_METRIC,
     PROMPT_TOKENS_METRIC,
@@ -27,12 +28,12 @@ from nemotron_core.wire import ENGINE_INPUTS, Lane
 from nemotron_engine.engine import open_engine
 from nemotron_engine.listener import Listener
 from nemotron_engine.meter import FLUSH_SECONDS, Meter, Timer
-from nemotron_engine.request import MAX_SEED, GenerationChunk, GenerationRequest
+from nemotron_engine.request import GenerationChunk, GenerationRequest
 from nemotron_engine.triton import (
-    fault,
-    fault_text,
+    engine_failure_text,
+    error_response,
+    error_response_of_text,
     parameter,
-    refusal,
     refuse_parameters,
     required,
     tensor,
@@ -85,7 +86,7 @@ class TritonPythonModel:
                 else:
                     self._start(request, sender)
             except NemotronError as error:
-                sender.send(refusal(error), flags=FINAL)
+                sender.send(error_response(error), flags=FINAL)
 
     def _stop(self, name: str) -> None:
         with self._lock:
@@ -199,8 +200,9 @@ class _Answer:
             self._ended()
             # Of an error in the middle of a stream BLS sees nothing, so who has sent settings for
             # the answer is told in place of the reason.
-            told = self._group.echo and self._response(fault_text(chunk))
-            sender.send(told or fault(chunk), flags=self._group.flags())
+            text = engine_failure_text(chunk)
+            response = self._response(text) if self._group.echo else error_response_of_text(text)
+            sender.send(response, flags=self._group.flags())
             return
         if chunk.token_ids:
             self._timer.tokens(len(chunk.token_ids))

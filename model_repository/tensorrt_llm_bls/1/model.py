@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from nemotron_core.error_kinds import OVERLOADED
-from nemotron_core.errors import NemotronError
+from nemotron_core.errors import ErrorKind, NemotronError
 from nemotron_core.metrics import PROMPT_TOKENS_METRIC
 from nemotron_core.wire import ENGINE_INPUTS, FOREIGN_ENGINE_INPUTS, TEXT_INPUTS
 from nemotron_engine.answering import RunningAnswer, Step, read_step, stop_engine
@@ -30,12 +29,11 @@ from nemotron_engine.prompting import Prompt, Prompting
 from nemotron_engine.request import Overloaded, TimedOut, samples
 from nemotron_engine.triton import (
     elements,
-    fault,
-    is_fault,
+    error_response,
+    error_response_of_text,
+    is_engine_failure,
     parameter,
-    refusal,
     shutting_down,
-    told_fault,
     value,
 )
 
@@ -80,7 +78,7 @@ class TritonPythonModel:
             try:
                 self._start(request, sender)
             except NemotronError as error:
-                sender.send(refusal(error), flags=FINAL)
+                sender.send(error_response(error), flags=FINAL)
 
     def _start(self, request: Any, sender: Any) -> None:
         with self._lock:
@@ -186,8 +184,8 @@ class _Running:
         if not outputs:
             return
         step = read_step(lambda name: elements(outputs.get(name)))
-        if is_fault(step.finish_reason):
-            self._send(told_fault(step.finish_reason))
+        if is_engine_failure(step.finish_reason):
+            self._send(error_response_of_text(step.finish_reason))
             return
         if self.timer and step.token_ids:
             self.timer.tokens(len(step.token_ids))
@@ -263,7 +261,9 @@ class _RunningForeign(_Running):
 
     def fail(self, error: Any) -> None:
         if QUEUE_IS_FULL in error.message():
-            super().fail(pb_utils.TritonError(f"{OVERLOADED}{error.message()}", error.code()))
+            super().fail(
+                pb_utils.TritonError(f"{ErrorKind.OVERLOADED.value}{error.message()}", error.code())
+            )
         else:
             super().fail(error)
 
@@ -271,7 +271,7 @@ class _RunningForeign(_Running):
 
     def end(self) -> None:
         if self._late:
-            self._send(fault(TimedOut("the answer was not whole in the time allowed")))
+            self._send(error_response(TimedOut("the answer was not whole in the time allowed")))
         elif not self._failed:
             for sequence in range(self._count):
                 answer = self._answer(sequence)
