@@ -56,7 +56,7 @@ EXTRAS = {
 
 
 class VerbGroup(TyperGroup):
-    """The verbs of `VERBS` as commands. Typer versions differ in their context and command types."""
+    """The verbs of `VERBS` as commands; typer versions differ in the types of context and command."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names of all verbs."""
