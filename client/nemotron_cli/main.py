@@ -56,7 +56,7 @@ EXTRAS = {
 
 
 class VerbGroup(TyperGroup):
-    """The verbs of `VERBS` as commands; typer versions differ in the types of context and command."""
+    """The verbs of `VERBS` as commands. The types of typer's own commands differ by version."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names of all verbs."""

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar, get_type_hints
 
 Options = TypeVar("Options")
+Verb = Callable[..., None]
 
 
-def takes(options_type: type[Options]) -> Callable[[Callable[[Options], None]], Callable[..., None]]:
+def takes(options_type: type[Options]) -> Callable[[Callable[[Options], None]], Verb]:
     """Make a verb of a function that takes one dataclass of options.
 
     Each field is one parameter of the command line, with its `typer.Annotated` declaration and its
@@ -42,7 +43,7 @@ def takes(options_type: type[Options]) -> Callable[[Callable[[Options], None]], 
         for field in dataclasses.fields(options_type)  # type: ignore[arg-type]
     ]
 
-    def decorate(function: Callable[[Options], None]) -> Callable[..., None]:
+    def decorate(function: Callable[[Options], None]) -> Verb:
         @functools.wraps(function)
         def verb(**values: Any) -> None:
             function(options_type(**values))
