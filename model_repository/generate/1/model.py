@@ -11,7 +11,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from nemotron_core.errors import NemotronError
-from nemotron_engine.asking import forget_all, responses
+from nemotron_engine.inner_request import forget_all, responses
 from nemotron_engine.triton import (
     error_response,
     error_response_of_text,

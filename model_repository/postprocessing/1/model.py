@@ -11,9 +11,9 @@ import triton_python_backend_utils as pb_utils
 
 from nemotron_core.errors import NemotronError
 from nemotron_core.text import AnswerSettings, Tokenizer
-from nemotron_engine.answering import RunningAnswer, read_step, stop_engine
-from nemotron_engine.asking import forget_all
-from nemotron_engine.listener import Listener
+from nemotron_engine.cancellation import Listener
+from nemotron_engine.inner_request import forget_all
+from nemotron_engine.running_answer import RunningAnswer, read_step, stop_engine
 from nemotron_engine.triton import (
     error_response,
     error_response_of_text,

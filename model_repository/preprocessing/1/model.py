@@ -8,7 +8,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from nemotron_core.errors import NemotronError
-from nemotron_engine.prompting import Prompting
+from nemotron_engine.prompt import Prompting
 from nemotron_engine.triton import error_response, parameter, shutting_down
 
 

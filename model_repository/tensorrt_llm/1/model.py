@@ -25,8 +25,8 @@ from nemotron_core.metrics import (
     WAITING_METRIC,
 )
 from nemotron_core.wire import ENGINE_INPUTS, Lane
+from nemotron_engine.cancellation import Listener
 from nemotron_engine.engine import open_engine
-from nemotron_engine.listener import Listener
 from nemotron_engine.meter import FLUSH_SECONDS, Meter, Timer
 from nemotron_engine.request import GenerationChunk, GenerationRequest
 from nemotron_engine.triton import (

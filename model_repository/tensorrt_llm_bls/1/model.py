@@ -22,11 +22,11 @@ import triton_python_backend_utils as pb_utils
 from nemotron_core.errors import ErrorKind, NemotronError
 from nemotron_core.metrics import PROMPT_TOKENS_METRIC
 from nemotron_core.wire import ENGINE_INPUTS, FOREIGN_ENGINE_INPUTS, TEXT_INPUTS
-from nemotron_engine.answering import RunningAnswer, Step, read_step, stop_engine
-from nemotron_engine.asking import forget_all, responses
+from nemotron_engine.inner_request import forget_all, responses
 from nemotron_engine.meter import FLUSH_SECONDS, Meter, Timer
-from nemotron_engine.prompting import Prompt, Prompting
+from nemotron_engine.prompt import Prompt, Prompting
 from nemotron_engine.request import Overloaded, TimedOut, samples
+from nemotron_engine.running_answer import RunningAnswer, Step, read_step, stop_engine
 from nemotron_engine.triton import (
     elements,
     error_response,

@@ -11,7 +11,7 @@ import triton_python_backend_utils as pb_utils
 
 from nemotron_core.text import AnswerSettings, AnswerStream, Tokenizer
 from nemotron_core.wire import TIMES
-from nemotron_engine.asking import responses
+from nemotron_engine.inner_request import responses
 from nemotron_engine.triton import tensor
 
 
