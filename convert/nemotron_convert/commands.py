@@ -59,7 +59,7 @@ def verify(
 
     from nemotron_convert.team import open_team
     from nemotron_convert.verification.report import print_report, to_json
-    from nemotron_convert.verification.verify import verify as run
+    from nemotron_convert.verification.verifier import verify as run
 
     with open_team() as team:
         found = run(checkpoint, against, ids=ids, team=team)
@@ -137,7 +137,7 @@ def convert(
     """
     from rich.console import Console
 
-    from nemotron_convert.calibration.scaling import Scaling
+    from nemotron_convert.calibration.calibrator import Scaling
     from nemotron_convert.convert import Options
     from nemotron_convert.convert import convert as run
     from nemotron_convert.plan import make_plan

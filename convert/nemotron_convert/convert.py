@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemotron_convert.calibration.scaling import OWN_TEXTS, Calibrator, Scaling
+from nemotron_convert.calibration.calibrator import OWN_TEXTS, Calibrator, Scaling
 from nemotron_convert.shards import Parallel
 from nemotron_convert.source.nemo import Source
 from nemotron_convert.target import journal

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from nemotron_convert.calibration import activations
+from nemotron_convert.calibration import hidden_states as activations
+from nemotron_convert.calibration.calibrator import Scaling
 from nemotron_convert.calibration.data import read_ids, read_texts
 from nemotron_convert.calibration.record import CALIBRATION_NAME
-from nemotron_convert.calibration.scaling import Scaling
 from nemotron_convert.convert import Options, convert
 from nemotron_convert.shards import Parallel
 from nemotron_convert.source.nemo import Source
@@ -82,8 +82,8 @@ def test_disk_and_memory_calibrate_alike(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from nemotron_convert.calibration import activations
-from nemotron_convert.calibration import layerwise as calibrate
+from nemotron_convert.calibration import hidden_states as activations
+from nemotron_convert.calibration import calibration_pass as calibrate
 activations.SNAPSHOT_SECONDS = 0.0
 ran = calibrate._run_layer
 def run(source, layer, *rest):
@@ -109,7 +109,7 @@ def test_a_killed_calibration_goes_on_from_its_layer(
     state = tmp_path / "out.partial" / "journal" / "calibration" / "0-of-1" / "state.json"
     assert len(json.loads(state.read_text())["layers"]) == 2
     ran = []
-    from nemotron_convert.calibration import layerwise as calibrate
+    from nemotron_convert.calibration import calibration_pass as calibrate
 
     run_layer = calibrate._run_layer
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from nemotron_convert.convert import Options, convert
 from nemotron_convert.shards import Parallel
 from nemotron_convert.target.layout import Dtype, Precision
-from nemotron_convert.verification.verify import Verification, verify
+from nemotron_convert.verification.verifier import Verification, verify
 from nemotron_core.errors import NemotronError
 from tests.convert.nemo import GOLDEN, unpack
 from tests.convert.nemo import NEMO as RANDOM

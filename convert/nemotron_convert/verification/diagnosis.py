@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from torch import Tensor
 
-from nemotron_convert.calibration.layerwise import NORMS
+from nemotron_convert.calibration.calibration_pass import NORMS
 from nemotron_convert.source.nemo import Source
 from nemotron_convert.target.checkpoint import Checkpoint
 from nemotron_convert.tensor_map import EMBEDDING, HEAD
 from nemotron_convert.verification.report import Fault
-from nemotron_convert.verification.sharded import Check, ShardedModel
+from nemotron_convert.verification.sharded_model import Check, ShardedModel
 from nemotron_core.errors import NemotronError
 
 FINAL_NORM = "model.decoder.final_layernorm.weight"

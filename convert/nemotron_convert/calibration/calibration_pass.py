@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nemotron_convert.calibration.activations import Activations
 from nemotron_convert.calibration.amax import check_finite
 from nemotron_convert.calibration.data import CalibrationData
 from nemotron_convert.calibration.decoder import (
@@ -25,6 +24,7 @@ from nemotron_convert.calibration.decoder import (
     split_groups,
     to_words,
 )
+from nemotron_convert.calibration.hidden_states import Activations
 from nemotron_convert.calibration.record import Calibration, LayerAmax, LinearAmax
 from nemotron_convert.source.nemo import Source
 from nemotron_convert.target.copying import add_gamma

@@ -91,7 +91,7 @@ class Calibrator:
         if self._team.share(done.exists()):
             return read_calibration(done, self._source.config)
         # Here, for torch takes seconds to load and is wanted for nothing else.
-        from nemotron_convert.calibration.layerwise import calibrate  # noqa: PLC0415
+        from nemotron_convert.calibration.calibration_pass import calibrate  # noqa: PLC0415
 
         assert self._data is not None
         return calibrate(

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nemotron_convert.calibration.calibration_pass import SOURCES, read_norm
 from nemotron_convert.calibration.decoder import (
     Trace,
     from_words,
@@ -17,7 +18,6 @@ from nemotron_convert.calibration.decoder import (
     run_layer,
     split_groups,
 )
-from nemotron_convert.calibration.layerwise import SOURCES, read_norm
 from nemotron_convert.source.arrays import StoredArray
 from nemotron_convert.source.nemo import Source
 from nemotron_convert.target.copying import add_gamma

@@ -26,9 +26,9 @@ from nemotron_convert.verification.diagnosis import (
     config_faults,
     relative_error,
 )
-from nemotron_convert.verification.reference import ReferenceModel, StreamedLayer
+from nemotron_convert.verification.reference_model import ReferenceModel, StreamedLayer
 from nemotron_convert.verification.report import Fault, LayerReport, Verification
-from nemotron_convert.verification.sharded import Check, ShardedModel
+from nemotron_convert.verification.sharded_model import Check, ShardedModel
 from nemotron_core.progress import byte_progress
 
 TOLERANCES = {Dtype.BF16: 0.005, Dtype.FP8: 0.08}
