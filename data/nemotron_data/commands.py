@@ -56,9 +56,9 @@ def batch(
     """
     from nemotron_core.errors import NemotronError
     from nemotron_data.batch.job import BatchOptions, errors_path, run_batch
-    from nemotron_data.batch.rows import STREAM
     from nemotron_data.batch.run import Interrupted
-    from nemotron_data.transport.transport import MODEL
+    from nemotron_data.rows import STREAM
+    from nemotron_data.transport.protocol import MODEL
 
     options = BatchOptions(
         source=source,

@@ -11,7 +11,7 @@ import pytest
 from nemotron_core.errors import NemotronError
 from nemotron_data.batch.manifest import row_seed
 from nemotron_data.batch.results import ResultFile
-from nemotron_data.batch.rows import digest
+from nemotron_data.rows import digest
 
 
 def line(name: str) -> bytes:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nemotron_core.errors import NemotronError
-from nemotron_data.batch.rows import BadRow, Row, Source, parse
+from nemotron_data.rows import BadRow, Row, Source, parse
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 OPENAI = {

@@ -15,10 +15,10 @@ from nemotron_data.batch.admission import Admission
 from nemotron_data.batch.manifest import Manifest, Value, check_same, read_manifest, write_manifest
 from nemotron_data.batch.progress import Progress
 from nemotron_data.batch.results import ResultFile
-from nemotron_data.batch.rows import STREAM, Source
 from nemotron_data.batch.run import Counts, Results, Run, Work
 from nemotron_data.batch.server import Server
-from nemotron_data.transport.transport import API_KEY, MAX_TOKENS, MODEL, open_transport
+from nemotron_data.rows import STREAM, Source
+from nemotron_data.transport.protocol import API_KEY, MAX_TOKENS, MODEL, open_transport
 
 ERRORS = ".errors.jsonl"
 

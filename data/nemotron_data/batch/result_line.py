@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from nemotron_data.batch.rows import BadRow, Row, digest
-from nemotron_data.transport.transport import Answer, Failure, Kind
+from nemotron_data.rows import BadRow, Row, digest
+from nemotron_data.transport.protocol import Answer, Failure, Kind
 
 
 def result_line(custom_id: str, answer: Answer) -> bytes:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nemotron_core.errors import NemotronError
-from nemotron_data.batch.rows import digest
+from nemotron_data.rows import digest
 
 SYNC_SECONDS = 1.0
 MEMBER_BYTES = 1 << 20

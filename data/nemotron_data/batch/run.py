@@ -16,9 +16,9 @@ from nemotron_data.batch.manifest import Value, row_seed
 from nemotron_data.batch.pace import backoff
 from nemotron_data.batch.progress import Progress
 from nemotron_data.batch.result_line import failure_line, result_line
-from nemotron_data.batch.rows import BadRow, Row, Source, digest
 from nemotron_data.batch.server import Server
-from nemotron_data.transport.transport import Failure, Kind
+from nemotron_data.rows import BadRow, Row, Source, digest
+from nemotron_data.transport.protocol import Failure, Kind
 
 FIRST_DELAY, LONGEST_DELAY = 0.25, 15.0
 """Seconds between two tries of a row."""

@@ -9,8 +9,8 @@ from typing import Any
 
 from nemotron_core.errors import NemotronError
 from nemotron_data.batch.pace import backoff
-from nemotron_data.batch.rows import Row
-from nemotron_data.transport.transport import Answer, Failure, Transport
+from nemotron_data.rows import Row
+from nemotron_data.transport.protocol import Answer, Failure, Transport
 
 FIRST_DELAY, LONGEST_DELAY = 0.25, 2.0
 """Seconds between two looks for it."""

@@ -15,7 +15,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from nemotron_core.errors import NemotronError
-from nemotron_data.transport.transport import API_KEY, MODEL
+from nemotron_data.transport.protocol import API_KEY, MODEL
 
 ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 """HelpSteer2's, in the order in which Nemotron-4-340B-Reward gives them."""

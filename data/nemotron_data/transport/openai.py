@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 
 from nemotron_core.errors import NemotronError
-from nemotron_data.batch.rows import Row
-from nemotron_data.transport.transport import Answer, Failure, Kind
+from nemotron_data.rows import Row
+from nemotron_data.transport.protocol import Answer, Failure, Kind
 
 CONNECT_SECONDS = 10.0
 DESCRIBE_SECONDS = 10.0

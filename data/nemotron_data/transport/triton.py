@@ -27,8 +27,8 @@ from nemotron_client import (
 from nemotron_core.generation import Prompt
 from nemotron_core.openai.errors import HttpError
 from nemotron_core.openai.schema import ChatRequest, CompletionRequest
-from nemotron_data.batch.rows import CHAT, Row
-from nemotron_data.transport.transport import MAX_TOKENS, MODEL, Answer, Failure, Kind
+from nemotron_data.rows import CHAT, Row
+from nemotron_data.transport.protocol import MAX_TOKENS, MODEL, Answer, Failure, Kind
 
 IDENTITY_MODEL = "tensorrt_llm_bls"
 """Whose parameters tell what answers; it is there on every lane."""

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from nemotron_core.errors import NemotronError
-from nemotron_data.batch.rows import Row
+from nemotron_data.rows import Row
 
 API_KEY = "NEMOTRON_API_KEY"
 """The environment variable with the server's key; it is never written anywhere."""
