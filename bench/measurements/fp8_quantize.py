@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from bench.measurements.convert_speed import drop_caches, machine
-from nemotron_convert.target.fp8 import amax_bits, from_bits, look_up, scale_of, table_of
+from nemotron_convert.target.fp8 import amax_bits, bf16_from_bits, e4m3_table, look_up, scale_of
 
 WORDS = 1 << 27
 BAND = 1 << 19
@@ -37,8 +37,8 @@ def main() -> None:
     random = np.random.default_rng(0)
     weights = torch.from_numpy(random.standard_normal(WORDS, np.float32)).mul_(0.02).bfloat16()
     words = weights.view(torch.uint16).numpy()
-    scale = scale_of(from_bits(amax_bits(words)))
-    table = table_of(scale)
+    scale = scale_of(bf16_from_bits(amax_bits(words)))
+    table = e4m3_table(scale)
     options.folder.mkdir(parents=True, exist_ok=True)
     path = options.folder / "words"
     words.tofile(path)

@@ -63,7 +63,7 @@ def verify(
 
     with open_team() as team:
         found = run(checkpoint, against, ids=ids, team=team)
-    if team.leads:
+    if team.is_leader:
         if json:
             typer.echo(to_json(found))
         else:
@@ -146,7 +146,7 @@ def convert(
     from nemotron_convert.team import open_team
     from nemotron_core.errors import NemotronError
     from nemotron_core.files import partial_path
-    from nemotron_core.folder import when_possible
+    from nemotron_core.folder import retry_until_ready
 
     parallel = Parallel(tp or (8 if format == "trtllm" else 1), pp)
     precision = Precision(Dtype(dtype), Dtype(kv_cache_dtype))
@@ -171,13 +171,13 @@ def convert(
         return
     with open_team() as team:
         try:
-            manifest = when_possible(
+            manifest = retry_until_ready(
                 lambda: run(model, output, options, team=team), wait if team.size == 1 else 0
             )
         except KeyboardInterrupt:
             typer.echo(f"{partial_path(output)} is kept: --resume goes on from it", err=True)
             raise
-    if team.leads:
+    if team.is_leader:
         for name in manifest.nonfinite:
             typer.echo(f"warning: {name} holds NaN or Inf", err=True)
         if precision.kv_cache is Dtype.FP8:

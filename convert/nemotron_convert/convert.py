@@ -13,7 +13,7 @@ from nemotron_convert.calibration.calibrator import OWN_TEXTS, Calibrator, Scali
 from nemotron_convert.shards import Parallel
 from nemotron_convert.source.nemo import Source
 from nemotron_convert.target import journal
-from nemotron_convert.target.copying import Copying
+from nemotron_convert.target.copier import Copier
 from nemotron_convert.target.fp8 import Scales
 from nemotron_convert.target.hf_config import write_hf_configs
 from nemotron_convert.target.hf_tokenizer import write_hf_tokenizer
@@ -85,8 +85,8 @@ def convert(source_path: Path, output: Path, options: Options, *, team: Team = A
         if options.precision.weights is Dtype.FP8:
             calibrator = Calibrator(source, options.scaling, team)
         identity = options.identity | ({"calibration": calibrator.identity} if calibrator else {})
-        now = team.share(journal.fingerprint(source, identity) if team.leads else None)
-        if options.reuse and team.share((output / MANIFEST_NAME).exists()):
+        now = team.broadcast(journal.fingerprint(source, identity) if team.is_leader else None)
+        if options.reuse and team.broadcast((output / MANIFEST_NAME).exists()):
             return _finished_before(output, now)
         with _shared_folder(output, options, team) as folder:
             return _write(source, folder, layout, options, team, calibrator, now)
@@ -138,7 +138,7 @@ def room_needed(layout: Layout, folder: Path) -> int:
 def _shared_folder(output: Path, options: Options, team: Team) -> Iterator[Path]:
     """The leader makes and at last renames the folder, the others use it in between."""
     with ExitStack() as stack:
-        if team.leads:
+        if team.is_leader:
             stack.enter_context(unfinished_folder(output, keep=options.resume))
         else:
             stack.enter_context(writing_errors(output))
@@ -155,7 +155,7 @@ def _write(
     calibrator: Calibrator | None,
     now: dict[str, object],
 ) -> Manifest:
-    finished = team.share(_begin(folder, layout, options, now) if team.leads else None)
+    finished = team.broadcast(_begin(folder, layout, options, now) if team.is_leader else None)
     scales = None
     if calibrator:
         fp8_kv_cache = options.precision.kv_cache is Dtype.FP8
@@ -164,8 +164,8 @@ def _write(
     entries, nonfinite = _copy(source, folder, mine, finished, options, team, scales)
     hashed = {name: entry for part in team.gather(entries) for name, entry in part.items()}
     found = set().union(*team.gather(nonfinite))
-    return team.share(
-        _finish(source, folder, layout, options, hashed, found) if team.leads else None
+    return team.broadcast(
+        _finish(source, folder, layout, options, hashed, found) if team.is_leader else None
     )
 
 
@@ -193,7 +193,7 @@ def _finish(
         files=dict(sorted(hashed.items())),
     )
     manifest.write(folder)
-    journal.close(folder)
+    journal.finish(folder)
     return manifest
 
 
@@ -229,9 +229,9 @@ def _copy(
             file.open()
         log = journal.Journal(folder, team.rank, files)
         stack.callback(log.close)
-        copying = Copying(source, layout, files, finished, strict=options.strict, scales=scales)
+        copying = Copier(source, layout, files, finished, strict=options.strict, scales=scales)
         what = "converting" if team.size == 1 else f"process {team.rank} of {team.size}"
-        with byte_progress(what, copying.nbytes, shown=team.leads) as report:
+        with byte_progress(what, copying.nbytes, shown=team.is_leader) as report:
             copying.run(options.jobs, log, report)
         for file in files.values():
             file.sync()

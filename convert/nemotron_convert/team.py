@@ -31,7 +31,7 @@ class Team:
     """mpi4py's COMM_WORLD, if there is more than one process."""
 
     @property
-    def leads(self) -> bool:
+    def is_leader(self) -> bool:
         return self.rank == 0
 
     def barrier(self) -> None:
@@ -51,7 +51,7 @@ class Team:
             self.world.Allreduce(MPI.IN_PLACE, values)
         return values
 
-    def share(self, value: T | None) -> T:
+    def broadcast(self, value: T | None) -> T:
         """The leader's value, on every process."""
         shared = value if self.world is None else self.world.bcast(value)
         return cast(T, shared)

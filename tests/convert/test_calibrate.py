@@ -20,7 +20,7 @@ from nemotron_convert.convert import Options, convert
 from nemotron_convert.shards import Parallel
 from nemotron_convert.source.nemo import Source
 from nemotron_convert.target.layout import Dtype, Precision
-from nemotron_convert.target.manifest import check_files, read_manifest
+from nemotron_convert.target.manifest import changed_files, read_manifest
 from nemotron_core.errors import NemotronError
 from nemotron_core.text import Tokenizer
 from tests.convert.nemo import GOLDEN, NEMO, unpack
@@ -127,7 +127,7 @@ def test_a_killed_calibration_goes_on_from_its_layer(
     manifest = convert(NEMO, tmp_path / "out", resumed)
     assert ran == [2, 3]
     assert manifest == read_manifest(tmp_path / "expected")
-    assert check_files(tmp_path / "out", manifest) == []
+    assert changed_files(tmp_path / "out", manifest) == []
 
 
 def test_other_texts_are_another_conversion(tmp_path: Path) -> None:

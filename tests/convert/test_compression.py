@@ -13,7 +13,12 @@ from numcodecs.abc import Codec
 
 from nemotron_convert.convert import Options, convert
 from nemotron_convert.shards import Parallel
-from nemotron_convert.source.compression import DECODERS, ChunkCache, find_decoder, most_compressed
+from nemotron_convert.source.compression import (
+    DECODERS,
+    ChunkCache,
+    find_decoder,
+    max_compressed_size,
+)
 from nemotron_convert.source.nemo import Source
 from nemotron_core.errors import NemotronError
 from tests.convert.nemo import NEMO, compress, pack, unpack
@@ -49,7 +54,7 @@ def test_a_chunk_of_any_size_and_none_of_another(name: str, size: int) -> None:
     decode = DECODERS[CODECS[name].codec_id]
     for data in (bytes(size), np.random.default_rng(0).bytes(size)):
         compressed = bytes(CODECS[name].encode(data))
-        assert len(compressed) <= most_compressed(size)
+        assert len(compressed) <= max_compressed_size(size)
         assert bytes(decode(compressed, size)) == data
         for wrong in (size - 1, size + 1):
             with pytest.raises(ValueError, match=r"header says|more bytes|elsewhere"):

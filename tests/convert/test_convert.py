@@ -16,7 +16,7 @@ from transformers import AutoConfig
 from nemotron_convert.convert import Options, convert
 from nemotron_convert.shards import Parallel
 from nemotron_convert.target.checkpoint import Checkpoint
-from nemotron_convert.target.manifest import check_files, read_manifest
+from nemotron_convert.target.manifest import changed_files, read_manifest
 from nemotron_core.errors import NemotronError
 from tests.convert.expected import rank_tensors
 from tests.convert.nemo import GOLDEN, NEMO, edit_config, pack, rechunk, unpack
@@ -80,7 +80,7 @@ def test_every_container_gives_the_same_bytes(container: str, tmp_path: Path) ->
     convert(source, tmp_path / "out", Options(Parallel(4, 2), jobs=3))
     expected = read_manifest(tmp_path / "expected")
     assert read_manifest(tmp_path / "out").files == expected.files
-    assert check_files(tmp_path / "out", expected) == []
+    assert changed_files(tmp_path / "out", expected) == []
 
 
 @settings(

@@ -17,7 +17,14 @@ from nemotron_convert.calibration.record import CALIBRATION_NAME
 from nemotron_convert.convert import Options, convert
 from nemotron_convert.shards import Parallel
 from nemotron_convert.target.checkpoint import Checkpoint
-from nemotron_convert.target.fp8 import E4M3_MAX, amax_bits, from_bits, look_up, scale_of, table_of
+from nemotron_convert.target.fp8 import (
+    E4M3_MAX,
+    amax_bits,
+    bf16_from_bits,
+    e4m3_table,
+    look_up,
+    scale_of,
+)
 from nemotron_convert.target.layout import Dtype, Format, Precision, ScaleKind
 from nemotron_convert.target.manifest import read_manifest
 from nemotron_core.errors import NemotronError
@@ -144,9 +151,9 @@ def test_the_table_is_torchs_conversion(amax: float) -> None:
     bits = torch.arange(1 << 16, dtype=torch.int32).to(torch.uint16).view(torch.bfloat16)
     numbers = bits[bits.abs() <= amax]
     expected = (numbers.float() / torch.tensor(scale)).to(torch.float8_e4m3fn)
-    found = look_up(table_of(scale), numbers.view(torch.uint16).numpy())
+    found = look_up(e4m3_table(scale), numbers.view(torch.uint16).numpy())
     assert found.tobytes() == expected.view(torch.uint8).numpy().tobytes()
-    beyond = table_of(scale)[[0x7F7F, 0xFF7F]].view("uint8")
+    beyond = e4m3_table(scale)[[0x7F7F, 0xFF7F]].view("uint8")
     if amax < 2**110:
         assert beyond.tolist() == [0x7E, 0xFE]  # ±448
 
@@ -156,7 +163,7 @@ def test_amax_is_a_maximum_of_bits() -> None:
     for words in (rng.integers(0, 0x7F80, (7, 100), np.uint16), np.zeros((1, 3), np.uint16)):
         signed = words | (rng.integers(0, 2, words.shape, np.uint16) << 15)
         numbers = torch.from_numpy(signed).view(torch.bfloat16).float()
-        assert from_bits(amax_bits(signed)) == numbers.abs().max().item()
+        assert bf16_from_bits(amax_bits(signed)) == numbers.abs().max().item()
     assert scale_of(0.0) == 1
     assert scale_of(E4M3_MAX) == 1
 

@@ -21,7 +21,7 @@ from nemotron_convert.target import layout
 from nemotron_convert.target.checkpoint import Checkpoint
 from nemotron_convert.target.hf_tokenizer import hf_tokenizer
 from nemotron_convert.target.layout import Format
-from nemotron_convert.target.manifest import check_files
+from nemotron_convert.target.manifest import changed_files
 from nemotron_core.errors import NemotronError
 from nemotron_core.text import Tokenizer
 from nemotron_core.text.prompt import render_prompt
@@ -37,7 +37,7 @@ HF = Options(Parallel(1, 1), Format.HF)
 def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hf") / "golden"
     manifest = convert(NEMO, folder, HF)
-    assert check_files(folder, manifest) == []
+    assert changed_files(folder, manifest) == []
     return folder
 
 

@@ -13,7 +13,7 @@ import pytest
 from nemotron_convert.convert import Options, convert
 from nemotron_convert.shards import Parallel
 from nemotron_convert.target.layout import Format
-from nemotron_convert.target.manifest import check_files, read_manifest
+from nemotron_convert.target.manifest import changed_files, read_manifest
 from tests.convert.nemo import NEMO, unpack
 
 BIN = Path(sys.executable).parent
@@ -46,7 +46,7 @@ def test_the_same_bytes(processes: int, tp: int, pp: int, format: Format, tmp_pa
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1
     assert read_manifest(tmp_path / "out") == expected
-    assert check_files(tmp_path / "out", expected) == []
+    assert changed_files(tmp_path / "out", expected) == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["expected", "out"]
 
 
@@ -81,4 +81,4 @@ def test_of_processes_that_mpi_does_not_connect_the_first_works(tmp_path: Path) 
         assert done.returncode == 0, done.stderr
         assert done.stderr.count("MPI does not connect the 2 processes") == count
         assert len(list(tmp_path.iterdir())) == count
-    assert check_files(out, read_manifest(out)) == []
+    assert changed_files(out, read_manifest(out)) == []

@@ -18,9 +18,9 @@ from bench.measurements.random_nemo import Shape, write_nemo
 from nemotron_convert.convert import Options, convert
 from nemotron_convert.shards import Parallel
 from nemotron_convert.target import journal
-from nemotron_convert.target.copying import Copying, Piece
+from nemotron_convert.target.copier import Copier, Piece
 from nemotron_convert.target.layout import Format
-from nemotron_convert.target.manifest import check_files, read_manifest
+from nemotron_convert.target.manifest import changed_files, read_manifest
 from nemotron_core.errors import NemotronError
 from nemotron_core.folder import unfinished_folder
 from tests.convert.nemo import NEMO, edit_config, rechunk, unpack
@@ -31,17 +31,17 @@ AGAIN = Options(Parallel(8, 1), resume=True)
 
 
 def break_after(bands: int, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> list[str]:
-    """Copying fails after so many bands; the list gets the source tensor of each band copied."""
+    """Copier fails after so many bands; the list gets the source tensor of each band copied."""
     copied: list[str] = []
-    copy_band = Copying._copy_band
+    copy_band = Copier._copy_band
 
-    def break_in(self: Copying, piece: Piece, first: int, rows: int) -> None:
+    def break_in(self: Copier, piece: Piece, first: int, rows: int) -> None:
         if len(copied) >= bands:
             raise error
         copy_band(self, piece, first, rows)
         copied.append(f"{piece.name} {piece.chunk.layer} {piece.chunk.row} {first}")
 
-    monkeypatch.setattr(Copying, "_copy_band", break_in)
+    monkeypatch.setattr(Copier, "_copy_band", break_in)
     return copied
 
 
@@ -63,7 +63,7 @@ def test_what_is_finished_is_not_done_again(
         assert convert(NEMO, tmp_path / "out", resumed).files == expected.files
     assert second
     assert not set(first) & set(second)
-    assert check_files(tmp_path / "out", expected) == []
+    assert changed_files(tmp_path / "out", expected) == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["expected", "out"]
 
 
@@ -82,11 +82,11 @@ def test_killed_again_and_again(tmp_path: Path) -> None:
         process.send_signal(generator.choice([signal.SIGKILL, signal.SIGINT, signal.SIGTERM]))
         process.wait()
         if out.exists():  # it was faster: then it is whole
-            assert check_files(out, expected) == []
+            assert changed_files(out, expected) == []
             shutil.rmtree(out)
     subprocess.run(command, check=True, capture_output=True)
     assert read_manifest(out).files == expected.files
-    assert check_files(out, expected) == []
+    assert changed_files(out, expected) == []
 
 
 def begin(source: Path, out: Path, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +154,7 @@ def test_a_file_that_has_gone_is_written_again(
     begin(NEMO, tmp_path / "out", TP8, monkeypatch)
     (tmp_path / "out.partial" / "rank3.safetensors").unlink()
     assert convert(NEMO, tmp_path / "out", AGAIN).files == expected.files
-    assert check_files(tmp_path / "out", expected) == []
+    assert changed_files(tmp_path / "out", expected) == []
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import torch.distributed.checkpoint as dcp
 
 from nemotron_convert.convert import Options, convert
 from nemotron_convert.shards import Parallel
-from nemotron_convert.source.pickled import load_pickle
+from nemotron_convert.source.safe_pickle import load_pickle
 from nemotron_convert.target.manifest import read_manifest
 from nemotron_core.errors import NemotronError
 from tests.convert.nemo import GOLDEN, NEMO, WEIGHTS, pack, unpack

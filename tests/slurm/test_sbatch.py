@@ -20,7 +20,7 @@ import pytest
 from nemotron_client import Client, Generation
 from nemotron_convert.convert import Options, convert
 from nemotron_convert.shards import Parallel
-from nemotron_convert.target.manifest import check_files, read_manifest
+from nemotron_convert.target.manifest import changed_files, read_manifest
 from tests.build.test_tensorrt_lane import BF16_TP8, H100, profile_file
 from tests.slurm.cluster import Cluster, Job, slurm, wait_for
 from tests.standins.container import make_container
@@ -118,7 +118,7 @@ def test_the_journey_in_a_container(site: Site, checkpoint_tp8: Path, single: Ex
 def check_checkpoint(found: Path, expected: Path) -> None:
     manifest = read_manifest(found)
     assert manifest.files == read_manifest(expected).files
-    assert check_files(found, manifest) == []
+    assert changed_files(found, manifest) == []
 
 
 def test_three_jobs_without_pmix(

@@ -27,8 +27,8 @@ from nemotron_convert.calibration.decoder import (
 from nemotron_convert.calibration.hidden_states import Activations
 from nemotron_convert.calibration.record import Calibration, LayerAmax, LinearAmax
 from nemotron_convert.source.nemo import Source
-from nemotron_convert.target.copying import add_gamma
-from nemotron_convert.target.fp8 import amax_bits, from_bits
+from nemotron_convert.target.copier import add_gamma
+from nemotron_convert.target.fp8 import amax_bits, bf16_from_bits
 from nemotron_convert.team import Team
 from nemotron_convert.tensor_map import EMBEDDING, LAYERS, LINEARS, TENSOR_MAP
 from nemotron_core.errors import NemotronError
@@ -73,12 +73,12 @@ def calibrate(
     if not layers:
         _embed(source, mine, states)
     total = source.config.num_layers * _layer_bytes(source)
-    with byte_progress("calibrating", total, shown=team.leads) as report:
+    with byte_progress("calibrating", total, shown=team.is_leader) as report:
         report(len(layers) * _layer_bytes(source))
         for layer in range(len(layers), source.config.num_layers):
             found = _run_layer(source, layer, mine, states, where, report)
             layers.append(_largest(team.gather(found)))
-            save = team.share(states.should_save if team.leads else None)
+            save = team.broadcast(states.should_save if team.is_leader else None)
             states.commit({"layers": [one.model_dump() for one in layers]}, save=save)
     return Calibration(
         model=source.archive.path.name,
@@ -224,7 +224,7 @@ class ResidentLayer:
             words = source.tensors[stored].read_layer(layer)
             bits = amax_bits(words)
             check_finite(source.tensors[stored], layer, bits)
-            self.amaxes[name] = from_bits(bits)
+            self.amaxes[name] = bf16_from_bits(bits)
             self._matrices[name] = from_words(words).to(device)
 
     def norm(self, name: str, hidden: Tensor) -> Tensor:

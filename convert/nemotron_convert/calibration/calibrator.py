@@ -76,9 +76,11 @@ class Calibrator:
 
     def scales(self, folder: Path, jobs: int, *, fp8_kv_cache: bool) -> Scales:
         """Calibrate if need be; `folder` then has a `calibration.json` to take up."""
-        digest = self._team.share(journal.source_digest(self._source) if self._team.leads else None)
+        digest = self._team.broadcast(
+            journal.source_digest(self._source) if self._team.is_leader else None
+        )
         calibration = self._given or self._calibrate(folder, digest)
-        if self._team.leads:
+        if self._team.is_leader:
             calibration.write(folder / CALIBRATION_NAME)
         if calibration.source == digest:
             weights = calibration.weight_amaxes
@@ -88,7 +90,7 @@ class Calibrator:
 
     def _calibrate(self, folder: Path, digest: str) -> Calibration:
         done = folder / CALIBRATION_NAME
-        if self._team.share(done.exists()):
+        if self._team.broadcast(done.exists()):
             return read_calibration(done, self._source.config)
         # Here, for torch takes seconds to load and is wanted for nothing else.
         from nemotron_convert.calibration.calibration_pass import calibrate  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""What calibration shows to the model: texts, conversations or token ids, as sequences of ids."""
+"""Calibration data: texts, conversations or token ids, read as sequences of token ids."""
 
 from __future__ import annotations
 
@@ -17,41 +17,49 @@ from nemotron_core.text import Message, Tokenizer, check_text
 from nemotron_core.text.prompt import check_messages
 
 DEFAULT_NAME = "texts.jsonl"
+"""The project's own calibration texts, a file of this package."""
 DEFAULT_LENGTH = 512
-"""Tokens of each text, as in NVIDIA's own calibration."""
+"""Largest number of tokens taken from each text, as in NVIDIA's own calibration."""
 LINE_LIMIT = 16 << 20
+"""Largest number of bytes read for one line."""
 
 
 @dataclass(frozen=True)
 class CalibrationData:
-    """Sequences of token ids, each of at least one, and what to call them."""
+    """Sequences of token ids, none of them empty, and the name of the file they come from."""
 
     name: str
     sequences: tuple[tuple[int, ...], ...]
 
     @property
     def tokens(self) -> int:
+        """Number of tokens in all sequences."""
         return sum(map(len, self.sequences))
 
     @property
     def sha256(self) -> str:
+        """SHA-256 (hex) of the sequences."""
         return text_digest(json.dumps(self.sequences, separators=(",", ":")))
 
 
 def read_texts(path: Path | None, source: Source, length: int = DEFAULT_LENGTH) -> CalibrationData:
-    """The texts of a JSONL file, or the project's own, cut to `length` tokens each.
+    """Read a JSONL file of texts and keep at most `length` tokens of each.
 
-    A line is `{"text": …}` or `{"messages": […]}`; NemotronError names the line that is neither.
+    Each line is `{"text": …}` or `{"messages": […]}`. Without `path`, the project's own texts are
+    read. Raises `NemotronError` with the line's number if a line is not valid.
     """
     name = DEFAULT_NAME if path is None else path.name
     tokenizer = _tokenizer(source)
     limit = min(length, source.config.max_positions)
-    rows = [_encode(tokenizer, row, where)[:limit] for row, where in _lines(path)]
-    return _checked(name, rows, source, path or DEFAULT_NAME)
+    sequences = [_encode(tokenizer, row, where)[:limit] for row, where in _rows(path)]
+    return _checked(name, sequences, source, path or DEFAULT_NAME)
 
 
 def read_ids(path: Path, source: Source) -> CalibrationData:
-    """A JSON file with a list of lists of token ids."""
+    """Read a JSON file that holds a list of lists of token ids.
+
+    Raises `NemotronError` if the file is not such a list or does not fit the model.
+    """
     try:
         rows = json.loads(path.read_bytes())
     except OSError as error:
@@ -59,7 +67,7 @@ def read_ids(path: Path, source: Source) -> CalibrationData:
     except (ValueError, RecursionError) as error:
         raise NemotronError(f"not JSON: {error}", where=path) from error
     if not isinstance(rows, list) or not all(
-        isinstance(row, list) and all(type(id_) is int for id_ in row) for row in rows
+        isinstance(row, list) and all(type(token_id) is int for token_id in row) for row in rows
     ):
         raise NemotronError("not a list of lists of token ids", where=path)
     return _checked(path.name, rows, source, path)
@@ -68,6 +76,7 @@ def read_ids(path: Path, source: Source) -> CalibrationData:
 def _checked(
     name: str, rows: Sequence[Sequence[int]], source: Source, where: object
 ) -> CalibrationData:
+    """Return the rows that are not empty. Raises `NemotronError` if a row does not fit the model."""
     sequences = tuple(tuple(row) for row in rows if row)
     if not sequences:
         raise NemotronError("there is nothing to calibrate on", where=where)
@@ -92,7 +101,8 @@ def _tokenizer(source: Source) -> Tokenizer:
         return Tokenizer(path)
 
 
-def _lines(path: Path | None) -> Iterator[tuple[Any, str]]:
+def _rows(path: Path | None) -> Iterator[tuple[Any, str]]:
+    """Yield the JSON value of each line that is not blank, and the line's place for errors."""
     file = files(__package__).joinpath(DEFAULT_NAME) if path is None else path
     number = 0
     try:

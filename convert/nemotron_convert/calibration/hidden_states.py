@@ -16,15 +16,15 @@ from nemotron_core.files import sync, write_atomically
 STATE_NAME = "state.json"
 FILE_NAMES = ("hidden.0", "hidden.1")
 SNAPSHOT_SECONDS = 60.0
-"""How often states that are kept in memory are written down."""
+"""Seconds between two snapshots on disk of hidden states that are kept in memory."""
 
 
-class Activations:
-    """BF16 words [tokens, width] that go through the layers one after the other.
+class HiddenStates:
+    """BF16 words [tokens, width] that each decoder layer reads and replaces.
 
-    A layer reads what the one before it has written, and `commit` ends it. On disk there are two
-    files that change roles, so a run that is killed goes on from the last committed layer; from
-    memory a copy goes there now and then.
+    A layer reads the states that the layer before it wrote, writes its own, and ends with `commit`.
+    On disk, two files swap roles at each commit, so a run that is killed resumes from the last
+    committed layer. States in memory are copied to the disk once per `SNAPSHOT_SECONDS`.
     """
 
     def __init__(self, folder: Path, tokens: int, width: int, *, in_memory: bool) -> None:
@@ -36,14 +36,16 @@ class Activations:
         folder.mkdir(parents=True, exist_ok=True)
 
     def load(self) -> dict[str, Any] | None:
-        """What was passed to the last durable `commit`, whose states are then read; or None."""
+        """Load the last commit that was saved to disk and return its `state`.
+
+        Returns `None` if there is no saved commit or its file does not have the expected size.
+        """
         try:
             state: dict[str, Any] = json.loads((self._folder / STATE_NAME).read_bytes())
             path = self._folder / FILE_NAMES[state["current"]]
-            whole = path.stat().st_size == self._shape[0] * self._shape[1] * 2
+            if path.stat().st_size != self._shape[0] * self._shape[1] * 2:
+                return None
         except (OSError, ValueError, KeyError, TypeError, IndexError):
-            return None
-        if not whole:
             return None
         self._current = state["current"]
         if self._memory is not None:
@@ -51,7 +53,7 @@ class Activations:
         return state
 
     def read(self, first: int, end: int) -> NDArray[np.uint16]:
-        """States of tokens `first` to `end` as the last layer has left them."""
+        """Return the states [end - first, width] of tokens `first` to `end` after the last layer."""
         if self._memory is not None:
             return self._memory[first:end]
         width = self._shape[1]
@@ -60,7 +62,7 @@ class Activations:
             return np.fromfile(file, np.uint16, (end - first) * width).reshape(-1, width)
 
     def write(self, first: int, words: NDArray[np.uint16]) -> None:
-        """States that this layer makes of the tokens from `first` on."""
+        """Store the states [n, width] that this layer computed for the tokens from `first` on."""
         if self._memory is not None:
             self._memory[first : first + len(words)] = words
             return
@@ -72,11 +74,14 @@ class Activations:
 
     @property
     def should_save(self) -> bool:
-        """The next `commit` should be durable."""
+        """Whether the next `commit` should save to disk."""
         return self._memory is None or time.monotonic() - self._saved >= SNAPSHOT_SECONDS
 
     def commit(self, state: dict[str, Any], *, save: bool) -> None:
-        """The layer is done; with `save` the disk holds `state` and the hidden states after it."""
+        """End a layer: its states become the current ones.
+
+        With `save`, they and `state`, which `load` returns later, are made durable on disk.
+        """
         if self._memory is None:
             self._current = 1 - self._current
         elif save:

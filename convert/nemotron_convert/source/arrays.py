@@ -62,11 +62,11 @@ class StoredArray:
 
     def read_layer(self, layer: int) -> NDArray[np.uint16]:
         """BF16 words [R, C] of one layer's matrix; of a vector [1, C]."""
-        chunks = self.of_layer(layer)
+        chunks = self.layer_chunks(layer)
         rows = max(chunk.row + chunk.rows for chunk in chunks)
         whole = np.empty((rows, self.shape[-1]), np.uint16)
         for chunk in chunks:
-            for first, band in self.bands(chunk):
+            for first, band in self.read_bands(chunk):
                 top, left = chunk.row + first, chunk.column
                 whole[top : top + len(band), left : left + chunk.columns] = band
         return whole
@@ -75,14 +75,14 @@ class StoredArray:
         """BF16 words [n, C] of some rows of a matrix, given in rising order."""
         found = np.empty((len(wanted), self.shape[-1]), np.uint16)
         for chunk in self.chunks:
-            for first, band in self.bands(chunk):
+            for first, band in self.read_bands(chunk):
                 top = chunk.row + first
                 start, end = np.searchsorted(wanted, (top, top + len(band)))
                 columns = slice(chunk.column, chunk.column + chunk.columns)
                 found[start:end, columns] = band[wanted[start:end] - top]
         return found
 
-    def bands(
+    def read_bands(
         self, chunk: Chunk, nbytes: int = BAND_BYTES
     ) -> Iterator[tuple[int, NDArray[np.uint16]]]:
         """A chunk in parts of about `nbytes`: (row of the chunk, its words from there on)."""
@@ -95,7 +95,7 @@ class StoredArray:
         """Of one layer's matrix, or of the only one."""
         return self.nbytes // len(self._by_layer)
 
-    def of_layer(self, layer: int) -> tuple[Chunk, ...]:
+    def layer_chunks(self, layer: int) -> tuple[Chunk, ...]:
         """The chunks of one layer's matrix."""
         return self._by_layer[layer]
 

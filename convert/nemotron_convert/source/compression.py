@@ -101,7 +101,7 @@ class Decoded:
             ) from error
 
 
-def most_compressed(size: int) -> int:
+def max_compressed_size(size: int) -> int:
     """More bytes than any of the compressors makes of `size` bytes."""
     return size + size // 16 + 1024
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from nemotron_convert.source.archive import Archive, Member
 from nemotron_convert.source.arrays import BF16_BYTES, Chunk, StoredArray, as_matrices, check_cover
-from nemotron_convert.source.pickled import Record
+from nemotron_convert.source.safe_pickle import Record
 from nemotron_convert.source.torch_zip import SavedTensor, TorchZip
 from nemotron_convert.tensor_map import LAYERS, Split, TensorRule
 from nemotron_core.errors import NemotronError

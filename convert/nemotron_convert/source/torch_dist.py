@@ -20,7 +20,7 @@ from nemotron_convert.source.arrays import (
     check_cover,
     check_layers,
 )
-from nemotron_convert.source.pickled import Record, load_pickle
+from nemotron_convert.source.safe_pickle import Record, load_pickle
 from nemotron_convert.source.torch_zip import TorchZip, check_sizes
 from nemotron_core.errors import NemotronError
 

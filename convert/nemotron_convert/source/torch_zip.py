@@ -11,7 +11,7 @@ from typing import Any
 
 from nemotron_convert.source.archive import Archive, Member, refuse_pointer, short_name
 from nemotron_convert.source.arrays import BF16_BYTES
-from nemotron_convert.source.pickled import Record, load_pickle
+from nemotron_convert.source.safe_pickle import Record, load_pickle
 from nemotron_core.errors import NemotronError
 
 PICKLE_LIMIT = 16 << 20

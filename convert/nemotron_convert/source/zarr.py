@@ -23,7 +23,7 @@ from nemotron_convert.source.compression import (
     Decoded,
     Decoder,
     find_decoder,
-    most_compressed,
+    max_compressed_size,
 )
 from nemotron_core.errors import NemotronError
 
@@ -124,7 +124,7 @@ class Zarr:
         size = metadata.chunk_bytes
         if metadata.decoder is None and member.size != size:
             fault = f"has {member.size} bytes, its .zarray says {size}"
-        elif metadata.decoder and member.size > most_compressed(size):
+        elif metadata.decoder and member.size > max_compressed_size(size):
             fault = f"has {member.size} bytes, more than {size} can be compressed to"
         else:
             return member

@@ -32,7 +32,7 @@ def amax_bits(words: NDArray[np.uint16]) -> int:
     return int((words & MAGNITUDE).max(initial=0))
 
 
-def from_bits(bits: int) -> float:
+def bf16_from_bits(bits: int) -> float:
     """The number that these BF16 bits are."""
     return float(np.array(bits, np.uint16).view(ml_dtypes.bfloat16))
 
@@ -42,7 +42,7 @@ def scale_of(amax: float) -> np.float32:
     return np.float32(amax) / np.float32(E4M3_MAX) if amax else np.float32(1)
 
 
-def table_of(scale: np.float32) -> NDArray[np.uint8]:
+def e4m3_table(scale: np.float32) -> NDArray[np.uint8]:
     """E4M3 bits [65536] of every BF16 number by its bits, at this scale.
 
     Beyond ±448 the largest number is taken; NaN stays NaN.
@@ -95,7 +95,7 @@ class Quantizer:
         key = (name, layer)
         with self._lock:
             if key not in self._tables:
-                self._tables[key] = table_of(self._scales.linears[key].weight)
+                self._tables[key] = e4m3_table(self._scales.linears[key].weight)
                 if len(self._tables) > TABLES:
                     self._tables.popitem(last=False)
             table = self._tables[key]

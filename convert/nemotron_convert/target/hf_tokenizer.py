@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from nemotron_core.errors import NemotronError
 from nemotron_core.text.prompt import CONTROL_PREFIX
-from nemotron_core.text.sentencepiece_model import Algorithm, Kind, SentencePieceModel
+from nemotron_core.text.sentencepiece_model import Algorithm, PieceType, SentencePieceModel
 
 SPACE = "▁"
 UNKNOWN, BOS, EOS, PAD = "<unk>", "<s>", "</s>", "<pad>"
@@ -73,17 +73,17 @@ def hf_tokenizer(model: SentencePieceModel) -> Tokenizer:
         steps.append(decoders.Strip(" ", left=1, right=0))
     tokenizer.decoder = decoders.Sequence(steps)
     for piece in model.pieces:
-        control = piece.kind is Kind.CONTROL or piece.text.startswith(CONTROL_PREFIX)
+        control = piece.type is PieceType.CONTROL or piece.text.startswith(CONTROL_PREFIX)
         token = AddedToken(piece.text, normalized=False, special=control)
-        if control or piece.kind is Kind.UNKNOWN:
+        if control or piece.type is PieceType.UNKNOWN:
             tokenizer.add_special_tokens([token])
-        elif piece.kind is Kind.USER_DEFINED:
+        elif piece.type is PieceType.USER_DEFINED:
             tokenizer.add_tokens([token])
     return tokenizer
 
 
 def _algorithm(model: SentencePieceModel) -> models.Model:
-    unknown = [i for i, piece in enumerate(model.pieces) if piece.kind is Kind.UNKNOWN]
+    unknown = [i for i, piece in enumerate(model.pieces) if piece.type is PieceType.UNKNOWN]
     if model.algorithm is Algorithm.UNIGRAM:
         scored = [(piece.text, piece.score) for piece in model.pieces]
         return models.Unigram(scored, unk_id=unknown[0], byte_fallback=model.byte_fallback)
@@ -99,7 +99,7 @@ def _algorithm(model: SentencePieceModel) -> models.Model:
 
 def _merges(model: SentencePieceModel) -> list[tuple[str, str]]:
     """SentencePiece joins the neighbours whose union scores best: each union is a merge."""
-    scores = {piece.text: piece.score for piece in model.pieces if piece.kind is Kind.NORMAL}
+    scores = {piece.text: piece.score for piece in model.pieces if piece.type is PieceType.NORMAL}
     found = [
         (-score, i, (text[:cut], text[cut:]))
         for i, (text, score) in enumerate(scores.items())

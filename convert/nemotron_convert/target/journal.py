@@ -60,7 +60,7 @@ def start(folder: Path, now: dict[str, object], *, resume: bool) -> Finished:
     return _finished(path.parent)
 
 
-def close(folder: Path) -> None:
+def finish(folder: Path) -> None:
     """Once `folder` is whole: only what it was made from stays, for `require_same`."""
     (folder / FOLDER / OF_CONVERSION).rename(folder / OF_CONVERSION)
     shutil.rmtree(folder / FOLDER)

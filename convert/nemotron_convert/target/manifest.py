@@ -59,7 +59,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise NemotronError(f"{key}: {first['msg']}", where=path) from error
 
 
-def check_files(folder: Path, manifest: Manifest) -> list[str]:
+def changed_files(folder: Path, manifest: Manifest) -> list[str]:
     """Names of the files that are missing or not what the manifest says."""
     bad = []
     for name, expected in manifest.files.items():
@@ -71,7 +71,7 @@ def check_files(folder: Path, manifest: Manifest) -> list[str]:
 
 def require_unchanged(folder: Path, manifest: Manifest) -> None:
     """Read every file and compare with the manifest; NemotronError names the changed ones."""
-    if bad := check_files(folder, manifest):
+    if bad := changed_files(folder, manifest):
         raise NemotronError(
             f"changed since the conversion: {', '.join(bad)}",
             where=folder,

@@ -20,8 +20,8 @@ from nemotron_convert.calibration.decoder import (
 )
 from nemotron_convert.source.arrays import StoredArray
 from nemotron_convert.source.nemo import Source
-from nemotron_convert.target.copying import add_gamma
-from nemotron_convert.target.fp8 import amax_bits, from_bits
+from nemotron_convert.target.copier import add_gamma
+from nemotron_convert.target.fp8 import amax_bits, bf16_from_bits
 from nemotron_convert.tensor_map import EMBEDDING, HEAD
 
 CPU = torch.device("cpu")
@@ -101,7 +101,7 @@ class StreamedLayer:
                 if start < end:
                     part = values[:, start:end] @ band[:, start - left : end - left].T
                     parts[rank, :, top : top + len(band)] += part
-        self.amaxes[name] = from_bits(bits)
+        self.amaxes[name] = bf16_from_bits(bits)
         if by_columns:
             self.parts[name] = parts
         return parts.sum(0)
@@ -113,6 +113,6 @@ class StreamedLayer:
 
 def _bands(array: StoredArray, layer: int) -> Iterator[tuple[int, int, NDArray[np.uint16]]]:
     """(row, column, BF16 words) of the parts of a matrix."""
-    for chunk in array.of_layer(layer):
-        for first, words in array.bands(chunk, BAND_BYTES):
+    for chunk in array.layer_chunks(layer):
+        for first, words in array.read_bands(chunk, BAND_BYTES):
             yield chunk.row + first, chunk.column, np.ascontiguousarray(words)

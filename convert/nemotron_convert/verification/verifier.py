@@ -82,7 +82,7 @@ class _Verifying:
         total = self._source.config.num_layers * self._layer_bytes
         with (
             torch.inference_mode(),
-            byte_progress("verifying", total, shown=self._team.leads) as report,
+            byte_progress("verifying", total, shown=self._team.is_leader) as report,
         ):
             return self._run(report)
 
@@ -92,8 +92,8 @@ class _Verifying:
         self._compare(-1, checks, partial(self._embedding, hidden))
         layers = []
         for layer in range(self._source.config.num_layers):
-            found = self._reference.layer(layer, hidden) if self._team.leads else None
-            trace, weights = self._team.share(found and (found[0], _Used(found[1])))
+            found = self._reference.layer(layer, hidden) if self._team.is_leader else None
+            trace, weights = self._team.broadcast(found and (found[0], _Used(found[1])))
             free, checks = self._sharded.layer(layer, free, hidden, trace)
             worst = self._compare(layer, checks, partial(self._expected, trace, weights))
             self._check_scales(layer, weights)
@@ -117,7 +117,7 @@ class _Verifying:
         return sum(self._source.tensors[name].layer_bytes for name in LINEARS)
 
     def _lead(self, compute: Callable[[], Tensor]) -> Tensor:
-        return self._team.share(compute() if self._team.leads else None)
+        return self._team.broadcast(compute() if self._team.is_leader else None)
 
     def _compare(
         self, layer: int, checks: list[Check], expected: Callable[[Check], Tensor]

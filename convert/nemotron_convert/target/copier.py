@@ -45,7 +45,7 @@ class Piece:
     targets: tuple[Target, ...]
 
 
-class Copying:
+class Copier:
     """All pieces of one process, and what has become of them."""
 
     def __init__(
