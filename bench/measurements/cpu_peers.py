@@ -28,7 +28,7 @@ from sentencepiece import SentencePieceProcessor
 from bench.measurements.convert_modelopt import tokenizer
 from bench.measurements.convert_speed import summary
 from bench.measurements.random_nemo import Shape, write_nemo
-from nemotron_bench.measure import machine, versions
+from nemotron_bench.results import machine, versions
 from nemotron_build.engine_folder import build_engine
 from nemotron_build.hardware import Hardware
 from nemotron_build.plan import make_plan

@@ -31,7 +31,7 @@ from tritonclient.grpc import service_pb2
 from bench.measurements.convert_speed import summary
 from bench.measurements.serving import serving
 from bench.measurements.synthetic_engine import SyntheticEngine, in_place_of_the_engine
-from nemotron_bench.measure import machine, versions
+from nemotron_bench.results import machine, versions
 from nemotron_bench.targets import OpenAITarget, TritonTarget
 from nemotron_engine.cpu import CpuEngine
 from nemotron_engine.request import GenerationRequest

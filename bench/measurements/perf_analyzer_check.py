@@ -16,7 +16,7 @@ from typing import Any
 
 from bench.measurements.convert_speed import summary
 from bench.measurements.serving import serving
-from nemotron_bench.measure import LevelResult, machine, versions
+from nemotron_bench.results import LevelResult, machine, versions
 from nemotron_bench.run import BenchSettings, run
 
 PERF_ANALYZER = ".tools/perf_analyzer/bin/perf_analyzer"

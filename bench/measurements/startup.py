@@ -20,7 +20,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from bench.measurements.convert_speed import NEMOTRON
-from nemotron_bench.measure import machine, versions
+from nemotron_bench.results import machine, versions
 
 PORTS = ("http", "grpc", "metrics", "health", "gateway")
 WAIT = 120

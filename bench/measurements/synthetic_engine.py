@@ -28,9 +28,9 @@ ROOT = Path(__file__).parents[2]
 MODEL = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-import nemotron_engine.engine
+import nemotron_engine.adapters
 from bench.measurements.synthetic_engine import SyntheticEngine
-nemotron_engine.engine.open_engine = lambda lane, folder: SyntheticEngine(folder)
+nemotron_engine.adapters.open_engine = lambda lane, folder: SyntheticEngine(folder)
 from served import TritonPythonModel
 """
 """Stands before the real model, which is `served` then."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from nemotron_bench.measure import LevelResult, Report
+from nemotron_bench.results import LevelResult, Report
 from nemotron_bench.statistics import LATENCIES
 
 WIDTH, HEIGHT = 460, 300

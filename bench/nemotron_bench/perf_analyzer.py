@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_bench.load import Level, Outcome, Prompts, count_tokens
-from nemotron_bench.measure import LevelResult, measure
+from nemotron_bench.results import LevelResult, measure
 from nemotron_bench.targets import Target, TritonTarget
 from nemotron_core.errors import NemotronError
 

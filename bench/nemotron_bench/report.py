@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from nemotron_bench.html_report import html
-from nemotron_bench.measure import LevelResult, Report
+from nemotron_bench.results import LevelResult, Report
 from nemotron_bench.statistics import LATENCIES
 from nemotron_core.errors import NemotronError
 

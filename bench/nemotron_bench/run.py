@@ -19,7 +19,7 @@ from rich.progress import (
 
 from nemotron_bench import aiperf, perf_analyzer
 from nemotron_bench.load import Level, Load, Outcome, Prompts
-from nemotron_bench.measure import LevelResult, Report, machine, measure, now, versions
+from nemotron_bench.results import LevelResult, Report, machine, measure, now, versions
 from nemotron_bench.statistics import Lengths, parse_slo
 from nemotron_bench.targets import Target, open_target
 from nemotron_core.errors import NemotronError

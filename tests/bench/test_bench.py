@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nemotron_bench.measure import LevelResult
+from nemotron_bench.results import LevelResult
 from nemotron_bench.report import read_report
 from nemotron_serve.server import TritonServer
 from tests.tools import python_tool

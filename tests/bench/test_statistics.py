@@ -17,7 +17,7 @@ from tritonclient.grpc import service_pb2
 from nemotron_bench.aiperf import read_outcomes as read_aiperf
 from nemotron_bench.html_report import html, nice_ticks
 from nemotron_bench.load import Level, Outcome
-from nemotron_bench.measure import Report, measure
+from nemotron_bench.results import Report, measure
 from nemotron_bench.perf_analyzer import read_outcomes as read_perf_analyzer
 from nemotron_bench.report import compare, markdown, read_report, write_reports
 from nemotron_bench.run import BenchSettings

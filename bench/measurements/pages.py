@@ -1,4 +1,4 @@
-"""Write the tables of docs/performance.md: `python -m bench.measurements.performance_page`.
+"""Write the tables of docs/performance.md: `python -m bench.measurements.pages`.
 
 Each stands between `<!-- NAME -->` and `<!-- end -->`. A table whose results are not there says so.
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.measurements.performance_page import PAGE, RESULTS, TABLES, page
+from bench.measurements.pages import PAGE, RESULTS, TABLES, page
 
 
 def test_the_page_is_made_from_the_results() -> None:
