@@ -1,8 +1,8 @@
-"""How a matrix is split over tensor-parallel ranks and layers over pipeline stages.
+"""Rules that split a matrix over tensor-parallel ranks and the layers over pipeline stages.
 
-A rule gives blocks: rectangles of the source matrix and where each lies on its rank. The converter
-copies source to rank, `Checkpoint` copies rank to source; both walk the same blocks, so a split and
-its merge cannot disagree.
+A rule yields blocks: rectangles of the source matrix, with their place on a rank. The converter
+copies from source to rank and `Checkpoint` copies from rank to source. Both use the same blocks, so
+a split and its merge cannot disagree.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nemotron_core.model_config import ModelConfig
 
 @dataclass(frozen=True)
 class Parallel:
-    """TP ranks × PP stages; rank = stage · tp + TP rank."""
+    """A split over `tp` tensor-parallel ranks and `pp` stages; rank = stage · tp + TP rank."""
 
     tp: int
     pp: int
@@ -27,17 +27,17 @@ class Parallel:
         return self.tp * self.pp
 
     def layers(self, stage: int, num_layers: int) -> range:
-        """The layers of a stage: near-equal shares, earlier stages take the remainder.
+        """Return the layers of a stage. The sizes differ by at most one, the larger stages first.
 
         >>> [Parallel(1, 3).layers(stage, 8) for stage in range(3)]
         [range(0, 3), range(3, 6), range(6, 8)]
         """
-        share, rest = divmod(num_layers, self.pp)
-        start = stage * share + min(stage, rest)
-        return range(start, start + share + (stage < rest))
+        size, remainder = divmod(num_layers, self.pp)
+        start = stage * size + min(stage, remainder)
+        return range(start, start + size + (stage < remainder))
 
     def check(self, config: ModelConfig) -> None:
-        """Refuse a split that the model's shape does not allow; the remedy names those it does."""
+        """Raise `NemotronError` if the model cannot be split so; the remedy names what is allowed."""
         allowed = allowed_tp(config)
         if self.tp not in allowed:
             raise NemotronError(
@@ -55,7 +55,11 @@ class Parallel:
 
 
 def allowed_tp(config: ModelConfig) -> list[int]:
-    """Every TP that divides the heads and the MLP and shares out the KV heads evenly."""
+    """Return every TP that divides the heads and the MLP rows and distributes KV heads evenly.
+
+    Evenly means that each rank has the same number of KV heads, or each KV head is repeated on the
+    same number of ranks.
+    """
     kv_heads = config.num_kv_heads
     return [
         tp
@@ -68,12 +72,13 @@ def allowed_tp(config: ModelConfig) -> list[int]:
 
 @dataclass(frozen=True)
 class Block:
-    """`rows` × `columns` of the source from (`row`, `column`) on, at `rank_row` of TP rank `tp`.
+    """A rectangle of the source matrix and its place on a TP rank.
 
-    A block is always as wide as the rank's matrix, so on the rank it is contiguous.
+    It has `rows` × `columns` elements from (`row`, `column`) of the source on. On rank `tp_rank` it
+    begins at row `rank_row` and is as wide as the rank's matrix, so it is contiguous there.
     """
 
-    tp: int
+    tp_rank: int
     row: int
     column: int
     rows: int
@@ -82,7 +87,7 @@ class Block:
 
 
 class HeadKind(Enum):
-    """Which third of an attention's input projection a head belongs to."""
+    """The kind of an attention head in the fused input projection."""
 
     QUERY = "q"
     KEY = "k"
@@ -90,51 +95,71 @@ class HeadKind(Enum):
 
 
 def replicate(rows: int, columns: int, tp: int) -> Iterator[Block]:
-    """Every rank holds the whole."""
-    for rank in range(tp):
-        yield Block(rank, 0, 0, rows, columns, 0)
+    """Yield the whole matrix for every rank."""
+    for tp_rank in range(tp):
+        yield Block(tp_rank, 0, 0, rows, columns, 0)
 
 
 def split_rows(rows: int, columns: int, tp: int) -> Iterator[Block]:
-    """Rank r holds the r-th share of the rows; the last ranks' missing rows are zeros (padding)."""
-    share = -(-rows // tp)
-    for rank in range(tp):
-        start = min(rank * share, rows)
+    """Yield an equal number of rows, rounded up, for each rank.
+
+    The rows that are missing on the last ranks are padding: no block covers them, so they are zero.
+    With 5 rows and TP = 2:
+
+        source  0 1 2 3 4
+        rank 0  0 1 2
+        rank 1  3 4 -
+    """
+    rank_rows = -(-rows // tp)
+    for tp_rank in range(tp):
+        start = min(tp_rank * rank_rows, rows)
         if start < rows:
-            yield Block(rank, start, 0, min(share, rows - start), columns, 0)
+            yield Block(tp_rank, start, 0, min(rank_rows, rows - start), columns, 0)
 
 
 def split_columns(rows: int, columns: int, tp: int) -> Iterator[Block]:
-    """Rank r holds the r-th share of the columns."""
-    share = columns // tp
-    for rank in range(tp):
-        yield Block(rank, 0, rank * share, rows, share, 0)
+    """Yield `columns / tp` columns for each rank; `tp` must divide `columns`.
+
+    With 4 columns and TP = 2, each row of the source `0 1 2 3` becomes `0 1` on rank 0 and `2 3` on
+    rank 1.
+    """
+    rank_columns = columns // tp
+    for tp_rank in range(tp):
+        yield Block(tp_rank, 0, tp_rank * rank_columns, rows, rank_columns, 0)
 
 
 def split_qkv(heads: int, kv_heads: int, head_size: int, columns: int, tp: int) -> Iterator[Block]:
-    """From Megatron's groups to all q, all k, all v on each rank.
+    """Reorder Megatron's groups into all queries, all keys, all values on each rank.
 
-    Each KV head g has r = heads / kv_heads query heads. With r = 2, kv_heads = 4, TP = 2:
+    In the source, each KV head forms a group with its `heads / kv_heads` query heads. With 8 heads,
+    4 KV heads and TP = 2 (each symbol stands for `head_size` rows):
 
         source  q0 q1 k0 v0 | q2 q3 k1 v1 | q4 q5 k2 v2 | q6 q7 k3 v3
         rank 0  q0 q1 q2 q3 | k0 k1 | v0 v1
         rank 1  q4 q5 q6 q7 | k2 k3 | v2 v3
 
-    With more ranks than KV heads, each k and v is repeated on the ranks that share its queries.
+    With more ranks than KV heads, each rank gets the one key and value that its queries need, so
+    these are repeated. With 4 heads, 2 KV heads and TP = 4:
+
+        source  q0 q1 k0 v0 | q2 q3 k1 v1
+        rank 0  q0 | k0 | v0
+        rank 1  q1 | k0 | v0
+        rank 2  q2 | k1 | v1
+        rank 3  q3 | k1 | v1
     """
     rank_heads = heads // tp
     rank_kv_heads = max(1, kv_heads // tp)
-    for rank in range(tp):
-        first = rank * rank_heads
-        group = first // (heads // kv_heads)
-        for kind, start, count, rank_head in (
-            (HeadKind.QUERY, first, rank_heads, 0),
-            (HeadKind.KEY, group, rank_kv_heads, rank_heads),
-            (HeadKind.VALUE, group, rank_kv_heads, rank_heads + rank_kv_heads),
+    for tp_rank in range(tp):
+        first_head = tp_rank * rank_heads
+        first_group = first_head // (heads // kv_heads)
+        for kind, first, count, rank_head in (
+            (HeadKind.QUERY, first_head, rank_heads, 0),
+            (HeadKind.KEY, first_group, rank_kv_heads, rank_heads),
+            (HeadKind.VALUE, first_group, rank_kv_heads, rank_heads + rank_kv_heads),
         ):
-            for source_head, offset, run in _runs(kind, heads, kv_heads, start, count):
+            for source_head, offset, run in _runs(kind, heads, kv_heads, first, count):
                 yield Block(
-                    rank,
+                    tp_rank,
                     source_head * head_size,
                     0,
                     run * head_size,
@@ -146,26 +171,36 @@ def split_qkv(heads: int, kv_heads: int, head_size: int, columns: int, tp: int) 
 def take_heads(
     kind: HeadKind, heads: int, kv_heads: int, head_size: int, columns: int
 ) -> Iterator[Block]:
-    """All heads of one kind in order, out of Megatron's groups: one matrix, as Hugging Face has."""
+    """Take all heads of one kind out of Megatron's groups, as Hugging Face's separate matrices.
+
+    With 4 heads and 2 KV heads:
+
+        source  q0 q1 k0 v0 | q2 q3 k1 v1
+        QUERY   q0 q1 q2 q3
+        KEY     k0 k1
+        VALUE   v0 v1
+    """
     count = heads if kind is HeadKind.QUERY else kv_heads
     for source_head, offset, run in _runs(kind, heads, kv_heads, 0, count):
-        row, rank_row = source_head * head_size, offset * head_size
-        yield Block(0, row, 0, run * head_size, columns, rank_row)
+        yield Block(0, source_head * head_size, 0, run * head_size, columns, offset * head_size)
 
 
 def _runs(
-    kind: HeadKind, heads: int, kv_heads: int, start: int, count: int
+    kind: HeadKind, heads: int, kv_heads: int, first: int, count: int
 ) -> Iterator[tuple[int, int, int]]:
-    """(head in the source, offset from `start`, run) of neighbours in the source's groups."""
+    """Yield `count` heads of a kind, from its head `first` on, in runs adjacent in the source.
+
+    A run is (position of its first head in the source, offset of that head from `first`, length).
+    """
     queries = heads // kv_heads
-    before, per_group = {
+    place_in_group, heads_per_group = {
         HeadKind.QUERY: (0, queries),
         HeadKind.KEY: (queries, 1),
         HeadKind.VALUE: (queries + 1, 1),
     }[kind]
-    done = 0
-    while done < count:
-        group, inside = divmod(start + done, per_group)
-        run = min(per_group - inside, count - done)
-        yield group * (queries + 2) + before + inside, done, run
-        done += run
+    offset = 0
+    while offset < count:
+        group, index = divmod(first + offset, heads_per_group)
+        run = min(heads_per_group - index, count - offset)
+        yield group * (queries + 2) + place_in_group + index, offset, run
+        offset += run

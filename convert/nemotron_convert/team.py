@@ -1,4 +1,4 @@
-"""The processes of one `mpirun`, or the only one."""
+"""The processes that share one conversion: those of one `mpirun`, or a single one."""
 
 from __future__ import annotations
 
@@ -18,59 +18,60 @@ from nemotron_core.launcher import own_rank
 T = TypeVar("T")
 
 PMIX_VARIABLE = "PMIX_RANK"
-"""Some launchers that speak PMIx tell nothing else."""
+"""Rank of the process. Some launchers that speak PMIx set no other variable."""
 
 
 @dataclass(frozen=True)
 class Team:
-    """A process's place among `size`; process 0 leads."""
+    """The place of this process among `size` that work together; the leader has rank 0."""
 
     rank: int = 0
     size: int = 1
     world: Any = None
-    """mpi4py's COMM_WORLD, if there is more than one process."""
+    """mpi4py's COMM_WORLD, or `None` if there is only one process."""
 
     @property
     def is_leader(self) -> bool:
         return self.rank == 0
 
     def barrier(self) -> None:
-        """Wait until every process is here."""
+        """Wait until every process has called this method."""
         if self.world is not None:
             self.world.Barrier()
 
     def gather(self, value: T) -> list[T]:
-        """Every process's value, on every process, by rank."""
+        """Return the values of all processes in the order of their ranks, on every process."""
         return [value] if self.world is None else self.world.allgather(value)
 
     def sum(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The sum of every process's array, on every process; in place."""
+        """Add up the arrays of all processes, in place, and return the sum on every process."""
         if self.world is not None:
-            from mpi4py import MPI  # noqa: PLC0415 - it is there, for it has made `world`
+            from mpi4py import MPI  # noqa: PLC0415 - loaded: `world` comes from it
 
             self.world.Allreduce(MPI.IN_PLACE, values)
         return values
 
     def broadcast(self, value: T | None) -> T:
-        """The leader's value, on every process."""
-        shared = value if self.world is None else self.world.bcast(value)
-        return cast(T, shared)
+        """Return the leader's value on every process; the other processes' values are ignored."""
+        return cast(T, value if self.world is None else self.world.bcast(value))
 
 
 ALONE = Team()
+"""A team of one process."""
 
 
 @contextmanager
 def open_team() -> Iterator[Team]:
-    """The processes that `mpirun` or `srun` has started together.
+    """Join the processes that `mpirun` or `srun` started together, for the time of the context.
 
-    If one fails, it says why and ends them all: the others would wait for it forever. Where MPI
-    does not connect them (`srun --mpi=pmi2` and an MPI that speaks only PMIx), the first says so
-    and works alone, and the others end here with status 0. NemotronError if there are several and
-    mpi4py is missing, for each would do the whole work.
+    If a process fails, it prints why and aborts all of them, because the others would wait for it
+    forever. If MPI does not connect the processes (for example under `srun --mpi=pmi2` with an MPI
+    that speaks only PMIx), the first one prints so and works alone, and the others exit here with
+    status 0. Raises `NemotronError` if there are several processes and mpi4py cannot be loaded,
+    because each would do the whole work.
     """
-    place = own_rank()
-    if place is None and PMIX_VARIABLE not in os.environ:
+    rank_and_size = own_rank()
+    if rank_and_size is None and PMIX_VARIABLE not in os.environ:
         yield ALONE
         return
     try:
@@ -82,21 +83,21 @@ def open_team() -> Iterator[Team]:
         ) from error
     world = MPI.COMM_WORLD
     team = Team(world.Get_rank(), world.Get_size(), world if world.Get_size() > 1 else None)
-    if place is not None and team.world is None:
-        _go_on_alone(*place)
+    if rank_and_size is not None and team.world is None:
+        _continue_alone(*rank_and_size)
     try:
         yield team
     except BaseException as error:
         if team.world is None:
             raise
-        what = str(error) if isinstance(error, NemotronError) else repr(error)
-        print(f"nemotron: process {team.rank} of {team.size}: {what}", file=sys.stderr, flush=True)
+        text = str(error) if isinstance(error, NemotronError) else repr(error)
+        print(f"nemotron: process {team.rank} of {team.size}: {text}", file=sys.stderr, flush=True)
         world.Abort(error.exit_code if isinstance(error, NemotronError) else 1)
         raise
 
 
-def _go_on_alone(rank: int, size: int) -> None:
-    """Return in the first of the processes; end the others."""
+def _continue_alone(rank: int, size: int) -> None:
+    """Return in the process of rank 0 and exit in the others."""
     if rank > 0:
         raise SystemExit(0)
     print(

@@ -1,4 +1,4 @@
-"""Which Megatron tensor becomes which TensorRT-LLM or Hugging Face tensor, as data."""
+"""The map from Megatron's tensors to those of TensorRT-LLM and of Hugging Face, as data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nemotron_core.model_config import ModelConfig
 
 
 class Split(Enum):
-    """How a tensor is spread over the TP ranks, or which part of it is taken."""
+    """The rule that splits a tensor over the TP ranks, or the heads that are taken from it."""
 
     REPLICATED = "replicated"
     ROWS = "rows"
@@ -32,7 +32,7 @@ class Split(Enum):
 
 
 class Place(Enum):
-    """Which pipeline stages hold a tensor."""
+    """The pipeline stages that hold a tensor."""
 
     FIRST = "first stage"
     EVERY_LAYER = "the layer's stage"
@@ -41,27 +41,31 @@ class Place(Enum):
 
 @dataclass(frozen=True)
 class TensorRule:
-    """One row of the map. `target` has `{layer}` where the layer counts from 0 on its stage."""
+    """One row of the map: a source tensor and a tensor that is made from it."""
 
     source: str
+    """Megatron's name of the tensor, without a layer's number."""
     target: str
+    """Name of the new tensor; `{layer}` stands for the layer, counted from 0 on its stage."""
     shape: tuple[str, ...]
-    """Of the source's matrix, in names of sizes: (rows, columns), or (columns,) for a vector."""
+    """Names of the source's sizes: (rows, columns) of a matrix or (columns,) of a vector."""
     split: Split
     place: Place
     is_gamma: bool = False
-    """A norm's weight, of which some formats store gamma and some gamma - 1."""
+    """Whether this is a norm's weight, which some formats store as gamma and some as gamma - 1."""
 
     @property
     def stacked(self) -> bool:
-        """Axis 0 of the source counts layers."""
+        """Whether axis 0 of the source tensor counts layers."""
         return self.place is Place.EVERY_LAYER
 
 
+Rules = tuple[TensorRule, ...]
 LAYERS = "model.decoder.layers."
+"""Beginning of the names of the tensors that every decoder layer has."""
 EMBEDDING = "model.embedding.word_embeddings.weight"
 HEAD = "model.output_layer.weight"
-_SHAPES = {
+_MATRIX_SHAPES = {
     "self_attention.linear_qkv.weight": ("qkv", "hidden"),
     "self_attention.linear_proj.weight": ("hidden", "heads"),
     "mlp.linear_fc1.weight": ("ffn", "hidden"),
@@ -70,24 +74,23 @@ _SHAPES = {
 
 
 def _layer(source: str, target: str, split: Split = Split.REPLICATED) -> TensorRule:
-    shape = _SHAPES.get(source, ("hidden",))
-    gamma = source.endswith("layer_norm_weight")
-    return TensorRule(LAYERS + source, target, shape, split, Place.EVERY_LAYER, gamma)
+    """Return the rule of a tensor that every layer has."""
+    shape = _MATRIX_SHAPES.get(source, ("hidden",))
+    is_gamma = source.endswith("layer_norm_weight")
+    return TensorRule(LAYERS + source, target, shape, split, Place.EVERY_LAYER, is_gamma)
 
 
-def _model(
-    embedding: str, layer: tuple[TensorRule, ...], norm: str, head: str
-) -> tuple[TensorRule, ...]:
-    """A decoder's rules, in the order of the data."""
-    final = "model.decoder.final_layernorm."
-    table, split, vector = ("vocab", "hidden"), Split.ROWS, ("hidden",)
-    whole, last = Split.REPLICATED, Place.LAST
+def _model(embedding: str, layer: Rules, norm: str, head: str) -> Rules:
+    """Return a decoder's rules in the order in which data flows through them."""
+    prefix = "model.decoder.final_layernorm."
+    matrix, vector = ("vocab", "hidden"), ("hidden",)
+    rows, replicated, last = Split.ROWS, Split.REPLICATED, Place.LAST
     return (
-        TensorRule(EMBEDDING, embedding, table, split, Place.FIRST),
+        TensorRule(EMBEDDING, embedding, matrix, rows, Place.FIRST),
         *layer,
-        TensorRule(final + "weight", norm + ".weight", vector, whole, last, is_gamma=True),
-        TensorRule(final + "bias", norm + ".bias", vector, whole, last),
-        TensorRule(HEAD, head, table, split, last),
+        TensorRule(prefix + "weight", norm + ".weight", vector, replicated, last, is_gamma=True),
+        TensorRule(prefix + "bias", norm + ".bias", vector, replicated, last),
+        TensorRule(HEAD, head, matrix, rows, last),
     )
 
 
@@ -107,7 +110,7 @@ TENSOR_MAP = _model(
     "transformer.ln_f",
     "lm_head.weight",
 )
-"""TensorRT-LLM's GPT; its norm weights are gamma."""
+"""The tensors of TensorRT-LLM's GPT, which stores norm weights as gamma."""
 
 _HF = "model.layers.{layer}."
 HF_MAP = _model(
@@ -127,19 +130,22 @@ HF_MAP = _model(
     "model.norm",
     "lm_head.weight",
 )
-"""transformers' NemotronForCausalLM; its norm weights are gamma - 1."""
+"""The tensors of transformers' `NemotronForCausalLM`, which stores norm weights as gamma - 1."""
 
 
 LINEARS = {
     rule.source: rule.target.removeprefix(_TRT).removesuffix(".weight")
     for rule in TENSOR_MAP
-    if rule.source.removeprefix(LAYERS) in _SHAPES
+    if rule.source.removeprefix(LAYERS) in _MATRIX_SHAPES
 }
-"""The matrices that FP8 is for, with TensorRT-LLM's short names for them."""
+"""The linear layers' weights, which FP8 quantizes, with TensorRT-LLM's short names for them."""
 
 
-def in_order(rules: tuple[TensorRule, ...], num_layers: int) -> Iterator[tuple[TensorRule, int]]:
-    """Every rule with every global layer it has, in the order in which data flows."""
+def in_data_order(rules: Rules, num_layers: int) -> Iterator[tuple[TensorRule, int]]:
+    """Yield every rule with every global layer that has it, in the order in which data flows.
+
+    The layer of a tensor outside the layers is 0.
+    """
     for rule in rules:
         if rule.place is Place.FIRST:
             yield rule, 0
@@ -161,16 +167,19 @@ _HEAD_KINDS = {
 
 @dataclass(frozen=True)
 class RuleShape:
-    """A rule at one model's sizes and one TP: the source matrix and each rank's share of it."""
+    """A rule applied to one model's sizes and one TP."""
 
     rows: int
+    """Rows of the source matrix of one layer; a vector is one row."""
     columns: int
     rank_shape: tuple[int, ...]
+    """Shape of the tensor on each rank."""
     blocks: tuple[Block, ...]
+    """Blocks of the source matrix, of all ranks."""
 
 
 def rule_shape(rule: TensorRule, config: ModelConfig, vocab_size: int, tp: int) -> RuleShape:
-    """Sizes and blocks of `rule`. Source: [rows, columns] per layer, a vector is one row."""
+    """Return the sizes and blocks of a rule."""
     sizes = {
         "vocab": vocab_size,
         "hidden": config.hidden_size,
@@ -184,29 +193,31 @@ def rule_shape(rule: TensorRule, config: ModelConfig, vocab_size: int, tp: int) 
     if rule.split is Split.REPLICATED:
         return RuleShape(rows, columns, shape, tuple(replicate(rows, columns, tp)))
     if rule.split is Split.ROWS:
-        share = -(-rows // tp)
-        return RuleShape(rows, columns, (share, columns), tuple(split_rows(rows, columns, tp)))
+        rank_shape = (-(-rows // tp), columns)
+        return RuleShape(rows, columns, rank_shape, tuple(split_rows(rows, columns, tp)))
     if rule.split is Split.COLUMNS:
         blocks = tuple(split_columns(rows, columns, tp))
         return RuleShape(rows, columns, (rows, columns // tp), blocks)
-    heads, kv_heads, size = config.num_heads, config.num_kv_heads, config.head_size
+    heads, kv_heads, head_size = config.num_heads, config.num_kv_heads, config.head_size
     if rule.split is Split.QKV:
-        qkv = split_qkv(heads, kv_heads, size, columns, tp)
+        blocks = tuple(split_qkv(heads, kv_heads, head_size, columns, tp))
         rank_heads = heads // tp + 2 * max(1, kv_heads // tp)
-        return RuleShape(rows, columns, (rank_heads * size, columns), tuple(qkv))
+        return RuleShape(rows, columns, (rank_heads * head_size, columns), blocks)
     kind = _HEAD_KINDS[rule.split]
-    taken = (heads if kind is HeadKind.QUERY else kv_heads) * size
-    blocks = tuple(take_heads(kind, heads, kv_heads, size, columns))
-    return RuleShape(rows, columns, (taken, columns), blocks)
+    rank_heads = heads if kind is HeadKind.QUERY else kv_heads
+    blocks = tuple(take_heads(kind, heads, kv_heads, head_size, columns))
+    return RuleShape(rows, columns, (rank_heads * head_size, columns), blocks)
 
 
-def stages(rule: TensorRule, parallel: Parallel, num_layers: int) -> Iterator[tuple[int, int, str]]:
-    """(stage, global layer, target name on that stage) for each copy of the rule's tensor."""
+def placements(
+    rule: TensorRule, parallel: Parallel, num_layers: int
+) -> Iterator[tuple[int, int, str]]:
+    """Yield (stage, global layer, target name on that stage) for each layer that has the tensor."""
     if rule.place is Place.FIRST:
         yield 0, 0, rule.target
     elif rule.place is Place.LAST:
         yield parallel.pp - 1, 0, rule.target
     else:
         for stage in range(parallel.pp):
-            for local, layer in enumerate(parallel.layers(stage, num_layers)):
-                yield stage, layer, rule.target.format(layer=local)
+            for local_layer, layer in enumerate(parallel.layers(stage, num_layers)):
+                yield stage, layer, rule.target.format(layer=local_layer)

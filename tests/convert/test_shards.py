@@ -44,12 +44,12 @@ def split_and_merge(source: np.ndarray, blocks: Sequence[Block], rank_rows: int,
     width = blocks[0].columns
     ranks = np.full((tp, rank_rows, width), -1)
     for b in blocks:
-        place = ranks[b.tp, b.rank_row : b.rank_row + b.rows]
+        place = ranks[b.tp_rank, b.rank_row : b.rank_row + b.rows]
         assert (place == -1).all()  # no two blocks lie on each other
         place[...] = source[b.row : b.row + b.rows, b.column : b.column + b.columns]
     merged = np.full_like(source, -1)
     for b in blocks:
-        part = ranks[b.tp, b.rank_row : b.rank_row + b.rows]
+        part = ranks[b.tp_rank, b.rank_row : b.rank_row + b.rows]
         merged[b.row : b.row + b.rows, b.column : b.column + b.columns] = part
     assert (merged == source).all()
 
@@ -81,9 +81,9 @@ def test_qkv_of_any_heads(
         if head >= rank_heads:
             kind, number = divmod(head - rank_heads, rank_kv)
             assert inside == per_group + kind
-            assert group == b.tp * rank_heads // per_group + number
+            assert group == b.tp_rank * rank_heads // per_group + number
         else:
-            assert group * per_group + inside == b.tp * rank_heads + head
+            assert group * per_group + inside == b.tp_rank * rank_heads + head
         assert (source[b.row] == groups[group, inside, 0]).all()
 
 
@@ -98,7 +98,7 @@ def test_rows_with_padding(rows: int, columns: int, tp: int) -> None:
 def test_columns_and_replicas(rows: int, share: int, tp: int) -> None:
     split_and_merge(numbered(rows, share * tp), list(split_columns(rows, share * tp, tp)), rows, tp)
     copies = list(replicate(rows, share, tp))
-    assert [b.tp for b in copies] == list(range(tp))
+    assert [b.tp_rank for b in copies] == list(range(tp))
     split_and_merge(numbered(rows, share), copies, rows, tp)
 
 

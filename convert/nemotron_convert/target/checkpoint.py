@@ -18,7 +18,7 @@ from nemotron_convert.target.layout import Precision, ScaleKind, rank_name, trtl
 from nemotron_convert.target.manifest import Manifest, read_manifest, require_unchanged
 from nemotron_convert.target.tensor_file import StoredTensor, TensorSpec, read_header
 from nemotron_convert.target.trtllm_config import CONFIG_NAME, TrtLlmConfig
-from nemotron_convert.tensor_map import TENSOR_MAP, RuleShape, TensorRule, rule_shape, stages
+from nemotron_convert.tensor_map import TENSOR_MAP, RuleShape, TensorRule, placements, rule_shape
 from nemotron_core.errors import NemotronError
 from nemotron_core.model_config import TOKENIZER_NAME
 
@@ -104,7 +104,7 @@ class Checkpoint:
         whole = np.zeros(merge.whole.rank_shape, parts[0].dtype)
         for block in merge.split.blocks:
             for target in merge.whole.blocks:
-                _copy_overlap(parts[block.tp], block, whole, target)
+                _copy_overlap(parts[block.tp_rank], block, whole, target)
         return whole
 
     @cached_property
@@ -115,7 +115,7 @@ class Checkpoint:
         for rule in TENSOR_MAP:
             here = rule_shape(rule, model, self.config.vocab_size, split.tp)
             whole = rule_shape(rule, model, self.config.vocab_size, 1)
-            for stage, layer, name in stages(rule, split, model.num_layers):
+            for stage, layer, name in placements(rule, split, model.num_layers):
                 found[rule.target.format(layer=layer)] = _Merge(rule, stage, name, here, whole)
         return found
 

@@ -15,9 +15,9 @@ from nemotron_convert.tensor_map import (
     TENSOR_MAP,
     Split,
     TensorRule,
-    in_order,
+    in_data_order,
+    placements,
     rule_shape,
-    stages,
 )
 from nemotron_core.model_config import ModelConfig
 
@@ -163,19 +163,19 @@ def trtllm_layout(
     }
     places = defaultdict(list)
     for rule in TENSOR_MAP:
-        for stage, layer, name in stages(rule, parallel, config.num_layers):
+        for stage, layer, name in placements(rule, parallel, config.num_layers):
             places[rule.target, layer].append((stage, name))
     targets: defaultdict[tuple[str, int], list[Target]] = defaultdict(list)
     scales: defaultdict[tuple[str, int], list[ScaleTarget]] = defaultdict(list)
     # Behind the weights, which a scale's four bytes would move off the pages of the disk.
     tails: defaultdict[str, dict[str, TensorSpec]] = defaultdict(dict)
     shapes = {rule.target: rule_shape(rule, config, vocab_size, parallel.tp) for rule in TENSOR_MAP}
-    for rule, layer in in_order(TENSOR_MAP, config.num_layers):
+    for rule, layer in in_data_order(TENSOR_MAP, config.num_layers):
         shape = shapes[rule.target]
         for stage, name in places[rule.target, layer]:
             for tp in range(parallel.tp):
                 file = rank_name(stage * parallel.tp + tp)
-                blocks = tuple(block for block in shape.blocks if block.tp == tp)
+                blocks = tuple(block for block in shape.blocks if block.tp_rank == tp)
                 files[file][name] = precision.spec(rule.source, shape.rank_shape)
                 targets[rule.source, layer].append(Target(file, name, blocks))
                 for kind in precision.scales(rule):
@@ -204,7 +204,7 @@ def hf_layout(
     scales: defaultdict[tuple[str, int], list[tuple[int, str, ScaleKind]]] = defaultdict(list)
     tails: defaultdict[int, dict[str, TensorSpec]] = defaultdict(dict)
     room = shard_bytes
-    for rule, layer in in_order(HF_MAP, config.num_layers):
+    for rule, layer in in_data_order(HF_MAP, config.num_layers):
         shape = shapes[rule.target]
         spec = precision.spec(rule.source, shape.rank_shape)
         if spec.nbytes > room and shards[-1]:
