@@ -1,25 +1,21 @@
-"""NVIDIA's AIPerf as the load generator; what it measured, in the same terms."""
+"""NVIDIA's AIPerf as the load generator, its measurements converted to the bench's terms."""
 
 from __future__ import annotations
 
 import json
-import subprocess
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from nemotron_bench.load import Level, Outcome, Prompts, count_tokens
+from nemotron_bench.load import Level, Outcome, Prompts
 from nemotron_bench.results import LevelResult, measure
+from nemotron_bench.settings import BenchSettings
 from nemotron_bench.targets import OpenAITarget, Target
+from nemotron_bench.tool import NANOSECONDS, run_tool, warm_up
 from nemotron_core.errors import NemotronError
 
-if TYPE_CHECKING:
-    from nemotron_bench.run import BenchSettings
-
 RECORDS = "profile_export.jsonl"
-NANOSECONDS = 1e9
-"""In a second."""
 TOKENIZER = {
     "tokenizer.json": {
         "version": "1.0",
@@ -32,22 +28,23 @@ TOKENIZER = {
         "unk_token": "[UNK]",
     },
 }
-"""AIPerf does not begin without one; the counts are the server's all the same."""
+"""A placeholder: AIPerf does not start without a tokenizer. The token counts are the server's."""
 
 
 def run_level(
     settings: BenchSettings, target: Target, source: Prompts, level: Level
 ) -> LevelResult:
-    """NemotronError with its own words if it fails."""
+    """Run one load with AIPerf. See `run.Generator`."""
     if not isinstance(target, OpenAITarget):
         raise NemotronError(
-            "AIPerf asks an OpenAI API", where="--url", remedy="use http://host:port"
+            "AIPerf needs an OpenAI API", where="--url", remedy="use http://host:port"
         )
     if settings.outputs.low != settings.outputs.high:
-        raise NemotronError("AIPerf sends one length to all: fix --output-tokens")
+        raise NemotronError(
+            "AIPerf gives all answers one length", where="--output-tokens", remedy="use one number"
+        )
     tokens = settings.outputs.low
-    for _ in range(settings.warmup):
-        count_tokens(target, source.next(), tokens)
+    warm_up(settings, target, source)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prompts = [json.dumps({"text": source.next()}) for _ in range(settings.requests)]
@@ -65,43 +62,41 @@ def run_level(
             *("--request-count", str(settings.requests), "--artifact-dir", str(folder / "out")),
             *("--random-seed", str(settings.seed), "--ui-type", "none"),
             *("--no-gpu-telemetry", "--no-server-metrics"),
-            *_load(level),
+            *_load_options(level),
         ]
         if target.api_key:
             command += ["--api-key", target.api_key]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        output = run_tool("AIPerf", command, target)
         records = folder / "out" / RECORDS
-        if done.returncode or not records.is_file():
-            said = " ".join((done.stdout + done.stderr).split())[-500:]
-            raise NemotronError(f"AIPerf failed: {said}", where=target.name)
+        if not records.is_file():
+            raise NemotronError(f"AIPerf failed: {output}", where=target.name)
         with records.open(encoding="utf-8") as lines:
             outcomes = read_outcomes(json.loads(line) for line in lines)
-    return measure(level, outcomes, settings.slo)
+    return measure(level, outcomes, settings.limits)
 
 
-def _load(level: Level) -> list[str]:
+def _load_options(level: Level) -> list[str]:
     if level.concurrency:
         return ["--concurrency", str(level.concurrency)]
     return ["--request-rate", f"{level.rate:g}", "--arrival-pattern", "poisson"]
 
 
 def read_outcomes(records: Iterable[Any]) -> list[Outcome]:
-    """From what AIPerf exports of each request."""
+    """Return the outcomes of requests from AIPerf's records, one per request."""
     outcomes = []
-    for one in records:
-        start = one["metadata"]["request_start_ns"] / NANOSECONDS
-        if one.get("error"):
-            end = one["metadata"]["request_end_ns"] / NANOSECONDS
+    for record in records:
+        start = record["metadata"]["request_start_ns"] / NANOSECONDS
+        if error := record.get("error"):
             outcome = Outcome(
                 start=start,
                 first=None,
-                end=end,
+                end=record["metadata"]["request_end_ns"] / NANOSECONDS,
                 input_tokens=0,
                 output_tokens=0,
-                error=str(one["error"].get("message") or one["error"]),
+                error=str(error.get("message") or error),
             )
         else:
-            metrics = {name: metric["value"] for name, metric in one["metrics"].items()}
+            metrics = {name: metric["value"] for name, metric in record["metrics"].items()}
             outcome = Outcome(
                 start=start,
                 first=start + metrics["time_to_first_token"] / 1e3,

@@ -1,4 +1,4 @@
-"""A report as one HTML file that needs nothing else: tables, and plots in SVG."""
+"""A report as one self-contained HTML file with tables and SVG plots."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 
 from nemotron_bench.results import LevelResult, Report
-from nemotron_bench.statistics import LATENCIES
+from nemotron_bench.statistics import LATENCIES, QUANTILES
 
 WIDTH, HEIGHT = 460, 300
 LEFT, RIGHT, TOP, BOTTOM = 62, 16, 34, 46
@@ -34,18 +34,10 @@ class Series:
 
 
 def html(report: Report) -> str:
-    """The whole page."""
-    facts = {
-        "generator": report.generator,
-        "started": report.started,
-        **report.settings,
-        **report.machine,
-        **report.versions,
-    }
-    told = "".join(
-        f"<dt>{escape(str(name))}</dt><dd>{escape(str(value))}</dd>"
-        for name, value in facts.items()
-        if value is not None
+    """Return the page."""
+    facts = "".join(
+        f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>"
+        for name, value in report.facts().items()
     )
     figures = "".join(f"<figure>{plot}</figure>" for plot in _plots(report.levels))
     return (
@@ -55,7 +47,7 @@ def html(report: Report) -> str:
         f"<h1>{escape(report.target)}</h1>{figures}"
         f"<h2>Throughput</h2>{_throughputs(report.levels)}"
         f"<h2>Latency, milliseconds</h2>{_latencies(report.levels)}"
-        f"<h2>What was measured, and on what</h2><dl>{told}</dl></body></html>\n"
+        f"<h2>What was measured, and on what</h2><dl>{facts}</dl></body></html>\n"
     )
 
 
@@ -66,7 +58,7 @@ def _plots(levels: Sequence[LevelResult]) -> list[str]:
         if (itl := level.latencies["itl"]) is not None
     ]
     plots = [
-        plot(
+        line_plot(
             "Latency against throughput",
             "output tokens per second",
             "inter-token latency, p50, ms",
@@ -77,80 +69,80 @@ def _plots(levels: Sequence[LevelResult]) -> list[str]:
     axis = "requests at once" if levels[0].concurrency else "requests per second"
     speeds = [level.output_tokens_per_second for level in levels]
     throughput = [Series("", list(zip(loads, speeds, strict=True)))]
-    plots.append(plot("Throughput", axis, "output tokens per second", throughput))
+    plots.append(line_plot("Throughput", axis, "output tokens per second", throughput))
     for name, text in LATENCIES.items():
         series = [
             Series(
-                share,
+                quantile,
                 [
-                    (load, getattr(found, share) * 1e3)
+                    (load, getattr(summary, quantile) * 1e3)
                     for load, level in zip(loads, levels, strict=True)
-                    if (found := level.latencies[name]) is not None
+                    if (summary := level.latencies[name]) is not None
                 ],
             )
-            for share in ("p50", "p90", "p99")
+            for quantile in QUANTILES
         ]
-        plots.append(plot(text[0].upper() + text[1:], axis, "ms", series))
-    return [one for one in plots if one]
+        plots.append(line_plot(text[0].upper() + text[1:], axis, "ms", series))
+    return [plot for plot in plots if plot]
 
 
-def plot(title: str, across: str, up: str, series: Sequence[Series]) -> str:
-    """Lines with points, both axes from 0; "" if there is nothing to show."""
-    points = [point for one in series for point in one.points]
+def line_plot(title: str, x_label: str, y_label: str, series: Sequence[Series]) -> str:
+    """Return an SVG of lines with points, both axes from 0, or "" if there are no points."""
+    points = [point for line in series for point in line.points]
     if not points:
         return ""
     ticks_x, ticks_y = (nice_ticks(max(point[axis] for point in points)) for axis in (0, 1))
 
-    def place(point: tuple[float, float]) -> tuple[float, float]:
+    def position(point: tuple[float, float]) -> tuple[float, float]:
         x = LEFT + point[0] / ticks_x[-1] * (WIDTH - LEFT - RIGHT)
         y = HEIGHT - BOTTOM - point[1] / ticks_y[-1] * (HEIGHT - TOP - BOTTOM)
         return round(x, 1), round(y, 1)
 
     parts = [f'<text x="{LEFT}" y="16" font-weight="600">{escape(title)}</text>']
     for tick in ticks_x:
-        x, y = place((tick, 0))
+        x, y = position((tick, 0))
         parts.append(f'<text x="{x}" y="{y + 16}" text-anchor="middle">{tick:g}</text>')
     for tick in ticks_y:
-        x, y = place((0, tick))
+        x, y = position((0, tick))
         parts.append(
             f'<path d="M{x} {y}H{WIDTH - RIGHT}" stroke="#8886"/>'
             f'<text x="{x - 6}" y="{y + 4}" text-anchor="end">{tick:g}</text>'
         )
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts += [
-        f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{escape(across)}</text>',
-        f'<text x="{LEFT}" y="{TOP - 4}" opacity=".7">{escape(up)}</text>',
+        f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x_label)}</text>',
+        f'<text x="{LEFT}" y="{TOP - 4}" opacity=".7">{escape(y_label)}</text>',
     ]
-    for number, (one, colour) in enumerate(zip(series, COLOURS, strict=False)):
-        places = [place(point) for point in sorted(one.points)]
-        line = " ".join(f"{x},{y}" for x, y in places)
-        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        parts += [f'<circle cx="{x}" cy="{y}" r="3" fill="{colour}"/>' for x, y in places]
-        if one.name:
+    for number, (line, colour) in enumerate(zip(series, COLOURS, strict=False)):
+        positions = [position(point) for point in sorted(line.points)]
+        path = " ".join(f"{x},{y}" for x, y in positions)
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts += [f'<circle cx="{x}" cy="{y}" r="3" fill="{colour}"/>' for x, y in positions]
+        if line.name:
             x = WIDTH - RIGHT - 40 * (len(series) - number)
-            parts.append(f'<text x="{x}" y="16" fill="{colour}">{escape(one.name)}</text>')
+            parts.append(f'<text x="{x}" y="16" fill="{colour}">{escape(line.name)}</text>')
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" role="img" '
         f'aria-label="{escape(title)}">{"".join(parts)}</svg>'
     )
 
 
-def nice_ticks(most: float) -> list[float]:
-    """0 and up to five round steps, the last no less than `most`.
+def nice_ticks(highest: float) -> list[float]:
+    """Return 0 and up to five round steps, the last not less than `highest`.
 
     >>> nice_ticks(730)
     [0.0, 200.0, 400.0, 600.0, 800.0]
     """
-    if most <= 0:
+    if highest <= 0:
         return [0.0, 1.0]
     power = 1.0
-    while power * 10 <= most:
+    while power * 10 <= highest:
         power *= 10
-    while power > most:
+    while power > highest:
         power /= 10
-    step = next(s * power for s in (0.2, 0.5, 1, 2) if most / (s * power) <= 5)
+    step = next(s * power for s in (0.2, 0.5, 1, 2) if highest / (s * power) <= 5)
     count = 1
-    while step * count < most:
+    while step * count < highest:
         count += 1
     return [round(step * number, 12) for number in range(count + 1)]
 
@@ -164,7 +156,7 @@ def _throughputs(levels: Sequence[LevelResult]) -> str:
             f"{level.total_tokens_per_second:,.1f}",
             "–" if level.goodput is None else f"{level.goodput:.2f}",
             str(level.requests),
-            "; ".join(f"{count} × {why}" for why, count in level.errors.items()) or "0",
+            "; ".join(f"{count} × {error}" for error, count in level.errors.items()) or "0",
         ]
         for level in levels
     ]
@@ -173,15 +165,13 @@ def _throughputs(levels: Sequence[LevelResult]) -> str:
 
 
 def _latencies(levels: Sequence[LevelResult]) -> str:
-    head = ["load", *(f"{name.upper()} {p}" for name in LATENCIES for p in ("p50", "p90", "p99"))]
+    head = ["load", *(f"{name.upper()} {p}" for name in LATENCIES for p in QUANTILES)]
     rows = []
     for level in levels:
         row = [level.label]
         for name in LATENCIES:
-            found = level.latencies[name]
-            row += [
-                f"{getattr(found, p) * 1e3:,.1f}" if found else "–" for p in ("p50", "p90", "p99")
-            ]
+            summary = level.latencies[name]
+            row += [f"{getattr(summary, p) * 1e3:,.1f}" if summary else "–" for p in QUANTILES]
         rows.append(row)
     return _table(head, rows)
 

@@ -1,4 +1,4 @@
-"""The load generator: requests that go out by a plan, and what came of each."""
+"""The load generator: sends requests at a concurrency or a rate and records their outcomes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from nemotron_bench.statistics import Lengths, arrivals
-from nemotron_bench.targets import AskFailed, Event, Target
+from nemotron_bench.targets import Event, RequestFailed, Target
 from nemotron_core.errors import NemotronError
 
 WORDS = (
@@ -18,12 +18,12 @@ WORDS = (
     *("winter", "garden", "letter", "window", "silver", "bridge", "morning", "forest"),
 )
 SAMPLE_WORDS = (40, 140)
-"""In the two prompts that show how many tokens a word is."""
+"""Words in the two prompts from which the number of tokens per word is computed."""
 
 
 @dataclass(frozen=True)
 class Level:
-    """One load: so many requests at once, or so many new ones per second."""
+    """One load: a number of requests in flight, or a number of new requests per second."""
 
     concurrency: int | None = None
     rate: float | None = None
@@ -34,11 +34,11 @@ class Level:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """Of one request; seconds on one clock, token counts as the server gave them."""
+    """Outcome of one request: times in seconds on one clock, and the server's token counts."""
 
     start: float
     first: float | None
-    """When the first text came."""
+    """Time of the first text, or `None` if there was none."""
     end: float
     input_tokens: int
     output_tokens: int
@@ -46,21 +46,21 @@ class Outcome:
 
     @property
     def latencies(self) -> dict[str, float | None]:
-        """By the names of `statistics.LATENCIES`."""
+        """Latencies in seconds by the names of `statistics.LATENCIES`."""
         if self.first is None:
             return {"ttft": None, "itl": None, "e2e": self.end - self.start}
-        more = self.output_tokens - 1
+        later_tokens = self.output_tokens - 1
         return {
             "ttft": self.first - self.start,
-            "itl": (self.end - self.first) / more if more > 0 else None,
+            "itl": (self.end - self.first) / later_tokens if later_tokens > 0 else None,
             "e2e": self.end - self.start,
         }
 
 
 class Prompts:
-    """Random words, as many as make the wanted number of tokens; the same for a seed.
+    """Source of prompts: random words that make the requested number of tokens, seeded.
 
-    No two are alike, so that no cache of prefixes makes the server look faster than it is.
+    No two prompts are alike, so no prefix cache makes the server look faster than it is.
     """
 
     def __init__(self, target: Target, lengths: Lengths, seed: int) -> None:
@@ -70,30 +70,35 @@ class Prompts:
         few, many = (count_tokens(target, self._text(words), 1) for words in SAMPLE_WORDS)
         self._per_word = (many - few) / (SAMPLE_WORDS[1] - SAMPLE_WORDS[0])
         if self._per_word <= 0:
-            raise NemotronError("it counts no more tokens in a longer prompt", where=target.name)
-        self._rest = few - self._per_word * SAMPLE_WORDS[0]
+            raise NemotronError(
+                "the server counts no more tokens in a longer prompt", where=target.name
+            )
+        self._fixed_tokens = few - self._per_word * SAMPLE_WORDS[0]
 
     def next(self) -> str:
-        """From any thread."""
+        """Return a new prompt. May be called from any thread."""
         with self._lock:
             tokens = self._lengths.draw(self._rng)
-            return self._text(max(1, round((tokens - self._rest) / self._per_word)))
+            return self._text(max(1, round((tokens - self._fixed_tokens) / self._per_word)))
 
     def _text(self, words: int) -> str:
         return " ".join(self._rng.choices(WORDS, k=words))
 
 
 def count_tokens(target: Target, prompt: str, max_tokens: int) -> int:
-    """How many tokens the server says a prompt has, with an answer to it."""
+    """Return the server's token count of a prompt, after an answer of `max_tokens`.
+
+    Raises `NemotronError` if the request fails.
+    """
     try:
         messages = [b"", *target.stream(target.request(prompt, max_tokens))]
         return target.read(messages[-1]).input_tokens
-    except AskFailed as error:
+    except RequestFailed as error:
         raise NemotronError(str(error), where=target.name) from error
 
 
 class Load:
-    """Runs levels against a target; `on_end` is called after each request, from any thread."""
+    """Runs loads against a target; `on_end` is called after each request, from any thread."""
 
     def __init__(
         self,
@@ -101,7 +106,7 @@ class Load:
         prompts: Prompts,
         outputs: Lengths,
         seed: int,
-        on_end: Callable[[Outcome], None],
+        on_end: Callable[[Outcome], None] = lambda outcome: None,
     ) -> None:
         self._target = target
         self._prompts = prompts
@@ -112,38 +117,43 @@ class Load:
         self._lock = threading.Lock()
 
     def run(self, level: Level, requests: int) -> list[Outcome]:
-        """All outcomes, in the order of their ends. On KeyboardInterrupt no more are begun."""
+        """Send `requests` requests and return their outcomes in the order in which they end.
+
+        After a `KeyboardInterrupt` no further request is sent.
+        """
         outcomes: list[Outcome] = []
 
-        def ask(lengths: Iterator[int]) -> None:
+        def send_all(lengths: Iterator[int]) -> None:
             for max_tokens in lengths:
-                outcome = self.ask(self._target.request(self._prompts.next(), max_tokens))
+                outcome = self.send(self._target.request(self._prompts.next(), max_tokens))
                 with self._lock:
                     outcomes.append(outcome)
                 self._on_end(outcome)
 
-        jobs = _Shared(self._outputs.draw(self._rng) for _ in range(requests))
+        lengths = _SharedIterator(self._outputs.draw(self._rng) for _ in range(requests))
         threads = []
         try:
             if level.concurrency:
                 for _ in range(min(level.concurrency, requests)):
-                    threads.append(threading.Thread(target=ask, args=(jobs,), daemon=True))
+                    threads.append(threading.Thread(target=send_all, args=(lengths,), daemon=True))
                     threads[-1].start()
             elif level.rate:
                 start = time.monotonic()
-                for at, job in zip(arrivals(level.rate, self._seed), jobs, strict=False):
-                    time.sleep(max(0.0, start + at - time.monotonic()))
-                    threads.append(threading.Thread(target=ask, args=(iter([job]),), daemon=True))
+                for arrival, length in zip(arrivals(level.rate, self._seed), lengths, strict=False):
+                    time.sleep(max(0.0, start + arrival - time.monotonic()))
+                    threads.append(
+                        threading.Thread(target=send_all, args=(iter([length]),), daemon=True)
+                    )
                     threads[-1].start()
             for thread in threads:
                 thread.join()
         except KeyboardInterrupt:
-            jobs.end()
+            lengths.end()
             raise
         return outcomes
 
-    def ask(self, request: bytes) -> Outcome:
-        """One request, to its end."""
+    def send(self, request: bytes) -> Outcome:
+        """Send one request and read its stream to the end."""
         start = time.monotonic()
         first = error = None
         message = b""
@@ -151,15 +161,15 @@ class Load:
         try:
             for message in self._target.stream(request):
                 if first is None:
-                    came = time.monotonic()
+                    received = time.monotonic()
                     event = self._target.read(message)
                     if event.has_text or event.output_tokens:
-                        first = came
+                        first = received
             end = time.monotonic()
             event = self._target.read(message)
             if first is None:
                 error = "the answer has no token"
-        except AskFailed as failure:
+        except RequestFailed as failure:
             end = time.monotonic()
             error = str(failure)
         return Outcome(
@@ -172,8 +182,8 @@ class Load:
         )
 
 
-class _Shared:
-    """An iterator that threads share, and that can be ended early."""
+class _SharedIterator:
+    """An iterator that several threads share and that can be ended early."""
 
     def __init__(self, items: Iterator[int]) -> None:
         self._items = items

@@ -1,4 +1,4 @@
-"""A report as JSON, as a Markdown table, and two of them side by side."""
+"""Reports as JSON and Markdown, and the comparison of two reports."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from nemotron_bench.html_report import html
 from nemotron_bench.results import LevelResult, Report
-from nemotron_bench.statistics import LATENCIES
+from nemotron_bench.statistics import LATENCIES, QUANTILES
 from nemotron_core.errors import NemotronError
 
 HEAD = (
@@ -19,7 +19,10 @@ HEAD = (
 
 
 def write_reports(report: Report, folder: Path) -> list[Path]:
-    """`bench.json`, `bench.md` and `bench.html` in `folder`, which is made."""
+    """Write `bench.json`, `bench.md` and `bench.html` to `folder`, which is created.
+
+    Returns their paths. Raises `NemotronError` if the operating system refuses.
+    """
     texts = {
         "bench.json": report.model_dump_json(indent=1) + "\n",
         "bench.md": markdown(report),
@@ -35,7 +38,7 @@ def write_reports(report: Report, folder: Path) -> list[Path]:
 
 
 def read_report(path: Path) -> Report:
-    """NemotronError if the file is not there or is no report."""
+    """Read a `bench.json`. Raises `NemotronError` if it cannot be read or is no report."""
     try:
         return Report.model_validate_json(path.read_bytes())
     except OSError as error:
@@ -47,21 +50,13 @@ def read_report(path: Path) -> Report:
 
 
 def markdown(report: Report) -> str:
-    """A table, and below it what was measured and on what."""
-    facts = {
-        "target": report.target,
-        "generator": report.generator,
-        "started": report.started,
-        **report.settings,
-        **report.machine,
-        **report.versions,
-    }
-    told = [f"- {name}: {value}" for name, value in facts.items() if value is not None]
-    return "\n".join([*table(HEAD, [_row(one) for one in report.levels]), "", *told, ""])
+    """Return a report as a Markdown table, followed by what was measured and on what."""
+    facts = [f"- {name}: {value}" for name, value in report.facts().items()]
+    return "\n".join([*table(HEAD, [_row(level) for level in report.levels]), "", *facts, ""])
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of Markdown."""
+    """Return the lines of a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return ["| " + " | ".join(line) + " |" for line in lines]
 
@@ -75,45 +70,49 @@ def _row(level: LevelResult) -> list[str]:
         f"{level.requests_per_second:.2f}",
         f"{level.output_tokens_per_second:.1f}",
         *(
-            " / ".join(f"{value * 1e3:.1f}" for value in (one.p50, one.p90, one.p99))
-            if one
+            " / ".join(f"{getattr(summary, quantile) * 1e3:.1f}" for quantile in QUANTILES)
+            if summary
             else "–"
-            for one in summaries
+            for summary in summaries
         ),
         "–" if level.goodput is None else f"{level.goodput:.2f}",
     ]
 
 
-def compare(one: Report, other: Report) -> str:
-    """Of each load that both have run: the second, the first, and second over first."""
+def compare(a_report: Report, b_report: Report) -> str:
+    """Return Markdown tables with A, B and B over A for each load that both reports have.
+
+    Raises `NemotronError` if they have no load in common.
+    """
     lines = []
-    others = {level.label: level for level in other.levels}
-    for level in one.levels:
-        if (second := others.get(level.label)) is None:
+    b_levels = {level.label: level for level in b_report.levels}
+    for level in a_report.levels:
+        if (b_level := b_levels.get(level.label)) is None:
             continue
         rows = []
-        for name, (a, b) in _numbers(level, second).items():
+        for name, (a, b) in _numbers(level, b_level).items():
             ratio = f"{b / a:.3f}" if a else "–"
             rows.append([name, f"{a:.4g}", f"{b:.4g}", ratio])
         lines += [f"{level.label}:", "", *table(["", "A", "B", "B / A"], rows), ""]
     if not lines:
         raise NemotronError("the two reports have no load in common", where="--compare")
-    return "\n".join([f"A: {one.target}, {one.started}", f"B: {other.target}, {other.started}", "",
-                      *lines])  # fmt: skip
+    heads = [f"{name}: {report.target}, {report.started}"
+             for name, report in (("A", a_report), ("B", b_report))]  # fmt: skip
+    return "\n".join([*heads, "", *lines])
 
 
-def _numbers(one: LevelResult, other: LevelResult) -> dict[str, tuple[float, float]]:
+def _numbers(a_level: LevelResult, b_level: LevelResult) -> dict[str, tuple[float, float]]:
     numbers = {
-        "requests/s": (one.requests_per_second, other.requests_per_second),
-        "output tokens/s": (one.output_tokens_per_second, other.output_tokens_per_second),
+        "requests/s": (a_level.requests_per_second, b_level.requests_per_second),
+        "output tokens/s": (a_level.output_tokens_per_second, b_level.output_tokens_per_second),
     }
-    if one.goodput is not None and other.goodput is not None:
-        numbers["goodput"] = (one.goodput, other.goodput)
+    if a_level.goodput is not None and b_level.goodput is not None:
+        numbers["goodput"] = (a_level.goodput, b_level.goodput)
     for name, text in LATENCIES.items():
-        a, b = one.latencies[name], other.latencies[name]
+        a, b = a_level.latencies[name], b_level.latencies[name]
         if a and b:
             numbers |= {
-                f"{text}, {share}, ms": (getattr(a, share) * 1e3, getattr(b, share) * 1e3)
-                for share in ("p50", "p90", "p99")
+                f"{text}, {quantile}, ms": (getattr(a, quantile) * 1e3, getattr(b, quantile) * 1e3)
+                for quantile in QUANTILES
             }
     return numbers

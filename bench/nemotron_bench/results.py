@@ -1,14 +1,9 @@
-"""From the outcomes of a load to the numbers that are reported."""
+"""The numbers of a report, computed from the outcomes of a load's requests."""
 
 from __future__ import annotations
 
-import os
-import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -16,36 +11,31 @@ from pydantic import BaseModel, ConfigDict
 from nemotron_bench.load import Level, Outcome
 from nemotron_bench.statistics import LATENCIES, Summary, meets, summarize
 
-LIBRARIES = (
-    *("nemotron-triton", "nvidia-pytriton", "openvino", "openvino-genai"),
-    *("tritonclient", "grpcio", "numpy"),
-)
-
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class LevelResult(_Frozen):
-    """Of one load; latencies in seconds, throughputs per second of the whole level."""
+    """Result of one load: latencies in seconds, throughputs per second of the whole load."""
 
     concurrency: int | None
     rate: float | None
     requests: int
-    """That were answered."""
+    """Number of requests that were answered."""
     errors: dict[str, int]
-    """How often each reason was given."""
+    """Number of failed requests by error message."""
     seconds: float
-    """From the first request's start to the last one's end."""
+    """Time from the first request's start to the last request's end."""
     input_tokens: int
     output_tokens: int
     requests_per_second: float
     output_tokens_per_second: float
     total_tokens_per_second: float
     goodput: float | None
-    """Requests per second that kept to the SLO; None without one."""
+    """Requests per second that met the SLO, or `None` without an SLO."""
     latencies: dict[str, Summary | None]
-    """By the names of `statistics.LATENCIES`; None if no request has one."""
+    """Summary by the names of `statistics.LATENCIES`, or `None` if no request has that latency."""
 
     @property
     def label(self) -> str:
@@ -53,11 +43,11 @@ class LevelResult(_Frozen):
 
 
 class Report(_Frozen):
-    """Everything that a run has found, and on what."""
+    """Results of one run of `nemotron bench`, with its target, machine and settings."""
 
     format_version: Literal[1] = 1
     generator: str
-    """What made the load."""
+    """Name of the load generator."""
     target: str
     started: str
     machine: dict[str, str | int]
@@ -65,25 +55,39 @@ class Report(_Frozen):
     settings: dict[str, str | int | float | None]
     levels: list[LevelResult]
 
+    def facts(self) -> dict[str, str | int | float]:
+        """Return what was measured and on what, by name, without settings that are `None`."""
+        facts = {
+            "target": self.target,
+            "generator": self.generator,
+            "started": self.started,
+            **self.settings,
+            **self.machine,
+            **self.versions,
+        }
+        return {name: value for name, value in facts.items() if value is not None}
+
 
 def measure(
     level: Level, outcomes: Sequence[Outcome], slo: Mapping[str, float] | None
 ) -> LevelResult:
-    """`outcomes` must not be empty."""
-    answered = [one for one in outcomes if one.error is None]
-    seconds = max(one.end for one in outcomes) - min(one.start for one in outcomes)
-    inputs = sum(one.input_tokens for one in answered)
-    outputs = sum(one.output_tokens for one in answered)
+    """Return the result of one load. `outcomes` must not be empty."""
+    answered = [outcome for outcome in outcomes if outcome.error is None]
+    seconds = max(outcome.end for outcome in outcomes) - min(outcome.start for outcome in outcomes)
+    inputs = sum(outcome.input_tokens for outcome in answered)
+    outputs = sum(outcome.output_tokens for outcome in answered)
     latencies = {
-        name: summarize([found for one in answered if (found := one.latencies[name]) is not None])
+        name: summarize(
+            [value for outcome in answered if (value := outcome.latencies[name]) is not None]
+        )
         for name in LATENCIES
     }
-    good = sum(meets(slo, one.latencies) for one in answered) / seconds if slo else None
+    good = sum(meets(slo, outcome.latencies) for outcome in answered) / seconds if slo else None
     return LevelResult(
         concurrency=level.concurrency,
         rate=level.rate,
         requests=len(answered),
-        errors=dict(Counter(one.error for one in outcomes if one.error is not None)),
+        errors=dict(Counter(outcome.error for outcome in outcomes if outcome.error is not None)),
         seconds=seconds,
         input_tokens=inputs,
         output_tokens=outputs,
@@ -93,37 +97,3 @@ def measure(
         goodput=good,
         latencies=latencies,
     )
-
-
-def machine() -> dict[str, str | int]:
-    """What this is measured on."""
-    model = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
-        first = {name.strip(): value.strip() for name, _, value in reversed(lines)}
-        # A hypervisor may tell a name that several generations share; family and model tell them.
-        numbers = [f"{key} {first[key]}" for key in ("cpu family", "model") if key in first]
-        model = ", ".join([first.get("model name", model), *numbers])
-    return {
-        "cpu": model,
-        "cores": len(os.sched_getaffinity(0)),
-        "memory": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-    }
-
-
-def versions() -> dict[str, str]:
-    """Of the libraries that are here; the server may be elsewhere and have others."""
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def now() -> str:
-    """As ISO 8601, in UTC."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")

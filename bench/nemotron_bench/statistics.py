@@ -1,4 +1,4 @@
-"""Numbers about numbers; pure functions."""
+"""Percentiles, summaries, arrival times, lengths and SLO limits; pure functions."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from dataclasses import dataclass
 from nemotron_core.errors import NemotronError
 
 
-def percentile(values: Sequence[float], share: float) -> float:
-    """Linear between the two nearest values, as NumPy's default.
+def percentile(values: Sequence[float], fraction: float) -> float:
+    """Return a percentile, interpolated linearly as NumPy does by default.
 
     >>> percentile([10.0, 20.0, 40.0], 0.75)
     30.0
     """
     ordered = sorted(values)
-    place = share * (len(ordered) - 1)
-    low = math.floor(place)
+    position = fraction * (len(ordered) - 1)
+    low = math.floor(position)
     high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Of some values, which all have one unit."""
+    """Summary of some values, in the unit of the values."""
 
     mean: float
     p50: float
@@ -36,7 +36,7 @@ class Summary:
 
 
 def summarize(values: Sequence[float]) -> Summary | None:
-    """None if there are no values."""
+    """Return the summary of the values, or `None` if there are none."""
     if not values:
         return None
     return Summary(
@@ -50,7 +50,7 @@ def summarize(values: Sequence[float]) -> Summary | None:
 
 
 def arrivals(rate: float, seed: int) -> Iterator[float]:
-    """Seconds from the start at which requests arrive: a Poisson process, the same for a seed."""
+    """Yield arrival times of requests in seconds from the start: a seeded Poisson process."""
     rng = random.Random(seed)
     now = 0.0
     while True:
@@ -60,14 +60,14 @@ def arrivals(rate: float, seed: int) -> Iterator[float]:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Numbers of tokens: all the same, or drawn evenly from low to high, both included."""
+    """Numbers of tokens, drawn evenly from `low` to `high`, both included."""
 
     low: int
     high: int
 
     @classmethod
     def parse(cls, text: str, where: str) -> Lengths:
-        """`N` or `LOW-HIGH`; NemotronError if it is neither.
+        """Parse `N` or `LOW-HIGH`. Raises `NemotronError` if the text is neither.
 
         >>> Lengths.parse("64-128", "--input")
         Lengths(low=64, high=128)
@@ -88,7 +88,9 @@ class Lengths:
 
 
 def parse_slo(text: str) -> dict[str, float]:
-    """Upper limits in seconds, by metric; NemotronError if one is unknown or no number.
+    """Return upper limits in seconds by latency.
+
+    Raises `NemotronError` if a latency is unknown or a limit is not a positive number.
 
     >>> parse_slo("ttft=0.5,itl=0.05")
     {'ttft': 0.5, 'itl': 0.05}
@@ -106,9 +108,9 @@ def parse_slo(text: str) -> dict[str, float]:
 
 
 def meets(limits: Mapping[str, float], latencies: Mapping[str, float | None]) -> bool:
-    """Whether a request was as fast as was asked; what it does not have is fast enough."""
+    """Return whether a request met all limits; a latency that it does not have meets any limit."""
     return all(
-        (found := latencies[name]) is None or found <= limit for name, limit in limits.items()
+        (latency := latencies[name]) is None or latency <= limit for name, limit in limits.items()
     )
 
 
@@ -117,5 +119,7 @@ LATENCIES = {
     "itl": "inter-token latency",
     "e2e": "end-to-end latency",
 }
-"""In seconds; a request's inter-token latency is its own average."""
+"""Names of the latencies. A request's inter-token latency is its average over the request."""
+QUANTILES = ("p50", "p90", "p99")
+"""Fields of `Summary` that reports show."""
 _SLO = "use ttft=SECONDS,itl=SECONDS,e2e=SECONDS, or some of them"

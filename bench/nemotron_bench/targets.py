@@ -1,4 +1,4 @@
-"""What is measured: a server, asked for one streamed answer at a time over one of its protocols."""
+"""The measured servers: one streamed request at a time, over one of their protocols."""
 
 from __future__ import annotations
 
@@ -15,45 +15,49 @@ from urllib.parse import urlsplit
 from nemotron_core.errors import NemotronError
 
 TIMEOUT = 600.0
-"""Seconds without a sign of life after which a request has failed."""
+"""Seconds without a response after which a request has failed."""
 
 
-class AskFailed(Exception):
-    """A request that ended in an error; `str()` is its reason."""
+class RequestFailed(Exception):
+    """A request that ended in an error; `str()` is the reason."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something of an answer has come; the counts are the server's, 0 where it has not said."""
+    """Content of one message. Token counts are the server's, 0 where the message has none."""
 
     has_text: bool
     input_tokens: int = 0
     output_tokens: int = 0
-    """So far."""
+    """Number of tokens generated so far."""
 
 
 class Target(Protocol):
-    """May be used by many threads at once."""
+    """A server and a model. May be used by many threads at once."""
 
     name: str
 
     def request(self, prompt: str, max_tokens: int) -> bytes:
-        """What to send for an answer of exactly `max_tokens`."""
+        """Return the encoded request for an answer of exactly `max_tokens` tokens."""
 
     def stream(self, request: bytes) -> Iterator[bytes]:
-        """The answer's messages as they come; AskFailed says why there are none.
+        """Send a request and yield the encoded messages of its answer.
 
-        What is not read costs nothing: a bench that reads all of it would measure itself.
+        The messages are not decoded: a bench that decodes all of them would measure itself. Raises
+        `RequestFailed` if the request fails.
         """
 
     def read(self, message: bytes) -> Event:
-        """What a message says, AskFailed if an error; the last one has the counts."""
+        """Decode a message; the last one has the counts. Raises `RequestFailed` for an error."""
 
     def close(self) -> None: ...
 
 
 def open_target(url: str, model: str | None) -> Target:
-    """By the URL's scheme: `grpc://host:port` is Triton, `http://host:port` an OpenAI API."""
+    """Return the target of a URL: `grpc://host:port` for Triton, `http://host:port` for OpenAI.
+
+    Raises `NemotronError` if the URL is neither.
+    """
     parts = urlsplit(url if "//" in url else f"//{url}")
     try:
         host = f"{parts.hostname}:{parts.port}" if parts.hostname and parts.port else None
@@ -71,28 +75,28 @@ def open_target(url: str, model: str | None) -> Target:
 
 
 class TritonTarget:
-    """A text model of Triton, over gRPC."""
+    """A text model on Triton, over gRPC."""
 
     def __init__(self, host: str, model: str) -> None:
-        import grpc.experimental  # noqa: PLC0415  # of the extra that not everyone needs
+        import grpc.experimental  # noqa: PLC0415  # only with the extra `client`
         from tritonclient.grpc import service_pb2  # noqa: PLC0415
 
         self.name = f"grpc://{host} {model}"
         self.host, self.model = host, model
         self._response = service_pb2.ModelStreamInferResponse
-        # Whoever waits for a message takes it from the network itself. Else a thread of the channel
-        # takes it and wakes the one that waits, which doubles what a message costs.
-        alone = (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1)
-        self._channel = grpc.insecure_channel(host, options=[alone])
-        # A stream of one request, then; a server sees no difference.
+        # The thread that waits for a message reads the network itself. Otherwise a thread of the
+        # channel reads and wakes it, which doubles the cost of a message.
+        single_threaded = (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1)
+        self._channel = grpc.insecure_channel(host, options=[single_threaded])
+        # Declared with a single request; on the wire it is the same as a stream of one request.
         self._call = self._channel.unary_stream("/inference.GRPCInferenceService/ModelStreamInfer")
 
     def request(self, prompt: str, max_tokens: int) -> bytes:
-        """See `Target`; a ModelInferRequest."""
+        """See `Target`. Returns a serialized `ModelInferRequest`."""
         from nemotron_client.request import generation_request  # noqa: PLC0415
         from nemotron_core.generation import Generation  # noqa: PLC0415
 
-        # No end token before the last one: so every answer has the length that was asked for.
+        # `min_tokens` keeps the end token out, so every answer has the requested length.
         generation = Generation(max_tokens=max_tokens, min_tokens=max_tokens)
         request = generation_request(self.model, uuid.uuid4().hex, prompt, generation, stream=True)
         serialized: bytes = request.SerializeToString()
@@ -106,7 +110,7 @@ class TritonTarget:
         try:
             yield from call
         except grpc.RpcError as error:
-            raise AskFailed(f"{error.code().name}: {error.details()}") from error
+            raise RequestFailed(f"{error.code().name}: {error.details()}") from error
         finally:
             call.cancel()
 
@@ -117,9 +121,9 @@ class TritonTarget:
         try:
             response = self._response.FromString(message)
         except DecodeError as error:
-            raise AskFailed(f"no response of a Triton server: {message[:200]!r}") from error
+            raise RequestFailed(f"no response of a Triton server: {message[:200]!r}") from error
         if response.error_message:
-            raise AskFailed(response.error_message)
+            raise RequestFailed(response.error_message)
         answer = response.infer_response
         names = (output.name for output in answer.outputs)
         raw = dict(zip(names, answer.raw_output_contents, strict=False))
@@ -135,9 +139,9 @@ class TritonTarget:
 
 
 class OpenAITarget:
-    """An OpenAI API, `/v1/completions`, over HTTP; a connection for each request.
+    """An OpenAI API's `/v1/completions` over HTTP, with one connection per request.
 
-    The key is taken from NEMOTRON_API_KEY.
+    The API key is the environment variable NEMOTRON_API_KEY.
     """
 
     def __init__(self, host: str, model: str) -> None:
@@ -149,7 +153,7 @@ class OpenAITarget:
             self._headers["Authorization"] = f"Bearer {self.api_key}"
 
     def request(self, prompt: str, max_tokens: int) -> bytes:
-        """See `Target`; a body in JSON."""
+        """See `Target`. Returns a JSON body."""
         body = {
             "model": self.model,
             "prompt": prompt,
@@ -169,12 +173,12 @@ class OpenAITarget:
             response = connection.getresponse()
             if response.status != http.HTTPStatus.OK:
                 text = " ".join(response.read(2000).decode(errors="replace").split())
-                raise AskFailed(f"HTTP {response.status}: {text}")
+                raise RequestFailed(f"HTTP {response.status}: {text}")
             for line in response:
                 if line.startswith(b"data: ") and line.strip() != b"data: [DONE]":
                     yield line[6:]
         except (OSError, http.client.HTTPException) as error:
-            raise AskFailed(f"{type(error).__name__}: {error}") from error
+            raise RequestFailed(f"{type(error).__name__}: {error}") from error
         finally:
             with suppress(OSError):
                 connection.close()
@@ -184,13 +188,13 @@ class OpenAITarget:
         try:
             event = json.loads(message)
             if "error" in event:
-                raise AskFailed(json.dumps(event["error"]))
+                raise RequestFailed(json.dumps(event["error"]))
             has_text = any(choice["text"] for choice in event["choices"])
             usage = event.get("usage") or {}
             counts = usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise AskFailed(f"no event of an OpenAI API: {message[:200]!r}") from error
+            raise RequestFailed(f"no event of an OpenAI API: {message[:200]!r}") from error
         return Event(has_text, *counts)
 
     def close(self) -> None:
-        """Nothing stays open."""
+        """Do nothing: no connection stays open."""

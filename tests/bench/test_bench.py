@@ -1,4 +1,4 @@
-"""`nemotron bench` against a real server, and beside the tools that it can drive."""
+"""`nemotron bench` against a real server, with its own load and with other tools'."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from nemotron_bench.results import LevelResult
 from nemotron_bench.report import read_report
+from nemotron_bench.results import LevelResult
 from nemotron_serve.server import TritonServer
 from tests.tools import python_tool
 
@@ -40,54 +40,56 @@ def check(level: LevelResult, requests: int, tokens: int = TOKENS) -> None:
 
 def test_concurrency_and_rate(server: TritonServer, tmp_path: Path) -> None:
     common = ("--url", url(server), "--requests", "8", "--warmup", "1", "--input-tokens", "20-40")
-    done = bench(
+    process = bench(
         *common,
         *("--concurrency", "1,4", "--output-tokens", str(TOKENS), "--slo", "ttft=100,itl=100"),
         *("-o", str(tmp_path / "a")),
     )
-    assert done.returncode == 0, done.stderr
-    assert "4 at once" in done.stdout
-    assert "8/8" in done.stderr  # progress
+    assert process.returncode == 0, process.stderr
+    assert "4 at once" in process.stdout
+    assert "8/8" in process.stderr  # progress
     report = read_report(tmp_path / "a" / "bench.json")
     assert [level.concurrency for level in report.levels] == [1, 4]
     for level in report.levels:
         check(level, 8)
         assert 8 * 20 * 0.7 < level.input_tokens < 8 * 40 * 1.3
         assert level.goodput == level.requests_per_second
-    done = bench(*common, *("--rate", "50", "--output-tokens", "6-12", "-o", str(tmp_path / "b")))
-    assert done.returncode == 0, done.stderr
+    process = bench(
+        *common, *("--rate", "50", "--output-tokens", "6-12", "-o", str(tmp_path / "b"))
+    )
+    assert process.returncode == 0, process.stderr
     (level,) = read_report(tmp_path / "b" / "bench.json").levels
     assert (level.requests, level.rate) == (8, 50)
     assert 8 * 6 <= level.output_tokens <= 8 * 12
-    both = [str(tmp_path / name / "bench.json") for name in ("a", "a")]
-    done = bench("--compare", *both)
-    assert "| requests/s |" in done.stdout
-    assert "1.000" in done.stdout
+    reports = [str(tmp_path / name / "bench.json") for name in ("a", "a")]
+    process = bench("--compare", *reports)
+    assert "| requests/s |" in process.stdout
+    assert "1.000" in process.stdout
 
 
 def test_perf_analyzer_as_the_generator(server: TritonServer, tmp_path: Path) -> None:
-    done = bench(
+    process = bench(
         *("--url", url(server), "--requests", "8", "--concurrency", "2", "--input-tokens", "20"),
         *("--output-tokens", str(TOKENS), "--warmup", "1", "-o", str(tmp_path)),
         *("--generator", str(python_tool("perf_analyzer", "perf_analyzer"))),
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
     report = read_report(tmp_path / "bench.json")
     assert report.generator == "perf_analyzer"
     check(report.levels[0], 8)
 
 
-def test_a_server_that_is_not_there_or_refuses(server: TritonServer) -> None:
-    done = bench("--url", "grpc://127.0.0.1:1", "--requests", "1")
-    assert done.returncode == 1
-    assert "UNAVAILABLE" in done.stderr
-    done = bench("--url", url(server), "--requests", "3", "--output-tokens", "100000")
-    assert done.returncode == 1  # each request was refused, and is told as an error
-    assert '"3 × ' not in done.stdout
-    assert "| 1 at once | 0 | 3 |" in done.stdout
+def test_unreachable_and_refusing_servers(server: TritonServer) -> None:
+    process = bench("--url", "grpc://127.0.0.1:1", "--requests", "1")
+    assert process.returncode == 1
+    assert "UNAVAILABLE" in process.stderr
+    process = bench("--url", url(server), "--requests", "3", "--output-tokens", "100000")
+    assert process.returncode == 1  # each request was refused and is reported as an error
+    assert '"3 × ' not in process.stdout
+    assert "| 1 at once | 0 | 3 |" in process.stdout
 
 
-def test_the_gateway_with_our_load_and_aiperfs(server: TritonServer, tmp_path: Path) -> None:
+def test_the_gateway_with_the_builtin_load_and_aiperf(server: TritonServer, tmp_path: Path) -> None:
     ports = tmp_path / "port.json"
     triton = f"{server.endpoints.address}:{server.endpoints.grpc}"
     command = [NEMOTRON, "gateway", "--triton", triton, "--port", "0", "--port-file", str(ports)]
@@ -96,12 +98,12 @@ def test_the_gateway_with_our_load_and_aiperfs(server: TritonServer, tmp_path: P
         while not ports.exists():
             assert gateway.poll() is None
         for generator in ("builtin", str(python_tool("ecosystem", "aiperf"))):
-            done = bench(
+            process = bench(
                 *("--url", f"http://127.0.0.1:{json.loads(ports.read_text())['gateway']}"),
                 *("--requests", "6", "--concurrency", "3", "--output-tokens", str(TOKENS)),
                 *("--input-tokens", "30", "-o", str(tmp_path / "out"), "--generator", generator),
             )
-            assert done.returncode == 0, done.stderr
+            assert process.returncode == 0, process.stderr
             report = read_report(tmp_path / "out" / "bench.json")
             assert report.generator == Path(generator).name
             check(report.levels[0], 6)

@@ -1,4 +1,4 @@
-"""The bench's numbers against NumPy, and what it makes of outcomes, reports and options."""
+"""The bench's statistics against NumPy, and its results, reports and options."""
 
 from __future__ import annotations
 
@@ -17,43 +17,31 @@ from tritonclient.grpc import service_pb2
 from nemotron_bench.aiperf import read_outcomes as read_aiperf
 from nemotron_bench.html_report import html, nice_ticks
 from nemotron_bench.load import Level, Outcome
-from nemotron_bench.results import Report, measure
 from nemotron_bench.perf_analyzer import read_outcomes as read_perf_analyzer
 from nemotron_bench.report import compare, markdown, read_report, write_reports
-from nemotron_bench.run import BenchSettings
+from nemotron_bench.results import Report, measure
+from nemotron_bench.run import run
+from nemotron_bench.settings import BenchSettings
 from nemotron_bench.statistics import Lengths, arrivals, parse_slo, percentile, summarize
-from nemotron_bench.targets import AskFailed, Event, open_target
+from nemotron_bench.targets import Event, RequestFailed, open_target
 from nemotron_core.errors import NemotronError
 
 NUMBERS = st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=50)
-OPTIONS = {
-    "url": "grpc://a:1",
-    "model": None,
-    "concurrency": None,
-    "rate": None,
-    "requests": 1,
-    "warmup": 0,
-    "input_tokens": "8",
-    "output_tokens": "8",
-    "slo": None,
-    "seed": 1,
-    "generator": "builtin",
-}
 
 
 @given(NUMBERS, st.floats(0, 1))
-def test_percentiles_are_numpys(values: list[float], share: float) -> None:
-    expected = float(np.percentile(values, share * 100))
-    assert percentile(values, share) == pytest.approx(expected, rel=1e-9, abs=1e-6)
+def test_percentiles_are_numpys(values: list[float], fraction: float) -> None:
+    expected = float(np.percentile(values, fraction * 100))
+    assert percentile(values, fraction) == pytest.approx(expected, rel=1e-9, abs=1e-6)
 
 
 @given(NUMBERS)
 def test_summaries_are_numpys(values: list[float]) -> None:
-    found = summarize(values)
-    assert found is not None
-    assert found.mean == pytest.approx(float(np.mean(values)), rel=1e-9, abs=1e-3)
-    assert (found.min, found.max) == (min(values), max(values))
-    assert found.p50 == pytest.approx(float(np.median(values)), rel=1e-9, abs=1e-6)
+    summary = summarize(values)
+    assert summary is not None
+    assert summary.mean == pytest.approx(float(np.mean(values)), rel=1e-9, abs=1e-3)
+    assert (summary.min, summary.max) == (min(values), max(values))
+    assert summary.p50 == pytest.approx(float(np.median(values)), rel=1e-9, abs=1e-6)
 
 
 def test_nothing_has_no_summary() -> None:
@@ -106,13 +94,13 @@ OUTCOMES = [
 
 
 def test_measure() -> None:
-    found = measure(Level(concurrency=2), OUTCOMES, {"ttft": 0.3, "itl": 0.15})
-    assert (found.requests, found.errors, found.seconds) == (3, {"overloaded": 1}, 4.0)
-    assert found.output_tokens_per_second == 23 / 4
-    assert found.total_tokens_per_second == 53 / 4
-    assert found.requests_per_second == 3 / 4
-    assert found.goodput == 2 / 4  # the second is too slow
-    ttft, itl, e2e = (found.latencies[name] for name in ("ttft", "itl", "e2e"))
+    result = measure(Level(concurrency=2), OUTCOMES, {"ttft": 0.3, "itl": 0.15})
+    assert (result.requests, result.errors, result.seconds) == (3, {"overloaded": 1}, 4.0)
+    assert result.output_tokens_per_second == 23 / 4
+    assert result.total_tokens_per_second == 53 / 4
+    assert result.requests_per_second == 3 / 4
+    assert result.goodput == 2 / 4  # the second is too slow
+    ttft, itl, e2e = (result.latencies[name] for name in ("ttft", "itl", "e2e"))
     assert ttft and itl and e2e
     assert ttft.p50 == pytest.approx(0.2)
     assert itl.mean == pytest.approx(0.15)
@@ -121,8 +109,8 @@ def test_measure() -> None:
 
 def report(factor: float = 1.0) -> Report:
     slower = [
-        outcome(one.start * factor, one.first and one.first * factor, one.end * factor, 11)
-        for one in OUTCOMES
+        outcome(o.start * factor, o.first and o.first * factor, o.end * factor, 11)
+        for o in OUTCOMES
     ]
     levels = [measure(Level(concurrency=n), slower, None) for n in (1, 8)]
     return Report(
@@ -154,23 +142,23 @@ def test_reports_are_written_read_and_compared(tmp_path: Path) -> None:
 
 
 class _Page(HTMLParser):
-    """Collects what a page asks of the outside, and its elements."""
+    """Collects a page's elements and the addresses that it loads."""
 
     def __init__(self) -> None:
         super().__init__()
         self.tags: list[str] = []
-        self.outside: list[str] = []
+        self.addresses: list[str] = []
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.outside += [str(v) for k, v in attributes if k in ("src", "href", "xlink:href")]
+        self.addresses += [str(v) for k, v in attributes if k in ("src", "href", "xlink:href")]
 
 
-def test_the_page_needs_nothing_else_and_escapes_what_it_shows() -> None:
+def test_the_page_loads_nothing_and_escapes_texts() -> None:
     page = _Page()
     text = html(report())
     page.feed(text)
-    assert page.outside == []
+    assert page.addresses == []
     assert not {"script", "link", "img", "iframe"} & set(page.tags)
     assert "url(" not in text
     assert page.tags.count("svg") == 5
@@ -178,24 +166,25 @@ def test_the_page_needs_nothing_else_and_escapes_what_it_shows() -> None:
 
 
 @given(st.floats(1e-6, 1e9))
-def test_ticks_reach_the_largest_value(most: float) -> None:
-    ticks = nice_ticks(most)
+def test_ticks_reach_the_highest_value(highest: float) -> None:
+    ticks = nice_ticks(highest)
     assert ticks[0] == 0
-    assert ticks[-1] >= most * (1 - 1e-9)
+    assert ticks[-1] >= highest * (1 - 1e-9)
     assert 2 <= len(ticks) <= 7
 
 
-def test_options_that_are_wrong_are_named() -> None:
+def test_wrong_options_are_named() -> None:
     for wrong, name in (
         ({"concurrency": "0"}, "--concurrency"),
         ({"concurrency": "1.5"}, "--concurrency"),
         ({"rate": "x"}, "--rate"),
         ({"rate": "1", "concurrency": "1"}, "not both"),
-        ({"generator": "ab"}, "--generator"),
     ):
         with pytest.raises(NemotronError, match=name):
-            BenchSettings.parse(**(OPTIONS | wrong))
-    levels = BenchSettings.parse(**(OPTIONS | {"rate": "0.5,2"})).levels
+            BenchSettings(**wrong)
+    with pytest.raises(NemotronError, match="--generator"):
+        run(BenchSettings(generator="ab"))
+    levels = BenchSettings(rate="0.5,2").levels
     assert [str(level) for level in levels] == ["0.5 per second", "2 per second"]
     for url in ("ftp://a:1", "a", "http://", "grpc://a:port"):
         with pytest.raises(NemotronError, match="is no server"):
@@ -208,7 +197,7 @@ def test_events_of_an_openai_api() -> None:
     assert read(last).output_tokens == 4
     assert read(b'{"choices": [{"text": "a"}]}').has_text
     for wrong in (b"{", b"[]", b"{}", b'{"error": {"message": "no"}}', b'{"choices": 1}'):
-        with pytest.raises(AskFailed):
+        with pytest.raises(RequestFailed):
             read(wrong)
 
 
@@ -221,23 +210,23 @@ def test_events_of_triton() -> None:
         assert target.read(response.SerializeToString()) == Event(True, 0, 4)
         failed = service_pb2.ModelStreamInferResponse(error_message="no").SerializeToString()
         for wrong, reason in ((b"\xff", "no response of a Triton server"), (failed, "no")):
-            with pytest.raises(AskFailed, match=reason):
+            with pytest.raises(RequestFailed, match=reason):
                 target.read(wrong)
 
 
-def test_what_other_generators_export() -> None:
+def test_exports_of_other_generators() -> None:
     export = {
         "experiments": [
             {"requests": [{"timestamp": 1e9, "response_timestamps": [1.5e9, 2e9, 2.5e9]}]}
         ]
     }
-    (one,) = read_perf_analyzer(export, 9, 3)
-    assert one.latencies == {"ttft": 0.5, "itl": 0.5, "e2e": 1.5}
+    (outcome,) = read_perf_analyzer(export, 9, 3)
+    assert outcome.latencies == {"ttft": 0.5, "itl": 0.5, "e2e": 1.5}
     metrics = {"time_to_first_token": 500, "request_latency": 1500}
     counts = {"usage_prompt_tokens": 9, "usage_completion_tokens": 3}
     times = {"request_start_ns": 1e9, "request_end_ns": 2.5e9}
     good = {"metadata": times, "metrics": {k: {"value": v} for k, v in (metrics | counts).items()}}
     bad = {"metadata": times, "error": {"message": "refused"}}
-    found, failed = read_aiperf([good, bad])
-    assert found == one
+    answered, failed = read_aiperf([good, bad])
+    assert answered == outcome
     assert (failed.error, failed.end) == ("refused", 2.5)

@@ -1,0 +1,111 @@
+"""The options of `nemotron bench` as one typed object."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nemotron_bench.load import Level
+from nemotron_bench.statistics import Lengths, parse_slo
+from nemotron_core.errors import NemotronError
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchSettings:
+    """Options of `nemotron bench`. Raises `NemotronError`, which names the option, for a bad value.
+
+    The fields are the texts of the command line; the properties are their values.
+    """
+
+    url: Annotated[
+        str,
+        typer.Option(help="Server: grpc://host:port for Triton, http://host:port for a gateway."),
+    ] = "grpc://127.0.0.1:8001"
+    model: Annotated[
+        str | None, typer.Option(help="Model to ask, instead of the server's usual model.")
+    ] = None
+    concurrency: Annotated[
+        str | None, typer.Option(help="Requests in flight; several loads: 1,8,32.")
+    ] = None
+    rate: Annotated[
+        str | None, typer.Option(help="New requests per second at random times; several: 1,2,4.")
+    ] = None
+    requests: Annotated[int, typer.Option(min=1, help="Number of requests of each load.")] = 64
+    warmup: Annotated[int, typer.Option(min=0, help="Uncounted requests before each load.")] = 4
+    input_tokens: Annotated[str, typer.Option(help="Tokens of a prompt: N or LOW-HIGH.")] = "128"
+    output_tokens: Annotated[str, typer.Option(help="Tokens of an answer: N or LOW-HIGH.")] = "64"
+    slo: Annotated[
+        str | None,
+        typer.Option(help="Limits for goodput: ttft=SECONDS,itl=SECONDS,e2e=SECONDS."),
+    ] = None
+    seed: Annotated[int, typer.Option(help="Seed of prompts, lengths and arrival times.")] = 1
+    generator: Annotated[
+        str, typer.Option(help="Load generator: builtin, or a path to perf_analyzer or aiperf.")
+    ] = "builtin"
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Folder to write JSON, Markdown and HTML reports to."),
+    ] = None
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="A.json B.json", help="Measure nothing; compare two reports."),
+    ] = None
+
+    def __post_init__(self) -> None:
+        _ = self.levels, self.inputs, self.outputs, self.limits
+
+    @cached_property
+    def levels(self) -> tuple[Level, ...]:
+        """Loads to run, in order."""
+        if self.rate is not None and self.concurrency is not None:
+            raise NemotronError("give --concurrency or --rate, not both")
+        if self.rate is not None:
+            return tuple(Level(rate=rate) for rate in _numbers(self.rate, "--rate"))
+        counts = _numbers(self.concurrency or "1", "--concurrency")
+        if any(count != int(count) for count in counts):
+            raise NemotronError(
+                f"{self.concurrency!r} is no number of requests", where="--concurrency"
+            )
+        return tuple(Level(concurrency=int(count)) for count in counts)
+
+    @cached_property
+    def inputs(self) -> Lengths:
+        """Lengths of prompts in tokens."""
+        return Lengths.parse(self.input_tokens, "--input-tokens")
+
+    @cached_property
+    def outputs(self) -> Lengths:
+        """Lengths of answers in tokens."""
+        return Lengths.parse(self.output_tokens, "--output-tokens")
+
+    @cached_property
+    def limits(self) -> dict[str, float] | None:
+        """Upper limits of the SLO in seconds by latency, or `None` without an SLO."""
+        return parse_slo(self.slo) if self.slo else None
+
+    def facts(self) -> dict[str, str | int | float | None]:
+        """Return the settings as the report lists them."""
+        slo = ",".join(f"{name}={limit:g}" for name, limit in (self.limits or {}).items())
+        return {
+            "requests per load": self.requests,
+            "warm-up requests": self.warmup,
+            "input tokens": str(self.inputs),
+            "output tokens": str(self.outputs),
+            "slo": slo or None,
+            "seed": self.seed,
+        }
+
+
+def _numbers(text: str, where: str) -> list[float]:
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise NemotronError(f"{text!r} is no list of numbers", where=where) from error
+    if not all(0 < number < math.inf for number in numbers):
+        raise NemotronError(f"{text!r} has a number that is not positive", where=where)
+    return numbers
