@@ -3,42 +3,67 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python
 # PyTorch is only the tests' reference. The registry's plain build carries gigabytes of CUDA, so the
 # CPU build is asked for by its full version; where pip cannot find one, uv knows PyTorch's own index.
 TORCH := torch==2.13.0
 
-.PHONY: demo test lint clean
+.PHONY: demo test check lint unit lock mutants clean
 demo: $(VENV)/.user
 	scripts/demo.sh
 
 test: $(VENV)/.dev $(VENV)/.tools
 	$(BIN)/pytest
 
+# Lint, types, import contracts and the fast tests, in less than a minute.
+check: lint unit
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	for model in model_repository/*/1/model.py; do $(BIN)/mypy $$model || exit 1; done
+	$(BIN)/lint-imports
+	$(BIN)/vulture
+	$(BIN)/codespell
+
+unit: $(VENV)/.dev
+	$(BIN)/pytest -m "not slow"
+
+lock: $(VENV)/.python
+	scripts/lock.sh
+
+# By hand, for about an hour: mutate core rules and run their unit tests. ONLY="stop fp8" takes some.
+mutants: $(VENV)/.mutants
+	$(BIN)/python -m tests.mutants $(ONLY)
 
 clean:
-	rm -rf $(VENV) .tools demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .tools demo .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 10), (3, 11), (3, 12)))' || \
 	  { echo "make: Python 3.10, 3.11 or 3.12 is needed (Triton's Python backend and NumPy 1.26 meet there); name one: make PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
 	touch $@
 
-$(VENV)/.user: $(VENV)/.python pyproject.toml
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[cpu]'
+$(VENV)/.user: $(VENV)/.python pyproject.toml locks/demo.txt
+	$(INSTALL) --require-hashes --requirements locks/demo.txt
+	$(INSTALL) --no-deps --editable .
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.python pyproject.toml
+$(VENV)/.dev: $(VENV)/.python pyproject.toml locks/test.txt
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check '$(TORCH)+cpu' || \
-	  { $(BIN)/pip install --quiet uv && $(BIN)/uv pip install --python $(BIN)/python --torch-backend cpu '$(TORCH)'; }
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	  $(INSTALL) --torch-backend cpu '$(TORCH)'
+	$(INSTALL) --require-hashes --requirements locks/test.txt
+	$(INSTALL) --no-deps --editable .
 	touch $@ $(VENV)/.user
 
 $(VENV)/.tools: $(VENV)/.dev scripts/test_tools.sh $(wildcard tests/tools/*)
 	scripts/test_tools.sh
+	touch $@
+
+$(VENV)/.mutants: $(VENV)/.dev tests/mutants/requirements.txt
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .tools/mutants
+	$(INSTALL:$(BIN)/python=.tools/mutants/bin/python) --requirements tests/mutants/requirements.txt
 	touch $@

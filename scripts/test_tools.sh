@@ -20,11 +20,14 @@ if [ ${#missing[@]} -gt 0 ]; then
 fi
 
 # The registry's plain PyTorch carries gigabytes of CUDA; see the Makefile.
-install() {
-  "$1/bin/pip" install --quiet --disable-pip-version-check -r "$2" || {
-    .venv/bin/pip install --quiet uv
-    sed 's/+cpu$//' "$2" | .venv/bin/uv pip install --quiet --python "$1/bin/python" --torch-backend cpu -r -
-  }
+install() { # HOME REQUIREMENTS
+  local uv=(.venv/bin/uv pip install --quiet --python "$1/bin/python") torch
+  torch=$(grep '^torch==' "$2" || true)
+  if [ -n "$torch" ]; then
+    .venv/bin/pip --python "$1/bin/python" install --quiet --disable-pip-version-check "$torch" ||
+      "${uv[@]}" --torch-backend cpu "${torch%+cpu}"
+  fi
+  "${uv[@]}" --requirements <(grep -v '^torch==' "$2")
 }
 
 for requirements in tests/tools/*.txt; do
@@ -32,7 +35,7 @@ for requirements in tests/tools/*.txt; do
   home=.tools/$(basename "$requirements" .txt)
   cmp -s "$requirements" "$home/installed.txt" && continue
   rm -rf "$home"
-  .venv/bin/python -m venv "$home"
+  .venv/bin/uv venv --quiet --python .venv/bin/python "$home"
   install "$home" "$requirements"
   cp "$requirements" "$home/installed.txt"
 done
