@@ -54,7 +54,7 @@ def tables() -> str:
 
 
 def _name(one: Tensor) -> str:
-    ours = isinstance(one, Input) and one.ours
+    ours = isinstance(one, Input) and one.is_extension
     return f"`{one.name}`" + (" (ours)" if ours else "")
 
 

@@ -19,18 +19,18 @@ POLL_SECONDS = 1.0
 T = TypeVar("T")
 
 
-class NotYet(NemotronError):
+class NotReady(NemotronError):
     """Another process has still to finish what this one needs."""
 
 
-def when_possible(attempt: Callable[[], T], patience: float) -> T:
+def retry_until_ready(attempt: Callable[[], T], patience: float) -> T:
     """The result of `attempt`, which is made again for `patience` seconds while it is too early."""
     deadline = time.monotonic() + patience
     told = ""
     while True:
         try:
             return attempt()
-        except NotYet as error:
+        except NotReady as error:
             if time.monotonic() >= deadline:
                 raise
             if str(error) != told:
@@ -116,8 +116,8 @@ def _lock(descriptor: int, folder: Path) -> None:
         raise _being_written(folder)
 
 
-def _being_written(folder: Path) -> NotYet:
-    return NotYet("another process is writing it", where=folder, remedy="wait for it or end it")
+def _being_written(folder: Path) -> NotReady:
+    return NotReady("another process is writing it", where=folder, remedy="wait for it or end it")
 
 
 def _empty(folder: Path) -> None:

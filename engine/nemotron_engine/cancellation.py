@@ -1,27 +1,30 @@
-"""Whether anybody still listens to an answer."""
+"""Detection of clients that cancelled or disconnected."""
 
 from __future__ import annotations
 
 import time
 from typing import Any
 
-LOOK_SECONDS = 0.5
+POLL_SECONDS = 0.5
 
 
-class Listener:
-    """The client of one answer.
+class CancellationPoll:
+    """Polls Triton for the cancellation of one request, at most every `POLL_SECONDS`.
 
-    Triton tells that it has left only when asked, which takes a way to its process and back: about
-    as much as sending a response. So it is asked now and then.
+    Triton does not report a cancellation by itself. A poll goes to Triton's process and back, which
+    takes about as long as sending a response.
     """
 
     def __init__(self) -> None:
-        self._next_look = time.monotonic() + LOOK_SECONDS
+        self._next_poll = time.monotonic() + POLL_SECONDS
 
-    def has_left(self, asked: Any) -> bool:
-        """`asked` is the request or its sender; False also if it was asked just before."""
+    def is_cancelled(self, source: Any) -> bool:
+        """Return whether this call polled Triton and found the request cancelled.
+
+        `source` is Triton's request or its response sender.
+        """
         now = time.monotonic()
-        if now < self._next_look:
+        if now < self._next_poll:
             return False
-        self._next_look = now + LOOK_SECONDS
-        return bool(asked.is_cancelled())
+        self._next_poll = now + POLL_SECONDS
+        return bool(source.is_cancelled())

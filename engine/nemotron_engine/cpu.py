@@ -1,4 +1,4 @@
-"""The engine of the CPU lane; its steps are in a process of its own."""
+"""The engine of the CPU lane, whose steps run in a process of their own."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from nemotron_engine.request import GenerationChunk, GenerationRequest
 from nemotron_engine.shared_time import SharedTime
 
 END_SECONDS = 30
-"""A process has this long to end by itself: it may be in the middle of a long step."""
+"""Time that the process has to end by itself: it may be in the middle of a long step."""
 
 NOT_LOADED = "build the engine again, or give the machine more memory"
 
 
 class CpuEngine:
-    """See `Engine`. One thread sends to the process, so that nobody else waits for it."""
+    """See `Engine`. One thread sends to the process, so that no caller waits for it."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -39,13 +39,13 @@ class CpuEngine:
         self._admission = Admission(self._settings)
         self._numbers = itertools.count()
         self._running: dict[int, tuple[str, OnChunk]] = {}
-        self._number_of: dict[str, int] = {}
+        self._numbers_by_id: dict[str, int] = {}
         self._lock = threading.Lock()
         self._pace = Pace("cpu")
         self._steps_before = 0
         self._closing = False
         self._lost: NemotronError | None = None
-        """What a request is told that came in while the engine broke for good."""
+        """Error of a request that came in while the engine failed for good."""
         self._process = _Process(folder)
         self._report = self._process.first
         self._outbox: queue.SimpleQueue[list[Ask] | Cancel | None] = queue.SimpleQueue()
@@ -61,7 +61,7 @@ class CpuEngine:
         return self._settings
 
     def submit(self, request: GenerationRequest, on_chunk: OnChunk) -> None:
-        """Queue a request; see `submit_all`."""
+        """Queue one request; see `submit_all`."""
         self.submit_all([(request, on_chunk)])
 
     def submit_all(self, requests: Sequence[tuple[GenerationRequest, OnChunk]]) -> None:
@@ -73,7 +73,7 @@ class CpuEngine:
             number = next(self._numbers)
             with self._lock:
                 self._running[number] = request.request_id, on_chunk
-                self._number_of[request.request_id] = number
+                self._numbers_by_id[request.request_id] = number
             seconds = min(request.seconds or math.inf, self._settings.request_seconds)
             asks.append(Ask(number, request, now + seconds))
         self._outbox.put(asks)
@@ -81,7 +81,7 @@ class CpuEngine:
     def cancel(self, request_id: str) -> bool:
         """See `Engine`."""
         with self._lock:
-            number = self._number_of.get(request_id)
+            number = self._numbers_by_id.get(request_id)
         if number is None:
             return False
         self._outbox.put(Cancel(number))
@@ -93,7 +93,7 @@ class CpuEngine:
         return EngineState(steps, self._admission.waiting, self._report.kv_cache_usage)
 
     def close(self) -> None:
-        """Stop stepping; requests that still run end as cancelled."""
+        """See `Engine`."""
         self._closing = True
         self._outbox.put(None)
         for thread in self._threads:
@@ -105,11 +105,11 @@ class CpuEngine:
             item = self._outbox.get()
             with self._lock:
                 connection = self._process.connection
-                if isinstance(item, list):  # without what failed with the process before this one
+                if isinstance(item, list):  # without requests that failed with an earlier process
                     item = [ask for ask in item if ask.number in self._running]
             try:
                 connection.send(item)
-            except OSError:  # the process has ended; `_receive` sees it too, unless it gave up
+            except OSError:  # the process has ended; `_receive` restarts it, unless it gave up
                 if self._lost and isinstance(item, list):
                     for ask in item:
                         self._push(ask.number, self._lost)
@@ -130,7 +130,7 @@ class CpuEngine:
                 return
 
     def _push_all(self, chunks: list[tuple[int, GenerationChunk | NemotronError]]) -> None:
-        """Hand them on, and say until when the next are held back."""
+        """Pass on chunks, and tell the process until when to hold back the next ones."""
         if not chunks:
             return
         start = time.monotonic()
@@ -144,19 +144,22 @@ class CpuEngine:
         with self._lock:
             if number not in self._running:
                 return
-            name, on_chunk = self._running[number]
+            request_id, on_chunk = self._running[number]
             if last := isinstance(chunk, NemotronError) or chunk.finish_reason is not None:
-                del self._running[number], self._number_of[name]
+                del self._running[number], self._numbers_by_id[request_id]
         if last:
-            self._admission.leave(name)
+            self._admission.leave(request_id)
         try:
             on_chunk(chunk)
-        except Exception:  # of one request: the others need this thread
+        except Exception:  # fails one request: the others need this thread
             traceback.print_exc()
             self._outbox.put(Cancel(number))
 
     def _restart(self, failure: str) -> bool:
-        """Another process in the place of one that has failed, and all that it had fails too."""
+        """Replace a process that failed, and fail all its requests.
+
+        Return whether the new process started.
+        """
         self._process.end()
         try:
             process = _Process(self._folder)
@@ -169,25 +172,28 @@ class CpuEngine:
                 self._steps_before += self._report.steps
                 self._process, self._report = process, process.first
             lost = dict(self._running)
-        for number, (name, _) in lost.items():
-            self._push(number, NemotronError(failure, where=name, remedy="ask again"))
+        for number, (request_id, _) in lost.items():
+            self._push(number, NemotronError(failure, where=request_id, remedy="ask again"))
         return process is not None
 
 
 class _Process:
-    """NemotronError if it cannot load the engine."""
+    """The process that runs `cpu_process`.
+
+    Raises `NemotronError` if it cannot load the engine.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.connection, theirs = Pipe()
+        self.connection, remote = Pipe()
         self.hold = SharedTime()
-        """Until then tokens wait, but for the first and last of an answer."""
-        with theirs, closing(self.hold):
+        """Time until which the process holds back tokens, except an answer's first and last."""
+        with remote, closing(self.hold):
             self._process = subprocess.Popen(
                 [
                     *(sys.executable, "-I", "-m", "nemotron_engine.cpu_process"),
-                    *(str(folder), str(theirs.fileno()), str(self.hold.file)),
+                    *(str(folder), str(remote.fileno()), str(self.hold.file)),
                 ],
-                pass_fds=[theirs.fileno(), self.hold.file],
+                pass_fds=[remote.fileno(), self.hold.file],
             )
         try:
             self.first = self.receive()
@@ -198,11 +204,11 @@ class _Process:
             raise NemotronError(self.first.failure, where=folder, remedy=NOT_LOADED)
 
     def receive(self) -> Report:
-        """The next report; EOFError or OSError if there is none any more."""
+        """Return the next report. Raises `EOFError` or `OSError` if the process has ended."""
         return Report.unpack(self.connection.recv_bytes())
 
     def end(self) -> str:
-        """Wait for it, which has nothing to do any more; how it ended."""
+        """Wait for the end of the process, which has nothing to do anymore. Return how it ended."""
         self.connection.close()
         try:
             self._process.wait(END_SECONDS)

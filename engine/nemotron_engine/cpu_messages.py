@@ -1,4 +1,4 @@
-"""What the CPU engine and its process tell each other."""
+"""Messages between the CPU engine and its process."""
 
 from __future__ import annotations
 
@@ -12,36 +12,39 @@ from nemotron_engine.request import GenerationChunk, GenerationRequest
 
 
 class Ask(NamedTuple):
-    """A request, by the number that its sender gives it.
+    """A request to the process, with the number that its sender gives it.
 
-    Sent in lists of what was submitted together, which begins in one step: so each of several
-    answers is rounded as it would be alone, and its seed gives the same sample.
+    Requests that were submitted together are sent as one list and begin in one step. So each of
+    several answers is rounded as it would be alone, and its seed gives the same sample.
     """
 
     number: int
     request: GenerationRequest
     deadline: float
-    """Of `time.monotonic()`, which all processes of a machine share."""
+    """Seconds of `time.monotonic()`, a clock that all processes of a machine share."""
 
 
 class Cancel(NamedTuple):
-    """End a request after the running step."""
+    """A command to end a request after the current step."""
 
     number: int
 
 
 class Report(NamedTuple):
-    """What has come since the last one, and how the engine is doing. The first: it is loaded."""
+    """Chunks since the last report, and the engine's load. The first report means: it is loaded."""
 
     chunks: list[tuple[int, GenerationChunk | NemotronError]]
     steps: int
     kv_cache_usage: float
-    """0 to 1."""
+    """Fraction of the KV cache in use, 0 to 1."""
     failure: str | None = None
-    """Why the process ends."""
+    """Reason why the process ends; `None` while it continues."""
 
     def pack(self) -> bytes:
-        """As tuples: looking up the classes would take four times as long as all the rest."""
+        """Return the report as bytes.
+
+        Chunks become tuples: looking up their class takes four times as long as all the rest.
+        """
         chunks = [
             (number, chunk if isinstance(chunk, NemotronError) else tuple(chunk))
             for number, chunk in self.chunks
@@ -50,7 +53,8 @@ class Report(NamedTuple):
 
     @classmethod
     def unpack(cls, packed: bytes) -> Self:
-        chunks, *rest = pickle.loads(packed)  # noqa: S301  # from a process of our own
+        """Return the report that `pack` made these bytes from."""
+        chunks, *rest = pickle.loads(packed)  # noqa: S301  # from our own process
         return cls(
             [
                 (number, GenerationChunk(*chunk) if isinstance(chunk, tuple) else chunk)

@@ -2,11 +2,11 @@
 
     python -m nemotron_engine.cpu_process FOLDER SOCKET HOLD
 
-A process of its own, because the library holds Python's lock for as long as a step takes. SOCKET is
-an open file; what comes over it is a list of `Ask`, `Cancel` or None (the end), what goes back is a
-`Report` when the model is loaded and after each step that has something to tell. HOLD is the open
-file of a `SharedTime`: until then tokens wait, but for the first and last of an answer. It ends
-when the other side does.
+It is a process of its own, because the library holds Python's lock for as long as a step takes.
+SOCKET is an open file. A message to the process is a list of `Ask`, a `Cancel`, or `None` (the
+end). The process sends back a `Report` when the model is loaded, and after each step that has
+chunks to report. HOLD is the open file of a `SharedTime`: until that time tokens are held back,
+except the first and the last of an answer. The process ends when the other side does.
 """
 
 from __future__ import annotations
@@ -33,21 +33,22 @@ from nemotron_engine.request import GenerationChunk, GenerationRequest, TimedOut
 from nemotron_engine.shared_time import SharedTime
 
 COMPILED_SHAPES = 512
-"""OpenVINO keeps what it compiles for each new number of tokens in a step: 5000 times by default,
-which takes memory for hours before it levels off."""
+"""Number of compiled shapes that OpenVINO keeps, one for each number of tokens in a step. With its
+default, 5000, memory grows for hours before it levels off."""
 PACKED_STEPS = 16
-"""Steps after which every weight was used, with prompts and with single tokens, and so packed."""
+"""Number of steps after which every weight was used, with prompts and with single tokens, and is
+therefore packed."""
 KV_BLOCK_TOKENS = 32
-"""Tokens in one block of OpenVINO's paged KV cache on a CPU."""
+"""Number of tokens in one block of OpenVINO's paged KV cache on a CPU."""
 NO_ROOM = "the KV cache has no room for this request"
-FINISHED = {
+FINISH_REASONS = {
     openvino_genai.GenerationFinishReason.STOP: "stop",
     openvino_genai.GenerationFinishReason.LENGTH: "length",
 }
 
 
 @dataclass
-class _Live:
+class _Running:
     """A request that the pipeline works on."""
 
     number: int
@@ -56,14 +57,14 @@ class _Live:
     handle: Any = None
     scheduled_ns: int = 0
     has_begun: bool = False
-    """The first tokens are reported."""
+    """Whether the first tokens were reported."""
     token_ids: list[int] = field(default_factory=list)
-    """Not reported yet."""
+    """Tokens that were not reported yet."""
     log_probs: list[float] = field(default_factory=list)
-    """Of these tokens, if the request wants them."""
+    """Log-probabilities of `token_ids`, if requested."""
 
     def chunk(self, finish_reason: str | None = None) -> GenerationChunk:
-        """Of what is not reported yet."""
+        """Take the tokens that were not reported yet, as a chunk."""
         self.has_begun = True
         chunk = GenerationChunk(
             tuple(self.token_ids), tuple(self.log_probs), finish_reason, self.scheduled_ns
@@ -73,7 +74,7 @@ class _Live:
 
 
 class Stepper:
-    """Steps while there is something to do."""
+    """The step loop: takes requests, steps while requests run, reports their tokens."""
 
     def __init__(self, folder: Path, connection: Connection, hold: SharedTime) -> None:
         self._weights = folder / CpuEngineSettings.WEIGHTS_NAME
@@ -81,107 +82,110 @@ class Stepper:
         self._inbox = select.poll()  # `Connection.poll` sets this up anew at each call
         self._inbox.register(connection.fileno(), select.POLLIN)
         self._pipeline = load_pipeline(folder)
-        self._live: dict[int, _Live] = {}
+        self._running: dict[int, _Running] = {}
         self._chunks: list[tuple[int, GenerationChunk | NemotronError]] = []
         self._hold = hold
         self._steps = 0
 
     def run(self) -> None:
-        """Until the other side says so, or has gone."""
+        """Step until the other side sends the end. Raises `EOFError` or `OSError` if it died."""
         self._report()
-        while self._take(wait=not self._live):
+        while self._take(wait=not self._running):
             now = time.time_ns()
-            for live in self._live.values():
-                live.scheduled_ns = live.scheduled_ns or now
+            for running in self._running.values():
+                running.scheduled_ns = running.scheduled_ns or now
             try:
                 self._pipeline.step()
-            except RuntimeError as error:  # a pipeline that has thrown throws for ever
+            except RuntimeError as error:  # a pipeline that has failed once fails forever
                 self._report(str(error))
                 return
             self._steps += 1
-            if self._steps == PACKED_STEPS:  # of the file only embeddings are read now
+            if self._steps == PACKED_STEPS:  # from now on only embeddings are read from the file
                 give_back(self._weights)
             self._collect()
             if self._chunks:
-                self._hold.seconds = math.inf  # until the other side has taken this, and says when
+                self._hold.seconds = math.inf  # until the other side has read this and sets a time
                 self._report()
-        for live in list(self._live.values()):
-            self._stop(live)
+        for running in list(self._running.values()):
+            self._stop(running)
         self._report()
 
     def _report(self, failure: str | None = None) -> None:
-        usage = self._pipeline.get_metrics().cache_usage / 100  # per cent
+        usage = self._pipeline.get_metrics().cache_usage / 100  # percent
         self._connection.send_bytes(Report(self._chunks, self._steps, usage, failure).pack())
         self._chunks = []
 
     def _take(self, *, wait: bool) -> bool:
-        """Take in all that was asked since the last step; False at the end."""
+        """Handle the messages since the last step. Return `False` after the end was received."""
         while wait or self._inbox.poll(0):
             item = self._connection.recv()
             if item is None:
                 return False
             if isinstance(item, list):
                 for ask in item:
-                    self._start(_Live(*ask))
-            elif (live := self._live.get(item.number)) is not None:
-                self._stop(live)
-            if self._chunks and not self._live:
+                    self._start(_Running(*ask))
+            elif (running := self._running.get(item.number)) is not None:
+                self._stop(running)
+            if self._chunks and not self._running:
                 self._report()
-            wait = not self._live
+            wait = not self._running
         return True
 
-    def _start(self, live: _Live) -> None:
-        self._live[live.number] = live
-        ids = openvino.Tensor(np.array([live.request.input_ids], np.int64))
+    def _start(self, running: _Running) -> None:
+        self._running[running.number] = running
+        ids = openvino.Tensor(np.array([running.request.input_ids], np.int64))
         try:
-            config = _generation_config(live.request)
-            live.handle = self._pipeline.add_request(live.number, ids, config)
+            config = _generation_config(running.request)
+            running.handle = self._pipeline.add_request(running.number, ids, config)
         except RuntimeError as error:
-            self._end(live, NemotronError(f"the engine refuses the request: {error}"))
+            self._end(running, NemotronError(f"the engine refuses the request: {error}"))
 
     def _collect(self) -> None:
         now = time.monotonic()
-        for live in list(self._live.values()):
-            if now > live.deadline:
-                live.handle.stop()
-                self._end(live, TimedOut("the answer was not whole in the time allowed"))
+        for running in list(self._running.values()):
+            if now > running.deadline:
+                running.handle.stop()
+                self._end(running, TimedOut("the answer was not whole in the time allowed"))
                 continue
-            last = self._read(live)
+            last = self._read(running)
             if last is not None:
-                self._end(live, last)
-            elif live.token_ids and (now >= self._hold.seconds or not live.has_begun):
-                self._chunks.append((live.number, live.chunk()))
+                self._end(running, last)
+            elif running.token_ids and (now >= self._hold.seconds or not running.has_begun):
+                self._chunks.append((running.number, running.chunk()))
 
-    def _read(self, live: _Live) -> GenerationChunk | NemotronError | None:
-        """Take its tokens; the last thing to tell of it, if it has ended."""
-        nothing = True
-        while live.handle.can_read():
-            nothing = False
-            if not (outputs := live.handle.read()):  # so ends what outgrows the whole cache
+    def _read(self, running: _Running) -> GenerationChunk | NemotronError | None:
+        """Take the request's new tokens. Return its last chunk or its error, if it has ended."""
+        is_silent = True
+        while running.handle.can_read():
+            is_silent = False
+            if not (outputs := running.handle.read()):  # the request outgrew the whole cache
                 return NemotronError(NO_ROOM)
             (output,) = outputs.values()
-            live.token_ids += output.generated_ids
-            if live.request.log_probs:
-                live.log_probs += output.generated_log_probs
-            if (reason := FINISHED.get(output.finish_reason)) is not None:
-                return live.chunk(reason)
-        if nothing and live.handle.get_status() == openvino_genai.GenerationStatus.IGNORED:
+            running.token_ids += output.generated_ids
+            if running.request.log_probs:
+                running.log_probs += output.generated_log_probs
+            if (reason := FINISH_REASONS.get(output.finish_reason)) is not None:
+                return running.chunk(reason)
+        if is_silent and running.handle.get_status() == openvino_genai.GenerationStatus.IGNORED:
             return NemotronError(NO_ROOM)
         return None
 
-    def _stop(self, live: _Live) -> None:
-        live.handle.stop()
-        self._end(live, GenerationChunk((), finish_reason="cancelled"))
+    def _stop(self, running: _Running) -> None:
+        running.handle.stop()
+        self._end(running, GenerationChunk((), finish_reason="cancelled"))
 
-    def _end(self, live: _Live, last: GenerationChunk | NemotronError) -> None:
-        del self._live[live.number]
-        if live.token_ids:
-            self._chunks.append((live.number, live.chunk()))
-        self._chunks.append((live.number, last))
+    def _end(self, running: _Running, last: GenerationChunk | NemotronError) -> None:
+        del self._running[running.number]
+        if running.token_ids:
+            self._chunks.append((running.number, running.chunk()))
+        self._chunks.append((running.number, last))
 
 
 def load_pipeline(folder: Path) -> Any:
-    """RuntimeError if it cannot be loaded, NemotronError if the folder is no engine."""
+    """Load the pipeline of an engine folder.
+
+    Raises `NemotronError` if the folder is not an engine, and `RuntimeError` if loading fails.
+    """
     settings = CpuEngineSettings.read(folder)
     scheduler = openvino_genai.SchedulerConfig()
     scheduler.max_num_seqs = settings.max_batch_size
@@ -232,7 +236,7 @@ def _generation_config(request: GenerationRequest) -> Any:
         presence_penalty=_or(request.presence_penalty, 0.0),
         frequency_penalty=_or(request.frequency_penalty, 0.0),
     )
-    # The library wants an id even where none ends the answer.
+    # The library needs an id even if no token ends the answer.
     config.set_eos_token_id(request.end_ids[0] if request.end_ids else 0)
     config.ignore_eos = not request.end_ids
     if request.samples:
@@ -252,7 +256,7 @@ def main() -> None:
     folder, socket, hold = sys.argv[1:]
     faulthandler.enable()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # whoever started it says when it is over
+        signal.signal(number, signal.SIG_IGN)  # the parent process decides when to end
     connection = Connection(int(socket))
     try:
         try:
@@ -262,7 +266,7 @@ def main() -> None:
             return
         stepper.run()
     except (EOFError, OSError):
-        """The other side has gone."""
+        """The other side has ended."""
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
-"""An engine: tokens in, tokens out, the same for every lane that is not TensorRT's own backend."""
+"""The protocol of an engine, the same for every lane but TensorRT-LLM's C++ backend."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from nemotron_core.errors import NemotronError
@@ -15,46 +14,36 @@ OnChunk = Callable[[GenerationChunk | NemotronError], None]
 
 @dataclass(frozen=True)
 class EngineState:
-    """At one moment."""
+    """An engine's load at one moment."""
 
     steps: int
-    """Since the start."""
+    """Number of steps since the start."""
     waiting: int
-    """Requests that wait for their first step."""
+    """Number of requests that wait for their first step."""
     kv_cache_usage: float | None
-    """0 to 1; None where nobody says."""
+    """Fraction of the KV cache in use, 0 to 1; `None` if the engine does not report it."""
 
 
 class Engine(Protocol):
-    """Runs many requests at once; every method may be called from any thread.
+    """Runs many requests at once. Every method may be called from any thread.
 
     `on_chunk` is called from one thread, in order, until a chunk with a finish reason or a
-    NemotronError; it must not block. After an answer's first tokens, those of several steps come in
-    one chunk where `on_chunk` takes more than its share of the time; see `pace`.
+    `NemotronError`; it must not block. After a request's first tokens, the tokens of several steps
+    come in one chunk where `on_chunk` takes more than its fraction of the time; see `pace`.
     """
 
     def submit_all(self, requests: Sequence[tuple[GenerationRequest, OnChunk]]) -> None:
-        """Queue some requests or none of them.
+        """Queue all of the requests, or none of them.
 
-        NemotronError at once if one is wrong or its id is in use; Overloaded if too many wait.
+        Raises `NemotronError` at once if a request is invalid or its id is in use, and `Overloaded`
+        if too many requests wait.
         """
 
     def cancel(self, request_id: str) -> bool:
-        """End a request after the running step; False if there is none of that id."""
+        """End a request after the current step. Return whether a request has this id."""
 
     def state(self) -> EngineState:
-        """How it is doing."""
+        """Return the engine's load."""
 
     def close(self) -> None:
-        """Stop; requests that still run end as cancelled."""
-
-
-def open_engine(lane: str, folder: Path) -> Engine:
-    """The engine of a folder from `nemotron build`; each lane's libraries load only for itself."""
-    if lane == "cpu":
-        from nemotron_engine.cpu import CpuEngine  # noqa: PLC0415
-
-        return CpuEngine(folder)
-    from nemotron_engine.pytorch import PyTorchEngine  # noqa: PLC0415
-
-    return PyTorchEngine(folder)
+        """Stop the engine. Requests that still run end as cancelled."""

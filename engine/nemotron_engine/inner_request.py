@@ -1,4 +1,4 @@
-"""Asking another model of the server from within a model."""
+"""Requests that a model sends to another model of the same server."""
 
 from __future__ import annotations
 
@@ -11,38 +11,44 @@ from typing import Any
 KEEP_SECONDS = 2.0
 
 _lock = threading.Lock()
-_answered: deque[tuple[float, Any]] = deque()
+_finished: deque[tuple[float, Any]] = deque()
 
 
 def responses(request: Any) -> Iterator[Any]:
-    """Those of one `InferenceRequest`, as they come; TritonModelException if it fails at once.
+    """Yield the responses to an `InferenceRequest` as they come.
 
-    Triton 2.51 lets go of an answer's responses in threads of its own too, and then without
-    Python's lock (python_backend's `~PbTensor` takes it since 24.12). Whoever is last frees their
-    arrays, so that must not be Triton: answers are kept here until it has surely let go of them.
+    Raises `TritonModelException` if the request fails at once.
+
+    Triton 2.51 releases responses in threads of its own too, and then without Python's lock
+    (python_backend's `~PbTensor` takes the lock since 24.12). Whoever releases a response last
+    frees its arrays, so that must not be Triton: finished response iterators are kept here until
+    Triton has certainly released them.
     """
-    answer = request.exec(decoupled=True)
+    iterator = request.exec(decoupled=True)
     try:
-        yield from answer
+        yield from iterator
     finally:
         with _lock:
-            _answered.append((time.monotonic(), answer))
-        forget_old()
+            _finished.append((time.monotonic(), iterator))
+        release_finished()
 
 
-def forget_old(seconds: float = KEEP_SECONDS) -> None:
-    """Let go of the answers that ended so long ago; each new one does it for those before."""
+def release_finished(seconds: float = KEEP_SECONDS) -> None:
+    """Release the response iterators that finished more than `seconds` ago."""
     while True:
         with _lock:
-            if not _answered or _answered[0][0] > time.monotonic() - seconds:
+            if not _finished or _finished[0][0] > time.monotonic() - seconds:
                 return
-            _, _answer = _answered.popleft()
-        del _answer  # its end may wait for Triton, which must not happen under the lock
+            _, _iterator = _finished.popleft()
+        del _iterator  # its destructor may wait for Triton, which must not happen under the lock
 
 
-def forget_all() -> None:
-    """For a model's end, which Triton's objects must not outlive."""
+def release_all() -> None:
+    """Release every response iterator, once Triton has released it too.
+
+    A model calls this in `finalize`, because Triton's objects must not outlive the model.
+    """
     with _lock:
-        last = _answered[-1][0] if _answered else 0.0
+        last = _finished[-1][0] if _finished else 0.0
     time.sleep(max(0.0, last + KEEP_SECONDS - time.monotonic()))
-    forget_old(0)
+    release_finished(0)

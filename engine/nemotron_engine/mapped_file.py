@@ -1,4 +1,4 @@
-"""The memory that a mapped file takes in this process."""
+"""Release of the memory that a mapped file takes in this process."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ MADV_DONTNEED = 4
 
 
 def give_back(file: Path) -> None:
-    """Take the pages of `file` out of this process's memory; what is read again comes back.
+    """Remove the pages of `file` from this process's memory. Pages that are read again come back.
 
-    The kernel would do so only under pressure, so that a file that was read once counts as used
-    memory for as long as it is mapped. Only mappings that nobody can write to are touched: to them
-    this loses nothing (madvise(2)), and nothing is lost either if the kernel refuses.
+    The kernel would do so only under memory pressure, so that a file that was read once counts as
+    used memory for as long as it is mapped. Only read-only mappings are touched, which loses no
+    data (madvise(2)). No data is lost either if the kernel refuses.
     """
     libc = ctypes.CDLL(None)
     for start, end in _read_only_mappings(file.resolve()):
@@ -22,7 +22,7 @@ def give_back(file: Path) -> None:
 
 
 def _read_only_mappings(file: Path) -> Iterator[tuple[int, int]]:
-    """First address of each, and the one behind its last."""
+    """Yield the start and end addresses of the file's read-only mappings; the end is exclusive."""
     for line in Path("/proc/self/maps").read_text().splitlines():
         addresses, access, _offset, _device, _inode, *name = line.split(maxsplit=5)
         if name == [str(file)] and "w" not in access:

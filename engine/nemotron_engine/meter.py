@@ -1,4 +1,4 @@
-"""Counts what an engine's models do, and tells Triton's metrics page."""
+"""Metrics of the Triton models: counted in the model, shown on Triton's metrics page."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from nemotron_core.metrics import (
 
 FLUSH_SECONDS = 0.5
 LATENCY_BOUNDS = tuple(0.001 * 2**power for power in range(17))
-"""Seconds: 1 ms to 65 s."""
+"""Upper bounds of the histograms' buckets in seconds, 1 ms to 65 s."""
 BUCKETS = (*(f"{bound:g}" for bound in LATENCY_BOUNDS), "+Inf")
 
 
 class Meter:
-    """Counts here, and hands over when `flush` is called: each call to Triton crosses processes.
+    """Counts in this process, and sends to Triton in `flush`, as each call to Triton is expensive.
 
-    Only the number of running requests goes there at once, because a drain waits for it. Metrics
-    that nobody counts do not appear. `labels` tell two models of the same kind apart.
+    Only the number of running requests is sent at once, because a drain waits for it. Metrics that
+    were never counted do not appear. `labels` distinguish two models with the same metrics.
 
-    Triton is only asked by one thread at a time: its metrics were seen to break a process that made
-    and set them from several.
+    Triton is called by one thread at a time: a process whose threads created and set metrics at the
+    same time was seen to crash.
     """
 
     def __init__(self, labels: Mapping[str, str] | None = None) -> None:
@@ -49,33 +49,33 @@ class Meter:
         self.running(0)
 
     def close(self) -> None:
-        """Let go of Triton's metrics, which must not outlive the model."""
+        """Release Triton's metrics, which must not outlive the model."""
         with self._sending:
             self._gauges.clear()
             self._counters.clear()
             self._histograms.clear()
 
     def running(self, count: int) -> None:
-        """Requests that have begun and not ended."""
+        """Set the number of requests that have begun and not ended."""
         self._set_gauge(RUNNING_METRIC, count)
 
     def add(self, name: str, count: float) -> None:
-        """To a counter."""
+        """Add `count` to a counter."""
         with self._lock:
             self._totals[name] += count
 
     def observe(self, name: str, seconds: float, count: int = 1) -> None:
-        """A latency, `count` times."""
+        """Count a latency in a histogram, `count` times."""
         with self._lock:
             if name not in self._histograms:
                 self._histograms[name] = _Histogram()
             self._histograms[name].observe(seconds, count)
 
     def flush(self, gauges: Mapping[str, float]) -> None:
-        """Hand everything over; called by one thread."""
+        """Send all counts and these gauges to Triton. Must be called from one thread only."""
         with self._lock:
             totals = dict(self._totals)
-            latencies = {name: one.values() for name, one in self._histograms.items()}
+            latencies = {name: latency.values() for name, latency in self._histograms.items()}
         for name, total in totals.items():
             self._set_counters(name, COUNTERS[name], {"": total})
         for name, parts in latencies.items():
@@ -94,7 +94,7 @@ class Meter:
             self._gauges[name].set(value)
 
     def _set_counters(self, name: str, text: str, values: Mapping[str, float]) -> None:
-        """One family; `values` by the label `le`, "" for a family without it."""
+        """Set the counters of one family: `values` by the label `le`, or by "" for no label."""
         with self._sending:
             if name not in self._counters:
                 family = pb_utils.MetricFamily(
@@ -108,7 +108,7 @@ class Meter:
 
 
 class Timer:
-    """Times the tokens of one request."""
+    """Measures the latencies of one request's tokens."""
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
@@ -116,23 +116,23 @@ class Timer:
         self._started = False
 
     def tokens(self, count: int) -> None:
-        """`count` tokens came now."""
+        """Count `count` tokens that came now."""
         now = time.monotonic()
-        passed, self._last = now - self._last, now
+        elapsed, self._last = now - self._last, now
         self._meter.add(GENERATED_TOKENS_METRIC, count)
         if not self._started:
             self._started = True
-            self._meter.observe(TIME_TO_FIRST_TOKEN_METRIC, passed)
-            count, passed = count - 1, 0.0
+            self._meter.observe(TIME_TO_FIRST_TOKEN_METRIC, elapsed)
+            count, elapsed = count - 1, 0.0
         if count:
-            self._meter.observe(INTER_TOKEN_LATENCY_METRIC, passed / count, count)
+            self._meter.observe(INTER_TOKEN_LATENCY_METRIC, elapsed / count, count)
 
 
 class _Metric:
-    """One number on Triton's page; only changes go there."""
+    """One number on Triton's page. Only changes are sent."""
 
     def __init__(self, family: Any, labels: Mapping[str, str]) -> None:
-        self._family = family  # Triton forgets a family that nobody holds
+        self._family = family  # Triton drops a family without references
         self._metric = family.Metric(labels=dict(labels))
         self._value = 0.0
 
@@ -143,7 +143,7 @@ class _Metric:
 
 
 class _Histogram:
-    """Triton 2.51 has no histograms for models, so the parts are counters of the same names."""
+    """A histogram as counters with its parts' names: Triton 2.51 has no histograms for models."""
 
     def __init__(self) -> None:
         self._counts = [0] * (len(LATENCY_BOUNDS) + 1)
@@ -154,7 +154,7 @@ class _Histogram:
         self._total += seconds * count
 
     def values(self) -> dict[str, dict[str, float]]:
-        """Of the parts `bucket`, `sum` and `count`, by the label `le`."""
-        up_to: list[float] = list(accumulate(self._counts))
-        buckets = dict(zip(BUCKETS, up_to, strict=True))
-        return {"bucket": buckets, "sum": {"": self._total}, "count": {"": up_to[-1]}}
+        """Return the values of the parts `bucket`, `sum` and `count`, each by the label `le`."""
+        cumulative: list[float] = list(accumulate(self._counts))
+        buckets = dict(zip(BUCKETS, cumulative, strict=True))
+        return {"bucket": buckets, "sum": {"": self._total}, "count": {"": cumulative[-1]}}

@@ -19,19 +19,19 @@ from nemotron_engine.triton import parameter, refuse_parameters, required, tenso
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the engine is asked with, and what is needed to make its tokens an answer."""
+    """A prompt for the engine, and the settings that turn the engine's tokens into an answer."""
 
     settings: AnswerSettings
     tensors: list[Any]
-    """Of `contract.PROMPT_OUTPUTS`."""
+    """The tensors of `wire.PROMPT_OUTPUTS`."""
 
 
 PROMPTS = ("text_input", "messages", "input_token_ids")
-"""The ways to give one."""
+"""The inputs that can hold the prompt; a request sends exactly one of them."""
 
 
-class Prompting:
-    """The chat template, the tokenizer, the limits."""
+class PromptBuilder:
+    """Makes prompts with the chat template, the tokenizer and the limits of one model."""
 
     def __init__(
         self,
@@ -50,8 +50,8 @@ class Prompting:
         self._stream_ids = (f"{uuid.uuid4().hex}-{number}" for number in itertools.count())
 
     @classmethod
-    def of_model(cls, args: dict[str, str]) -> Prompting:
-        """By the parameters of a Triton model's configuration."""
+    def of_model(cls, args: dict[str, str]) -> PromptBuilder:
+        """Return the builder that the parameters of a Triton model's configuration describe."""
         return cls(
             Path(parameter(args, "tokenizer_path")),
             max_seq_len=int(parameter(args, "max_seq_len")),
@@ -60,14 +60,14 @@ class Prompting:
             clamps=parameter(args, "long_answers") == "clamp",
         )
 
-    def prepare(self, request: Any) -> Prompt:
-        """NemotronError says what is wrong with the request."""
+    def build(self, request: Any) -> Prompt:
+        """Return a request's prompt. Raises `NemotronError` if the request is invalid."""
         refuse_parameters(request)
-        for one in TEXT_INPUTS:
-            if one.lanes and self.lane in one.lanes:
+        for text_input in TEXT_INPUTS:
+            if self.lane in text_input.lanes:
                 continue
-            if (sent := values(request, one.name)) is not None:
-                one.refuse(self.lane, sent)
+            if (sent := values(request, text_input.name)) is not None:
+                text_input.refuse(self.lane, sent)
         if not value(request, "exclude_input_in_output", default=True):
             raise NemotronError(
                 "an answer never repeats its prompt",
@@ -78,7 +78,7 @@ class Prompting:
         max_tokens = self._max_tokens(len(ids), required(request, "max_tokens"))
         # Some clients send one empty string for "none".
         stop_strings = tuple(text for text in values(request, "stop_words") or () if text)
-        StopStrings(stop_strings)  # refuses what could never match
+        StopStrings(stop_strings)  # raises if a stop string can never match
         end_id = value(request, "end_id")
         end_ids = self.tokenizer.end_ids if end_id is None else (end_id,)
         settings = AnswerSettings(
@@ -93,24 +93,24 @@ class Prompting:
         return Prompt(
             settings,
             [
-                tensor("input_ids", ids, np.int32),
-                tensor("input_lengths", [len(ids)], np.int32),
-                tensor("request_output_len", [max_tokens], np.int32),
-                tensor("end_id", end_ids[:1], np.int32),
-                tensor("stop_words_list", _one_token_stops(end_ids[1:]), np.int32),
+                tensor("input_ids", ids),
+                tensor("input_lengths", [len(ids)]),
+                tensor("request_output_len", [max_tokens]),
+                tensor("end_id", end_ids[:1]),
+                tensor("stop_words_list", _one_token_stops(end_ids[1:])),
                 # The engine always streams: only so can a stop string end it early.
-                tensor("streaming", [True], np.bool_),
-                tensor("stream_id", [settings.stream_id], np.object_),
-                tensor("answer_settings", [settings.to_json()], np.object_),
+                tensor("streaming", [True]),
+                tensor("stream_id", [settings.stream_id]),
+                tensor("answer_settings", [settings.to_json()]),
                 *self._word_tensors(request),
             ],
         )
 
     def _word_tensors(self, request: Any) -> list[Any]:
-        """What words become for an engine that knows only tokens."""
-        made = []
+        """Return the tensors of bad words and biased words, which an engine takes as tokens."""
+        tensors = []
         if bad := [word for word in values(request, "bad_words") or () if word]:
-            made.append(tensor("bad_words_list", token_lists(self.tokenizer, bad), np.int32))
+            tensors.append(tensor("bad_words_list", token_lists(self.tokenizer, bad)))
         words = [word for word in values(request, "embedding_bias_words") or () if word]
         weights = values(request, "embedding_bias_weights") or []
         if len(words) != len(weights) and (words or any(weights)):
@@ -124,11 +124,11 @@ class Prompting:
             for word, weight in zip(words, weights, strict=True):
                 for ids in _spellings(self.tokenizer, word):
                     bias[ids] += weight
-            made.append(tensor("embedding_bias", bias, np.float32))
-        return made
+            tensors.append(tensor("embedding_bias", bias))
+        return tensors
 
     def _encode(self, request: Any) -> tuple[list[int], bool]:
-        """The prompt's ids; whether they went through the chat template."""
+        """Return the prompt's token ids, and whether they went through the chat template."""
         prompts = {name: values(request, name) for name in PROMPTS}
         sent = [name for name, prompt in prompts.items() if prompt is not None]
         if len(sent) != 1:
@@ -154,26 +154,26 @@ class Prompting:
                 where="input_token_ids",
             )
 
-    def _max_tokens(self, prompt: int, wanted: int) -> int:
-        """How long the answer may be."""
-        if wanted < 1:
-            raise NemotronError(f"max_tokens is {wanted}", remedy="ask for 1 or more")
-        if not prompt:
+    def _max_tokens(self, prompt_length: int, max_tokens: int) -> int:
+        """Return the limit for the answer's tokens: `max_tokens`, or the room if that clamps."""
+        if max_tokens < 1:
+            raise NemotronError(f"max_tokens is {max_tokens}", remedy="ask for 1 or more")
+        if not prompt_length:
             raise NemotronError("the prompt is empty", where="text_input")
-        room = self._max_seq_len - prompt
-        if wanted <= room:
-            return wanted
+        room = self._max_seq_len - prompt_length
+        if max_tokens <= room:
+            return max_tokens
         if self._clamps and room > 0:
             return room
         raise NemotronError(
-            f"{prompt} prompt tokens and max_tokens {wanted} are more than the "
+            f"{prompt_length} prompt tokens and max_tokens {max_tokens} are more than the "
             f"{self._max_seq_len} this model holds",
             remedy=f"ask for at most {room}" if room > 0 else "shorten the prompt",
         )
 
 
 def token_lists(tokenizer: Tokenizer, words: Sequence[str]) -> list[list[int]]:
-    """The classic form [2, n] of words: all sequences' tokens, then where each sequence ends."""
+    """Return words in the classic form [2, n]: all sequences' tokens, then each sequence's end."""
     sequences = [ids for word in words for ids in _spellings(tokenizer, word)]
     ends = list(itertools.accumulate(map(len, sequences)))
     flat = [id_ for ids in sequences for id_ in ids]
@@ -181,14 +181,14 @@ def token_lists(tokenizer: Tokenizer, words: Sequence[str]) -> list[list[int]]:
 
 
 def _spellings(tokenizer: Tokenizer, word: str) -> list[list[int]]:
-    """A word's tokens where it continues a text and where a space is in front of it."""
-    before = tokenizer.encode("\n")
-    spellings = [tokenizer.encode("\n" + text)[len(before) :] for text in (word, " " + word)]
+    """Return a word's tokens where it continues a text, and where a space is in front of it."""
+    newline = tokenizer.encode("\n")
+    spellings = [tokenizer.encode("\n" + text)[len(newline) :] for text in (word, " " + word)]
     return [ids for number, ids in enumerate(spellings) if ids and ids not in spellings[:number]]
 
 
 def _one_token_stops(ids: tuple[int, ...]) -> list[list[int]]:
-    """The classic form of sequences of one token each."""
+    """Return end tokens in the classic form of `token_lists`, as sequences of one token each."""
     if not ids:
         return [[0], [-1]]
     return [list(ids), list(range(1, len(ids) + 1))]

@@ -1,7 +1,7 @@
 """The engine of the PyTorch lane: TensorRT-LLM's `LLM` API, 1.3 and later.
 
-On one node the library starts a process for each GPU by itself. Over several, `nemotron serve` runs
-under its `trtllm-llmapi-launch`, which keeps the other ranks waiting for the first.
+On one node the library itself starts a process for each GPU. On several nodes, `nemotron serve`
+runs under the library's `trtllm-llmapi-launch`, which makes the other ranks wait for rank 0.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ CANCELLED = GenerationChunk((), finish_reason="cancelled")
 
 
 @dataclass
-class _Live:
+class _Running:
     """A request that the library works on."""
 
     task: asyncio.Task[GenerationChunk]
     timer: asyncio.TimerHandle
-    """Stops it when its time is over."""
+    """Timer that stops the request at its deadline."""
     end: GenerationChunk | NemotronError = CANCELLED
-    """What it ends with if it is stopped."""
+    """Last chunk or error of the request if it is stopped."""
 
 
 class PyTorchEngine:
-    """See `Engine`. Requests live in one event loop, whose thread calls `on_chunk`."""
+    """See `Engine`. Requests running in one event loop, whose thread calls `on_chunk`."""
 
     def __init__(self, folder: Path) -> None:
         os.environ[NO_TELEMETRY] = "1"  # read when the library is imported
@@ -51,7 +51,7 @@ class PyTorchEngine:
         self._settings = PyTorchEngineSettings.read(folder)
         self._llm = tensorrt_llm.LLM(**_llm_arguments(folder, self._settings))
         self._admission = Admission(self._settings)
-        self._live: dict[str, _Live] = {}
+        self._running: dict[str, _Running] = {}
         self._pace = Pace("pytorch")
         self._steps = 0
         self._loop = asyncio.new_event_loop()
@@ -73,51 +73,52 @@ class PyTorchEngine:
         return known
 
     def state(self) -> EngineState:
-        """See `Engine`. The library counts no steps; these are pieces of answers."""
+        """See `Engine`. The library counts no steps; `steps` is the number of pieces of answers."""
         return EngineState(self._steps, self._admission.waiting, None)
 
     def close(self) -> None:
         """See `Engine`."""
         asyncio.run_coroutine_threadsafe(self._stop_all(), self._loop).result()
-        self._llm.shutdown()  # its threads still have things to tell the loop
+        self._llm.shutdown()  # its threads still call the loop
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
     def _start(self, request: GenerationRequest, on_chunk: OnChunk, seconds: float) -> None:
-        name = request.request_id
+        request_id = request.request_id
         task = self._loop.create_task(self._stream(request, on_chunk))
         late = TimedOut("the answer was not whole in the time allowed")
-        self._live[name] = _Live(task, self._loop.call_later(seconds, self._stop, name, late))
-        task.add_done_callback(partial(self._end, name, on_chunk))
+        timer = self._loop.call_later(seconds, self._stop, request_id, late)
+        self._running[request_id] = _Running(task, timer)
+        task.add_done_callback(partial(self._end, request_id, on_chunk))
 
-    def _end(self, name: str, on_chunk: OnChunk, task: asyncio.Task[GenerationChunk]) -> None:
-        live = self._live.pop(name)
-        live.timer.cancel()
-        self._admission.leave(name)
+    def _end(self, request_id: str, on_chunk: OnChunk, task: asyncio.Task[GenerationChunk]) -> None:
+        running = self._running.pop(request_id)
+        running.timer.cancel()
+        self._admission.leave(request_id)
         if task.cancelled():
-            on_chunk(live.end)
+            on_chunk(running.end)
         elif (error := task.exception()) is None:
             on_chunk(task.result())
         elif isinstance(error, (self._api.llmapi.RequestError, ValueError)):
             on_chunk(NemotronError(f"the engine refuses the request: {error}"))
-        else:  # whatever else it raises, its workers have not survived
+        else:  # any other exception means that the library's workers have died
             self._admission.refuse_all(str(error))
-            on_chunk(NemotronError(f"the engine is dead: {error}", where=name))
+            on_chunk(NemotronError(f"the engine is dead: {error}", where=request_id))
 
-    def _stop(self, name: str, end: NemotronError | None = None) -> None:
-        if (live := self._live.get(name)) is not None:
-            live.end = end or live.end
-            live.task.cancel()
+    def _stop(self, request_id: str, end: NemotronError | None = None) -> None:
+        if (running := self._running.get(request_id)) is not None:
+            running.end = end or running.end
+            running.task.cancel()
 
     async def _stop_all(self) -> None:
-        tasks = [live.task for live in self._live.values()]
+        tasks = [running.task for running in self._running.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _stream(self, request: GenerationRequest, on_chunk: OnChunk) -> GenerationChunk:
-        """The last chunk, after the others have gone out."""
+        """Send a request's chunks, and return the last one."""
         scheduled_ns = time.time_ns()
         ids: tuple[int, ...] = ()
         log_probs: tuple[float, ...] = ()
@@ -125,7 +126,7 @@ class PyTorchEngine:
         params = _sampling_params(self._api, request)
         result = self._llm.generate_async(list(request.input_ids), params, streaming=True)
         try:
-            # No `wait_for` around each step: before Python 3.12 it loses a cancel that comes
+            # No `wait_for` around each step: before Python 3.12 it loses a cancellation that comes
             # together with the step.
             async for step in result:
                 self._steps += 1
@@ -136,8 +137,8 @@ class PyTorchEngine:
                     reason = FINISH_REASONS.get(output.finish_reason, "cancelled")
                     return GenerationChunk(ids, log_probs, reason, scheduled_ns)
                 start = time.monotonic()
-                if (now := self._pace.burst(start, len(self._live))) != burst:
-                    burst = now
+                if (current := self._pace.burst(start, len(self._running))) != burst:
+                    burst = current
                     on_chunk(GenerationChunk(ids, log_probs, None, scheduled_ns))
                     ids, log_probs = (), ()
                     self._pace.sent(time.monotonic() - start)
@@ -180,12 +181,12 @@ def _sampling_params(api: Any, request: GenerationRequest) -> Any:
         "pad_id": end_id,
         "ignore_eos": end_id is None,
         "stop_token_ids": stop_ids or None,
-        "include_stop_str_in_output": True,  # tokens too: none that was counted is taken back
+        "include_stop_str_in_output": True,  # keeps tokens that were counted
         "seed": request.seed,
         "repetition_penalty": request.repetition_penalty,
         "presence_penalty": request.presence_penalty,
         "frequency_penalty": request.frequency_penalty,
-        "logprobs": 0 if request.log_probs else None,  # of the token itself, no others
+        "logprobs": 0 if request.log_probs else None,  # only of the token itself
         "detokenize": False,
         "add_special_tokens": False,
     }
@@ -198,7 +199,7 @@ def _sampling_params(api: Any, request: GenerationRequest) -> Any:
     else:
         fields["top_k"] = 1
     if request.embedding_bias is not None:
-        import torch  # noqa: PLC0415  # TensorRT-LLM brings it
+        import torch  # noqa: PLC0415  # installed with TensorRT-LLM
 
         fields["embedding_bias"] = torch.tensor(request.embedding_bias, dtype=torch.float32)
     if request.guide_type is not None:
@@ -206,14 +207,14 @@ def _sampling_params(api: Any, request: GenerationRequest) -> Any:
     return api.SamplingParams(**fields)
 
 
-def _guide(api: Any, kind: str, guide: str | None) -> Any:
-    if kind == "json":
+def _guide(api: Any, guide_type: str, guide: str | None) -> Any:
+    if guide_type == "json":
         return api.llmapi.GuidedDecodingParams(json_object=True)
-    field = {"json_schema": "json", "ebnf_grammar": "grammar"}.get(kind, kind)
+    field = {"json_schema": "json", "ebnf_grammar": "grammar"}.get(guide_type, guide_type)
     return api.llmapi.GuidedDecodingParams(**{field: guide})
 
 
 def _log_probs(output: Any, ids: tuple[int, ...]) -> tuple[float, ...]:
-    """Of the tokens themselves; the library gives a table of token → log-probability for each."""
+    """Return the tokens' own log-probabilities out of the library's table per token."""
     tables = output.logprobs_diff
     return tuple(table[id_].logprob for id_, table in zip(ids, tables, strict=False))

@@ -1,4 +1,4 @@
-"""What an engine is asked and what it answers, the same for every lane."""
+"""Requests to an engine and the chunks of its answers, the same for every lane."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from nemotron_core.errors import ErrorKind, NemotronError
+from nemotron_core.generation import MAX_SEED
 
-MAX_SEED = 2**64 - 1
 GUIDE_TYPES = ("json", "json_schema", "regex", "ebnf_grammar", "structural_tag")
 
 
 class Overloaded(NemotronError):
-    """As many requests wait as may; nothing is wrong with this one."""
+    """The queue is full. The request itself is valid."""
 
     kind = ErrorKind.OVERLOADED
 
 
 class EngineBroken(NemotronError):
-    """The engine has failed for good; nothing is wrong with the request."""
+    """The engine has failed for good. The request itself is valid."""
 
     kind = ErrorKind.FAILED
 
 
 class TimedOut(NemotronError):
-    """The time allowed for the request was over before its answer."""
+    """The time allowed for the request ended before its answer was complete."""
 
     kind = ErrorKind.TIMED_OUT
 
 
 def samples(temperature: float | None, top_k: int | None) -> bool:
-    """Whether tokens are drawn: a temperature or a `top_k` of more than 1 is given.
+    """Return whether tokens are sampled: if there is a temperature or a `top_k` of more than 1.
 
-    A temperature of 0 and a `top_k` of 1 are greedy in any case.
+    A temperature of 0 or a `top_k` of 1 means greedy decoding in any case.
     """
     if top_k == 1 or temperature == 0:
         return False
@@ -42,16 +42,16 @@ def samples(temperature: float | None, top_k: int | None) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
-    """One prompt's generation. None means the default that the field's comment states.
+    """Parameters of one prompt's generation. `None` means the default in the field's comment.
 
-    Without sampling (see `samples`) the most probable token is taken. A `top_p` of 0 is none.
+    Without sampling (see `samples`) the most probable token is taken. A `top_p` of 0 means none.
     """
 
     request_id: str
     input_ids: tuple[int, ...]
     max_tokens: int
     end_ids: tuple[int, ...]
-    temperature: float | None = None  # 1, if a top_k asks for sampling
+    temperature: float | None = None  # 1, if `top_k` turns sampling on
     top_k: int | None = None  # no limit
     top_p: float | None = None  # 1
     repetition_penalty: float | None = None  # 1
@@ -60,18 +60,18 @@ class GenerationRequest:
     min_tokens: int | None = None  # 0
     seed: int | None = None  # 0
     log_probs: bool = False
-    embedding_bias: tuple[float, ...] | None = None  # one for each token of the vocabulary
-    guide_type: str | None = None  # of `GUIDE_TYPES`
+    embedding_bias: tuple[float, ...] | None = None  # one value per token of the vocabulary
+    guide_type: str | None = None  # one of `GUIDE_TYPES`
     guide: str | None = None
-    seconds: float | None = None  # as long as it takes
+    seconds: float | None = None  # no limit
 
     @property
     def samples(self) -> bool:
-        """Tokens are drawn, not taken by rank."""
+        """Whether tokens are sampled, by the function `samples`."""
         return samples(self.temperature, self.top_k)
 
     def check(self, vocab_size: int, max_seq_len: int) -> None:
-        """NemotronError names the value that no engine of this model could serve."""
+        """Raise `NemotronError` if a value is invalid for every engine of this model."""
         count = len(self.input_ids)
         if not count:
             raise NemotronError("the prompt is empty", where="input_ids")
@@ -122,14 +122,14 @@ class GenerationRequest:
 
 
 class GenerationChunk(NamedTuple):
-    """The next tokens of one request; `finish_reason` is None until the last chunk.
+    """The next tokens of one request; `finish_reason` is `None` until the last chunk.
 
-    "stop": the last token is one of the request's end ids. "length": `max_tokens` are out.
-    "cancelled": `cancel` came first; such a chunk has no tokens.
+    "stop" means that the last token is one of the request's end ids, "length" that `max_tokens` are
+    generated, "cancelled" that `cancel` came first; a chunk with "cancelled" has no tokens.
     """
 
     token_ids: tuple[int, ...]
     log_probs: tuple[float, ...] = ()
     finish_reason: str | None = None
     scheduled_ns: int = 0
-    """With the last chunk: when the first step with this request began, ns since the epoch."""
+    """Start of the first step with this request, ns since the epoch; set in the last chunk."""

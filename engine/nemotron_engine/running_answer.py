@@ -1,4 +1,4 @@
-"""One running answer: the engine's tokens go in, the outputs of the ensemble come out."""
+"""The running answer of one sequence: takes the engine's tokens, makes the ensemble's outputs."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from nemotron_core.text import AnswerSettings, AnswerStream, Tokenizer
-from nemotron_core.wire import TIMES
+from nemotron_core.wire import TIME_OUTPUTS
 from nemotron_engine.inner_request import responses
 from nemotron_engine.triton import tensor
 
 
 @dataclass(frozen=True)
 class Step:
-    """What the engine has sent for one sequence of a request."""
+    """The tokens that the engine sent at once for one sequence of a request."""
 
     sequence: int
     token_ids: list[int]
     finish_reason: str
-    """Empty until the last."""
+    """Empty until the last step."""
     log_probs: list[float] = field(default_factory=list)
     cum_log_prob: float | None = None
     times: dict[str, int] = field(default_factory=dict)
-    """Of `contract.TIMES`, with the last step and if they were asked for."""
+    """Nanoseconds by the names of `wire.TIME_OUTPUTS`, with the last step and if requested."""
 
     def first(self, count: int) -> Step:
-        """Of so many tokens, as if the others had not come yet."""
+        """Return the step with its first `count` tokens only, as if the others had not come yet."""
         cum_log_prob = self.cum_log_prob
         if cum_log_prob is not None:
             cum_log_prob -= sum(self.log_probs[count:])
@@ -43,7 +43,7 @@ class Step:
 
 
 class RunningAnswer:
-    """The text of one sequence; `stop` is called once, when the engine need not go on."""
+    """The text of one sequence. Calls `stop` once, when the engine need not continue."""
 
     def __init__(
         self, tokenizer: Tokenizer, settings: AnswerSettings, stop: Callable[[], None]
@@ -65,13 +65,14 @@ class RunningAnswer:
 
     @property
     def is_finished(self) -> bool:
+        """Whether the last outputs were made."""
         return self._finished
 
     def with_reason(self, step: Step, *, last: bool = False) -> Step:
-        """The step with its finish reason, where the engine gives none.
+        """Return the step with a finish reason derived from its tokens.
 
-        TensorRT-LLM's C++ backend leaves out the end token and says only that no more comes
-        (`last`); a stop word of one token is in its output.
+        TensorRT-LLM's C++ backend gives no reasons. It leaves out the end token and only reports
+        that no more tokens come (`last`); a stop word of one token is in its output.
         """
         count = self._num_tokens + len(step.token_ids)
         if step.token_ids and step.token_ids[-1] in self._settings.end_ids:
@@ -81,8 +82,12 @@ class RunningAnswer:
         return replace(step, finish_reason="stop" if last else "")
 
     def push(self, step: Step) -> list[Any]:
-        """The outputs to send now; none while a character is incomplete or the answer is whole."""
-        if self._finished:  # tokens that the engine made before it heard of the stop
+        """Return the outputs to send after this step.
+
+        The list is empty while a character is incomplete, while the client waits for one whole
+        response, and after the answer has ended.
+        """
+        if self._finished:  # tokens that the engine generated before it received the stop
             return []
         finish_reason = step.finish_reason
         step = self._take(step)
@@ -101,9 +106,9 @@ class RunningAnswer:
         return outputs
 
     def _take(self, step: Step) -> Step:
-        """Its text becomes part of the answer; a stop string ends the step where it is complete.
+        """Add the step's text to the answer. Return the step, cut where a stop string ends.
 
-        So an answer has the same tokens however many of them came at once.
+        So an answer has the same tokens, however many of them came at once.
         """
         ids = step.token_ids
         if self._settings.stop_strings:
@@ -116,41 +121,39 @@ class RunningAnswer:
         return step
 
     def stop_engine(self) -> None:
-        """Free the engine's slot, once: the text is complete, or nobody wants it."""
+        """Free the engine's slot, once: the text is complete, or its client disconnected."""
         if not self._engine_stopped:
             self._engine_stopped = True
             self._stop()
 
     def _outputs(self, step: Step, finish_reason: str) -> list[Any]:
         outputs = [
-            tensor("text_output", [self._unsent_text], np.object_),
-            tensor("output_token_ids", self._unsent_ids, np.int32),
-            tensor("finish_reason", [finish_reason], np.object_),
-            tensor("stop_reason", [self._text.stop_reason or ""], np.object_),
-            tensor("num_input_tokens", [self._settings.num_input_tokens], np.int32),
-            tensor("num_output_tokens", [self._num_tokens], np.int32),
-            tensor("sequence_index", [step.sequence], np.int32),
+            tensor("text_output", [self._unsent_text]),
+            tensor("output_token_ids", self._unsent_ids),
+            tensor("finish_reason", [finish_reason]),
+            tensor("stop_reason", [self._text.stop_reason or ""]),
+            tensor("num_input_tokens", [self._settings.num_input_tokens]),
+            tensor("num_output_tokens", [self._num_tokens]),
+            tensor("sequence_index", [step.sequence]),
         ]
         if step.cum_log_prob is not None:
-            outputs.append(tensor("output_log_probs", [self._unsent_log_probs], np.float32))
-            outputs.append(tensor("cum_log_probs", [step.cum_log_prob], np.float32))
-        if step.times:
-            outputs += [tensor(one.name, [step.times[one.name]], np.int64) for one in TIMES]
-        return outputs
+            outputs.append(tensor("output_log_probs", [self._unsent_log_probs]))
+            outputs.append(tensor("cum_log_probs", [step.cum_log_prob]))
+        return outputs + [tensor(name, [time_ns]) for name, time_ns in step.times.items()]
 
 
-def stop_engine(name: str) -> None:
-    """Ask `tensorrt_llm` to end every request of that id."""
-    one = np.ones((1, 1), np.int32)
+def stop_engine(request_id: str) -> None:
+    """Have `tensorrt_llm` end every request with this id."""
+    placeholder = np.ones((1, 1), np.int32)
     stop = pb_utils.InferenceRequest(
         model_name="tensorrt_llm",
-        request_id=name,
+        request_id=request_id,
         requested_output_names=[],
         inputs=[
             pb_utils.Tensor("stop", np.array([[True]])),
             *(
-                pb_utils.Tensor(n, one)
-                for n in ("input_ids", "input_lengths", "request_output_len")
+                pb_utils.Tensor(name, placeholder)
+                for name in ("input_ids", "input_lengths", "request_output_len")
             ),
         ],
     )
@@ -159,15 +162,18 @@ def stop_engine(name: str) -> None:
 
 
 def read_step(get: Callable[[str], list[Any] | None]) -> Step:
-    """A step out of the engine's tensors; `get` gives one's elements, or None."""
+    """Return a step from the engine's outputs.
+
+    `get` returns the elements of the output of a name, or `None` if it was not sent.
+    """
     cum_log_probs = get("cum_log_probs")
     (finish_reason,) = get("finish_reason") or [""]
-    last = bool(finish_reason)
+    times = {output.name: get(output.name) for output in TIME_OUTPUTS} if finish_reason else {}
     return Step(
         sequence=(get("sequence_index") or [0])[0],
         token_ids=get("output_ids") or [],
         finish_reason=finish_reason,
         log_probs=get("output_log_probs") or [],
         cum_log_prob=cum_log_probs[0] if cum_log_probs else None,
-        times={one.name: found[0] for one in TIMES if last and (found := get(one.name))},
+        times={name: time_ns[0] for name, time_ns in times.items() if time_ns},
     )

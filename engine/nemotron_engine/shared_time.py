@@ -1,4 +1,4 @@
-"""A moment that two processes share, for news that is not worth a message."""
+"""A point in time that two processes share in memory."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ SIZE = 8
 
 
 class SharedTime:
-    """Seconds of `time.monotonic()`, a float64 in memory; reading and writing take no system call.
+    """Seconds of `time.monotonic()`, a float64 in shared memory.
 
-    Aligned, so each is done in one piece.
+    Reading and writing take no system call, and are atomic because the float64 is aligned.
     """
 
     def __init__(self, file: int | None = None) -> None:
-        """A new one, 0.0, or that of the process which passed on its open `file`."""
+        """Create a shared time of 0.0, or open the one of a process that passed on its `file`."""
         if file is None:
             file = os.memfd_create("shared time")
             os.ftruncate(file, SIZE)
@@ -25,12 +25,13 @@ class SharedTime:
 
     @property
     def seconds(self) -> float:
+        """The shared time, seconds of `time.monotonic()`."""
         return self._seconds[0]
 
     @seconds.setter
-    def seconds(self, moment: float) -> None:
-        self._seconds[0] = moment
+    def seconds(self, value: float) -> None:
+        self._seconds[0] = value
 
     def close(self) -> None:
-        """Of the file, once it is passed on; the memory stays."""
+        """Close the file, once it is passed on. The memory stays mapped."""
         os.close(self.file)

@@ -1,120 +1,108 @@
-"""Tensors of a Triton request as Python values, and back; used by every model of the repository."""
+"""Conversion between the tensors and errors of Triton requests and Python values."""
 
 from __future__ import annotations
 
-import faulthandler
 import json
-import os
-import threading
-import time
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from nemotron_core.errors import ErrorKind, NemotronError
-
-TRITON_POLL_SECONDS = 1.0
-FINALIZE_SECONDS = 5.0
-"""A model has this long to end by itself when its Triton has gone."""
+from nemotron_core.wire import DATATYPES
 
 KNOWN_PARAMETERS = {"id"}
-"""`/generate` takes the request's id from this key, and hands it on as a parameter too."""
-
-
-def end_with_triton(triton: int) -> None:
-    """Wait for the end of Triton's process, and then end this one.
-
-    A model that waits for another's answer would otherwise wait for ever.
-    """
-    while os.getppid() == triton:
-        time.sleep(TRITON_POLL_SECONDS)
-    time.sleep(FINALIZE_SECONDS)
-    os._exit(1)
-
-
-faulthandler.enable()  # a model's process that crashes says in Triton's log where
-threading.Thread(
-    target=end_with_triton, args=(os.getppid(),), name="end with Triton", daemon=True
-).start()
+"""Parameters of a request that are not inputs: `/generate` passes on the request's id as one."""
+NUMPY_TYPES: dict[str, type[np.generic]] = {
+    "BYTES": np.object_,
+    "BOOL": np.bool_,
+    "INT32": np.int32,
+    "INT64": np.int64,
+    "FP32": np.float32,
+}
+"""NumPy's types for the types of our outputs."""
 
 
 def values(request: Any, name: str) -> list[Any] | None:
-    """All elements of an input, or None if it was not sent; texts as str."""
+    """Return all elements of an input, or `None` if it was not sent. Strings become `str`."""
     return elements(pb_utils.get_input_tensor_by_name(request, name))
 
 
 def elements(tensor: Any) -> list[Any] | None:
-    """All elements of a tensor, or None if there is none; texts as str."""
+    """Return all elements of a tensor, or `None` for no tensor. Strings become `str`.
+
+    Raises `NemotronError` if a string is not valid UTF-8.
+    """
     if tensor is None:
         return None
-    found: list[Any] = tensor.as_numpy().ravel().tolist()
-    if found and isinstance(found[0], bytes):
-        return [_text(tensor.name(), element) for element in found]
-    return found
+    items: list[Any] = tensor.as_numpy().ravel().tolist()
+    if items and isinstance(items[0], bytes):
+        return [_text(tensor.name(), item) for item in items]
+    return items
 
 
 def value(request: Any, name: str, default: Any = None) -> Any:
-    """The element of an input of one, or `default` if it was not sent."""
-    found = values(request, name)
-    if found is None:
+    """Return the only element of an input, or `default` if the input was not sent.
+
+    Raises `NemotronError` if the input does not have exactly one element.
+    """
+    items = values(request, name)
+    if items is None:
         return default
-    if len(found) != 1:
-        raise NemotronError(f"expected one value, got {len(found)}", where=name)
-    return found[0]
+    if len(items) != 1:
+        raise NemotronError(f"expected one value, got {len(items)}", where=name)
+    return items[0]
 
 
 def required(request: Any, name: str) -> Any:
-    """The element of an input of one that must be there.
+    """Return the only element of an input. Raises `NemotronError` if the input was not sent.
 
-    Triton itself only counts a request's inputs: an optional one makes up for a missing one.
+    Triton does not check this: it only counts a request's inputs, so an optional input makes up
+    for a missing one.
     """
-    found = value(request, name)
-    if found is None:
+    item = value(request, name)
+    if item is None:
         raise NemotronError(f"{name} is missing")
-    return found
+    return item
 
 
 def refuse_parameters(request: Any) -> None:
-    """NemotronError if something was sent that is no input.
+    """Raise `NemotronError` if the request has a parameter that is not an input.
 
-    `/generate` makes a parameter of every key it does not know: a misspelt or unsupported setting
-    would otherwise change nothing and tell nobody.
+    `/generate` makes a parameter of every key that is not an input. A misspelt or unsupported
+    setting would otherwise be ignored silently.
     """
     unknown = sorted(set(json.loads(request.parameters() or "{}")) - KNOWN_PARAMETERS)
     if unknown:
         raise NemotronError(f"there is no input {unknown[0]!r}", remedy="leave it out")
 
 
-def tensor(name: str, elements: Any, dtype: Any) -> Any:
-    """An output with the batch axis in front."""
-    if dtype is object and isinstance(elements, Sequence):
-        elements = [e.encode() if isinstance(e, str) else e for e in elements]
-    return pb_utils.Tensor(name, np.array([elements], dtype))
+def tensor(name: str, elements: Any) -> Any:
+    """Return the tensor `name` of the contract, with the batch axis in front of `elements`."""
+    return pb_utils.Tensor(name, np.array([elements], NUMPY_TYPES[DATATYPES[name]]))
 
 
 def error_response(error: NemotronError) -> Any:
-    """Return the response that tells a client of `error`, by its kind."""
+    """Return the response that reports `error` to a client, by its kind."""
     return _error(error.kind, f"{error.kind.value}{error}")
 
 
 def engine_failure_text(error: NemotronError) -> str:
-    """Return an engine's failure as text, for where an error response cannot go.
+    """Return an engine's failure as text, for where an error response cannot be sent.
 
-    The request was right, so the kind is `TIMED_OUT` or `FAILED`, whatever `error` says.
+    The request itself was valid, so the kind is `TIMED_OUT` or `FAILED`, whatever `error` has.
     """
     kind = ErrorKind.TIMED_OUT if error.kind is ErrorKind.TIMED_OUT else ErrorKind.FAILED
     return f"{kind.value}{error}"
 
 
 def is_engine_failure(text: str) -> bool:
-    """Return whether `text` is the text of an engine's failure."""
+    """Return whether `text` was made by `engine_failure_text`."""
     return text.startswith((ErrorKind.TIMED_OUT.value, ErrorKind.FAILED.value))
 
 
 def error_response_of_text(text: str) -> Any:
-    """Return the response with the error that another model gave, of its kind, in its words."""
+    """Return the response that passes on another model's error, with its kind and its words."""
     kind = ErrorKind.of_text(text)
     if kind is None:
         return _error(ErrorKind.FAILED, text)
@@ -122,12 +110,12 @@ def error_response_of_text(text: str) -> Any:
 
 
 def shutting_down() -> Any:
-    """Return the response to every new request while the running ones finish."""
+    """Return the response to every new request while the running requests finish."""
     return error_response(NemotronError("ask another", kind=ErrorKind.SHUTTING_DOWN))
 
 
 def parameter(args: dict[str, str], name: str) -> str:
-    """A parameter of the model's configuration."""
+    """Return a parameter of the model's configuration, from the arguments of `initialize`."""
     return str(json.loads(args["model_config"])["parameters"][name]["string_value"])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nemotron_core.wire import Lane
-from nemotron_engine.pace import FIRST_COST, LONGEST, SHARES, SHORTEST, Pace
+from nemotron_engine.pace import INITIAL_COST, MAX_SECONDS, MIN_SECONDS, SENDING_FRACTIONS, Pace
 
 
 def settled(lane: Lane, cost: float) -> Pace:
@@ -25,19 +25,19 @@ def space(pace: Pace, running: int, start: float = 1000.0) -> float:
     first = pace.burst(start, running)
     ticks = range(1, 1001)
     return next(
-        tick * LONGEST / 1000
+        tick * MAX_SECONDS / 1000
         for tick in ticks
-        if pace.burst(start + (tick + 0.01) * LONGEST / 1000, running) > first
+        if pace.burst(start + (tick + 0.01) * MAX_SECONDS / 1000, running) > first
     )
 
 
-@pytest.mark.parametrize("lane", SHARES)
+@pytest.mark.parametrize("lane", SENDING_FRACTIONS)
 @pytest.mark.parametrize("running", [1, 8, 128])
 @pytest.mark.parametrize("cost", [1e-4, 1e-3, 1e-2])
 def test_sending_takes_its_share_of_the_time(lane: Lane, running: int, cost: float) -> None:
-    expected = min(max(running * cost / SHARES[lane], SHORTEST[lane]), LONGEST)
+    expected = min(max(running * cost / SENDING_FRACTIONS[lane], MIN_SECONDS[lane]), MAX_SECONDS)
     found = space(settled(lane, cost), running)
-    assert found == pytest.approx(expected, rel=0.02, abs=LONGEST / 500)
+    assert found == pytest.approx(expected, rel=0.02, abs=MAX_SECONDS / 500)
 
 
 def test_an_answer_is_sent_once_in_a_burst() -> None:
@@ -48,7 +48,7 @@ def test_an_answer_is_sent_once_in_a_burst() -> None:
 
 
 def test_a_stall_does_not_hold_back_what_follows() -> None:
-    pace = settled("pytorch", FIRST_COST)
+    pace = settled("pytorch", INITIAL_COST)
     before = space(pace, 100)
     pace.sent(10.0)
     assert space(pace, 100, 2000.0) < 1.5 * before
@@ -57,4 +57,4 @@ def test_a_stall_does_not_hold_back_what_follows() -> None:
 def test_the_spaces_follow_a_lasting_cost() -> None:
     pace = settled("pytorch", 1e-4)
     settle(pace, 1e-2)
-    assert space(pace, 4) == pytest.approx(4 * 1e-2 / SHARES["pytorch"], rel=0.02)
+    assert space(pace, 4) == pytest.approx(4 * 1e-2 / SENDING_FRACTIONS["pytorch"], rel=0.02)

@@ -16,12 +16,12 @@ from enum import IntEnum
 from nemotron_core.errors import NemotronError
 
 PIECES, TRAINER_SPEC, NORMALIZER_SPEC = 1, 2, 3
-PIECE_TEXT, PIECE_SCORE, PIECE_KIND = 1, 2, 3
+PIECE_TEXT, PIECE_SCORE, PIECE_TYPE = 1, 2, 3
 TRAINER_ALGORITHM, TRAINER_BYTE_FALLBACK = 3, 35
 CHARSMAP, DUMMY_PREFIX, EXTRA_WHITESPACES, ESCAPE_WHITESPACES = 2, 3, 4, 5
 
 
-class Kind(IntEnum):
+class PieceType(IntEnum):
     """Of a piece."""
 
     NORMAL = 1
@@ -43,7 +43,7 @@ class Algorithm(IntEnum):
 class Piece:
     text: str
     score: float
-    kind: Kind
+    type: PieceType
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class SentencePieceModel:
 def _piece(data: bytes) -> Piece:
     fields = dict(_fields(data))
     score = struct.unpack("<f", _bytes(fields.get(PIECE_SCORE, b"\0\0\0\0")))[0]
-    kind = Kind(_int(fields.get(PIECE_KIND, Kind.NORMAL)))
+    kind = PieceType(_int(fields.get(PIECE_TYPE, PieceType.NORMAL)))
     return Piece(_bytes(fields[PIECE_TEXT]).decode(), score, kind)
 
 

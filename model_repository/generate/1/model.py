@@ -1,6 +1,6 @@
-"""The ensemble for clients that want one response: plain infer over HTTP and gRPC.
+"""The model `generate`: the ensemble's answer as one response, for plain infer over HTTP and gRPC.
 
-Triton refuses plain infer on a decoupled model, and an ensemble around a streaming engine is one.
+Triton refuses plain infer on a decoupled model, and an ensemble with a streaming engine is one.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from nemotron_core.errors import NemotronError
-from nemotron_engine.inner_request import forget_all, responses
+from nemotron_engine.inner_request import release_all, responses
 from nemotron_engine.triton import (
     error_response,
     error_response_of_text,
@@ -19,18 +19,20 @@ from nemotron_engine.triton import (
     refuse_parameters,
     value,
 )
+from nemotron_engine.watchdog import start_watchdog
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
-        # A thread for each answer that is waited for; past this many, the ensemble refuses.
+        start_watchdog()
+        # One thread waits for each answer. The ensemble refuses more requests than `max_requests`.
         self._pool = ThreadPoolExecutor(int(parameter(args, "max_requests")))
 
     def finalize(self) -> None:
         self._pool.shutdown()
-        forget_all()
+        release_all()
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
@@ -53,8 +55,10 @@ def _inner(request: Any) -> Any:
         model_name="ensemble",
         request_id=request.request_id(),
         requested_output_names=list(request.requested_output_names()),
-        # Copies: what a request's inputs lie in is Triton's again when `execute` returns.
-        inputs=[pb_utils.Tensor(i.name(), i.as_numpy().copy()) for i in request.inputs()],
+        # Copies, because Triton reuses the memory of a request's inputs when `execute` returns.
+        inputs=[
+            pb_utils.Tensor(tensor.name(), tensor.as_numpy().copy()) for tensor in request.inputs()
+        ],
     )
 
 

@@ -1,4 +1,4 @@
-"""The engine, tokens in and tokens out, where it is not TensorRT-LLM's C++ backend."""
+"""The model `tensorrt_llm`, tokens to tokens, on the lanes whose engine is Python."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from nemotron_core.errors import NemotronError
@@ -25,8 +24,8 @@ from nemotron_core.metrics import (
     WAITING_METRIC,
 )
 from nemotron_core.wire import ENGINE_INPUTS, Lane
-from nemotron_engine.cancellation import Listener
-from nemotron_engine.engine import open_engine
+from nemotron_engine.adapters import open_engine
+from nemotron_engine.cancellation import CancellationPoll
 from nemotron_engine.meter import FLUSH_SECONDS, Meter, Timer
 from nemotron_engine.request import GenerationChunk, GenerationRequest
 from nemotron_engine.triton import (
@@ -40,6 +39,7 @@ from nemotron_engine.triton import (
     value,
     values,
 )
+from nemotron_engine.watchdog import start_watchdog
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 MAX_SEQUENCES = 64
@@ -47,9 +47,10 @@ MAX_SEQUENCES = 64
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
+        start_watchdog()
         self._lane = cast(Lane, parameter(args, "lane"))
         self._engine = open_engine(self._lane, Path(parameter(args, "gpt_model_path")))
-        # Names a client may stop a request by → the engine's ids; clients may share a name.
+        # Ids by which a client may stop requests → the engine's ids. Clients may use equal ids.
         self._running: defaultdict[str, set[str]] = defaultdict(set)
         self._lock = threading.Lock()
         self._count = 0
@@ -63,7 +64,7 @@ class TritonPythonModel:
         self._flusher.join()
         self._engine.close()
         self._meter.close()
-        gc.collect()  # Triton's objects must not outlive the model: their end would crash it
+        gc.collect()  # Triton's objects must not outlive the model: their destructors would crash
 
     def _flush(self) -> None:
         steps = 0
@@ -88,11 +89,11 @@ class TritonPythonModel:
             except NemotronError as error:
                 sender.send(error_response(error), flags=FINAL)
 
-    def _stop(self, name: str) -> None:
+    def _stop(self, stop_id: str) -> None:
         with self._lock:
-            ids = list(self._running.get(name, ()))
-        for id_ in ids:
-            self._engine.cancel(id_)
+            engine_ids = list(self._running.get(stop_id, ()))
+        for engine_id in engine_ids:
+            self._engine.cancel(engine_id)
 
     def _start(self, request: Any, sender: Any) -> None:
         generation = _generation(request, self._lane)
@@ -102,75 +103,78 @@ class TritonPythonModel:
             count,
             streaming=value(request, "streaming", default=False),
             times=value(request, "return_perf_metrics", default=False),
-            # Triton lets no step mix a stream's second response with what came before the stream,
-            # so the engine hands on what postprocessing has to know.
-            echo=value(request, "answer_settings", default=""),
+            # Triton cannot combine a stream's second response with tensors from before the stream,
+            # so the engine passes on what postprocessing needs.
+            answer_settings=value(request, "answer_settings", default=""),
         )
         stream_id = value(request, "stream_id", default="")
-        parts = []
-        ended: list[Callable[[], None]] = []
+        submissions = []
+        releases: list[Callable[[], None]] = []
         for number in range(count):
             seed = ((generation.seed or 0) + number) % (MAX_SEED + 1)
-            one = replace(generation, request_id=uuid.uuid4().hex, seed=seed)
-            own = f"{stream_id}/{number}" if stream_id else ""
-            names = {name for name in (request.request_id(), stream_id, own) if name}
-            ended.append(self._note(one.request_id, names))
+            sequence = replace(generation, request_id=uuid.uuid4().hex, seed=seed)
+            sequence_id = f"{stream_id}/{number}" if stream_id else ""
+            stop_ids = {id_ for id_ in (request.request_id(), stream_id, sequence_id) if id_}
+            releases.append(self._register(sequence.request_id, stop_ids))
             answer = _Answer(
                 group,
                 number,
-                log_probs=one.log_probs,
-                ended=ended[-1],
-                cancel=partial(self._engine.cancel, one.request_id),
+                log_probs=sequence.log_probs,
+                release=releases[-1],
+                cancel=partial(self._engine.cancel, sequence.request_id),
                 timer=Timer(self._meter),
             )
-            parts.append((one, answer.push))
+            submissions.append((sequence, answer.push))
         try:
-            self._engine.submit_all(parts)
+            self._engine.submit_all(submissions)
         except NemotronError:
-            for end in ended:
-                end()
+            for release in releases:
+                release()
             raise
         self._meter.add(PROMPT_TOKENS_METRIC, len(generation.input_ids))
 
-    def _note(self, id_: str, names: set[str]) -> Callable[[], None]:
-        """From now on these names stop the request; the result ends that."""
+    def _register(self, engine_id: str, stop_ids: set[str]) -> Callable[[], None]:
+        """Count a running sequence that these ids stop. Return the function that unregisters it."""
         with self._lock:
-            for name in names:
-                self._running[name].add(id_)
+            for stop_id in stop_ids:
+                self._running[stop_id].add(engine_id)
             self._count += 1
             self._meter.running(self._count)
 
-        def ended() -> None:
+        def unregister() -> None:
             with self._lock:
-                for name in names:
-                    self._running[name].discard(id_)
-                    if not self._running[name]:
-                        del self._running[name]
+                for stop_id in stop_ids:
+                    self._running[stop_id].discard(engine_id)
+                    if not self._running[stop_id]:
+                        del self._running[stop_id]
                 self._count -= 1
                 self._meter.running(self._count)
 
-        return ended
+        return unregister
 
 
 @dataclass
 class _Group:
-    """The sequences of one request, which have one sender; all are stepped by one thread."""
+    """The sequences of one request, which have one response sender and are pushed by one thread."""
 
     sender: Any
-    left: int
+    remaining: int
+    """Number of sequences that have not ended."""
     streaming: bool
     times: bool
-    echo: str
+    """Whether the last response of each sequence has its times."""
+    answer_settings: str
+    """Passed on in each response; empty if the client is not the ensemble."""
     arrival_ns: int = field(default_factory=time.time_ns)
 
     def flags(self) -> int:
-        """Of the last response of a sequence."""
-        self.left -= 1
-        return 0 if self.left else int(FINAL)
+        """Count the end of a sequence. Return the flags of its last response."""
+        self.remaining -= 1
+        return 0 if self.remaining else int(FINAL)
 
 
 class _Answer:
-    """Sends one sequence's chunks, each as it comes or all at the end; called by one thread."""
+    """Sends one sequence's chunks as they come, or all at the end. Used by one thread only."""
 
     def __init__(
         self,
@@ -178,17 +182,17 @@ class _Answer:
         sequence: int,
         *,
         log_probs: bool,
-        ended: Callable[[], None],
+        release: Callable[[], None],
         cancel: Callable[[], object],
         timer: Timer,
     ) -> None:
         self._group = group
         self._sequence = sequence
         self._with_log_probs = log_probs
-        self._ended = ended
+        self._release = release
         self._cancel = cancel
         self._timer = timer
-        self._listener = Listener()
+        self._cancellation = CancellationPoll()
         self._ids: tuple[int, ...] = ()
         self._log_probs: tuple[float, ...] = ()
         self._cum_log_prob = 0.0
@@ -197,11 +201,12 @@ class _Answer:
     def push(self, chunk: GenerationChunk | NemotronError) -> None:
         sender = self._group.sender
         if isinstance(chunk, NemotronError):
-            self._ended()
-            # Of an error in the middle of a stream BLS sees nothing, so who has sent settings for
-            # the answer is told in place of the reason.
+            self._release()
+            # An error in the middle of a stream does not reach BLS, so a sender of answer settings
+            # gets the error in place of the finish reason.
             text = engine_failure_text(chunk)
-            response = self._response(text) if self._group.echo else error_response_of_text(text)
+            settings = self._group.answer_settings
+            response = self._response(text) if settings else error_response_of_text(text)
             sender.send(response, flags=self._group.flags())
             return
         if chunk.token_ids:
@@ -211,11 +216,11 @@ class _Answer:
         self._log_probs += chunk.log_probs
         self._cum_log_prob += sum(chunk.log_probs)
         if chunk.finish_reason is not None:
-            self._ended()
+            self._release()
             response = self._response(chunk.finish_reason, chunk.scheduled_ns)
             sender.send(response, flags=self._group.flags())
             return
-        if self._listener.has_left(sender):
+        if self._cancellation.is_cancelled(sender):
             self._cancel()
             return
         if self._group.streaming:
@@ -223,20 +228,20 @@ class _Answer:
             self._ids, self._log_probs = (), ()
 
     def _response(self, finish_reason: str, scheduled_ns: int = 0) -> Any:
-        echo = self._group.echo
-        tensors = [tensor("output_ids", [self._ids], np.int32)]
-        if echo:
-            tensors.append(tensor("answer_settings", [echo], np.object_))
-        # Each tensor takes its time, and `read_step` knows what one that is not there would say.
-        if not echo or finish_reason:
-            tensors.append(tensor("finish_reason", [finish_reason], np.object_))
-        if not echo or self._sequence:
-            tensors.append(tensor("sequence_index", [self._sequence], np.int32))
-        if not echo:
-            tensors.append(tensor("sequence_length", [len(self._ids)], np.int32))
+        settings = self._group.answer_settings
+        tensors = [tensor("output_ids", [self._ids])]
+        if settings:
+            tensors.append(tensor("answer_settings", [settings]))
+        # Each tensor costs time, and `read_step` knows the defaults of tensors that are left out.
+        if not settings or finish_reason:
+            tensors.append(tensor("finish_reason", [finish_reason]))
+        if not settings or self._sequence:
+            tensors.append(tensor("sequence_index", [self._sequence]))
+        if not settings:
+            tensors.append(tensor("sequence_length", [len(self._ids)]))
         if self._with_log_probs:
-            tensors.append(tensor("output_log_probs", [self._log_probs], np.float32))
-            tensors.append(tensor("cum_log_probs", [self._cum_log_prob], np.float32))
+            tensors.append(tensor("output_log_probs", [self._log_probs]))
+            tensors.append(tensor("cum_log_probs", [self._cum_log_prob]))
         if finish_reason and self._group.times:
             now = time.time_ns()
             times = {
@@ -245,7 +250,7 @@ class _Answer:
                 "first_token_time_ns": self._first_token_ns or now,
                 "last_token_time_ns": now,
             }
-            tensors += [tensor(name, [time_ns], np.int64) for name, time_ns in times.items()]
+            tensors += [tensor(name, [time_ns]) for name, time_ns in times.items()]
         return pb_utils.InferenceResponse(tensors)
 
 
@@ -258,9 +263,11 @@ def _sequences(request: Any) -> int:
 
 def _generation(request: Any, lane: Lane) -> GenerationRequest:
     refuse_parameters(request)
-    for one in ENGINE_INPUTS:
-        if lane not in one.lanes and (sent := values(request, one.name)) is not None:
-            one.refuse(lane, sent)
+    for engine_input in ENGINE_INPUTS:
+        if lane in engine_input.lanes:
+            continue
+        if (sent := values(request, engine_input.name)) is not None:
+            engine_input.refuse(lane, sent)
     input_ids = tuple(values(request, "input_ids") or ())
     if (length := required(request, "input_lengths")) != len(input_ids):
         raise NemotronError(
@@ -291,11 +298,14 @@ def _generation(request: Any, lane: Lane) -> GenerationRequest:
 
 
 def _one_token_stops(request: Any) -> tuple[int, ...]:
-    """End ids from the classic `stop_words_list`; this engine has no longer sequences."""
-    both = pb_utils.get_input_tensor_by_name(request, "stop_words_list")
-    if both is None:
+    """Return the end ids of the classic `stop_words_list`.
+
+    Raises `NemotronError` if a sequence has several tokens, which this engine does not support.
+    """
+    ids_and_ends = pb_utils.get_input_tensor_by_name(request, "stop_words_list")
+    if ids_and_ends is None:
         return ()
-    ids, ends = both.as_numpy().reshape(2, -1).tolist()
+    ids, ends = ids_and_ends.as_numpy().reshape(2, -1).tolist()
     ends = [end for end in ends if end > 0]
     if ends != list(range(1, len(ends) + 1)):
         raise NemotronError(

@@ -1,7 +1,7 @@
-"""The ensemble's twin in one model: the same inputs, outputs and text modules.
+"""The model `tensorrt_llm_bls`: the ensemble in one model, with the same inputs, outputs and text.
 
-It asks `tensorrt_llm` itself, one thread for each request, so it sees at once what Triton hides
-from the steps of an ensemble: that its client has cancelled or just hung up.
+It sends requests to `tensorrt_llm` itself, with one thread for each. So it sees at once what Triton
+hides from the steps of an ensemble: that a client cancelled or disconnected.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ import triton_python_backend_utils as pb_utils
 
 from nemotron_core.errors import ErrorKind, NemotronError
 from nemotron_core.metrics import PROMPT_TOKENS_METRIC
+from nemotron_core.text import Tokenizer
 from nemotron_core.wire import ENGINE_INPUTS, FOREIGN_ENGINE_INPUTS, TEXT_INPUTS
-from nemotron_engine.inner_request import forget_all, responses
+from nemotron_engine.inner_request import release_all, responses
 from nemotron_engine.meter import FLUSH_SECONDS, Meter, Timer
-from nemotron_engine.prompt import Prompt, Prompting
+from nemotron_engine.prompt import Prompt, PromptBuilder
 from nemotron_engine.request import Overloaded, TimedOut, samples
 from nemotron_engine.running_answer import RunningAnswer, Step, read_step, stop_engine
 from nemotron_engine.triton import (
@@ -36,25 +37,30 @@ from nemotron_engine.triton import (
     shutting_down,
     value,
 )
+from nemotron_engine.watchdog import start_watchdog
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 WATCH_SECONDS = 0.05
 QUEUE_IS_FULL = "Maximum queue size"
-"""How TensorRT-LLM's C++ backend says so, among other words."""
-PASSED_ON = {one.name: one.engine for one in TEXT_INPUTS if one.engine}
+"""Part of the error text of TensorRT-LLM's C++ backend when its queue is full."""
+ENGINE_NAMES = {
+    text_input.name: text_input.engine_name for text_input in TEXT_INPUTS if text_input.engine_name
+}
+"""Name at the engine of each input that is passed on unchanged."""
 
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
-        self._prompting = Prompting.of_model(args)
+        start_watchdog()
+        self._prompts = PromptBuilder.of_model(args)
         self._drain_file = Path(parameter(args, "drain_file"))
         self._seconds = int(parameter(args, "request_seconds"))
         self._max_requests = int(parameter(args, "max_requests"))
         self._pool = ThreadPoolExecutor(self._max_requests)
         self._running: dict[str, _Running] = {}
         self._lock = threading.Lock()
-        # Our own engines count for themselves.
-        foreign = self._prompting.lane == "tensorrt"
+        # Our own engines count their requests themselves.
+        foreign = self._prompts.lane == "tensorrt"
         self._meter = Meter({"model": args["model_name"]}) if foreign else None
         self._ended = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="watch clients", daemon=True)
@@ -64,8 +70,8 @@ class TritonPythonModel:
         self._ended.set()
         self._pool.shutdown()
         self._watcher.join()
-        forget_all()
-        gc.collect()  # Triton's objects must not outlive the model: their end would crash it
+        release_all()
+        gc.collect()  # Triton's objects must not outlive the model: their destructors would crash
         if self._meter:
             self._meter.close()
 
@@ -82,38 +88,41 @@ class TritonPythonModel:
 
     def _start(self, request: Any, sender: Any) -> None:
         with self._lock:
-            running = len(self._running)
-        if running >= self._max_requests:
-            raise Overloaded(f"{running} requests run or wait already", remedy="try again later")
-        prompt = self._prompting.prepare(request)
+            num_running = len(self._running)
+        if num_running >= self._max_requests:
+            raise Overloaded(
+                f"{num_running} requests run or wait already", remedy="try again later"
+            )
+        prompt = self._prompts.build(request)
         seconds = min(request.timeout() / 1e6 or math.inf, self._seconds)
         count = value(request, "num_return_sequences", default=1)
-        kind = _RunningForeign if self._meter else _Running
-        asked = kind(sender, prompt, self._prompting, count, time.monotonic() + seconds)
+        request_type = _RunningForeign if self._meter else _Running
+        tokenizer = self._prompts.tokenizer
+        running = request_type(sender, prompt, tokenizer, count, time.monotonic() + seconds)
         with self._lock:
-            asked.name_for_the_engine(request.request_id(), self._running)
-            self._running[asked.engine_id] = asked
+            running.choose_request_id(request.request_id(), self._running)
+            self._running[running.engine_id] = running
             if self._meter:
-                asked.timer = Timer(self._meter)
+                running.timer = Timer(self._meter)
                 self._meter.add(PROMPT_TOKENS_METRIC, prompt.settings.num_input_tokens)
                 self._meter.running(len(self._running))
-        # Copies: what a request's inputs lie in is Triton's again when `execute` returns.
+        # Copies, because Triton reuses the memory of a request's inputs when `execute` returns.
         inputs = {
-            PASSED_ON[one.name()]: one.as_numpy().copy()
-            for one in request.inputs()
-            if one.name() in PASSED_ON
+            ENGINE_NAMES[tensor.name()]: tensor.as_numpy().copy()
+            for tensor in request.inputs()
+            if tensor.name() in ENGINE_NAMES
         }
-        inputs |= kind.sampling(request)
+        inputs |= request_type.sampling(request)
         engine = pb_utils.InferenceRequest(
             model_name="tensorrt_llm",
-            request_id=asked.request_id,
+            request_id=running.request_id,
             requested_output_names=[],
             inputs=[
-                *(one for one in prompt.tensors if one.name() in kind.inputs),
+                *(tensor for tensor in prompt.tensors if tensor.name() in request_type.inputs),
                 *(pb_utils.Tensor(name, values) for name, values in inputs.items()),
             ],
         )
-        self._pool.submit(self._answer, asked, engine)
+        self._pool.submit(self._answer, running, engine)
 
     def _answer(self, running: _Running, engine: Any) -> None:
         try:
@@ -133,8 +142,8 @@ class TritonPythonModel:
         flushed = time.monotonic()
         while not self._ended.wait(WATCH_SECONDS):
             with self._lock:
-                everyone = list(self._running.values())
-            for running in everyone:
+                all_running = list(self._running.values())
+            for running in all_running:
                 running.stop_if_unwanted()
             if self._meter and time.monotonic() - flushed > FLUSH_SECONDS:
                 flushed = time.monotonic()
@@ -142,33 +151,33 @@ class TritonPythonModel:
 
 
 class _Running:
-    """One request on its way, through an engine of ours: it stops answers one by one, by name."""
+    """A running request at one of our own engines, which stop each sequence by its id."""
 
-    inputs = frozenset(one.name for one in ENGINE_INPUTS)
+    inputs = frozenset(engine_input.name for engine_input in ENGINE_INPUTS)
     timer: Timer | None = None
 
     @staticmethod
     def sampling(_request: Any) -> dict[str, Any]:
-        """Inputs that this engine would understand otherwise than the contract means them."""
+        """Return the inputs that this engine interprets differently from the contract."""
         return {}
 
     def __init__(
-        self, sender: Any, prompt: Prompt, prompting: Prompting, count: int, deadline: float
+        self, sender: Any, prompt: Prompt, tokenizer: Tokenizer, count: int, deadline: float
     ) -> None:
         self._sender = sender
         self._settings = prompt.settings
-        self._prompting = prompting
+        self._tokenizer = tokenizer
         self._count = count
         self._deadline = deadline
         self._answers: dict[int, RunningAnswer] = {}
         self._stopped = self._ended = False
         self.engine_id = prompt.settings.stream_id
         self.request_id = ""
-        # Triton 2.51 dies of a sender that is asked anything after its last response.
+        # Triton 2.51 crashes if a sender is called after its last response.
         self._sending = threading.Lock()
 
-    def name_for_the_engine(self, client_id: str, _running: Mapping[str, _Running]) -> None:
-        """Choose the request's id at the engine, by which its client may stop it too."""
+    def choose_request_id(self, client_id: str, _running: Mapping[str, _Running]) -> None:
+        """Set the request's id at the engine, by which its client may stop it too."""
         self.request_id = client_id
 
     @property
@@ -180,7 +189,7 @@ class _Running:
         if response.has_error():
             self.fail(response.error())
             return
-        outputs = {one.name(): one for one in response.output_tensors()}
+        outputs = {tensor.name(): tensor for tensor in response.output_tensors()}
         if not outputs:
             return
         step = read_step(lambda name: elements(outputs.get(name)))
@@ -202,14 +211,14 @@ class _Running:
         with self._sending:
             self._ended = True
             self._sender.send(flags=FINAL)
-            self._sender = None  # in a cycle with the answers it could outlive the model
+            self._sender = None  # otherwise it could outlive the model, in a reference cycle
 
     def _send(self, response: Any) -> None:
         with self._sending:
             self._sender.send(response)
 
     def stop_if_unwanted(self) -> None:
-        """Once; the engine then ends the request, and with it the thread that waits for it."""
+        """Stop the request, once, if nobody waits for it. Its end also ends the waiting thread."""
         if not self._stopped and self._is_unwanted():
             self._stop()
 
@@ -220,29 +229,29 @@ class _Running:
         self._stopped = True
         stop_engine(self.engine_id)
 
-    def _stop_one(self, sequence: int) -> None:
+    def _stop_sequence(self, sequence: int) -> None:
         stop_engine(self._settings.sequence_id(sequence))
 
     def _answer(self, sequence: int) -> RunningAnswer:
         if sequence not in self._answers:
             self._answers[sequence] = RunningAnswer(
-                self._prompting.tokenizer, self._settings, partial(self._stop_one, sequence)
+                self._tokenizer, self._settings, partial(self._stop_sequence, sequence)
             )
         return self._answers[sequence]
 
 
 class _RunningForeign(_Running):
-    """The same through TensorRT-LLM's C++ backend.
+    """A running request at TensorRT-LLM's C++ backend.
 
-    It gives no finish reasons, stops whole requests only, and knows them by Triton's id alone.
+    The backend gives no finish reasons, stops only whole requests, and by Triton's id alone.
     """
 
-    inputs = frozenset(one.name for one in FOREIGN_ENGINE_INPUTS)
+    inputs = frozenset(engine_input.name for engine_input in FOREIGN_ENGINE_INPUTS)
     _failed = _late = False
 
     @staticmethod
     def sampling(request: Any) -> dict[str, Any]:
-        """It draws only if there is a `top_k` or a `top_p`, whatever the temperature."""
+        """See `_Running`. The backend samples only with a `top_k` or a `top_p`."""
         temperature, top_k = value(request, "temperature"), value(request, "top_k")
         draws = samples(temperature, top_k)
         return {
@@ -251,7 +260,7 @@ class _RunningForeign(_Running):
             "temperature": np.array([[temperature or 1.0]], np.float32),
         }
 
-    def name_for_the_engine(self, client_id: str, running: Mapping[str, _Running]) -> None:
+    def choose_request_id(self, client_id: str, running: Mapping[str, _Running]) -> None:
         if client_id and client_id not in running:
             self.engine_id = client_id
         self.request_id = self.engine_id
@@ -266,7 +275,6 @@ class _RunningForeign(_Running):
             )
         else:
             super().fail(error)
-
         self._failed = True
 
     def end(self) -> None:
@@ -283,8 +291,8 @@ class _RunningForeign(_Running):
         self._late = self._late or time.monotonic() > self._deadline
         return self._late or super()._is_unwanted()
 
-    def _stop_one(self, _sequence: int) -> None:
+    def _stop_sequence(self, _sequence: int) -> None:
         finished = sum(answer.is_finished for answer in self._answers.values())
-        # The one that asks is finished with this step, and not counted yet.
+        # The sequence that stops now ends with this step, and is not counted yet.
         if finished + 1 >= self._count and not self._stopped:
             self._stop()

@@ -23,6 +23,7 @@ from nemotron_core.errors import NemotronError
 from nemotron_engine.cpu import CpuEngine
 from nemotron_engine.request import GenerationChunk, GenerationRequest, Overloaded
 from nemotron_engine.triton import parameter, required, value, values
+from nemotron_engine.watchdog import start_watchdog
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 END = 1
@@ -31,6 +32,7 @@ POLL_SECONDS = 0.05
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
+        start_watchdog()
         self._world = MPI.COMM_WORLD
         engine = Path(parameter(args, "gpt_model_path"))
         rank = self._world.Get_rank()
