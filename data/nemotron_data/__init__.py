@@ -1,1 +1,1 @@
-"""Batch jobs and synthetic data: many rows to a server, every answer in a file exactly once."""
+"""Batch jobs and synthetic data: send many rows to a server and store each answer exactly once."""

@@ -1,8 +1,8 @@
-"""The input: lines of a JSONL file as rows with an id, or the reason why a line is none.
+"""The input: lines of a JSONL file as rows with an id, or the reason why a line is not a row.
 
-A line is either OpenAI's for batches,
+A line is either a line of OpenAI's batches,
 ``{"custom_id": …, "method": "POST", "url": "/v1/chat/completions", "body": {…}}``,
-or plain: the body alone, with `messages` or with `prompt`, and if you like a `custom_id`.
+or plain: the body alone, with `messages` or with `prompt`, and optionally a `custom_id`.
 """
 
 from __future__ import annotations
@@ -23,17 +23,20 @@ from nemotron_core.errors import NemotronError
 
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 PROMPTS = {CHAT: "messages", COMPLETION: "prompt"}
-"""The key of a body that holds what is asked, for each of the two endpoints."""
+"""Key of a request body that holds the prompt, for each of the two endpoints."""
 STREAM = "-"
-"""In place of a path: standard input or output."""
+"""Stands for standard input or output in place of a path."""
 LONGEST_LINE = 16 << 20
+"""Length in bytes, with the newline."""
 LONGEST_ID = 512
-_ENVELOPE = {"custom_id", "method", "url", "body"}
+"""Length in characters."""
+_BATCH_KEYS = {"custom_id", "method", "url", "body"}
+"""Keys of a line of OpenAI's batches."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One request. `number` is its line's, from 1."""
+    """One request. `number` is the number of its line, from 1."""
 
     number: int
     custom_id: str
@@ -43,7 +46,7 @@ class Row:
 
 @dataclass(frozen=True)
 class BadRow:
-    """A line that cannot be asked, and why."""
+    """A line that cannot be sent, with the reason and a remedy."""
 
     number: int
     custom_id: str | None
@@ -52,10 +55,10 @@ class BadRow:
 
 
 class Source:
-    """An input, read once already for its hash; NemotronError if it cannot be.
+    """An input, which is read once for its hash when it is opened.
 
-    A path, decompressed if it ends with `.gz`, or standard input, which is read to its end first
-    and kept in a temporary file without a name.
+    `path` is decompressed if it ends with `.gz`. With `-`, standard input is first copied to its
+    end into a temporary file without a name. Raises `NemotronError` if the input cannot be read.
     """
 
     def __init__(self, path: str) -> None:
@@ -72,17 +75,20 @@ class Source:
             self.rows += bool(line.strip())
         self.sha256 = sha256.hexdigest()
         self.numbers: dict[int, int] = {}
-        """The line of each custom_id's digest, as far as `read` has come."""
+        """Number of the line of each custom_id, by its digest, for the rows read so far."""
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
-        """Number and content of each line that is not empty. NemotronError if it cannot be read."""
+        """Yield the number and content of each line that is not empty.
+
+        Raises `NemotronError` if the input cannot be read.
+        """
         self._file.seek(0)
         for number, line in enumerate(_lines(self._file, self.name), 1):
             if line.strip():
                 yield number, line
 
     def read(self) -> Iterator[Row | BadRow]:
-        """Every row in order; of two with the same id, the second is a bad one."""
+        """Yield every row in order. The second of two rows with the same custom_id is a bad row."""
         self.numbers.clear()
         for number, line in self.lines():
             row = parse(number, line)
@@ -123,19 +129,19 @@ def _lines(file: IO[bytes], name: str) -> Iterator[bytes]:
 
 
 def digest(custom_id: str) -> int:
-    """16 bytes for any id, for sets of millions of them."""
+    """Return 16 bytes for any custom_id, small enough for sets of millions of them."""
     return int.from_bytes(hashlib.blake2b(custom_id.encode(), digest_size=16).digest(), "big")
 
 
 def parse(number: int, line: bytes) -> Row | BadRow:
-    """The row in a line.
+    """Return the row in a line, or why there is none.
 
     >>> parse(7, b'{"prompt": "One, two,", "max_tokens": 5}')
     Row(number=7, custom_id='line-7-f439fbdf', endpoint='/v1/completions', body={'prompt': 'One, two,', 'max_tokens': 5})
     """  # noqa: E501
     custom_id = None
     try:
-        content = json.loads(line, parse_constant=_no_constant)
+        content = json.loads(line, parse_constant=_reject_constant)
         if not isinstance(content, dict):
             raise ValueError("the line is not a JSON object")
         custom_id = _custom_id(content)
@@ -151,7 +157,7 @@ def parse(number: int, line: bytes) -> Row | BadRow:
     return Row(number, custom_id, endpoint, body)
 
 
-def _no_constant(name: str) -> float:
+def _reject_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
 
 
@@ -169,7 +175,7 @@ def _request(content: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     if "body" not in content:
         body = {key: value for key, value in content.items() if key != "custom_id"}
         return (COMPLETION if "prompt" in body else CHAT), body
-    if unknown := sorted(content.keys() - _ENVELOPE):
+    if unknown := sorted(content.keys() - _BATCH_KEYS):
         raise ValueError(f"unknown key {unknown[0]!r} beside body")
     if content.get("method", "POST") != "POST":
         raise ValueError(f"method {content['method']!r} is not POST")

@@ -26,11 +26,11 @@ def simulate(
         while len(running) < concurrency.limit:
             if len(running) >= queue:
                 refused += 1
-                concurrency.overloaded(concurrency.limit)
+                concurrency.record_overload(concurrency.limit)
                 break
             heapq.heappush(running, (now + latency(len(running) + 1), now, concurrency.limit))
         now, sent, limit = heapq.heappop(running)
-        concurrency.answered(now - sent, TOKENS, limit)
+        concurrency.record_answer(now - sent, TOKENS, limit)
         done += 1
         if done == answers // 2:
             half = now
@@ -44,7 +44,7 @@ def batching(room: int) -> Callable[[int], float]:
 
 @pytest.mark.parametrize("room", [1, 5, 16, 64, 200])
 def test_finds_what_a_server_has_room_for(room: int) -> None:
-    concurrency = Concurrency(most=1024)
+    concurrency = Concurrency(maximum=1024)
     rate, refused = simulate(concurrency, batching(room), queue=10**9, answers=20_000)
     best = room / batching(room)(room)
     assert rate > 0.8 * best
@@ -53,25 +53,25 @@ def test_finds_what_a_server_has_room_for(room: int) -> None:
 
 
 def test_stays_below_what_a_server_refuses() -> None:
-    concurrency = Concurrency(most=1024)
+    concurrency = Concurrency(maximum=1024)
     rate, refused = simulate(concurrency, lambda n: 1.0, queue=40, answers=20_000)
     assert rate > 0.6 * 40
     assert refused < 20_000 * 0.02
 
 
 def test_grows_to_the_most_where_nothing_gets_slower() -> None:
-    concurrency = Concurrency(most=100)
+    concurrency = Concurrency(maximum=100)
     simulate(concurrency, lambda n: 1.0, queue=10**9, answers=5_000)
     assert concurrency.limit == 100
 
 
 def test_halved_once_for_all_that_were_sent_together() -> None:
-    concurrency = Concurrency(most=64, first=64)
+    concurrency = Concurrency(maximum=64, first=64)
     for _ in range(64):
-        concurrency.overloaded(asked_at=64)
+        concurrency.record_overload(limit_when_sent=64)
     assert concurrency.limit == 32
     for _ in range(10):
-        concurrency.overloaded(concurrency.limit)
+        concurrency.record_overload(concurrency.limit)
     assert concurrency.limit == 1
 
 

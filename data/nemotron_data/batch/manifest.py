@@ -1,4 +1,4 @@
-"""What a run was made from, beside its output: enough to make the same data again."""
+"""The manifest beside an output: everything that is needed to make the same data again."""
 
 from __future__ import annotations
 
@@ -11,34 +11,45 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nemotron_core.errors import NemotronError
 from nemotron_core.files import write_atomically
+from nemotron_data.options import Value
 
 SUFFIX = ".manifest.json"
-Value = str | int | float | bool | None
+LONGEST_VALUE = 24
+"""Characters of a value in an error message; longer ones are cut."""
 
 
 class Manifest(BaseModel):
-    """A row's seed is its own, or that of `row_seed`: so it can be known without the output."""
+    """A run's input, settings and server.
+
+    A row's seed is the one that it sets, or `row_seed` of the run's seed and its custom_id. So it
+    is known without the output.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format_version: Literal[1] = 1
     source: str
+    """Path of the input, or "standard input"."""
     source_sha256: str
-    """Of the input's lines."""
+    """SHA-256 (hex) of the input's lines."""
     seed: int | None
     defaults: dict[str, Value]
-    """For rows that do not say it themselves."""
+    """Keys of a request body for rows that do not set them."""
     server: dict[str, Value]
-    """What the server told of itself: model, engine, template."""
+    """What the server says about itself: model, engine, checkpoint, template."""
     rows: int
-    """Lines of the input."""
+    """Number of lines of the input that are not empty."""
     finished: int | None = None
-    """Rows in the output when a run came to its end."""
+    """Number of rows in the output when a run came to its end."""
     failed: int | None = None
+    """Number of failed rows when a run came to its end."""
 
 
 def row_seed(seed: int, custom_id: str) -> int:
-    """Of the first 6 bytes of SHA-256 of "seed:custom_id": below 2**48, so exact in any JSON.
+    """Return the seed of a row that sets none.
+
+    It is the first 6 bytes, big-endian, of the SHA-256 of "seed:custom_id". So it is below 2**48
+    and exact in any JSON parser.
 
     >>> row_seed(0, "question-1")
     280154119006244
@@ -47,12 +58,15 @@ def row_seed(seed: int, custom_id: str) -> int:
 
 
 def manifest_path(output: Path) -> Path:
-    """Where an output's manifest is."""
+    """Return the path of an output's manifest."""
     return output.with_name(output.name + SUFFIX)
 
 
 def read_manifest(output: Path) -> Manifest | None:
-    """None if there is none; NemotronError if it cannot be read."""
+    """Return the manifest of an output, or `None` if the file does not exist.
+
+    Raises `NemotronError` if it cannot be read.
+    """
     path = manifest_path(output)
     try:
         return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
@@ -67,27 +81,27 @@ def read_manifest(output: Path) -> Manifest | None:
 
 
 def write_manifest(output: Path, manifest: Manifest) -> None:
-    """It is there whole or not at all."""
+    """Write the manifest of an output in one step. Raises `NemotronError` if that fails."""
     write_atomically(manifest_path(output), manifest.model_dump_json(indent=2) + "\n")
 
 
 def check_same(output: Path, before: Manifest, now: Manifest) -> None:
-    """NemotronError says what differs, if rows of both runs must not be in one file.
+    """Raise `NemotronError` if the rows of two runs must not be in one file; it names each reason.
 
-    What a server did not tell in one of the runs cannot differ.
+    Values that a server did not report in one of the runs are not compared.
     """
-    pairs: list[tuple[str, Value, Value]] = [
+    values: list[tuple[str, Value, Value]] = [
         ("the input's SHA-256", before.source_sha256, now.source_sha256),
         ("--seed", before.seed, now.seed),
         *_pairs("", before.defaults, now.defaults),
         *(pair for pair in _pairs("server's ", before.server, now.server) if None not in pair),
     ]
-    differ = [
-        f"{name} was {_short(old)} and is {_short(new)}" for name, old, new in pairs if old != new
+    differences = [
+        f"{name} was {_short(old)} and is {_short(new)}" for name, old, new in values if old != new
     ]
-    if differ:
+    if differences:
         raise NemotronError(
-            f"the output was begun otherwise: {'; '.join(differ)}",
+            f"the output was begun otherwise: {'; '.join(differences)}",
             where=output,
             remedy="restore that, or name another output",
         )
@@ -102,4 +116,4 @@ def _pairs(
 
 def _short(value: Value) -> str:
     text = json.dumps(value)
-    return text if len(text) <= 24 else f"{text[:13]}…"
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE // 2 + 1]}…"

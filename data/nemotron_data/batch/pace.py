@@ -1,68 +1,70 @@
-"""How many requests run at once, and how many a minute: pure logic, told the time by its caller."""
+"""The pace of requests: concurrency, rates and backoff as pure logic; callers pass the time."""
 
 from __future__ import annotations
 
 import math
 
 GAIN = 0.25
-"""A step up pays if at least this share of it becomes throughput."""
+"""A step up is kept if the throughput grows by at least this fraction of the step."""
 STEP = 0.125
-"""Of the limit, once doubling no longer pays."""
+"""Size of a step as a fraction of the limit, once doubling has failed."""
 HOLD = 4
-"""Rounds without a try after one that did not pay; it doubles up to `LONGEST_HOLD`."""
+"""Number of rounds without a step after a step that failed. It doubles with each further failure,
+up to `LONGEST_HOLD`."""
 LONGEST_HOLD = 32
 
 
 class Concurrency:
-    """A limit that grows while latency holds, and is halved when the server is overloaded.
+    """A limit on concurrent requests that grows while latency holds, and halves under overload.
 
-    A round is as many answers as the limit. With a latency of so many seconds per token, the limit
-    divided by it is the throughput (Little's law). While a server has room, more requests at once
-    hardly make any of them slower; when it has none they wait for each other. So a step up is kept
-    if latency grew clearly less than the limit, and taken back if not; doubling at first, later an
-    eighth at a time, and tried again after some rounds, for servers change.
+    A round is as many answers as the limit. With the latency in seconds per token, the limit
+    divided by the latency is the throughput (Little's law). While a server has room, more requests
+    at once hardly slow each other down; when it has none, they wait for each other. So a step up is
+    kept if latency grew clearly less than the limit, and taken back if not. Steps double the limit
+    at first and later raise it by an eighth. A step that failed is tried again after some rounds,
+    because a server's load changes.
     """
 
-    def __init__(self, most: int, first: int = 4) -> None:
-        self.most = most
-        self.limit = min(first, most)
+    def __init__(self, maximum: int, first: int = 4) -> None:
+        self.maximum = maximum
+        self.limit = min(first, maximum)
         self._doubling = True
-        self._base: tuple[int, float] | None = None
-        """The limit and the latency before the last step up; None: no step is on trial."""
+        self._before_step: tuple[int, float] | None = None
+        """Limit and latency before the last step up; `None` if no step is on trial."""
         self._hold = 0
         self._next_hold = HOLD
-        self._begin_round()
+        self._start_round()
 
-    def answered(self, seconds: float, tokens: int, asked_at: int) -> None:
-        """A request that was sent when the limit was `asked_at` took so long for its tokens."""
-        if asked_at != self.limit:
-            return  # it tells of another limit
+    def record_answer(self, seconds: float, tokens: int, limit_when_sent: int) -> None:
+        """Record the duration and the tokens of a request that was sent at `limit_when_sent`."""
+        if limit_when_sent != self.limit:
+            return  # its latency belongs to another limit
         self._answers += 1
         self._seconds += seconds
         self._tokens += max(1, tokens)
         if self._answers >= self.limit:
-            self._judge(self._seconds / self._tokens)
-            self._begin_round()
+            self._end_round(self._seconds / self._tokens)
+            self._start_round()
 
-    def overloaded(self, asked_at: int) -> None:
-        """The server refused one: half of it, once for all that were sent at that limit."""
-        if asked_at == self.limit:
+    def record_overload(self, limit_when_sent: int) -> None:
+        """Halve the limit, once for all refused requests that were sent at the same limit."""
+        if limit_when_sent == self.limit:
             self.limit = max(1, self.limit // 2)
             self._doubling = False
-            self._base = None
+            self._before_step = None
             self._hold = HOLD
-            self._begin_round()
+            self._start_round()
 
-    def _begin_round(self) -> None:
+    def _start_round(self) -> None:
         self._answers, self._seconds, self._tokens = 0, 0.0, 0
 
-    def _judge(self, latency: float) -> None:
-        if self._base is not None:
-            limit, before = self._base
-            self._base = None
-            growth = self.limit / limit - 1
-            if latency > before * (1 + (1 - GAIN) * growth):
-                self.limit = limit
+    def _end_round(self, latency: float) -> None:
+        if self._before_step is not None:
+            old_limit, old_latency = self._before_step
+            self._before_step = None
+            growth = self.limit / old_limit - 1
+            if latency > old_latency * (1 + (1 - GAIN) * growth):
+                self.limit = old_limit
                 self._doubling = False
                 self._hold = self._next_hold
                 self._next_hold = min(LONGEST_HOLD, 2 * self._next_hold)
@@ -70,39 +72,45 @@ class Concurrency:
             self._next_hold = HOLD
         if self._hold > 0:
             self._hold -= 1
-        elif self.limit < self.most:
-            self._base = self.limit, latency
+        elif self.limit < self.maximum:
+            self._before_step = self.limit, latency
             larger = 2 * self.limit if self._doubling else self.limit + max(1, self.limit * STEP)
-            self.limit = min(self.most, int(larger))
+            self.limit = min(self.maximum, int(larger))
 
 
 class Bucket:
-    """So much a minute: it holds a tenth of that at most, so a burst is short.
+    """A token bucket: an amount per minute, of which it holds a tenth, so that bursts are short.
 
-    What is taken is an estimate, corrected when the true amount is known; it may then owe some.
+    Callers take an estimate and correct it when the true amount is known, so the level may be
+    negative.
     """
 
     def __init__(self, per_minute: float | None, now: float) -> None:
         self._rate = math.inf if per_minute is None else per_minute / 60
-        self._most = max(1.0, self._rate * 6)
-        self._level = self._most
-        self._then = now
+        self._capacity = max(1.0, self._rate * 6)
+        self._level = self._capacity
+        self._updated = now
 
     def wait(self, amount: float, now: float) -> float:
-        """Seconds until `amount` may be taken; for more than it holds, until it is full."""
+        """Return the seconds until `amount` may be taken.
+
+        For more than the bucket holds, these are the seconds until it is full.
+        """
         if math.isinf(self._rate):
             return 0.0
-        self._level = min(self._most, self._level + (now - self._then) * self._rate)
-        self._then = now
-        return max(0.0, (min(amount, self._most) - self._level) / self._rate)
+        self._level = min(self._capacity, self._level + (now - self._updated) * self._rate)
+        self._updated = now
+        return max(0.0, (min(amount, self._capacity) - self._level) / self._rate)
 
     def take(self, amount: float) -> None:
-        """Less than nothing gives back."""
+        """Take an amount, or give it back if it is negative."""
         self._level -= amount
 
 
 def backoff(attempt: int, first: float, longest: float, draw: float) -> float:
-    """Seconds before the next attempt, after so many; `draw` (0 to 1) spreads them.
+    """Return the seconds to wait after attempt `attempt` (the first is 1).
+
+    `draw`, between 0 and 1, spreads the wait between half of it and all of it.
 
     >>> [backoff(attempt, 0.5, 10, 1.0) for attempt in range(1, 7)]
     [0.5, 1.0, 2.0, 4.0, 8.0, 10]

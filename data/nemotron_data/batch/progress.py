@@ -1,4 +1,4 @@
-"""Progress of a batch on standard error: rows, tokens a second, errors, time left."""
+"""Progress of a batch on standard error: rows, tokens per second, failures, time left."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 LINE_SECONDS = 10.0
-"""How often a log, which cannot show a bar, gets a line."""
+"""Seconds between two lines in a log, which cannot show a bar."""
 
 
 class Progress:
-    """A bar on a terminal, a line now and then in a log."""
+    """A bar on a terminal, or a line every `LINE_SECONDS` in a log."""
 
-    def __init__(self, what: str, total: int, finished: int) -> None:
-        self._what, self._total, self._before = what, total, finished
+    def __init__(self, title: str, total: int, finished: int) -> None:
+        self._title, self._total, self._before = title, total, finished
         self._rows = self._tokens = self._failed = 0
-        self._begun = self._told = time.monotonic()
+        self._start = self._last_line = time.monotonic()
         console = Console(stderr=True)
         self._bar: Bar | None = None
         if console.is_terminal:
@@ -28,11 +28,11 @@ class Progress:
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[told]}"),
+                TextColumn("{task.fields[status]}"),
                 TimeRemainingColumn(),
                 console=console,
             )
-            self._task = self._bar.add_task(what, total=total, completed=finished, told="")
+            self._task = self._bar.add_task(title, total=total, completed=finished, status="")
 
     def __enter__(self) -> Progress:
         if self._bar is not None:
@@ -41,48 +41,48 @@ class Progress:
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        error_type: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
         if self._bar is not None:
             self.tick(0)
             self._bar.stop()
-        elif kind is None:
-            self._line(0)
+        elif error_type is None:
+            self._print_line(0)
 
     def advance(self, *, tokens: int = 0, failed: int = 0) -> None:
-        """One more row has an answer of so many tokens, or has failed."""
+        """Count one more row, which has an answer of `tokens` tokens or has failed."""
         self._rows += 1
         self._tokens += tokens
         self._failed += failed
 
-    def tell(self, text: str) -> None:
-        """A line that stays."""
+    def log(self, text: str) -> None:
+        """Print a line that stays."""
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False)
         else:
-            print(f"{self._what}: {text}", file=sys.stderr, flush=True)
+            print(f"{self._title}: {text}", file=sys.stderr, flush=True)
 
     def tick(self, running: int) -> None:
-        """Show where it is; `running` requests are at the server."""
+        """Update the bar, or print a line if one is due; `running` requests are at the server."""
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._done, told=self._numbers(running))
-        elif time.monotonic() - self._told >= LINE_SECONDS:
-            self._line(running)
+            self._bar.update(self._task, completed=self._done, status=self._status(running))
+        elif time.monotonic() - self._last_line >= LINE_SECONDS:
+            self._print_line(running)
 
     @property
     def _done(self) -> int:
         return self._before + self._rows
 
-    def _numbers(self, running: int) -> str:
-        seconds = max(1e-9, time.monotonic() - self._begun)
+    def _status(self, running: int) -> str:
+        seconds = max(1e-9, time.monotonic() - self._start)
         return f"{self._tokens / seconds:,.0f} tokens/s, {running} running, {self._failed} failed"
 
-    def _line(self, running: int) -> None:
-        self._told = time.monotonic()
-        text = f"{self._done} of {self._total} rows, {self._numbers(running)}"
+    def _print_line(self, running: int) -> None:
+        self._last_line = time.monotonic()
+        text = f"{self._done} of {self._total} rows, {self._status(running)}"
         if self._rows > 0 and self._done < self._total:
-            each = (self._told - self._begun) / self._rows
-            text += f", {int((self._total - self._done) * each)} s left"
-        self.tell(text)
+            seconds_per_row = (self._last_line - self._start) / self._rows
+            text += f", {int((self._total - self._done) * seconds_per_row)} s left"
+        self.log(text)

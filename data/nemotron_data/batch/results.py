@@ -1,12 +1,13 @@
-"""The output: a file that only grows by whole lines, and says itself which rows are done.
+"""The output of a batch: a file that grows by whole lines and is itself the record of what is done.
 
-A plain file grows by one write for each line. What a kill or a power cut leaves of a last line is
-cut off when the file is opened again. A `.gz` grows by whole members, one for the lines of about a
-second, which any gzip reads as one file; a torn last member is cut off the same way.
+A plain file grows by one write per line. If a kill or a power failure leaves a part of a last line,
+that part is cut off when the file is opened again. A `.gz` file grows by whole gzip members, each
+with the lines of about one second; any gzip program reads them as one file. A torn last member is
+cut off in the same way.
 
-A full disk is told as an error after the torn rest was cut off, so nothing written is lost. Every
-`SYNC_SECONDS` the file is made durable: a kill of the process loses nothing, a power cut at most
-the rows since then, and those are asked again.
+If the disk is full, the part that was written is cut off and an error is raised, so nothing that
+was written before is lost. The file is made durable every `SYNC_SECONDS`: a kill of the process
+loses nothing, a power failure at most the rows since then, and those are sent again.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import os
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -28,28 +29,31 @@ from nemotron_data.rows import digest
 
 SYNC_SECONDS = 1.0
 MEMBER_BYTES = 1 << 20
-"""Of text; a member is written when it has so much, or has waited for `SYNC_SECONDS`."""
-CHUNK = 1 << 20
-GZIP = 31
-"""Zlib's name for a window of 32 KiB in gzip's own wrapping."""
+"""Bytes of text after which a gzip member is written, even before `SYNC_SECONDS` are over."""
+READ_SIZE = 1 << 20
+"""Bytes read at a time from a gzip file."""
+GZIP_WINDOW_BITS = 31
+"""Value of zlib's `wbits` for the gzip format with a window of 32 KiB."""
 PARTIAL = ".partial-"
-"""In front of the name, so that a suffix `.gz` stays one."""
+"""Prefix of the name under which a sorted file is written. It is no suffix, because the suffix
+`.gz` must stay one."""
 
 
 class ResultFile:
     """An output that is open for this process alone; a context manager.
 
-    NemotronError if another process has it, or if the operating system refuses. `load` must be
-    called before anything is appended.
+    `load` must be called before anything is appended. `clock` returns seconds. Raises
+    `NemotronError` if another process has the file open, or if the operating system refuses.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self.path = path
+        self._clock = clock
         self._gzipped = path.name.endswith(".gz")
         self._buffer = bytearray()
-        self._synced = time.monotonic()
+        self._synced_at = clock()
         try:
-            self._descriptor = _open_alone(path)
+            self._descriptor = _open_locked(path)
         except OSError as error:
             raise NemotronError(f"cannot write: {error.strerror or error}", where=path) from error
         self._end = os.fstat(self._descriptor).st_size
@@ -65,9 +69,9 @@ class ResultFile:
         return self._end == 0
 
     def load(self) -> set[int]:
-        """The digests of all ids in the file, whose torn end is cut off.
+        """Cut off a torn end, and return the digests of all custom_ids in the file.
 
-        NemotronError if something in it is not a result, or an id is there twice.
+        Raises `NemotronError` if a line is not a result, or if a custom_id is there twice.
         """
         ids: set[int] = set()
         end = 0
@@ -86,38 +90,39 @@ class ResultFile:
         return ids
 
     def read(self) -> Iterator[tuple[str, bytes]]:
-        """The custom_id and the line of each result, in the file's order."""
+        """Yield the custom_id and the line of each result, in the file's order."""
         for custom_id, line, _end in self._read():
             yield custom_id, line
 
     def sort(self, numbers: Mapping[int, int]) -> None:
-        """Bring the results into the order of their rows, whose line `numbers` has by digest.
+        """Sort the results into the order of their rows.
 
-        The sorted file replaces this one when it is whole. Call nothing but `close` afterwards.
+        `numbers` maps the digest of a custom_id to the number of its row's line. The sorted file
+        replaces this one when it is whole. Nothing but `close` may be called afterwards.
         """
         self.sync()
-        places: list[tuple[int, int, int]] = []
+        positions: list[tuple[int, int, int]] = []
         partial = self.path.with_name(f"{PARTIAL}{self.path.name}")
         try:
             with tempfile.TemporaryFile(dir=self.path.parent) as spool:
                 end = 0
                 for custom_id, line in self.read():
-                    places.append((numbers[digest(custom_id)], end, len(line)))
+                    positions.append((numbers[digest(custom_id)], end, len(line)))
                     end += spool.write(line)
-                if places == sorted(places):
+                if positions == sorted(positions):
                     return
                 partial.unlink(missing_ok=True)
-                with ResultFile(partial) as ordered:
-                    for _number, start, length in sorted(places):
+                with ResultFile(partial) as sorted_file:
+                    for _number, start, length in sorted(positions):
                         spool.seek(start)
-                        ordered.append(spool.read(length))
+                        sorted_file.append(spool.read(length))
             partial.replace(self.path)
         except OSError as error:
             raise self._failure(error) from error
 
     def _read(self) -> Iterator[tuple[str, bytes, int]]:
         with self.path.open("rb") as file:
-            lines = _members(file) if self._gzipped else _whole(file)
+            lines = _gzip_lines(file) if self._gzipped else _plain_lines(file)
             for number, (line, end) in enumerate(lines, 1):
                 try:
                     custom_id = json.loads(line)["custom_id"]
@@ -131,7 +136,7 @@ class ResultFile:
                 yield custom_id, line, end
 
     def append(self, line: bytes) -> None:
-        """Add one result; `line` ends with a newline."""
+        """Append one result. `line` ends with a newline."""
         if self._gzipped:
             self._buffer += line
             if len(self._buffer) >= MEMBER_BYTES:
@@ -141,21 +146,24 @@ class ResultFile:
         self.tick()
 
     def tick(self) -> None:
-        """Make durable what was added, if it is time to; call it now and then."""
-        if time.monotonic() - self._synced >= SYNC_SECONDS:
+        """Make durable what was appended, if `SYNC_SECONDS` are over. To be called regularly."""
+        if self._clock() - self._synced_at >= SYNC_SECONDS:
             self.sync()
 
     def sync(self) -> None:
-        """Make durable what was added."""
+        """Make durable what was appended."""
         self._flush()
         try:
             os.fsync(self._descriptor)
         except OSError as error:
             raise self._failure(error) from error
-        self._synced = time.monotonic()
+        self._synced_at = self._clock()
 
     def close(self) -> None:
-        """Also after a failed write: what could not be written then is left out."""
+        """Make durable what was appended, and release the file.
+
+        After a failed write, what could not be written is left out.
+        """
         try:
             self.sync()
         finally:
@@ -186,14 +194,16 @@ class ResultFile:
         )
 
 
-def _open_alone(path: Path) -> int:
-    """The lock belongs to the open file, so it ends with the process, however that ends."""
+def _open_locked(path: Path) -> int:
+    """Open and lock a file, and return its descriptor.
+
+    The lock belongs to the open file, so it ends with the process, however that ends.
+    """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            found = path.stat()
-            if os.path.samestat(os.fstat(descriptor), found):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
                 return descriptor
         except FileNotFoundError:
             pass
@@ -205,11 +215,12 @@ def _open_alone(path: Path) -> int:
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # sorted or replaced in between: that was the old file
+        # Between the opening and the lock another process replaced the file: open the new one.
+        os.close(descriptor)
 
 
-def _whole(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    """Each line that has its newline, and the byte it ends at."""
+def _plain_lines(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Yield each line that ends with a newline, and the offset in bytes where it ends."""
     end = 0
     for line in file:
         end += len(line)
@@ -217,25 +228,25 @@ def _whole(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
             yield line, end
 
 
-def _members(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    """The same of a gzip file, where a line counts when its member is whole."""
-    begin = used = 0
+def _gzip_lines(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Yield each line of a whole gzip member, and the offset in bytes where the member ends."""
+    start = used = 0
     text = b""
-    member = zlib.decompressobj(wbits=GZIP)
-    while data := file.read(CHUNK):
+    member = zlib.decompressobj(wbits=GZIP_WINDOW_BITS)
+    while data := file.read(READ_SIZE):
         while data:
             try:
                 text += member.decompress(data)
             except zlib.error as error:
                 raise NemotronError(
-                    f"what begins at byte {begin} is not gzip, or damaged: {error}",
+                    f"what begins at byte {start} is not gzip, or damaged: {error}",
                     where=file.name,
-                    remedy=f"restore it, or give up what follows: truncate -s {begin}",
+                    remedy=f"restore it, or give up what follows: truncate -s {start}",
                 ) from error
             used += len(data) - len(member.unused_data)
             data = member.unused_data
             if member.eof:
-                begin, used = begin + used, 0
+                start, used = start + used, 0
                 for line in text.splitlines(keepends=True):
-                    yield line, begin
-                text, member = b"", zlib.decompressobj(wbits=GZIP)
+                    yield line, start
+                text, member = b"", zlib.decompressobj(wbits=GZIP_WINDOW_BITS)

@@ -1,4 +1,4 @@
-"""One run over the rows: each is asked, and asked again, until it has an answer or a reason."""
+"""One run over the rows: send each row until it has an answer or has failed permanently."""
 
 from __future__ import annotations
 
@@ -12,31 +12,33 @@ from typing import Protocol
 
 from nemotron_core.errors import ErrorKind, NemotronError
 from nemotron_data.batch.admission import Admission
-from nemotron_data.batch.manifest import Value, row_seed
+from nemotron_data.batch.manifest import row_seed
 from nemotron_data.batch.pace import backoff
 from nemotron_data.batch.progress import Progress
 from nemotron_data.batch.result_line import failure_line, result_line
 from nemotron_data.batch.server import Server
+from nemotron_data.options import Value
 from nemotron_data.rows import BadRow, Row, Source, digest
-from nemotron_data.transport.protocol import Failure, Kind
+from nemotron_data.transport.protocol import Failure
 
 FIRST_DELAY, LONGEST_DELAY = 0.25, 15.0
-"""Seconds between two tries of a row."""
-LOST_FACTOR = 4
-"""So many more tries when the server was lost, which is seldom the row's fault."""
+"""Bounds in seconds of the wait between two attempts for a row."""
+UNREACHABLE_FACTOR = 4
+"""A row may meet an unreachable server this many times as often as it may fail on its own, because
+an unreachable server is seldom the row's fault."""
 TICK_SECONDS = 0.5
-PAUSE_ROWS = 1000
-"""After so many rows that need no asking, signals get their chance."""
+YIELD_ROWS = 1000
+"""The event loop may handle signals at least once in this many rows of the input."""
 
 
 class Interrupted(NemotronError):
-    """Ended by a signal; what was written stays."""
+    """A signal ended the run; everything that was written stays."""
 
     kind = ErrorKind.INTERRUPTED
 
 
 class Results(Protocol):
-    """Where results go, line by line."""
+    """A destination of result lines."""
 
     def append(self, line: bytes) -> None: ...
 
@@ -45,12 +47,13 @@ class Results(Protocol):
 
 @dataclass(frozen=True)
 class Work:
-    """What to ask, and where to write."""
+    """The rows to send and the destinations of their results."""
 
     source: Source
     finished: set[int]
-    """Digests of the ids that have a result already."""
+    """Digests of the custom_ids that have a result already."""
     defaults: Mapping[str, Value]
+    """Keys of a request body for rows that do not set them."""
     seed: int | None
     attempts: int
     results: Results
@@ -59,7 +62,7 @@ class Work:
 
 @dataclass
 class Counts:
-    """Rows of the whole output, tokens of this run."""
+    """Numbers of rows of the whole output, and of answer tokens of this run."""
 
     finished: int
     failed: int = 0
@@ -67,7 +70,7 @@ class Counts:
 
 
 class Run:
-    """Call `run` once."""
+    """A run, whose method `run` may be called once."""
 
     def __init__(
         self, work: Work, server: Server, admission: Admission, progress: Progress
@@ -78,33 +81,41 @@ class Run:
         self._progress = progress
         self.counts = Counts(finished=len(work.finished))
         self._tasks: set[asyncio.Task[None]] = set()
-        self._asking: set[asyncio.Task[None]] = set()
-        self._freed = asyncio.Event()
+        """One task for each row that is being handled."""
+        self._sending: set[asyncio.Task[None]] = set()
+        """The tasks whose request is at the server."""
+        self._task_ended = asyncio.Event()
         self._stopping = False
-        self._broken: BaseException | None = None
+        self._error: BaseException | None = None
+        """The first error that ends the run."""
 
     async def run(self) -> None:
-        """Every row. NemotronError if it cannot go on, Interrupted after a signal."""
-        ticking = asyncio.create_task(self._tick())
-        ticking.add_done_callback(self._done)
+        """Handle every row.
+
+        Raises `NemotronError` if the run cannot continue, and is cancelled after a signal.
+        """
+        ticker = asyncio.create_task(self._tick())
+        ticker.add_done_callback(self._end_task)
         try:
-            await self._start_all()
+            await self._start_tasks()
             while self._tasks:
                 await asyncio.wait(self._tasks)
         finally:
-            ticking.cancel()
-            rest = [ticking, *self._tasks]
-            for task in rest:
+            remaining = [ticker, *self._tasks]
+            for task in remaining:
                 task.cancel()
-            await asyncio.gather(*rest, return_exceptions=True)
-        if self._broken is not None:
-            raise self._broken
+            await asyncio.gather(*remaining, return_exceptions=True)
+        if self._error is not None:
+            raise self._error
         if self._stopping:
             raise asyncio.CancelledError
 
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
-        """The first lets requests finish that are at the server, the second drops them."""
+        """Handle SIGINT and SIGTERM, and raise `Interrupted` when the run has ended because of one.
+
+        The first signal lets the requests finish that are at the server; the second cancels them.
+        """
         loop = asyncio.get_running_loop()
         main = asyncio.current_task()
         assert main is not None
@@ -122,73 +133,77 @@ class Run:
                 loop.remove_signal_handler(number)
 
     def _stop(self, main: asyncio.Task[object]) -> None:
-        if self._stopping or not self._asking:
+        if self._stopping or not self._sending:
             main.cancel()
             return
         self._stopping = True
-        self._freed.set()
-        for task in self._tasks - self._asking:
+        self._task_ended.set()
+        for task in self._tasks - self._sending:
             task.cancel()
-        self._progress.tell(f"finishing {len(self._asking)} rows; Ctrl-C again drops them")
+        self._progress.log(f"finishing {len(self._sending)} rows; Ctrl-C again drops them")
 
-    async def _start_all(self) -> None:
-        """A task for each row; no more of them than run and could run next."""
+    async def _start_tasks(self) -> None:
+        """Start a task for each row, but at most twice as many as may send a request at once."""
         for row in self._rows():
             if row is None:
                 await asyncio.sleep(0)
                 continue
             while len(self._tasks) >= 2 * self._admission.limit and not self._is_ending():
-                self._freed.clear()
-                await self._freed.wait()
+                self._task_ended.clear()
+                await self._task_ended.wait()
             if self._is_ending():
                 return
-            task = asyncio.create_task(self._answer(row))
+            task = asyncio.create_task(self._handle(row))
             self._tasks.add(task)
-            task.add_done_callback(self._done)
+            task.add_done_callback(self._end_task)
             await asyncio.sleep(0)
 
     def _rows(self) -> Iterator[Row | None]:
-        """Those to ask; None now and then."""
+        """Yield the rows to send, and `None` every `YIELD_ROWS` rows."""
         for count, row in enumerate(self._work.source.read()):
             if isinstance(row, BadRow):
                 self._fail(row)
             elif digest(row.custom_id) not in self._work.finished:
                 yield row
-            if count % PAUSE_ROWS == 0:
+            if count % YIELD_ROWS == 0:
                 yield None
 
     def _is_ending(self) -> bool:
-        return self._stopping or self._broken is not None
+        return self._stopping or self._error is not None
 
-    def _done(self, task: asyncio.Task[None]) -> None:
+    def _end_task(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        self._freed.set()
+        self._task_ended.set()
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._broken = self._broken or error
+            self._error = self._error or error
             for other in self._tasks:
                 other.cancel()
 
-    async def _answer(self, row: Row) -> None:
-        """Until there is an answer, or a failure that is the row's own."""
+    async def _handle(self, row: Row) -> None:
+        """Send a row until it has an answer or has failed permanently."""
         body = self._body(row)
-        tries = lost = failed = 0
+        attempts = unreachable = failed = 0
         while not self._is_ending():
             try:
-                tokens, line = await self._ask(row, body)
+                tokens, line = await self._send(row, body)
             except Failure as failure:
-                tries += 1
-                lost += failure.kind is Kind.LOST
-                failed += failure.kind is Kind.FAILED
-                most = self._work.attempts
-                if failure.kind is Kind.REFUSED or failed >= most or lost >= LOST_FACTOR * most:
+                kind, most = failure.kind, self._work.attempts
+                attempts += 1
+                unreachable += kind is ErrorKind.UNREACHABLE
+                failed += kind in (ErrorKind.FAILED, ErrorKind.TIMED_OUT)
+                if (
+                    kind is ErrorKind.REFUSED
+                    or failed >= most
+                    or unreachable >= UNREACHABLE_FACTOR * most
+                ):
                     self._fail(row, failure)
                     return
                 if self._is_ending():
                     return
-                if failure.kind is Kind.LOST:
-                    await self._server.find_again(str(failure))
+                if kind is ErrorKind.UNREACHABLE:
+                    await self._server.reconnect(str(failure))
                 draw = random.random()  # noqa: S311  # spreads load, protects nothing
-                await asyncio.sleep(backoff(tries, FIRST_DELAY, LONGEST_DELAY, draw))
+                await asyncio.sleep(backoff(attempts, FIRST_DELAY, LONGEST_DELAY, draw))
             else:
                 self._work.results.append(line)
                 self.counts.finished += 1
@@ -204,28 +219,28 @@ class Run:
             defaults["seed"] = row_seed(self._work.seed, row.custom_id)
         return {**defaults, **row.body}
 
-    async def _ask(self, row: Row, body: Mapping[str, object]) -> tuple[int, bytes]:
-        """Tokens and line of the answer."""
+    async def _send(self, row: Row, body: Mapping[str, object]) -> tuple[int, bytes]:
+        """Return the number of tokens of the answer and its result line. Raises `Failure`."""
         task = asyncio.current_task()
         assert task is not None
-        async with self._admission.place() as place:
+        async with self._admission.admit() as permit:
             if self._stopping:
                 raise asyncio.CancelledError
-            self._asking.add(task)
+            self._sending.add(task)
             try:
-                answer = await self._server.ask(row, body)
+                answer = await self._server.send(row, body)
                 line = result_line(row.custom_id, answer)
             except Failure as failure:
-                if failure.kind is Kind.OVERLOADED:
-                    self._admission.overloaded(place.limit, failure.after)
+                if failure.kind is ErrorKind.OVERLOADED:
+                    self._admission.record_overload(permit.limit, failure.retry_after)
                     if self._admission.running == 1:
                         self._server.check_patience(str(failure))
                 raise
             finally:
-                self._asking.discard(task)
-            place.prompt_tokens = answer.tokens("prompt_tokens")
-            place.completion_tokens = answer.tokens("completion_tokens")
-        return place.completion_tokens, line
+                self._sending.discard(task)
+            permit.prompt_tokens = answer.token_count("prompt_tokens")
+            permit.completion_tokens = answer.token_count("completion_tokens")
+        return permit.completion_tokens, line
 
     def _fail(self, row: Row | BadRow, failure: Failure | None = None) -> None:
         self.counts.failed += 1

@@ -1,4 +1,4 @@
-"""The server of a run: asked row by row, waited for when away, recognised when it is back."""
+"""The server of a run: wait for it when it is unreachable, and check that it is still the same."""
 
 from __future__ import annotations
 
@@ -13,90 +13,99 @@ from nemotron_data.rows import Row
 from nemotron_data.transport.protocol import Answer, Failure, Transport
 
 FIRST_DELAY, LONGEST_DELAY = 0.25, 2.0
-"""Seconds between two looks for it."""
+"""Bounds in seconds of the wait between two attempts to reach the server."""
 
 
 class Server:
-    """NemotronError from any method when it was away for longer than `patience` seconds."""
+    """A server that may restart during the run.
+
+    Every method raises `NemotronError` if the server gave no answer for more than `patience`
+    seconds. `log` is called with messages for the user.
+    """
 
     def __init__(
-        self, transport: Transport, url: str, patience: float, tell: Callable[[str], None]
+        self, transport: Transport, url: str, patience: float, log: Callable[[str], None]
     ) -> None:
         self._transport = transport
         self._url = url
         self._patience = patience
-        self._tell = tell
-        self._search: asyncio.Task[None] | None = None
+        self._log = log
+        self._reconnection: asyncio.Task[None] | None = None
         self._answered_at = time.monotonic()
         self.description: dict[str, str | None] = {}
-        """What it told of itself when it was first found."""
+        """What the server said about itself when the run first reached it."""
 
     async def aclose(self) -> None:
-        """Stop looking for it, and close the connections."""
-        if self._search is not None:
-            self._search.cancel()
-            await asyncio.wait([self._search])
+        """Stop waiting for the server, and close the connections."""
+        if self._reconnection is not None:
+            self._reconnection.cancel()
+            await asyncio.wait([self._reconnection])
         await self._transport.aclose()
 
-    async def find(self) -> None:
-        """Wait until it is there."""
+    async def connect(self) -> None:
+        """Wait until the server is ready, and set `description`."""
         self.description = await self._describe()
 
-    async def ask(self, row: Row, body: Mapping[str, Any]) -> Answer:
-        """The answer, or Failure."""
-        answer = await self._transport.ask(row, body)
+    async def send(self, row: Row, body: Mapping[str, Any]) -> Answer:
+        """Return the answer to a row. Raises `Failure` if there is none."""
+        answer = await self._transport.send(row, body)
         self._answered_at = time.monotonic()
         return answer
 
-    async def find_again(self, reason: str) -> None:
-        """The same after a loss, once for all rows that have noticed it."""
-        if self._search is None:
-            self._search = asyncio.create_task(self._find_the_same(reason))
-        search = self._search
+    async def reconnect(self, reason: str) -> None:
+        """Wait until the server is ready again; all rows that lost it wait for the same attempts.
+
+        Raises `NemotronError` if its description differs from the first one.
+        """
+        if self._reconnection is None:
+            self._reconnection = asyncio.create_task(self._reconnect(reason))
+        reconnection = self._reconnection
         try:
-            await asyncio.shield(search)
+            await asyncio.shield(reconnection)
         finally:
-            if search.done() and self._search is search:
-                self._search = None
+            if reconnection.done() and self._reconnection is reconnection:
+                self._reconnection = None
                 self._answered_at = time.monotonic()
 
     def check_patience(self, reason: str) -> None:
-        """After a refusal, when no other request runs: whether there is any hope."""
-        if time.monotonic() - self._answered_at > self._patience:
-            raise self._given_up(reason)
+        """Give up if no request was answered for too long.
 
-    async def _find_the_same(self, reason: str) -> None:
-        self._tell(f"{reason}: waiting for the server")
-        found = await self._describe()
-        before = self.description
-        differ = [
+        To be called when the server refused a request although no other one was running.
+        """
+        if time.monotonic() - self._answered_at > self._patience:
+            raise self._no_answer(reason)
+
+    async def _reconnect(self, reason: str) -> None:
+        self._log(f"{reason}: waiting for the server")
+        description, before = await self._describe(), self.description
+        differences = [
             name
-            for name, value in found.items()
+            for name, value in description.items()
             if None not in (value, before.get(name)) and value != before[name]
         ]
-        if differ:
+        if differences:
             raise NemotronError(
-                f"the server came back with another {', '.join(differ)}",
+                f"the server came back with another {', '.join(differences)}",
                 where=self._url,
                 remedy="start the one that this output was begun with, or name another output",
             )
-        self._tell("the server is there again")
+        self._log("the server is there again")
 
     async def _describe(self) -> dict[str, str | None]:
-        begun = time.monotonic()
-        tries = 0
+        start = time.monotonic()
+        attempts = 0
         while True:
             try:
                 return await self._transport.describe()
             except Failure as failure:
-                tries += 1
-                if time.monotonic() - begun > self._patience:
-                    raise self._given_up(str(failure)) from failure
-                if tries == 1:
-                    self._tell(str(failure))
-            await asyncio.sleep(backoff(tries, FIRST_DELAY, LONGEST_DELAY, 1))
+                attempts += 1
+                if time.monotonic() - start > self._patience:
+                    raise self._no_answer(str(failure)) from failure
+                if attempts == 1:
+                    self._log(str(failure))
+            await asyncio.sleep(backoff(attempts, FIRST_DELAY, LONGEST_DELAY, 1))
 
-    def _given_up(self, reason: str) -> NemotronError:
+    def _no_answer(self, reason: str) -> NemotronError:
         return NemotronError(
             f"{reason}, for {self._patience:g} seconds",
             where=self._url,

@@ -1,0 +1,1 @@
+"""Recipes for synthetic data: generate answers, score them, keep the good ones."""

@@ -1,4 +1,4 @@
-"""A recipe for synthetic data: typed, with unknown keys refused, its templates in a sandbox."""
+"""A recipe for synthetic data: its typed settings, and the prompts that its templates make."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nemotron_core.errors import NemotronError
 from nemotron_data.transport.protocol import API_KEY, MODEL
 
 ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
-"""HelpSteer2's, in the order in which Nemotron-4-340B-Reward gives them."""
+"""Attributes of HelpSteer2, in the order in which Nemotron-4-340B-Reward gives their scores."""
 Attribute = Literal["helpfulness", "correctness", "coherence", "complexity", "verbosity"]
 WEIGHTS: dict[Attribute, float] = {
     "helpfulness": 0.3,
@@ -27,7 +27,7 @@ WEIGHTS: dict[Attribute, float] = {
     "complexity": 0.47,
     "verbosity": -0.33,
 }
-"""What the reward model's card makes one number of them with."""
+"""Weights of the attributes in the reward, from the reward model's card."""
 REWARD_MODEL = "nvidia/nemotron-4-340b-reward"
 
 
@@ -36,23 +36,23 @@ class _Strict(BaseModel):
 
 
 class Generate(_Strict):
-    """What is asked of the model."""
+    """What the model generates."""
 
     url: str
     rows: Path
-    """Seed rows, JSONL or CSV; a path beside the recipe."""
+    """JSONL or CSV file with the seed rows; its path is relative to the recipe's folder."""
     prompt: str
-    """A Jinja template over a row's columns."""
+    """Jinja template of the user message, over a row's columns."""
     system: str | None = None
-    """Another one."""
+    """Jinja template of the system message."""
     samples: int = Field(1, ge=1, le=1000)
-    """Answers to each prompt, each with a seed of its own."""
+    """Number of answers to each prompt, each generated with its own seed."""
     model: str = MODEL
     max_tokens: int = Field(1024, ge=1)
     temperature: float = Field(1.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
     key_variable: str = API_KEY
-    """Of the environment, with the server's key."""
+    """Name of the environment variable with the server's API key."""
 
     @model_validator(mode="after")
     def _differing_samples(self) -> Generate:
@@ -72,7 +72,7 @@ class Generate(_Strict):
 
 
 class Score(_Strict):
-    """Who judges the answers: a chat endpoint that answers with `attribute:score,…`."""
+    """The reward model: a chat endpoint that answers with `attribute:score,…`."""
 
     url: str
     model: str = REWARD_MODEL
@@ -83,25 +83,28 @@ class Score(_Strict):
     @classmethod
     def _is_http(cls, url: str) -> str:
         if not url.startswith(("http://", "https://")):
-            raise ValueError("a reward model is asked over http:// or https://")
+            raise ValueError("the URL of a reward model begins with http:// or https://")
         return url
 
 
 class Keep(_Strict):
-    """Which answers become data."""
+    """Which answers become training data."""
 
     threshold: float | None = None
-    """The least reward."""
+    """Smallest reward of an answer that is kept."""
     best: int | None = Field(None, ge=1)
-    """So many of each prompt's answers, the best ones."""
+    """Number of answers to keep per prompt, ranked by reward."""
     margin: float = Field(0.0, ge=0)
-    """A pair's rewards differ by more than this."""
+    """The rewards of a preference pair differ by more than this."""
     truncated: bool = False
-    """Also answers that max_tokens cut off."""
+    """Whether answers that `max_tokens` cut off are kept too."""
 
 
 class Recipe(_Strict):
-    """The whole of it. `seed` makes it repeatable: another one, other samples."""
+    """All settings of a recipe. Unknown keys are refused.
+
+    The same `seed` gives the same samples, another one gives other samples.
+    """
 
     seed: int = 0
     generate: Generate
@@ -109,12 +112,13 @@ class Recipe(_Strict):
     keep: Keep = Field(default_factory=lambda: Keep.model_validate({}))
 
 
-# A row's texts are values, never templates; the recipe itself gets no further than its row either.
+# A row's texts are values and never templates. The sandbox also keeps a recipe's templates from
+# reaching anything but the row.
 _ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
 
 
 def load_recipe(path: Path) -> Recipe:
-    """NemotronError says which key is wrong."""
+    """Read a recipe. Raises `NemotronError` that names the key if one is wrong."""
     try:
         return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -126,7 +130,10 @@ def load_recipe(path: Path) -> Recipe:
 
 
 def seed_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line and columns of each row; NemotronError if one is none."""
+    """Yield the number of the line and the columns of each seed row.
+
+    Raises `NemotronError` if a line is not a row.
+    """
     try:
         with path.open(encoding="utf-8", newline="") as file:
             if path.suffix == ".csv":
@@ -147,9 +154,9 @@ def seed_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def prompts(recipe: Recipe, rows: Path) -> Iterator[tuple[str, list[dict[str, str]]]]:
-    """A name and messages for each row whose prompt no row before it had.
+    """Yield a name and messages for each seed row whose prompt differs from all before it.
 
-    NemotronError if a row has no such column, or its prompt is empty.
+    Raises `NemotronError` if a row lacks a column of the template, or if its prompt is empty.
     """
     templates = {"user": _ENVIRONMENT.from_string(recipe.generate.prompt)}
     if recipe.generate.system is not None:
@@ -165,12 +172,12 @@ def prompts(recipe: Recipe, rows: Path) -> Iterator[tuple[str, list[dict[str, st
         ]
         if not texts["user"].strip():
             raise NemotronError("the prompt is empty", where=f"{rows}:{number}")
-        key = exact_hash(messages)
+        key = content_hash(messages)
         if key not in seen:
             seen.add(key)
             yield f"row-{number}", messages
 
 
-def exact_hash(content: object) -> bytes:
-    """The same for the same content only."""
+def content_hash(content: object) -> bytes:
+    """Return the SHA-256 of the content as JSON."""
     return hashlib.sha256(json.dumps(content).encode()).digest()

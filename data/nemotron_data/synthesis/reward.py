@@ -1,4 +1,4 @@
-"""A reward model's answer as numbers, and as one."""
+"""The scores in a reward model's answer, and the reward as their weighted sum."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from nemotron_data.synthesis.recipe import ATTRIBUTES, Attribute
 
 
 def read_scores(text: str) -> dict[str, float]:
-    """The five scores; ValueError if they are not all there, once and finite.
+    """Return the five scores in a reward model's answer.
+
+    Raises `ValueError` unless each of them is there exactly once and finite.
 
     >>> read_scores("helpfulness:3.5,correctness:3.4,coherence:4,complexity:1.5,verbosity:2")
     {'helpfulness': 3.5, 'correctness': 3.4, 'coherence': 4.0, 'complexity': 1.5, 'verbosity': 2.0}
@@ -28,5 +30,5 @@ def read_scores(text: str) -> dict[str, float]:
 
 
 def reward(scores: Mapping[str, float], weights: Mapping[Attribute, float]) -> float:
-    """The weighted sum; an attribute without a weight does not count."""
+    """Return the weighted sum of the scores; an attribute without a weight does not count."""
     return sum(weight * scores[name] for name, weight in weights.items())

@@ -1,20 +1,20 @@
-"""A recipe's steps: each reads the files before it and writes its own, so each can be resumed.
+"""The steps of a recipe; each reads the files of the steps before it, so each can be resumed.
 
 ::
 
     1-prompts.jsonl     a row for each sample     from the seed rows
     2-answers.jsonl     the model's answers       a batch
-    3-to-score.jsonl    prompt and answer         answers that differ
-    4-scores.jsonl      the reward model's        a batch
-    sft.jsonl, preferences.jsonl, report.json     what is kept
+    3-to-score.jsonl    prompt and answer         from distinct answers
+    4-scores.jsonl      the reward model's scores a batch
+    sft.jsonl, preferences.jsonl, report.json     the training data and the counts
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,17 @@ from pydantic import BaseModel
 
 from nemotron_core.errors import NemotronError
 from nemotron_core.files import write_atomically
-from nemotron_data.batch.job import BatchOptions, errors_path, run_batch
+from nemotron_data.batch.job import Job, errors_path
 from nemotron_data.batch.manifest import manifest_path
-from nemotron_data.synthesis.recipe import Recipe, exact_hash, load_recipe, prompts
+from nemotron_data.options import BatchOptions, SynthesisOptions, Value
+from nemotron_data.synthesis.recipe import (
+    Generate,
+    Recipe,
+    Score,
+    content_hash,
+    load_recipe,
+    prompts,
+)
 from nemotron_data.synthesis.reward import read_scores, reward
 
 RECIPE = "recipe.json"
@@ -36,7 +44,7 @@ Messages = list[dict[str, str]]
 
 
 class Report(BaseModel):
-    """How many there were after each step."""
+    """Numbers of prompts, samples and answers after each step."""
 
     prompts: int = 0
     samples: int = 0
@@ -54,7 +62,7 @@ class Report(BaseModel):
 
 @dataclass(frozen=True)
 class Scored:
-    """An answer and what it is worth."""
+    """An answer with its scores and its reward."""
 
     name: str
     prompt: Messages
@@ -63,63 +71,43 @@ class Scored:
     reward: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class SynthesisOptions:
-    """How to run a recipe; nothing of it changes the data."""
+def synthesize(options: SynthesisOptions) -> Report:
+    """Run the steps of a recipe that are not done yet, and return the report.
 
-    concurrency: int = 256
-    patience: float = 600.0
-    """Seconds."""
-    skip_failed: bool = False
-    """Go on without rows that fail for good."""
-
-
-def synthesize(recipe_path: Path, folder: Path, options: SynthesisOptions) -> Report:
-    """Run what is left of a recipe. NemotronError, or Interrupted, and the same call goes on."""
-    recipe = load_recipe(recipe_path)
-    rows = recipe_path.parent / recipe.generate.rows
+    After `NemotronError` or `Interrupted` the same call continues the run.
+    """
+    recipe, folder = load_recipe(options.recipe), options.output
+    rows = options.recipe.parent / recipe.generate.rows
     generate, score = recipe.generate, recipe.score
     report = Report()
     _check_recipe(recipe, folder)
     _write_lines(folder / PROMPTS, _sample_rows(recipe, rows, report))
-    # Once scoring has begun the answers are settled, also those that were skipped.
+    # Once scoring has begun the answers are final, also those that were skipped.
     if not manifest_path(folder / SCORES).exists():
-        batch = BatchOptions(
-            source=str(folder / PROMPTS),
-            output=str(folder / ANSWERS),
-            url=generate.url,
-            key_variable=generate.key_variable,
-            defaults={
-                "model": generate.model,
-                "max_tokens": generate.max_tokens,
-                "temperature": generate.temperature,
-                "top_p": generate.top_p,
-            },
-            seed=recipe.seed,
-        )
-        _batch(batch, options)
+        defaults: dict[str, Value] = {
+            "model": generate.model,
+            "max_tokens": generate.max_tokens,
+            "temperature": generate.temperature,
+            "top_p": generate.top_p,
+        }
+        _run_batch(PROMPTS, ANSWERS, generate, defaults, recipe.seed, options)
     _write_lines(folder / TO_SCORE, _rows_to_score(recipe, folder, report))
-    batch = BatchOptions(
-        source=str(folder / TO_SCORE),
-        output=str(folder / SCORES),
-        url=score.url,
-        key_variable=score.key_variable,
-        defaults={"model": score.model},
-        seed=None,
-    )
-    _batch(batch, options)
-    _write_lines(folder / SFT, _chosen(recipe, folder, report))
-    _write_lines(folder / PREFERENCES, _preferences(recipe, folder, report))
+    _run_batch(TO_SCORE, SCORES, score, {"model": score.model}, None, options)
+    _write_lines(folder / SFT, _sft_rows(recipe, folder, report))
+    _write_lines(folder / PREFERENCES, _preference_rows(recipe, folder, report))
     write_atomically(folder / REPORT, report.model_dump_json(indent=2) + "\n")
     return report
 
 
 def _check_recipe(recipe: Recipe, folder: Path) -> None:
-    """Where the servers are may change, and what is kept; the rest makes other data."""
+    """Raise `NemotronError` if the folder holds the data of another recipe.
+
+    The servers' addresses and what is kept may change; every other setting changes the answers.
+    """
     server = {"url": True, "key_variable": True}
-    kept = {"threshold": True, "best": True, "margin": True}
-    same = recipe.model_dump_json(
-        indent=2, exclude={"generate": server, "score": server, "keep": kept}
+    keep = {"threshold": True, "best": True, "margin": True}
+    settings = recipe.model_dump_json(
+        indent=2, exclude={"generate": server, "score": server, "keep": keep}
     )
     path = folder / RECIPE
     try:
@@ -135,8 +123,8 @@ def _check_recipe(recipe: Recipe, folder: Path) -> None:
             remedy="name another with -o",
         )
     if before is None:
-        write_atomically(path, same)
-    elif before != same:
+        write_atomically(path, settings)
+    elif before != settings:
         raise NemotronError(
             "the folder was begun with another recipe",
             where=path,
@@ -144,22 +132,29 @@ def _check_recipe(recipe: Recipe, folder: Path) -> None:
         )
 
 
-def _batch(batch: BatchOptions, options: SynthesisOptions) -> None:
-    """A step that asks a server; ordered, so that the next can read side by side."""
-    output = Path(batch.output)
-    counts = run_batch(
-        replace(
-            batch,
-            ordered=True,
-            concurrency=options.concurrency,
-            patience=options.patience,
-            title=output.name,
-        )
+def _run_batch(
+    source: str,
+    output: str,
+    server: Generate | Score,
+    defaults: Mapping[str, Value],
+    seed: int | None,
+    options: SynthesisOptions,
+) -> None:
+    """Send the rows of the file `source`, and write the answers to `output` in the same order."""
+    batch = BatchOptions(
+        source=str(options.output / source),
+        output=str(options.output / output),
+        url=server.url,
+        seed=seed,
+        ordered=True,
+        concurrency=options.concurrency,
+        patience=options.patience,
     )
+    counts = Job(batch, defaults, key_variable=server.key_variable, title=output).run()
     if counts.failed and not options.skip_failed:
         raise NemotronError(
             f"{counts.failed} of {counts.failed + counts.finished} rows failed",
-            where=errors_path(output),
+            where=errors_path(options.output / output),
             remedy="the same command tries them again, with --skip-failed it goes on without them",
         )
 
@@ -173,13 +168,13 @@ def _sample_rows(recipe: Recipe, rows: Path, report: Report) -> Iterator[object]
 
 
 def _rows_to_score(recipe: Recipe, folder: Path, report: Report) -> Iterator[object]:
-    """Answers worth scoring, after the prompt they answer, as a reward model wants them."""
+    """Yield a conversation for each distinct answer: its prompt, then the answer."""
     seen: set[bytes] = set()
     for row, result in _side_by_side(folder / PROMPTS, folder / ANSWERS):
         report.answers += 1
         choice = result["response"]["body"]["choices"][0]
         answer = choice["message"]["content"] or ""
-        key = exact_hash([row["messages"], answer])
+        key = content_hash([row["messages"], answer])
         if choice["finish_reason"] == "length" and not recipe.keep.truncated:
             report.truncated += 1
         elif not answer.strip():
@@ -188,8 +183,8 @@ def _rows_to_score(recipe: Recipe, folder: Path, report: Report) -> Iterator[obj
             report.duplicates += 1
         else:
             seen.add(key)
-            answered = {"role": "assistant", "content": answer}
-            yield {"custom_id": row["custom_id"], "messages": [*row["messages"], answered]}
+            messages = [*row["messages"], _assistant(answer)]
+            yield {"custom_id": row["custom_id"], "messages": messages}
 
 
 def _scored(recipe: Recipe, folder: Path, report: Report) -> Iterator[Scored]:
@@ -201,74 +196,67 @@ def _scored(recipe: Recipe, folder: Path, report: Report) -> Iterator[Scored]:
             report.unreadable_scores += 1
             continue
         report.scored += 1
-        worth = reward(scores, recipe.score.weights)
-        yield Scored(row["custom_id"], prompt, answer["content"], scores, worth)
+        total = reward(scores, recipe.score.weights)
+        yield Scored(row["custom_id"], prompt, answer["content"], scores, total)
 
 
-def _chosen(recipe: Recipe, folder: Path, report: Report) -> Iterator[object]:
+def _sft_rows(recipe: Recipe, folder: Path, report: Report) -> Iterator[object]:
     for answers in _by_prompt(_scored(recipe, folder, report)):
-        good = [one for one in answers if _is_good(one, recipe)]
+        good = [answer for answer in answers if _is_good(answer, recipe)]
         best = good[: recipe.keep.best]
         report.below_threshold += len(answers) - len(good)
         report.not_best += len(good) - len(best)
         report.sft += len(best)
-        yield from map(_sft, best)
+        for scored in best:
+            yield {
+                "id": scored.name,
+                "messages": [*scored.prompt, _assistant(scored.answer)],
+                "reward": scored.reward,
+                "scores": scored.scores,
+            }
 
 
-def _preferences(recipe: Recipe, folder: Path, report: Report) -> Iterator[object]:
+def _preference_rows(recipe: Recipe, folder: Path, report: Report) -> Iterator[object]:
     for answers in _by_prompt(_scored(recipe, folder, Report())):
-        better, worse = answers[0], answers[-1]
-        if _is_good(better, recipe) and better.reward - worse.reward > recipe.keep.margin:
+        best, worst = answers[0], answers[-1]
+        if _is_good(best, recipe) and best.reward - worst.reward > recipe.keep.margin:
             report.preferences += 1
-            yield _preference(better, worse)
+            yield {
+                "id": _prompt_name(best.name),
+                "prompt": best.prompt,
+                "chosen": [_assistant(best.answer)],
+                "rejected": [_assistant(worst.answer)],
+                "chosen_reward": best.reward,
+                "rejected_reward": worst.reward,
+            }
 
 
-def _by_prompt(scored: Iterator[Scored]) -> Iterator[list[Scored]]:
-    """Each prompt's answers, the best first."""
-    for _prompt, group in itertools.groupby(scored, key=lambda one: _prompt_name(one.name)):
-        yield sorted(group, key=lambda one: -one.reward)
+def _by_prompt(answers: Iterator[Scored]) -> Iterator[list[Scored]]:
+    """Yield the answers of each prompt, ranked by reward."""
+    for _prompt, group in itertools.groupby(answers, key=lambda scored: _prompt_name(scored.name)):
+        yield sorted(group, key=lambda scored: -scored.reward)
 
 
 def _prompt_name(name: str) -> str:
     return name.rpartition(SAMPLE)[0]
 
 
-def _is_good(one: Scored, recipe: Recipe) -> bool:
-    return recipe.keep.threshold is None or one.reward >= recipe.keep.threshold
+def _is_good(scored: Scored, recipe: Recipe) -> bool:
+    return recipe.keep.threshold is None or scored.reward >= recipe.keep.threshold
 
 
-def _answered(one: Scored) -> dict[str, str]:
-    return {"role": "assistant", "content": one.answer}
-
-
-def _sft(one: Scored) -> dict[str, Any]:
-    return {
-        "id": one.name,
-        "messages": [*one.prompt, _answered(one)],
-        "reward": one.reward,
-        "scores": one.scores,
-    }
-
-
-def _preference(better: Scored, worse: Scored) -> dict[str, Any]:
-    return {
-        "id": _prompt_name(better.name),
-        "prompt": better.prompt,
-        "chosen": [_answered(better)],
-        "rejected": [_answered(worse)],
-        "chosen_reward": better.reward,
-        "rejected_reward": worse.reward,
-    }
+def _assistant(content: str) -> dict[str, str]:
+    return {"role": "assistant", "content": content}
 
 
 def _side_by_side(rows: Path, results: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Each row that has a result, with it; both files are in the same order."""
-    found = _read(results)
-    result = next(found, None)
+    """Yield each row that has a result, and the result; both files are in the same order."""
+    remaining = _read(results)
+    result = next(remaining, None)
     for row in _read(rows):
         if result is not None and result["custom_id"] == row["custom_id"]:
             yield row, result
-            result = next(found, None)
+            result = next(remaining, None)
 
 
 def _read(path: Path) -> Iterator[dict[str, Any]]:

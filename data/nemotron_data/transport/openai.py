@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server over HTTP: our gateway, or any other."""
+"""The transport to an OpenAI-compatible server over HTTP: the gateway or any other."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from typing import Any
 
 import httpx
 
-from nemotron_core.errors import NemotronError
+from nemotron_core.errors import ErrorKind, NemotronError
 from nemotron_data.rows import Row
-from nemotron_data.transport.protocol import Answer, Failure, Kind
+from nemotron_data.transport.protocol import Answer, Failure
 
 CONNECT_SECONDS = 10.0
 DESCRIBE_SECONDS = 10.0
-LONGEST_WAIT = 60.0
-"""Seconds; no server's `Retry-After` is taken for more."""
+MAX_RETRY_AFTER = 60.0
+"""Largest `Retry-After` in seconds that is honoured."""
 
 
 class OpenAITransport:
-    """Sends each row to its own endpoint below `url`, which may end with `/v1` or not."""
+    """Sends each row to its endpoint below `url`, which may end with `/v1`."""
 
     def __init__(
-        self, url: str, *, key: str | None, key_variable: str, timeout: float, most: int
+        self, url: str, api_key: str | None, *, key_variable: str, timeout: float, connections: int
     ) -> None:
         self._url = url.rstrip("/").removesuffix("/v1")
         self._key_variable = key_variable
         self._client = httpx.AsyncClient(
-            headers={} if key is None else {"authorization": f"Bearer {key}"},
+            headers={} if api_key is None else {"authorization": f"Bearer {api_key}"},
             timeout=httpx.Timeout(timeout, connect=CONNECT_SECONDS, pool=None),
-            limits=httpx.Limits(max_connections=most, max_keepalive_connections=most),
+            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
         )
 
     async def aclose(self) -> None:
@@ -38,10 +38,10 @@ class OpenAITransport:
         try:
             response = await self._client.get(f"{self._url}/v1/models", timeout=DESCRIBE_SECONDS)
         except httpx.HTTPError as error:
-            raise Failure(Kind.LOST, f"no answer from {self._url}: {_text(error)}") from error
+            raise self._unreachable(error) from error
         self._check_key(response)
         if response.status_code >= httpx.codes.INTERNAL_SERVER_ERROR:
-            raise Failure(Kind.LOST, f"{self._url} answers {response.status_code}")
+            raise Failure(ErrorKind.UNREACHABLE, f"{self._url} answers {response.status_code}")
         try:
             model = response.json()["data"][0]
             return {"model": str(model["id"])} | {
@@ -49,19 +49,20 @@ class OpenAITransport:
                 for name in ("engine", "checkpoint", "template")
             }
         except (ValueError, LookupError, TypeError):
-            return {}  # OpenAI-compatible enough to be asked
+            return {}  # a server may answer completions without listing its models
 
-    async def ask(self, row: Row, body: Mapping[str, Any]) -> Answer:
+    async def send(self, row: Row, body: Mapping[str, Any]) -> Answer:
         try:
             response = await self._client.post(f"{self._url}{row.endpoint}", json=body)
+        except httpx.ConnectTimeout as error:
+            raise Failure(ErrorKind.UNREACHABLE, f"no connection to {self._url}") from error
         except httpx.TimeoutException as error:
-            if isinstance(error, httpx.ConnectTimeout):
-                raise Failure(Kind.LOST, f"no connection to {self._url}") from error
-            raise Failure(Kind.FAILED, "no answer in the time allowed", status=504) from error
+            kind = ErrorKind.TIMED_OUT
+            raise Failure(kind, "no answer in the time allowed", status=kind.codes.http) from error
         except httpx.TransportError as error:
-            raise Failure(Kind.LOST, f"no answer from {self._url}: {_text(error)}") from error
+            raise self._unreachable(error) from error
         except (httpx.HTTPError, ValueError) as error:
-            raise Failure(Kind.REFUSED, _text(error)) from error
+            raise Failure(ErrorKind.REFUSED, _text(error)) from error
         self._check_key(response)
         if response.status_code != httpx.codes.OK:
             raise self._failure(response)
@@ -70,11 +71,13 @@ class OpenAITransport:
             if not isinstance(content["choices"], list):
                 raise TypeError("choices is not a list")
         except (ValueError, LookupError, TypeError) as error:
-            raise Failure(
-                Kind.FAILED, f"the answer is not OpenAI's: {error}", status=response.status_code
-            ) from error
+            text = f"the answer is not OpenAI's: {error}"
+            raise Failure(ErrorKind.FAILED, text, status=response.status_code) from error
         request_id = response.headers.get("x-request-id") or str(content.get("id", ""))
         return Answer(response.status_code, request_id, content)
+
+    def _unreachable(self, error: httpx.HTTPError) -> Failure:
+        return Failure(ErrorKind.UNREACHABLE, f"no answer from {self._url}: {_text(error)}")
 
     def _check_key(self, response: httpx.Response) -> None:
         if response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
@@ -85,35 +88,36 @@ class OpenAITransport:
             )
 
     def _failure(self, response: httpx.Response) -> Failure:
-        status, text = response.status_code, _error_text(response)
+        status, text = response.status_code, _error_message(response)
         if status == httpx.codes.NOT_FOUND and text is None:
             raise NemotronError(
                 f"there is no {response.request.url.path}",
                 where=self._url,
                 remedy="give the URL of an OpenAI-compatible server",
             )
-        text = text or f"HTTP {status}"
+        kind = ErrorKind.REFUSED
         if status in (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE):
-            return Failure(Kind.OVERLOADED, text, status=status, after=_after(response))
-        if status >= httpx.codes.INTERNAL_SERVER_ERROR or status == httpx.codes.REQUEST_TIMEOUT:
-            return Failure(Kind.FAILED, text, status=status)
-        return Failure(Kind.REFUSED, text, status=status)
+            kind = ErrorKind.OVERLOADED
+        elif status >= httpx.codes.INTERNAL_SERVER_ERROR or status == httpx.codes.REQUEST_TIMEOUT:
+            kind = ErrorKind.FAILED
+        text = text or f"HTTP {status}"
+        return Failure(kind, text, status=status, retry_after=_retry_after(response))
 
 
-def _error_text(response: httpx.Response) -> str | None:
-    """The message in OpenAI's error, if it is one."""
+def _error_message(response: httpx.Response) -> str | None:
+    """Return the message of an error in OpenAI's form, or `None` if the body has another form."""
     try:
         return str(response.json()["error"]["message"])
     except (ValueError, LookupError, TypeError):
         return None
 
 
-def _after(response: httpx.Response) -> float | None:
+def _retry_after(response: httpx.Response) -> float | None:
     try:
         seconds = float(response.headers["retry-after"])
     except (KeyError, ValueError):
-        return None  # a date: our own backoff will do
-    return min(seconds, LONGEST_WAIT) if seconds >= 0 else None
+        return None  # no header, or a date: the caller's own backoff is enough
+    return min(seconds, MAX_RETRY_AFTER) if seconds >= 0 else None
 
 
 def _text(error: Exception) -> str:
