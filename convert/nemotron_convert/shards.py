@@ -37,7 +37,7 @@ class Parallel:
         return range(start, start + size + (stage < remainder))
 
     def check(self, config: ModelConfig) -> None:
-        """Raise `NemotronError` if the model cannot be split so; the remedy names what is allowed."""
+        """Raise `NemotronError` if the model cannot be split so; the remedy lists what fits."""
         allowed = allowed_tp(config)
         if self.tp not in allowed:
             raise NemotronError(

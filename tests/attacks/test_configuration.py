@@ -8,6 +8,7 @@ import pytest
 
 from tests.attacks.guard import Attack, Build, try_attack
 from tests.convert.nemo import edit_config, unpack
+from tests.convert.test_torch_dist import nemo2
 
 LAUGHS = "a0: &a0 [x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 40)
@@ -26,6 +27,16 @@ def changed(old: str, new: str) -> Build:
     return build
 
 
+def nemo2_activation(folder: Path) -> Path:
+    """A NeMo 2 folder whose activation is a list that aliases make too long to print."""
+    nemo = nemo2(folder / "in", zarr=True)
+    path = nemo / "context" / "model.yaml"
+    old = "_target_: nemo.collections.llm.fn.activation.squared_relu"
+    assert old in path.read_text()
+    path.write_text(LAUGHS + path.read_text().replace(old, "_target_: *a39"))
+    return nemo
+
+
 def layers(value: str) -> Build:
     return changed("num_layers: 4", f"num_layers: {value}")
 
@@ -40,6 +51,9 @@ ATTACKS = {
     ),
     "YAML: merge keys that multiply": Attack(
         changed("num_layers: 4", MERGES + "num_layers: *m39"), "merge keys"
+    ),
+    "YAML: aliases that multiply in NeMo 2": Attack(
+        nemo2_activation, "activation: a list, but Nemotron-4 has"
     ),
     "YAML: a list in itself": Attack(layers("&a [*a]"), f"{LAYERS}, got a list"),
     "YAML: nested": Attack(layers("[" * 500), YAML),

@@ -1,24 +1,28 @@
-"""What every reader sees of a `.nemo`: named byte ranges, wherever they lie."""
+"""The interface of a `.nemo` container: named members, read by byte range."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol
 
 from nemotron_core.errors import NemotronError
 
 LFS_MAGIC = b"version https://git-lfs"
 POINTER_LIMIT = 1024
-"""Git-LFS's own limit for the size of a pointer."""
+"""Largest size in bytes of a Git-LFS pointer, by Git-LFS's own rule."""
 MEMBER_LIMIT = 1_000_000
+"""Largest number of files and folders in an archive."""
 NAME_LIMIT = 1024
+"""Largest number of characters in a member's name."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """One file of the archive: `size` bytes from `offset` on, in the archive's byte order."""
+    """One file of the archive: `size` bytes, from byte `offset` of the (decompressed) tar on.
+
+    The offset in a folder is 0.
+    """
 
     name: str
     size: int
@@ -26,35 +30,29 @@ class Member:
 
 
 class Bytes(Protocol):
-    """Members to read from; `read_into` may be called from several threads."""
+    """Something that holds the bytes of members. All methods may be called from any thread."""
 
     path: Path
 
     def read_into(self, member: Member, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` with the member's bytes from `offset` on; NemotronError if they end."""
+        """Fill `buffer` with the member's bytes from `offset` on.
+
+        Raises `NemotronError` if the bytes cannot be read or end before the buffer is full.
+        """
 
 
 class Archive(Bytes, Protocol):
-    """Random access to all members of one `.nemo`."""
+    """All members of one `.nemo`, with access in any order."""
 
     members: dict[str, Member]
     sequential: bool
-    """Reading backwards is slow (gzip): read in order of `offset`, from one thread."""
+    """Whether reading backwards is slow (gzip): read in order of `offset`, from one thread."""
 
     def close(self) -> None: ...
 
-    def __enter__(self) -> Archive: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None: ...
-
 
 class Index:
-    """The members of an archive as they are found; refuses what no checkpoint has."""
+    """Collects the members of an archive and refuses names and numbers that no checkpoint has."""
 
     def __init__(self, path: Path) -> None:
         self.members: dict[str, Member] = {}
@@ -63,15 +61,16 @@ class Index:
         self._entries = 0
 
     def count(self) -> None:
-        """One more entry, a folder too; NemotronError past MEMBER_LIMIT."""
+        """Count one file or folder. Raises `NemotronError` if there are more than MEMBER_LIMIT."""
         self._entries += 1
         if self._entries > MEMBER_LIMIT:
             raise NemotronError(f"more than {MEMBER_LIMIT:,} files and folders", where=self._path)
 
     def add(self, member: Member) -> None:
-        """NemotronError if the name is there already, also if only the case differs.
+        """Add a member. Raises `NemotronError` if its name is not a usable or not a new one.
 
-        Two such names are one file on many disks, so what was checked need not be what is read.
+        Two names that differ only in case are refused as well: on many disks they are one file, so
+        the file that was checked need not be the file that is read.
         """
         name = member.name
         if len(name) > NAME_LIMIT or not name.isprintable():
@@ -80,23 +79,26 @@ class Index:
                 "characters, or not all of them printable",
                 where=self._path,
             )
-        other = self._folded.setdefault(name.casefold(), name)
+        earlier_name = self._folded.setdefault(name.casefold(), name)
         if name in self.members:
             raise NemotronError(f"member {name!r} appears twice", where=self._path)
-        if other != name:
+        if earlier_name != name:
             raise NemotronError(
-                f"members {other!r} and {name!r} differ only in case", where=self._path
+                f"members {earlier_name!r} and {name!r} differ only in case", where=self._path
             )
         self.members[name] = member
 
 
 def short_name(name: str) -> str:
-    """A member's name for a message: quoted, escaped, and not a page long."""
+    """Return a member's name for an error message: quoted, escaped, at most 100 characters."""
     return repr(name if len(name) <= 100 else name[:100] + "…")
 
 
 def read_bytes(archive: Archive, name: str, *, limit: int) -> bytes:
-    """A small member whole; refuses one larger than `limit` bytes before reading it."""
+    """Return the content of a small member.
+
+    Raises `NemotronError`, before reading, if it is larger than `limit` bytes or a Git-LFS pointer.
+    """
     member = archive.members[name]
     if member.size > limit:
         raise NemotronError(
@@ -110,7 +112,7 @@ def read_bytes(archive: Archive, name: str, *, limit: int) -> bytes:
 
 
 def refuse_pointer(archive: Bytes, member: Member) -> None:
-    """NemotronError if Git-LFS left a pointer where the member's content should be."""
+    """Raise `NemotronError` if the member is a Git-LFS pointer instead of the content."""
     if not len(LFS_MAGIC) <= member.size <= POINTER_LIMIT:
         return
     magic = bytearray(len(LFS_MAGIC))
@@ -120,7 +122,7 @@ def refuse_pointer(archive: Bytes, member: Member) -> None:
 
 
 def lfs_pointer(where: object) -> NemotronError:
-    """The error for a file that is only Git-LFS's pointer to it."""
+    """Return the error for a file that is a Git-LFS pointer."""
     return NemotronError(
         "this is a Git-LFS pointer, not the file itself",
         where=where,

@@ -1,4 +1,4 @@
-"""A BF16 array as it lies in an archive: a grid of chunks, each at a byte range of some member."""
+"""A BF16 array as it is stored in an archive: a grid of chunks, each a byte range of a member."""
 
 from __future__ import annotations
 
@@ -16,16 +16,19 @@ from nemotron_core.errors import NemotronError
 
 BF16_BYTES = 2
 LAYER_LIMIT = 4096
+"""Largest number of layers that is accepted, far above that of any model."""
 PAGE = 4096
+"""Bytes of a page of memory, to which direct I/O wants its buffers aligned."""
 BAND_BYTES = 1 << 20
-"""What is read at a time: it is checked and used while it is in the CPU's cache."""
+"""Bytes read at a time, so that they are checked and copied while they are in the CPU's cache."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A stored block's part of one layer: `rows` × `columns` of its matrix from (`row`, `column`).
+    """The part of one layer's matrix that one stored block holds.
 
-    Its rows lie `pitch` bytes apart from byte `offset` of `member` on.
+    It is the rectangle of `rows` × `columns` elements from (`row`, `column`) on. Its rows are
+    stored `pitch` bytes apart, from byte `offset` of `member` on.
     """
 
     member: Member
@@ -44,16 +47,17 @@ class Chunk:
 
 @dataclass(frozen=True)
 class StoredArray:
-    """Seen as `layers` matrices of `rows` × `columns`: [L, R, C] as it is, [L, C] as L × 1 × C.
+    """A stored array, seen as one matrix [R, C] for each layer.
 
-    A matrix [R, C] and a vector [C] have one layer.
+    The shape [L, R, C] is L such matrices, and [L, C] is L matrices of one row. A matrix [R, C] and
+    a vector [C] outside the layers have the layer 0 only.
     """
 
     archive: Bytes
     name: str
     shape: tuple[int, ...]
     chunk_shape: tuple[int, ...]
-    """Of the first stored block, along the axes of `shape`."""
+    """Shape of the first stored block, with the axes of `shape`."""
     chunks: tuple[Chunk, ...]
 
     @property
@@ -61,53 +65,53 @@ class StoredArray:
         return math.prod(self.shape) * BF16_BYTES
 
     def read_layer(self, layer: int) -> NDArray[np.uint16]:
-        """BF16 words [R, C] of one layer's matrix; of a vector [1, C]."""
+        """Return the BF16 words [R, C] of one layer's matrix; those of a vector are [1, C]."""
         chunks = self.layer_chunks(layer)
         rows = max(chunk.row + chunk.rows for chunk in chunks)
-        whole = np.empty((rows, self.shape[-1]), np.uint16)
+        matrix = np.empty((rows, self.shape[-1]), np.uint16)
         for chunk in chunks:
             for first, band in self.read_bands(chunk):
                 top, left = chunk.row + first, chunk.column
-                whole[top : top + len(band), left : left + chunk.columns] = band
-        return whole
+                matrix[top : top + len(band), left : left + chunk.columns] = band
+        return matrix
 
-    def read_rows(self, wanted: NDArray[np.int64]) -> NDArray[np.uint16]:
-        """BF16 words [n, C] of some rows of a matrix, given in rising order."""
-        found = np.empty((len(wanted), self.shape[-1]), np.uint16)
+    def read_rows(self, row_numbers: NDArray[np.int64]) -> NDArray[np.uint16]:
+        """Return the BF16 words [n, C] of `row_numbers` [n] of a matrix; these must ascend."""
+        rows = np.empty((len(row_numbers), self.shape[-1]), np.uint16)
         for chunk in self.chunks:
             for first, band in self.read_bands(chunk):
                 top = chunk.row + first
-                start, end = np.searchsorted(wanted, (top, top + len(band)))
+                start, end = np.searchsorted(row_numbers, (top, top + len(band)))
                 columns = slice(chunk.column, chunk.column + chunk.columns)
-                found[start:end, columns] = band[wanted[start:end] - top]
-        return found
+                rows[start:end, columns] = band[row_numbers[start:end] - top]
+        return rows
 
     def read_bands(
         self, chunk: Chunk, nbytes: int = BAND_BYTES
     ) -> Iterator[tuple[int, NDArray[np.uint16]]]:
-        """A chunk in parts of about `nbytes`: (row of the chunk, its words from there on)."""
+        """Yield a chunk in bands of about `nbytes`: (first row within the chunk, BF16 words)."""
         rows = max(1, nbytes // chunk.pitch)
         for first in range(0, chunk.rows, rows):
             yield first, self.read(chunk, first, min(rows, chunk.rows - first))
 
     @property
     def layer_bytes(self) -> int:
-        """Of one layer's matrix, or of the only one."""
+        """Size in bytes of one layer's matrix."""
         return self.nbytes // len(self._by_layer)
 
     def layer_chunks(self, layer: int) -> tuple[Chunk, ...]:
-        """The chunks of one layer's matrix."""
+        """Return the chunks of one layer's matrix."""
         return self._by_layer[layer]
 
     @cached_property
     def _by_layer(self) -> dict[int, tuple[Chunk, ...]]:
-        found: defaultdict[int, list[Chunk]] = defaultdict(list)
+        by_layer: defaultdict[int, list[Chunk]] = defaultdict(list)
         for chunk in self.chunks:
-            found[chunk.layer].append(chunk)
-        return {layer: tuple(chunks) for layer, chunks in found.items()}
+            by_layer[chunk.layer].append(chunk)
+        return {layer: tuple(chunks) for layer, chunks in by_layer.items()}
 
     def read(self, chunk: Chunk, first: int, rows: int) -> NDArray[np.uint16]:
-        """BF16 words [rows, chunk.columns] of a chunk, from its row `first` on."""
+        """Return the BF16 words [rows, chunk.columns] of a chunk, from its row `first` on."""
         words = aligned_empty((rows, chunk.pitch // BF16_BYTES))
         self.archive.read_into(
             chunk.member, chunk.offset + first * chunk.pitch, words.data.cast("B")
@@ -116,35 +120,62 @@ class StoredArray:
 
 
 def aligned_empty(shape: tuple[int, int]) -> NDArray[np.uint16]:
-    """An array that begins on a page, as direct I/O wants it."""
+    """Return an uninitialised array that begins on a page, as direct I/O requires."""
     size = math.prod(shape) * BF16_BYTES
     room = np.empty(size + PAGE, np.uint8)
     start = -room.ctypes.data % PAGE
     return room[start : start + size].view(np.uint16).reshape(shape)
 
 
-def as_matrices(sizes: tuple[int, ...], *, stacked: bool, missing: int) -> tuple[int, int, int]:
-    """Sizes or offsets along the stored axes as (layer, row, column); `missing` for no axis."""
-    if len(sizes) == 3:
-        return sizes[0], sizes[1], sizes[2]
-    if len(sizes) == 2:
-        return (sizes[0], missing, sizes[1]) if stacked else (missing, *sizes)
-    return missing, missing, sizes[0]
+def as_layer_row_column(
+    values: tuple[int, ...], *, stacked: bool, missing: int
+) -> tuple[int, int, int]:
+    """Return sizes or offsets along the stored axes as (layer, row, column).
+
+    An axis that the array does not have gets the value `missing`.
+
+    >>> as_layer_row_column((4, 128), stacked=True, missing=1)
+    (4, 1, 128)
+    >>> as_layer_row_column((512, 128), stacked=False, missing=1)
+    (1, 512, 128)
+    """
+    if len(values) == 3:
+        return values[0], values[1], values[2]
+    if len(values) == 2:
+        return (values[0], missing, values[1]) if stacked else (missing, *values)
+    return missing, missing, values[0]
 
 
-def check_layers(name: str, shape: tuple[int, ...], where: object, *, stacked: bool) -> None:
-    """NemotronError for more layers than any model has: each becomes a chunk in memory."""
+def as_stored_axes(
+    values: tuple[int, int, int], *, stacked: bool, is_matrix: bool
+) -> tuple[int, ...]:
+    """Return the values along (layer, row, column) for the axes that the array has.
+
+    >>> as_stored_axes((4, 1, 128), stacked=True, is_matrix=False)
+    (4, 128)
+    """
+    axes = (stacked, is_matrix, True)
+    return tuple(value for value, exists in zip(values, axes, strict=True) if exists)
+
+
+def check_shape(name: str, shape: tuple[int, ...], where: object, *, stacked: bool) -> None:
+    """Raise `NemotronError` if a tensor has a wrong number of axes or more than LAYER_LIMIT layers.
+
+    Each layer becomes at least one `Chunk` in memory.
+    """
+    if len(shape) not in ((2, 3) if stacked else (1, 2)):
+        raise NemotronError(f"tensor {name} has shape {list(shape)}", where=where)
     if stacked and shape[0] > LAYER_LIMIT:
         raise NemotronError(f"tensor {name} has {shape[0]} layers", where=where)
 
 
 def check_cover(array: StoredArray, *, stacked: bool) -> None:
-    """NemotronError unless the chunks are a grid that holds every element exactly once."""
-    layers, rows, columns = as_matrices(array.shape, stacked=stacked, missing=1)
+    """Raise `NemotronError` unless the chunks are a grid that holds every element exactly once."""
+    layers, rows, columns = as_layer_row_column(array.shape, stacked=stacked, missing=1)
     tops = sorted({chunk.row for chunk in array.chunks})
     lefts = sorted({chunk.column for chunk in array.chunks})
-    heights = dict(zip(tops, _widths(tops, rows), strict=True))
-    widths = dict(zip(lefts, _widths(lefts, columns), strict=True))
+    heights = dict(zip(tops, _gaps(tops, rows), strict=True))
+    widths = dict(zip(lefts, _gaps(lefts, columns), strict=True))
     cells = {(chunk.layer, chunk.row, chunk.column) for chunk in array.chunks}
     fits = all(
         chunk.layer < layers
@@ -161,5 +192,6 @@ def check_cover(array: StoredArray, *, stacked: bool) -> None:
         )
 
 
-def _widths(starts: list[int], end: int) -> list[int]:
+def _gaps(starts: list[int], end: int) -> list[int]:
+    """Return the distance from each start to the next one, and from the last one to `end`."""
     return [b - a for a, b in zip(starts, [*starts[1:], end], strict=True)]

@@ -1,4 +1,4 @@
-"""Compressed chunks, read as if they were not: each is decoded once, and never beyond its size."""
+"""Compressed zarr chunks, decoded once each and never beyond their expected size."""
 
 from __future__ import annotations
 
@@ -18,18 +18,22 @@ from nemotron_convert.source.archive import Bytes, Member, refuse_pointer
 from nemotron_core.errors import NemotronError
 
 CHUNK_LIMIT = (2 << 30) - 1
-"""Bytes of a decoded chunk, which is held whole; Blosc can do no more."""
+"""Largest size in bytes of a decoded chunk, which is held in memory; it is Blosc's own limit."""
 
 Decoder = Callable[[bytes, int], Any]
-"""(compressed, bytes it should decode to) → those bytes; raises one of DECODE_ERRORS."""
+"""Takes the compressed bytes and the expected size, returns the bytes or raises DECODE_ERRORS."""
 
 DECODE_ERRORS = (ValueError, RuntimeError, OSError, EOFError, zlib.error, struct.error)
 GZIP = 16 + zlib.MAX_WBITS
+"""zlib's `wbits` for the gzip format."""
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
 def find_decoder(compressor: object, where: str) -> Decoder | None:
-    """The decoder for what `.zarray` says of its compressor; None if the chunks are plain."""
+    """Return the decoder for a `.zarray`'s entry `compressor`, or `None` for uncompressed chunks.
+
+    Raises `NemotronError` if the compressor is not known.
+    """
     if compressor is None:
         return None
     name = compressor.get("id") if isinstance(compressor, dict) else None
@@ -44,7 +48,7 @@ def find_decoder(compressor: object, where: str) -> Decoder | None:
 
 
 class _Chunk:
-    """A decoded member; `data` is there once `lock` has been held."""
+    """A decoded member. `data` is set by the thread that holds `lock`."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -52,9 +56,9 @@ class _Chunk:
 
 
 class ChunkCache:
-    """The chunk that each thread has read last: memory is a chunk or less for each thread.
+    """Keeps the chunk that each thread read last, so at most one decoded chunk per thread.
 
-    Threads that read the same chunk share it.
+    Threads that read the same chunk at the same time share it.
     """
 
     def __init__(self) -> None:
@@ -63,6 +67,7 @@ class ChunkCache:
         self._latest = threading.local()
 
     def get(self, name: str, decode: Callable[[], memoryview]) -> memoryview:
+        """Return the member `name` decoded; `decode` is called only if no thread has it."""
         with self._lock:
             chunk = self._chunks.get(name) or _Chunk()
             self._chunks[name] = self._latest.chunk = chunk
@@ -72,8 +77,8 @@ class ChunkCache:
             return chunk.data
 
 
-class Decoded:
-    """The compressed chunks of one array as members of `size` plain bytes each."""
+class DecodedChunks:
+    """The chunks of one compressed array, each presented as a member of `size` decoded bytes."""
 
     def __init__(self, stored: Bytes, decoder: Decoder, size: int, cache: ChunkCache) -> None:
         self.path: Path = stored.path
@@ -102,12 +107,15 @@ class Decoded:
 
 
 def max_compressed_size(size: int) -> int:
-    """More bytes than any of the compressors makes of `size` bytes."""
+    """Return an upper bound of the compressed size of `size` bytes, for all compressors."""
     return size + size // 16 + 1024
 
 
 def _from_stream(stream: Any, compressed: bytes, size: int) -> bytes:
-    """One byte more is asked for than there should be, so that too much is seen and not made."""
+    """Decompress with a decompressor object of `zlib` or `bz2`.
+
+    It may produce one byte more than expected: enough to notice a chunk that is too large.
+    """
     data: bytes = stream.decompress(compressed, size + 1)
     if len(data) != size or not stream.eof or stream.unused_data:
         raise ValueError("it has more bytes" if len(data) > size else "it ends elsewhere")
@@ -148,11 +156,14 @@ def _zstd(compressed: bytes, size: int) -> Any:
 
 
 def _zstd_content_size(frame: bytes) -> int:
-    """The field of the frame's header, RFC 8878 section 3.1.1.1; ValueError if it has none."""
+    """Return Frame_Content_Size of a frame's header (RFC 8878, section 3.1.1.1).
+
+    Raises `ValueError` if the frame does not state its size.
+    """
     (descriptor,) = struct.unpack_from("<B", frame, 4)
-    kind, is_single_segment = descriptor >> 6, descriptor >> 5 & 1
+    size_flag, is_single_segment = descriptor >> 6, descriptor >> 5 & 1
     start = 5 + (not is_single_segment) + (0, 1, 2, 4)[descriptor & 3]
-    length = (is_single_segment, 2, 4, 8)[kind]
+    length = (is_single_segment, 2, 4, 8)[size_flag]
     field = frame[start : start + length]
     if not length or len(field) != length:
         raise ValueError("its frame does not say how long it is")

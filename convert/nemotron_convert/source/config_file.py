@@ -1,4 +1,4 @@
-"""Read the model's shape from `model_config.yaml`, or from NeMo 2's `model.yaml`."""
+"""Reader of the model's configuration, `model_config.yaml` or NeMo 2's `model.yaml`."""
 
 from __future__ import annotations
 
@@ -15,16 +15,20 @@ from nemotron_core.model_config import ModelConfig
 
 CONFIG_NAME = "model_config.yaml"
 CONFIG_LIMIT = 1 << 20
+"""Largest size in bytes of the file."""
 INTERPOLATED_MULTIPLE = re.compile(r"^\$\{multiply:\s*(\d+)\s*,\s*\$\{\.hidden_size\}\s*\}$")
+"""OmegaConf's way to write a multiple of the hidden size."""
 LARGEST = 1e30
-"""Of any number here; YAML can write integers that no float holds."""
+"""Upper bound of every real number. YAML can write integers that are too large for a float."""
 NUMBER = re.compile(r"\d+(\.\d+)?[eE][-+]?\d+")
+"""A number such as 1e-05, which is a number in YAML 1.2 but a string to PyYAML."""
 
 
 def find_root(archive: Archive) -> tuple[str, bool]:
-    """The folder inside the archive that holds the model ("" or "name/"); whether NeMo 2 wrote it.
+    """Return the archive's folder that holds the model ("" or "name/") and whether NeMo 2 wrote it.
 
-    A `.nemo` has `model_config.yaml` there, NeMo 2 has `context/model.yaml`.
+    A `.nemo` has `model_config.yaml` there, NeMo 2 has `context/model.yaml`. Raises `NemotronError`
+    if there is not exactly one such file.
     """
     roots = [
         (name.removesuffix(config), config == nemo2.CONFIG_NAME)
@@ -42,7 +46,7 @@ def find_root(archive: Archive) -> tuple[str, bool]:
 
 
 def read_model_config(archive: Archive) -> ModelConfig:
-    """Read and check the configuration; NemotronError names the key that is wrong."""
+    """Read and check the configuration. Raises `NemotronError` that names the key that is wrong."""
     root, is_nemo2 = find_root(archive)
     name = root + (nemo2.CONFIG_NAME if is_nemo2 else CONFIG_NAME)
     where = f"{archive.path}: {name}"
@@ -50,12 +54,15 @@ def read_model_config(archive: Archive) -> ModelConfig:
     if not isinstance(raw, dict):
         raise NemotronError("not a YAML mapping", where=where)
     if is_nemo2:
-        raw = nemo2.say_as_nemo(raw, archive, root)
+        raw = nemo2.translate_config(raw, archive, root)
     return _Reader(raw, where, archive, root).model_config()
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML's plain values; merge keys, which no NeMo writes, can make gigabytes of a few bytes."""
+    """A loader of YAML's plain values without merge keys.
+
+    NeMo writes no merge keys, and with them a few bytes can expand to gigabytes.
+    """
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         for key, _ in node.value:
@@ -74,6 +81,8 @@ def _load_yaml(data: bytes, where: str) -> Any:
 
 
 class _Reader:
+    """Reads the keys of one configuration. Every method raises `NemotronError` for a wrong key."""
+
     def __init__(self, raw: Mapping[str, Any], where: str, archive: Archive, root: str) -> None:
         self._raw = raw
         self._where = where
@@ -119,11 +128,11 @@ class _Reader:
         return int(multiple[1]) * hidden if multiple else self._positive_int("ffn_hidden_size")
 
     def _rotary_pct(self, head_size: int) -> float:
-        share = self._positive_float("rotary_percentage", 1.0)
-        width = share * head_size
-        if share > 1 or width != int(width) or int(width) % 2:
-            self._fail("rotary_percentage", f"{share} of a head of {head_size} is no even width")
-        return share
+        fraction = self._positive_float("rotary_percentage", 1.0)
+        width = fraction * head_size
+        if fraction > 1 or width != int(width) or int(width) % 2:
+            self._fail("rotary_percentage", f"{fraction} of a head of {head_size} is no even width")
+        return fraction
 
     def _tokenizer_member(self) -> str:
         tokenizer = self._raw.get("tokenizer")
@@ -131,7 +140,7 @@ class _Reader:
         for key in ("model", "tokenizer_model"):
             name = tokenizer.get(key)
             if isinstance(name, str) and name.startswith("nemo:"):
-                # Members are looked up, never opened by path: a name with `..` is just not there.
+                # Members are looked up by name, so a name with `..` does not exist.
                 member = self._root + name.removeprefix("nemo:")
                 if member not in self._archive.members:
                     self._fail(f"tokenizer.{key}", f"{name!r} is not in the archive")
@@ -151,7 +160,7 @@ class _Reader:
         if value is None:
             return default
         if isinstance(value, str) and NUMBER.fullmatch(value):
-            value = float(value)  # 1e-05 is a number in YAML 1.2, and a string to PyYAML
+            value = float(value)
         if type(value) not in (int, float) or not 0 < value < LARGEST:
             self._fail(key, f"expected a positive number, got {_short(value)}")
         return float(value)
@@ -161,12 +170,12 @@ class _Reader:
         if value != expected:
             self._fail(key, f"{_short(value)}, but Nemotron-4 has {expected!r}")
 
-    def _fail(self, key: str, what: str) -> NoReturn:
-        raise NemotronError(f"{key}: {what}", where=self._where)
+    def _fail(self, key: str, fault: str) -> NoReturn:
+        raise NemotronError(f"{key}: {fault}", where=self._where)
 
 
 def _short(value: object) -> str:
-    """A value for a message: aliases can make a few bytes of YAML print as gigabytes."""
+    """Return a value for a message. With aliases, a few bytes of YAML can print as gigabytes."""
     if value is None or isinstance(value, bool | int | float | str):
         return repr(value)[:80]
     return f"a {type(value).__name__}"

@@ -1,4 +1,4 @@
-"""The two things a `.nemo` can be, a folder or a (gzipped) tar, read without unpacking."""
+"""The containers that a `.nemo` can be, a folder or a (gzipped) tar, read without unpacking."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ import stat
 import tarfile
 import threading
 import zlib
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from types import TracebackType
 from typing import IO, Any
 
 from nemotron_convert.source.archive import (
@@ -28,13 +26,15 @@ from nemotron_core.errors import NemotronError
 
 GZIP_MAGIC = b"\x1f\x8b"
 DEPTH_LIMIT = 32
+"""Largest number of folders inside each other."""
 OPEN_FILES = 64
+"""Largest number of files of a folder that are kept open."""
 HEADER_LIMIT = 1 << 20
-"""Bytes of headers before one member of a tar: a name and a few attributes."""
+"""Largest size in bytes of the headers of one member of a tar: a name and a few attributes."""
 
 
 def open_archive(path: Path) -> Archive:
-    """The archive at `path`; NemotronError says what the file is instead, if it is none."""
+    """Open the archive at `path`. Raises `NemotronError`, which says what it is, if it is none."""
     if path.is_dir():
         return FolderArchive(path)
     try:
@@ -49,21 +49,8 @@ def open_archive(path: Path) -> Archive:
     return TarArchive(path, compressed=magic.startswith(GZIP_MAGIC))
 
 
-class _Closing(ABC):
-    @abstractmethod
-    def close(self) -> None: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class FolderArchive(_Closing):
-    """Every regular file below a folder; symbolic links are refused, for they lead outside."""
+class FolderArchive:
+    """All files below a folder. Symbolic links are refused, because they can lead outside."""
 
     sequential = False
 
@@ -85,9 +72,6 @@ class FolderArchive(_Closing):
             index.add(Member(name, size, 0))
         self.members = index.members
 
-    def __enter__(self) -> FolderArchive:
-        return self
-
     def read_into(self, member: Member, offset: int, buffer: memoryview) -> None:
         where = f"{self.path}: {member.name}"
         with self._lock:
@@ -102,7 +86,7 @@ class FolderArchive(_Closing):
             if len(self._descriptors) >= OPEN_FILES:
                 self.close()
             try:
-                # A link put there since the folder was listed is not followed.
+                # A link that was put there after the folder was listed is not followed.
                 self._descriptors[name] = os.open(self.path / name, os.O_RDONLY | os.O_NOFOLLOW)
             except OSError as error:
                 raise NemotronError(f"cannot read: {error.strerror}", where=where) from error
@@ -115,19 +99,19 @@ class FolderArchive(_Closing):
 
 
 def _walk(top: Path) -> Iterator[tuple[str, int, int]]:
-    """(name, mode, size) of all below `top`, folders too; names are relative to it."""
+    """Yield (name relative to `top`, mode, size) of each file and folder below `top`."""
     pending = [""]
     while pending:
         folder = pending.pop()
         try:
             with os.scandir(top / folder) as entries:
-                found = [
+                listing = [
                     (entry.name, entry.stat(follow_symlinks=False))
                     for entry in islice(entries, MEMBER_LIMIT + 1)
                 ]
         except OSError as error:
             raise NemotronError(f"cannot read: {error.strerror}", where=top / folder) from error
-        for basename, status in sorted(found):
+        for basename, status in sorted(listing):
             name = folder + basename
             yield name, status.st_mode, status.st_size
             if stat.S_ISDIR(status.st_mode):
@@ -138,8 +122,8 @@ def _walk(top: Path) -> Iterator[tuple[str, int, int]]:
                 pending.append(name + "/")
 
 
-class TarArchive(_Closing):
-    """The members of a tar where they lie; a gzipped one is decompressed as it is read."""
+class TarArchive:
+    """The members of a tar, read in place; a gzipped tar is decompressed while it is read."""
 
     def __init__(self, path: Path, *, compressed: bool) -> None:
         self.path = path
@@ -155,21 +139,18 @@ class TarArchive(_Closing):
             self.close()
             raise
 
-    def __enter__(self) -> TarArchive:
-        return self
-
     def _index(self) -> dict[str, Member]:
         index = Index(self.path)
-        end = None if self.sequential else self.path.stat().st_size
+        file_size = None if self.sequential else self.path.stat().st_size
         try:
             for info in _tar_infos(self._stream, self.path):
                 index.count()
                 if member := self._member(info):
                     index.add(member)
-                    _check_end(member, end, self.path)
+                    _check_end(member, file_size, self.path)
         except (
             *(tarfile.TarError, EOFError, OSError, zlib.error),
-            *(ValueError, ArithmeticError, LookupError, RecursionError),  # made-up header fields
+            *(ValueError, ArithmeticError, LookupError, RecursionError),  # forged header fields
         ) as error:
             raise NemotronError(
                 f"not a .nemo: neither a folder nor a whole tar ({error})"[:300],
@@ -181,18 +162,22 @@ class TarArchive(_Closing):
         return index.members
 
     def _member(self, info: tarfile.TarInfo) -> Member | None:
+        """Return the member that a header describes, or `None` for a folder.
+
+        Raises `NemotronError` if it is not a plain file or points outside the archive.
+        """
         name = PurePosixPath(info.name)
-        said = f"member {short_name(info.name)}"
+        subject = f"member {short_name(info.name)}"
         if info.size < 0:
-            raise NemotronError(f"{said} has a size of {info.size}", where=self.path)
+            raise NemotronError(f"{subject} has a size of {info.size}", where=self.path)
         if name.is_absolute() or ".." in name.parts:
-            raise NemotronError(f"{said} points outside the archive", where=self.path)
+            raise NemotronError(f"{subject} points outside the archive", where=self.path)
         if info.isdir():
             return None
         if not info.isreg() or info.issparse():
             raise NemotronError(
-                f"{said} is not a plain file (links, devices and sparse files have no place in a "
-                "checkpoint)",
+                f"{subject} is not a plain file (links, devices and sparse files have no place in "
+                "a checkpoint)",
                 where=self.path,
             )
         return Member(str(name), info.size, info.offset_data)
@@ -219,39 +204,44 @@ class TarArchive(_Closing):
 
 
 def _tar_infos(stream: Any, path: Path) -> Iterator[tarfile.TarInfo]:
-    headers: Any = _Headers(stream, path)  # in this mode tarfile reads, seeks and tells
+    """Yield the headers of a tar one by one, in bounded memory."""
+    headers: Any = _LimitedHeaders(stream, path)  # mode "r:" only reads, seeks and tells
     with tarfile.open(fileobj=headers, mode="r:") as tar:
-        seen: list[tarfile.TarInfo] = vars(tar)["members"]
+        parsed: list[tarfile.TarInfo] = vars(tar)["members"]
         while (info := tar.next()) is not None:
-            seen.clear()  # tarfile keeps every header it has read
-            headers.left = HEADER_LIMIT
+            parsed.clear()  # tarfile keeps every header that it has read
+            headers.bytes_left = HEADER_LIMIT
             yield info
 
 
-def _check_end(member: Member, end: int | None, path: Path) -> None:
-    if end is not None and member.offset + member.size > end:
+def _check_end(member: Member, file_size: int | None, path: Path) -> None:
+    """Raise `NemotronError` if the member ends after the file; a gzip's size is not known."""
+    if file_size is not None and member.offset + member.size > file_size:
         raise NemotronError(
             f"the tar is cut short: {member.name} should reach byte "
-            f"{member.offset + member.size}, the file has {end}",
+            f"{member.offset + member.size}, the file has {file_size}",
             where=path,
             remedy="copy it again",
         )
 
 
-class _Headers:
-    """A tar as tarfile may read it: it would take up a header of any size, or endless ones."""
+class _LimitedHeaders:
+    """A tar as a file for `tarfile`, with at most HEADER_LIMIT bytes of headers per member.
+
+    `tarfile` itself accepts a header of any size, and any number of them before a member.
+    """
 
     def __init__(self, stream: Any, path: Path) -> None:
         self._path = path
         self._stream = stream
-        self.left = HEADER_LIMIT
+        self.bytes_left = HEADER_LIMIT
         self.seek = stream.seek
         self.tell = stream.tell
         self.close = stream.close
 
     def read(self, size: int) -> bytes:
-        self.left -= size
-        if size < 0 or self.left < 0:
+        self.bytes_left -= size
+        if size < 0 or self.bytes_left < 0:
             raise NemotronError(
                 f"a member's header in the tar has more than {HEADER_LIMIT} bytes", where=self._path
             )
@@ -260,6 +250,7 @@ class _Headers:
 
 
 def _read_at(descriptor: int, offset: int, buffer: memoryview, where: str) -> None:
+    """Fill `buffer` from `offset` of a file on, or raise `NemotronError`."""
     done = 0
     while done < len(buffer):
         try:

@@ -1,7 +1,7 @@
-"""The layout before distributed checkpoints: one `model_weights.ckpt` for each rank.
+"""Reader of the layout before distributed checkpoints: one `model_weights.ckpt` for each rank.
 
-Each is a `torch.save` of that rank's share of every tensor, the layers one by one and counted from
-0 on each pipeline stage. The shares are put together here as chunks of the whole tensors.
+Each file is a `torch.save` of the rank's shard of every tensor. Layers are separate tensors and
+counted from 0 on each pipeline stage. The shards become chunks of the whole tensors here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemotron_convert.source.archive import Archive, Member
-from nemotron_convert.source.arrays import BF16_BYTES, Chunk, StoredArray, as_matrices, check_cover
+from nemotron_convert.source.arrays import (
+    BF16_BYTES,
+    Chunk,
+    StoredArray,
+    as_layer_row_column,
+    as_stored_axes,
+    check_cover,
+)
 from nemotron_convert.source.safe_pickle import Record
 from nemotron_convert.source.torch_zip import SavedTensor, TorchZip
 from nemotron_convert.tensor_map import LAYERS, Split, TensorRule
@@ -24,44 +31,50 @@ RANK_FOLDER = re.compile(r"(?:mp_rank_(\d+)|tp_rank_(\d+)_pp_rank_(\d+))/" + CHE
 
 @dataclass(frozen=True)
 class _Rank:
+    """One rank's file: `tensors` is its unpickled state dict."""
+
     member: Member
     saved: TorchZip
     tensors: Mapping[str, Any]
 
     def find(self, name: str) -> SavedTensor | None:
+        """Return where a tensor is stored, or `None` if the rank does not have it."""
         tensor = self.tensors.get(name)
         return None if tensor is None else self.saved.find(name, tensor)
 
 
 def find_ranks(archive: Archive, root: str) -> dict[tuple[int, int], Member]:
-    """The ranks' files by (pipeline stage, TP rank); empty if this is another layout."""
-    found: dict[tuple[int, int], Member] = {}
+    """Return the ranks' files by (pipeline stage, TP rank); empty if the layout is another one.
+
+    Raises `NemotronError` if two files are of the same rank.
+    """
+    ranks: dict[tuple[int, int], Member] = {}
     for name, member in archive.members.items():
         if not name.startswith(root):
             continue
         if name == root + CHECKPOINT_NAME:
             rank = 0, 0
         elif match := RANK_FOLDER.fullmatch(name.removeprefix(root)):
-            alone, tp, pp = match.groups()
-            rank = int(pp or 0), int(alone or tp)
+            only_tp, tp, pp = match.groups()
+            rank = int(pp or 0), int(only_tp or tp)
         else:
             continue
-        if rank in found:
+        if rank in ranks:
             raise NemotronError(
-                f"{found[rank].name} and {name} are of the same rank", where=archive.path
+                f"{ranks[rank].name} and {name} are of the same rank", where=archive.path
             )
-        found[rank] = member
-    return found
+        ranks[rank] = member
+    return ranks
 
 
 class Legacy:
-    """The tensors of one checkpoint, put together from its ranks."""
+    """The tensors of one checkpoint, each put together from the shards of all ranks."""
 
     def __init__(self, archive: Archive, members: Mapping[tuple[int, int], Member]) -> None:
         self._archive = archive
         self._pp = max(stage for stage, _ in members) + 1
         self._tp = max(tp for _, tp in members) + 1
-        # Not listed before: a folder's name can claim any number of ranks.
+        # Not made into a list: the name of a folder can claim any number of ranks.
         ranks = ((stage, tp) for stage in range(self._pp) for tp in range(self._tp))
         if missing := next((rank for rank in ranks if rank not in members), None):
             stage, tp = missing
@@ -73,7 +86,10 @@ class Legacy:
         self._ranks = {rank: _open_rank(archive, members[rank]) for rank in sorted(members)}
 
     def open(self, rule: TensorRule) -> StoredArray:
-        """NemotronError if a rank lacks its share, or the shares do not make up a tensor."""
+        """Return the source tensor of a rule.
+
+        Raises `NemotronError` if a rank lacks its shard, or the shards do not make up a tensor.
+        """
         chunks: list[Chunk] = []
         layers = 0
         for stage in range(self._pp):
@@ -84,23 +100,16 @@ class Legacy:
             raise NemotronError(f"tensor {rule.source} is missing", where=self._archive.path)
         first, last = chunks[0], chunks[-1]
         sizes = (layers, last.row + last.rows, last.column + last.columns)
-        axes = (rule.stacked, len(rule.shape) == 2, True)
-        array = StoredArray(
-            self._archive,
-            rule.source,
-            tuple(size for size, axis in zip(sizes, axes, strict=True) if axis),
-            tuple(
-                size
-                for size, axis in zip((1, first.rows, first.columns), axes, strict=True)
-                if axis
-            ),
-            tuple(chunks),
+        shape, chunk_shape = (
+            as_stored_axes(lengths, stacked=rule.stacked, is_matrix=len(rule.shape) == 2)
+            for lengths in (sizes, (1, first.rows, first.columns))
         )
+        array = StoredArray(self._archive, rule.source, shape, chunk_shape, tuple(chunks))
         check_cover(array, stacked=rule.stacked)
         return array
 
     def _names(self, rule: TensorRule, stage: int) -> list[str]:
-        """The rule's tensors on a stage, in order."""
+        """Return the names of the rule's tensors on a stage, in the order of the layers."""
         tensors = self._ranks[stage, 0].tensors
         if not rule.stacked:
             return [rule.source] if rule.source in tensors else []
@@ -111,6 +120,7 @@ class Legacy:
         return names
 
     def _layer(self, rule: TensorRule, stage: int, name: str, layer: int) -> list[Chunk]:
+        """Return the shards of a stage's tensor `name`, one per rank, as chunks of `layer`."""
         chunks = []
         row = column = 0
         for tp in range(1 if rule.split is Split.REPLICATED else self._tp):
@@ -121,7 +131,7 @@ class Legacy:
                     f"tensor {name} is missing or misshapen",
                     where=f"{self._archive.path}: {rank.member.name}",
                 )
-            _, rows, columns = as_matrices(saved.shape, stacked=False, missing=1)
+            _, rows, columns = as_layer_row_column(saved.shape, stacked=False, missing=1)
             pitch = columns * BF16_BYTES
             chunks.append(
                 Chunk(rank.member, saved.offset, pitch, layer, row, rows, column, columns)
@@ -134,6 +144,7 @@ class Legacy:
 
 
 def _open_rank(archive: Archive, member: Member) -> _Rank:
+    """Read a rank's state dict, without the tensors' elements."""
     saved = TorchZip(archive, member, 0, member.size)
     state = saved.load()
     tensors = state.entries if isinstance(state, Record) else state

@@ -1,7 +1,7 @@
-"""NeMo 2 folders: `weights/` and `context/`, said in the words of a `.nemo`'s `model_config.yaml`.
+"""The layout of a NeMo 2 folder, and its `model.yaml` translated to a `.nemo`'s configuration.
 
-`context/model.yaml` is the model object as NeMo 2 has built it: `_target_` names a class, the other
-keys are its arguments. Nothing is imported or built; the arguments wanted are read as they stand.
+`context/model.yaml` describes the model object that NeMo 2 built: `_target_` names a class, the
+other keys are its arguments. Nothing is imported or built; the arguments are read as plain values.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ CONTEXT = "context/"
 CONFIG_NAME = CONTEXT + "model.yaml"
 WEIGHTS = "weights/"
 TENSOR_PREFIX = "module."
-"""Where a `.nemo` has `model.`."""
+"""Beginning of every tensor's name, where a `.nemo` has `model.`."""
 
 KEYS = {
     "num_layers": "num_layers",
@@ -34,38 +34,36 @@ KEYS = {
     "share_embeddings_and_output_weights": "share_embeddings_and_output_weights",
     "add_bias_linear": "bias",
 }
-"""NeMo 2's argument and the same thing in a `.nemo`."""
+"""NeMo 2's arguments and the keys of the same meaning in a `.nemo`'s `model_config.yaml`."""
 
 
-def say_as_nemo(raw: Mapping[str, Any], archive: Archive, root: str) -> dict[str, Any]:
-    """The `model_config.yaml` that a `.nemo` of this model would have.
+def translate_config(raw: Mapping[str, Any], archive: Archive, root: str) -> dict[str, Any]:
+    """Return the `model_config.yaml` that a `.nemo` of this model would have.
 
-    NemotronError if it is no language model's configuration, or there is not just one
-    SentencePiece file.
+    Raises `NemotronError` if `raw` is not a language model's configuration, or if there is not
+    exactly one SentencePiece file.
     """
     where = f"{archive.path}: {root}{CONFIG_NAME}"
     config = raw.get("config")
     if not isinstance(config, dict):
         raise NemotronError("config: not there, or no mapping", where=where)
-    said = {nemo: config[key] for key, nemo in KEYS.items() if key in config}
+    translated = {nemo: config[key] for key, nemo in KEYS.items() if key in config}
     activation = config.get("activation_func")
     name = activation.get("_target_") if isinstance(activation, dict) else activation
-    if isinstance(name, str) and name.rpartition(".")[2] == "squared_relu":
-        said["activation"] = "squared-relu"
-    else:
-        said["activation"] = str(name)[:80]
+    is_squared_relu = isinstance(name, str) and name.rpartition(".")[2] == "squared_relu"
+    translated["activation"] = "squared-relu" if is_squared_relu else name
     normalization = config.get("normalization")
-    said["normalization"] = normalization.lower() if isinstance(normalization, str) else None
-    found = [
+    translated["normalization"] = normalization.lower() if isinstance(normalization, str) else None
+    tokenizers = [
         member
         for member in archive.members
         if member.startswith(root + CONTEXT) and member.endswith(".model")
     ]
-    if len(found) != 1:
+    if len(tokenizers) != 1:
         raise NemotronError(
-            f"{len(found)} SentencePiece files (*.model) in {CONTEXT}, not one",
+            f"{len(tokenizers)} SentencePiece files (*.model) in {CONTEXT}, not one",
             where=archive.path,
             remedy="put the model's tokenizer.model there",
         )
-    said["tokenizer"] = {"model": "nemo:" + found[0].removeprefix(root)}
-    return said
+    translated["tokenizer"] = {"model": "nemo:" + tokenizers[0].removeprefix(root)}
+    return translated

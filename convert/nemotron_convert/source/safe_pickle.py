@@ -1,11 +1,11 @@
-"""Reading the pickles that PyTorch writes around tensors, without running anything in them.
+"""A reader of the pickles that PyTorch writes around tensors, which runs nothing in them.
 
-Every global that a pickle may name is on a list, and becomes a `Record`: a class of ours that only
-remembers what it was given. Python's own unpickler in Python is used, not the C one, because that
-one reserves memory for whatever index a pickle claims.
+A pickle may name only the globals on a list, and each becomes a `Record`: a class of ours that only
+stores what it is given. Python's unpickler in Python is used, not the one in C, because the latter
+reserves memory for any memo index that a pickle claims.
 
-What comes out is still in the writer's hand. A few bytes can nest a tuple in itself so often that
-it takes for ever to print, to compare or to hash: whoever reads it looks at a value's type first.
+The result is still under the control of whoever wrote the pickle. A few bytes can nest tuples so
+that printing, comparing or hashing them takes forever. Check the type of every value before use.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from nemotron_core.errors import NemotronError
 
 
 class Record:
-    """An instance of some allowed class: what it was called with, set as items, given as state.
+    """An instance of an allowed class: its constructor's arguments, its items and its state.
 
-    A state that is a dict becomes attributes; any other is kept as `state`.
+    A state that is a dict becomes attributes. Any other state is stored in `state`.
     """
 
     args: tuple[Any, ...]
@@ -45,10 +45,11 @@ class Record:
 
 
 def load_pickle(data: bytes, allowed: Collection[tuple[str, str]], *, where: str) -> Any:
-    """The object in `data`, with a Record for each instance of an `allowed` (module, name).
+    """Return the object in `data`, with a `Record` for each instance of an `allowed` class.
 
-    An object by reference (a persistent id, as tensors' storages are) comes as the id itself.
-    NemotronError names a global that is not allowed.
+    `allowed` holds pairs (module, name). A persistent id, by which torch refers to a tensor's
+    storage, is returned as it is. Raises `NemotronError` if the pickle is damaged, or names a
+    global that is not allowed; the message contains that name.
     """
     try:
         return _Unpickler(data, allowed, where).load()
@@ -56,17 +57,17 @@ def load_pickle(data: bytes, allowed: Collection[tuple[str, str]], *, where: str
         raise
     except RecursionError as error:
         raise NemotronError("the pickle is nested too deeply", where=where) from error
-    except Exception as error:  # a pickle is a program: a wrong one can fail in any way
+    except Exception as error:  # a pickle is a program, and a damaged one can fail in any way
         raise NemotronError(f"not a whole pickle: {error!r}"[:200], where=where) from error
 
 
 def _checked(opcode: int, keys: slice) -> Callable[[Any], None]:
-    """What unpickles `opcode`, after a look at those items of its stack that become dict's keys."""
+    """Return the function for `opcode`, which first checks the stack items that become keys."""
     load: Callable[[Any], None] = pickle._Unpickler.dispatch[opcode]
 
     def load_checked(unpickler: Any) -> None:
         for key in unpickler.stack[keys]:
-            if not isinstance(key, str | int | Record):  # hashing a nested tuple can take for ever
+            if not isinstance(key, str | int | Record):  # hashing a nested tuple can take forever
                 raise TypeError(f"a key that is a {type(key).__name__}")
         load(unpickler)
 
@@ -76,7 +77,7 @@ def _checked(opcode: int, keys: slice) -> Callable[[Any], None]:
 class _Unpickler(pickle._Unpickler):
     dispatch = pickle._Unpickler.dispatch.copy()
     for opcode in (
-        *(pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET),  # they hash what they are given
+        *(pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET),  # they hash their items
         *(pickle.INT, pickle.LONG),  # numbers as text take quadratic time on old Pythons
     ):
         del dispatch[opcode[0]]
@@ -88,7 +89,7 @@ class _Unpickler(pickle._Unpickler):
         super().__init__(io.BytesIO(data))
         self._allowed = allowed
         self._where = where
-        # Made anew for each pickle: it can write attributes of what it is given.
+        # Created for each pickle, because a pickle can set attributes of a class.
         self._classes: dict[tuple[str, str], type[Record]] = {}
 
     def find_class(self, module: str, name: str) -> type[Record]:

@@ -1,8 +1,8 @@
-"""Arrays in PyTorch's distributed checkpoint format ("torch_dist"), read without torch.
+"""Reader of PyTorch's distributed checkpoint format ("torch_dist") that does not need torch.
 
-`.metadata` is a pickle that says where each block of each tensor lies: so many bytes of a
-`__{rank}_{i}.distcp` file. Each block is what `torch.save` writes for one tensor: a zip, stored
-without compression, with a pickle of the tensor's shape (`data.pkl`) and its bytes (`data/0`).
+`.metadata` is a pickle with the place of each block of each tensor: a byte range of a file
+`__{rank}_{i}.distcp`. Each block is what `torch.save` writes for one tensor: a zip, stored without
+compression, that contains a pickle of the tensor's shape (`data.pkl`) and its bytes (`data/0`).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from nemotron_convert.source.arrays import (
     BF16_BYTES,
     Chunk,
     StoredArray,
-    as_matrices,
+    as_layer_row_column,
     check_cover,
-    check_layers,
+    check_shape,
 )
 from nemotron_convert.source.safe_pickle import Record, load_pickle
 from nemotron_convert.source.torch_zip import TorchZip, check_sizes
@@ -26,6 +26,7 @@ from nemotron_core.errors import NemotronError
 
 METADATA_NAME = ".metadata"
 METADATA_LIMIT = 64 << 20
+"""Largest size in bytes of `.metadata`."""
 
 _CHECKPOINT = "torch.distributed.checkpoint."
 METADATA_GLOBALS = frozenset(
@@ -40,11 +41,12 @@ METADATA_GLOBALS = frozenset(
     | {("pathlib", "PosixPath"), ("pathlib._local", "PosixPath")}
     | {("torch", name) for name in ("Size", "bfloat16", "float16", "float32", "uint8", "int64")}
 )  # fmt: skip
+"""The classes that a `.metadata` of Megatron or of any PyTorch version names."""
 
 
 @dataclass(frozen=True)
 class _Block:
-    """A stored block: its place in the tensor, and the zip that holds it."""
+    """A stored block: its place in the tensor, and the byte range of a file that holds its zip."""
 
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
@@ -55,13 +57,15 @@ class _Block:
 
 @dataclass(frozen=True)
 class _Tensor:
+    """What `.metadata` says of one tensor."""
+
     dtype: str
     shape: tuple[int, ...]
     blocks: tuple[_Block, ...]
 
 
 class TorchDist:
-    """The tensors of one checkpoint, by name."""
+    """The tensors of one checkpoint."""
 
     def __init__(self, archive: Archive, weights: str) -> None:
         self._archive = archive
@@ -78,11 +82,11 @@ class TorchDist:
                 f"not a checkpoint's index: {error!r}"[:200], where=where
             ) from error
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._tensors
-
     def open(self, name: str, *, stacked: bool) -> StoredArray:
-        """NemotronError if the tensor is missing, or not BF16, or not all there."""
+        """Return the tensor `name`; with `stacked`, its axis 0 counts layers.
+
+        Raises `NemotronError` if the tensor is missing, is not BF16 or is not complete.
+        """
         tensor = self._tensors.get(name)
         if tensor is None:
             raise NemotronError(f"tensor {name} is missing", where=self._archive.path)
@@ -90,11 +94,9 @@ class TorchDist:
             raise NemotronError(
                 f"tensor {name} is {tensor.dtype}, not bfloat16", where=self._archive.path
             )
-        if len(tensor.shape) not in ((2, 3) if stacked else (1, 2)) or not tensor.blocks:
-            raise NemotronError(
-                f"tensor {name} has shape {list(tensor.shape)}", where=self._archive.path
-            )
-        check_layers(name, tensor.shape, self._archive.path, stacked=stacked)
+        check_shape(name, tensor.shape, self._archive.path, stacked=stacked)
+        if not tensor.blocks:
+            raise NemotronError(f"tensor {name} has no blocks", where=self._archive.path)
         chunks = [chunk for block in tensor.blocks for chunk in self._chunks(name, block, stacked)]
         array = StoredArray(
             self._archive, name, tensor.shape, tensor.blocks[0].sizes, tuple(chunks)
@@ -103,8 +105,9 @@ class TorchDist:
         return array
 
     def _chunks(self, name: str, block: _Block, stacked: bool) -> list[Chunk]:
-        layers, rows, columns = as_matrices(block.sizes, stacked=stacked, missing=1)
-        layer, row, column = as_matrices(block.offsets, stacked=stacked, missing=0)
+        """Return one chunk for each layer of a block."""
+        layers, rows, columns = as_layer_row_column(block.sizes, stacked=stacked, missing=1)
+        layer, row, column = as_layer_row_column(block.offsets, stacked=stacked, missing=0)
         member, start = self._find_bytes(name, block)
         pitch = columns * BF16_BYTES
         return [
@@ -113,7 +116,7 @@ class TorchDist:
         ]
 
     def _find_bytes(self, name: str, block: _Block) -> tuple[Member, int]:
-        """The file and the byte at which a block's elements begin."""
+        """Return the file that holds a block, and the byte at which the block's elements begin."""
         path = self._weights + block.file
         where = f"{self._archive.path}: {path}"
         member = self._archive.members.get(path)
@@ -139,19 +142,23 @@ class TorchDist:
 
 
 def _read_index(metadata: Any) -> dict[str, _Tensor]:
+    """Return the tensors that an unpickled `.metadata` describes.
+
+    Raises one of several exceptions of Python's own if it is not what torch would write.
+    """
     blocks: defaultdict[str, list[_Block]] = defaultdict(list)
     sizes: dict[tuple[str, tuple[int, ...]], tuple[int, ...]] = {}
-    described = {
+    entries = {
         name: entry
         for name, entry in metadata.state_dict_metadata.items()
         if isinstance(name, str) and hasattr(entry, "chunks")
     }
-    for name, entry in described.items():
+    for name, entry in entries.items():
         for chunk in entry.chunks:
             sizes[name, _integers(chunk.offsets)] = _integers(chunk.sizes)
     for index, info in metadata.storage_data.items():
         offset = getattr(index, "offset", None)  # only tensors have one
-        if offset is None or _text(index.fqn) not in described:
+        if offset is None or _text(index.fqn) not in entries:
             continue
         offsets = _integers(offset)
         blocks[index.fqn].append(
@@ -164,24 +171,25 @@ def _read_index(metadata: Any) -> dict[str, _Tensor]:
         )
     return {
         name: _Tensor(_dtype(entry.properties), _integers(entry.size), tuple(blocks.get(name, ())))
-        for name, entry in described.items()
+        for name, entry in entries.items()
     }
 
 
 def _dtype(properties: Any) -> str:
-    """TensorProperties' state is a tuple that begins with the dtype, in old versions a dict."""
+    """Return the dtype's name. `TensorProperties` pickles a tuple, in old versions a dict."""
     dtype = properties.dtype if hasattr(properties, "dtype") else properties.state[0]
     return _text(dtype.__name__)
 
 
 def _integers(size: Any) -> tuple[int, ...]:
-    """A torch.Size, whose one argument is the sizes."""
+    """Return the numbers of a `torch.Size` or of a tuple, or raise `ValueError`."""
     values = size.args[0] if isinstance(size, Record) else size
     check_sizes(values)
     return tuple(values)
 
 
 def _text(value: Any) -> str:
+    """Return `value` if it is a string, or raise `TypeError`."""
     if not isinstance(value, str):
         raise TypeError(f"a name that is a {type(value).__name__}")
     return value

@@ -1,4 +1,4 @@
-"""What `torch.save` writes: a zip with a pickle of the object and each tensor's plain bytes."""
+"""Reader of files of `torch.save`: a zip with a pickle and the bytes of each tensor."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from nemotron_convert.source.safe_pickle import Record, load_pickle
 from nemotron_core.errors import NemotronError
 
 PICKLE_LIMIT = 16 << 20
+"""Largest size in bytes of the pickle."""
 READ_LIMIT = 16 << 20
-"""Bytes of a zip's directory, or of anything else that is read at once."""
+"""Largest number of bytes read at once, for example of a zip's directory."""
 LOCAL_HEADER = struct.Struct("<26xHH")
-"""The end of a zip entry's header: the lengths of its name and of its extra field."""
+"""The header of a zip's entry, of which the lengths of the name and the extra field are used."""
 STORAGES = ("BFloat16Storage", "ByteStorage", "FloatStorage", "HalfStorage", "LongStorage")
 ZIP_ERRORS = (
     *(zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError),
     *(ValueError, LookupError, ArithmeticError, struct.error),
 )
-"""What zipfile raises for a zip that is none."""
+"""The exceptions that `zipfile` raises for a damaged zip."""
 GLOBALS = frozenset(
     {("torch", name) for name in STORAGES}
     | {("torch._utils", name) for name in ("_rebuild_tensor_v2", "_rebuild_parameter")}
@@ -35,18 +36,22 @@ GLOBALS = frozenset(
         ("torch.storage", "UntypedStorage"),
     }
 )
+"""The classes and functions that a state dict of Megatron names."""
 
 
 @dataclass(frozen=True)
 class SavedTensor:
-    """A contiguous BF16 tensor: its elements begin at byte `offset` of the member."""
+    """A contiguous BF16 tensor whose elements begin at byte `offset` of the member."""
 
     shape: tuple[int, ...]
     offset: int
 
 
 class TorchZip:
-    """`length` bytes of a member, from `start` on, that `torch.save` has written."""
+    """A file of `torch.save` that takes `length` bytes of a member, from byte `start` on.
+
+    Raises `NemotronError` if these bytes are not such a file.
+    """
 
     def __init__(self, archive: Archive, member: Member, start: int, length: int) -> None:
         self._file = _MemberFile(archive, member, start, length)
@@ -64,14 +69,20 @@ class TorchZip:
         self._entries = {entry.filename.partition("/")[2]: entry for entry in entries}
 
     def load(self) -> Any:
-        """The saved object, as Records; see `pickled`."""
+        """Return the saved object, in which `Record` stands for every class (see `safe_pickle`).
+
+        Raises `NemotronError` if the pickle is damaged, too large or names another class.
+        """
         if "byteorder" in self._entries and self._read("byteorder", limit=16) != b"little":
             raise NemotronError("saved on a big-endian machine", where=self._where)
         data = self._read("data.pkl", limit=PICKLE_LIMIT)
         return load_pickle(data, GLOBALS, where=self._where)
 
     def find(self, name: str, tensor: Any) -> SavedTensor:
-        """Where a tensor of the loaded object lies; NemotronError if it is not plain BF16."""
+        """Return where a tensor of the loaded object is stored; `name` is for the error.
+
+        Raises `NemotronError` if it is not a contiguous BF16 tensor.
+        """
         try:
             return self._find(tensor)
         except (AttributeError, IndexError, TypeError, ValueError, struct.error) as error:
@@ -84,7 +95,7 @@ class TorchZip:
         if type(tensor).__name__ == "_rebuild_parameter":
             tensor = tensor.args[0]
         storage, first, shape, strides, *_rest = tensor.args
-        _kind, storage_type, key, _device, count = storage
+        _tag, storage_type, key, _device, count = storage
         if not (isinstance(storage_type, type) and isinstance(key, str)):
             raise TypeError("its storage is none of torch's")
         if storage_type.__name__ != "BFloat16Storage":
@@ -105,6 +116,7 @@ class TorchZip:
         return SavedTensor(tuple(shape), self._start + begin + int(first) * BF16_BYTES)
 
     def _entry(self, name: str) -> zipfile.ZipInfo:
+        """Return an entry of the zip. Raises `NemotronError` unless it is stored as plain bytes."""
         entry = self._entries.get(name)
         if entry is None:
             raise NemotronError(f"there is no {short_name(name)} in it", where=self._where)
@@ -130,7 +142,7 @@ class TorchZip:
 
 
 def check_sizes(sizes: Any) -> None:
-    """ValueError unless these are a few numbers, as a pickle's need not be."""
+    """Raise `ValueError` unless `sizes`, which come from a pickle, are up to three numbers."""
     if not (
         isinstance(sizes, tuple | list)
         and len(sizes) <= 3
@@ -140,7 +152,7 @@ def check_sizes(sizes: Any) -> None:
 
 
 class _MemberFile(io.RawIOBase):
-    """A part of a member as a file to read and seek in."""
+    """A byte range of a member as a file object that can be read and sought."""
 
     def __init__(self, archive: Archive, member: Member, start: int, length: int) -> None:
         self._archive = archive
@@ -166,7 +178,10 @@ class _MemberFile(io.RawIOBase):
         return self._position
 
     def read(self, size: int = -1) -> bytes:
-        """Up to `size` bytes; ValueError for more than READ_LIMIT, as a zip can ask for."""
+        """Return up to `size` bytes.
+
+        Raises `ValueError` for more than READ_LIMIT, which a forged zip can make `zipfile` request.
+        """
         rest = max(0, self._length - self._position)
         count = rest if size < 0 else min(size, rest)
         if count > READ_LIMIT:

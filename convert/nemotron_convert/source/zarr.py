@@ -1,4 +1,4 @@
-"""Arrays in zarr v2 as Megatron writes them: little-endian BF16 chunks beside a `.zarray`."""
+"""Reader of zarr v2 arrays as Megatron writes them: BF16 chunks (little-endian) and a `.zarray`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,18 @@ from nemotron_convert.source.archive import (
     refuse_pointer,
     short_name,
 )
-from nemotron_convert.source.arrays import BF16_BYTES, Chunk, StoredArray, as_matrices, check_layers
+from nemotron_convert.source.arrays import (
+    BF16_BYTES,
+    Chunk,
+    StoredArray,
+    as_layer_row_column,
+    as_stored_axes,
+    check_shape,
+)
 from nemotron_convert.source.compression import (
     CHUNK_LIMIT,
     ChunkCache,
-    Decoded,
+    DecodedChunks,
     Decoder,
     find_decoder,
     max_compressed_size,
@@ -28,25 +35,29 @@ from nemotron_convert.source.compression import (
 from nemotron_core.errors import NemotronError
 
 BF16_NAMES = ("bfloat16", "<V2")
+"""The dtypes under which Megatron stores BF16."""
 METADATA_NAME = ".zarray"
 METADATA_NAMES = (METADATA_NAME, ".zattrs")
 METADATA_LIMIT = 1 << 16
+"""Largest size in bytes of a `.zarray`."""
 
 
 @dataclass(frozen=True)
 class _Metadata:
+    """What a `.zarray` says of its array."""
+
     shape: tuple[int, ...]
     chunk_shape: tuple[int, ...]
     decoder: Decoder | None
 
     @property
     def chunk_bytes(self) -> int:
-        """Of every chunk, once decoded: those at the array's far edges are stored at full size."""
+        """Size in bytes of a decoded chunk; those at the array's edges are padded to it."""
         return math.prod(self.chunk_shape) * BF16_BYTES
 
 
 class Zarr:
-    """The arrays of one checkpoint: each is a folder below `weights`, under its tensor's name."""
+    """The arrays of one checkpoint. Each is a folder below `weights` that has its tensor's name."""
 
     def __init__(self, archive: Archive, weights: str) -> None:
         self._archive = archive
@@ -57,24 +68,22 @@ class Zarr:
                 folder, _, rest = name.removeprefix(weights).partition("/")
                 self._folders[folder][rest] = member
 
-    def __contains__(self, name: str) -> bool:
-        return METADATA_NAME in self._folders.get(name, ())
-
     def open(self, name: str, *, stacked: bool) -> StoredArray:
-        """The array of that name; `stacked`: axis 0 counts layers.
+        """Return the array `name`; with `stacked`, its axis 0 counts layers.
 
-        NemotronError if its metadata makes no sense, a chunk's file is missing or of another size,
-        or there is a file that is no chunk. No fill value ever stands in for a chunk.
+        Raises `NemotronError` if the array is missing, its metadata is not valid, a chunk's file is
+        missing or has a wrong size, or a file is not a chunk. A missing chunk is an error; zarr's
+        fill value is never used.
         """
-        if name not in self:
+        files = self._folders.get(name, {})
+        if METADATA_NAME not in files:
             raise NemotronError(f"tensor {name} is missing", where=self._archive.path)
-        files = self._folders[name]
         where = f"{self._archive.path}: {files[METADATA_NAME].name}"
         metadata = _read_metadata(self._archive, files[METADATA_NAME], where)
         shape, chunk_shape = metadata.shape, metadata.chunk_shape
-        if len(shape) != len(chunk_shape) or len(shape) not in ((2, 3) if stacked else (1, 2)):
+        if len(shape) != len(chunk_shape):
             raise NemotronError(f"shape {list(shape)} with chunks {list(chunk_shape)}", where=where)
-        check_layers(name, shape, where, stacked=stacked)
+        check_shape(name, shape, where, stacked=stacked)
         data: Bytes = self._archive
         if metadata.decoder is not None:
             if metadata.chunk_bytes > CHUNK_LIMIT:
@@ -83,27 +92,27 @@ class Zarr:
                     where=where,
                     remedy="save the model with smaller chunks or without a compressor",
                 )
-            data = Decoded(self._archive, metadata.decoder, metadata.chunk_bytes, self._cache)
+            data = DecodedChunks(self._archive, metadata.decoder, metadata.chunk_bytes, self._cache)
         chunks = tuple(self._chunks(name, metadata, stacked=stacked))
         self._check_files(name, {chunk.member.name for chunk in chunks})
         return StoredArray(data, name, shape, chunk_shape, chunks)
 
     def _chunks(self, name: str, metadata: _Metadata, *, stacked: bool) -> Iterator[Chunk]:
-        """The grid in order."""
+        """Yield the chunks of the array's grid in C order, cut off at the array's edges."""
         shape, chunk_shape = metadata.shape, metadata.chunk_shape
-        layers, rows, columns = as_matrices(shape, stacked=stacked, missing=1)
-        chunk_layers, chunk_rows, chunk_columns = as_matrices(
+        layers, rows, columns = as_layer_row_column(shape, stacked=stacked, missing=1)
+        chunk_layers, chunk_rows, chunk_columns = as_layer_row_column(
             chunk_shape, stacked=stacked, missing=1
         )
         pitch = chunk_columns * BF16_BYTES
-        axes = (stacked, len(shape) == (3 if stacked else 2), True)
+        is_matrix = len(shape) == (3 if stacked else 2)
         for layer in range(layers):
             for row in range(0, rows, chunk_rows):
                 for column in range(0, columns, chunk_columns):
                     index = (layer // chunk_layers, row // chunk_rows, column // chunk_columns)
-                    named = (str(i) for i, axis in zip(index, axes, strict=True) if axis)
+                    axes = as_stored_axes(index, stacked=stacked, is_matrix=is_matrix)
                     yield Chunk(
-                        member=self._file(name, ".".join(named), metadata),
+                        member=self._file(name, ".".join(map(str, axes)), metadata),
                         offset=(layer % chunk_layers) * chunk_rows * pitch,
                         pitch=pitch,
                         layer=layer,
@@ -114,6 +123,7 @@ class Zarr:
                     )
 
     def _file(self, name: str, chunk: str, metadata: _Metadata) -> Member:
+        """Return a chunk's file. Raises `NemotronError` if it is missing or has a wrong size."""
         member = self._folders[name].get(chunk)
         if member is None:
             raise NemotronError(
@@ -136,7 +146,10 @@ class Zarr:
         )
 
     def _check_files(self, name: str, chunks: set[str]) -> None:
-        """Nothing but the grid: a chunk beyond it belongs to an array of another shape."""
+        """Raise `NemotronError` if a file of the array is no chunk of its grid.
+
+        A chunk outside the grid would mean that the array's shape is not the stored one.
+        """
         for rest, member in self._folders[name].items():
             if rest not in METADATA_NAMES and member.name not in chunks:
                 raise NemotronError(
@@ -147,11 +160,12 @@ class Zarr:
 
 
 def _read_metadata(archive: Archive, member: Member, where: str) -> _Metadata:
+    """Read a `.zarray`. Raises `NemotronError` if it is not valid or describes another encoding."""
     try:
-        meta = json.loads(read_bytes(archive, member.name, limit=METADATA_LIMIT))
+        metadata = json.loads(read_bytes(archive, member.name, limit=METADATA_LIMIT))
     except (ValueError, RecursionError) as error:
         raise NemotronError(f"not JSON: {error}"[:200], where=where) from error
-    if not isinstance(meta, dict):
+    if not isinstance(metadata, dict):
         raise NemotronError("not a JSON object", where=where)
     for key, allowed in (
         ("zarr_format", (2,)),
@@ -159,22 +173,23 @@ def _read_metadata(archive: Archive, member: Member, where: str) -> _Metadata:
         ("order", ("C",)),
         ("filters", (None, [])),
     ):
-        if meta.get(key) not in allowed:
+        if metadata.get(key) not in allowed:
             raise NemotronError(
-                f"{key} is {meta.get(key)!r}"[:100],
+                f"{key} is {metadata.get(key)!r}"[:100],
                 where=where,
                 remedy=f"only {allowed[0]!r} is read",
             )
-    if meta.get("dimension_separator", ".") != ".":
+    if metadata.get("dimension_separator", ".") != ".":
         raise NemotronError("chunks are in folders, not named i.j.k", where=where)
     return _Metadata(
-        _sizes(meta.get("shape"), "shape", where),
-        _sizes(meta.get("chunks"), "chunks", where),
-        find_decoder(meta.get("compressor"), where),
+        _sizes(metadata.get("shape"), "shape", where),
+        _sizes(metadata.get("chunks"), "chunks", where),
+        find_decoder(metadata.get("compressor"), where),
     )
 
 
 def _sizes(value: object, key: str, where: str) -> tuple[int, ...]:
+    """Return a list of positive integers as a tuple, or raise `NemotronError`."""
     if not isinstance(value, list) or not all(type(n) is int and 0 < n < 1 << 40 for n in value):
         raise NemotronError(
             f"{key} is {value!r}"[:100] + ", not a list of positive integers", where=where
