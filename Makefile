@@ -8,7 +8,7 @@ INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python
 # CPU build is asked for by its full version; where pip cannot find one, uv knows PyTorch's own index.
 TORCH := torch==2.13.0
 
-.PHONY: demo test check lint unit lock mutants clean
+.PHONY: demo test check lint unit lock mutants fuzz loaded-test clean
 demo: $(VENV)/.user
 	scripts/demo.sh
 
@@ -36,6 +36,15 @@ lock: $(VENV)/.python
 # By hand, for about an hour: mutate core rules and run their unit tests. ONLY="stop fp8" takes some.
 mutants: $(VENV)/.mutants
 	$(BIN)/python -m tests.mutants $(ONLY)
+
+# By hand, for eleven minutes: damaged checkpoints for the readers; findings stay in FINDINGS.
+FINDINGS ?= demo/findings
+fuzz: $(VENV)/.dev
+	$(BIN)/python -m tests.fuzz.readers --minutes 11 --findings $(FINDINGS)
+
+# By hand: all tests beside eight busy processes, to show that none depends on time.
+loaded-test: $(VENV)/.dev $(VENV)/.tools
+	scripts/beside_load.sh $(BIN)/pytest
 
 clean:
 	rm -rf $(VENV) .tools demo .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
