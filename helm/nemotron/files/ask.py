@@ -1,4 +1,4 @@
-"""Ask the gateway one question, and fail without an answer. Only what Python itself brings."""
+"""Send the gateway one question and fail if the answer is empty. Uses only the standard library."""
 
 import json
 import os

@@ -1,11 +1,11 @@
-{{/* Names are release-nemotron-component; a pod's is also a host name, of at most 63 letters. */}}
+{{/* Names have the form release-nemotron-component. A pod's name is also its host name, which has at most 63 characters. */}}
 {{- define "nemotron.name" -}}
 {{- if gt (len .Release.Name) 35 }}{{ fail "the release's name is longer than 35 letters" }}{{ end -}}
 {{- .Release.Name -}}
 {{- if not (contains "nemotron" .Release.Name) }}-nemotron{{ end -}}
 {{- end -}}
 
-{{/* Of what never changes, so that upgrades keep their selectors. Takes (list . component). */}}
+{{/* Labels that never change, because an upgrade cannot change a selector. Takes (list . component). */}}
 {{- define "nemotron.selector" -}}
 app.kubernetes.io/name: nemotron
 app.kubernetes.io/instance: {{ (index . 0).Release.Name }}
@@ -19,7 +19,7 @@ app.kubernetes.io/managed-by: {{ (index . 0).Release.Service }}
 helm.sh/chart: {{ (index . 0).Chart.Name }}-{{ (index . 0).Chart.Version }}
 {{- end -}}
 
-{{/* The profile as the server reads it: the file, a time to start that its size needs, and your changes. */}}
+{{/* The profile as the server reads it: the shipped file, with a startup time that allows for reading the weights, and with profileOverride. */}}
 {{- define "nemotron.profile" -}}
 {{- $profile := .Files.Get (printf "profiles/%s.yaml" .Values.profile) | fromYaml -}}
 {{- $size := mulf .Values.model.sizeGiB (ternary 0.5 1.0 (eq $profile.dtype "fp8")) -}}
@@ -30,7 +30,7 @@ helm.sh/chart: {{ (index . 0).Chart.Name }}-{{ (index . 0).Chart.Version }}
 {{- mustMergeOverwrite $profile .Values.profileOverride | toYaml -}}
 {{- end -}}
 
-{{/* Where this release's checkpoint is: one for each source, format and split. */}}
+{{/* Path of this release's checkpoint. Each source, format and split has its own. */}}
 {{- define "nemotron.checkpoint" -}}
 {{- $source := .Values.model.source -}}
 {{- $made := list $source.path $source.s3.url $source.huggingFace.repository $source.huggingFace.revision .Values.convert.options -}}
@@ -49,7 +49,7 @@ helm.sh/chart: {{ (index . 0).Chart.Name }}-{{ (index . 0).Chart.Version }}
 {{- end -}}
 {{- end -}}
 
-{{/* An engine for each checkpoint, build and version: an upgrade builds beside the old one, which a rollback finds. */}}
+{{/* Path of this release's engine. Each checkpoint, build and version has its own, so that an upgrade keeps the old engine for a rollback. */}}
 {{- define "nemotron.engine" -}}
 {{- $profile := include "nemotron.profile" . | fromYaml -}}
 {{- $built := omit $profile "address" "ports" "triton" "timeouts" -}}
@@ -62,7 +62,7 @@ helm.sh/chart: {{ (index . 0).Chart.Name }}-{{ (index . 0).Chart.Version }}
 {{ .Values.image.repository }}:{{ .Values.image.version | default .Chart.AppVersion }}-{{ $profile.lane }}
 {{- end -}}
 
-{{/* What every pod has in common, and what every container. */}}
+{{/* Fields of every pod; nemotron.container has those of every container. */}}
 {{- define "nemotron.pod" -}}
 serviceAccountName: {{ include "nemotron.name" . }}
 automountServiceAccountToken: false
@@ -90,7 +90,7 @@ securityContext:
   capabilities: {drop: [ALL]}
 {{- end -}}
 
-{{/* The GPUs of one node, beside other resources. Takes (list . resources). */}}
+{{/* The given resources with the GPUs of one node added. Takes (list . resources). */}}
 {{- define "nemotron.gpuResources" -}}
 {{- $root := index . 0 -}}
 {{- $profile := include "nemotron.profile" $root | fromYaml -}}
@@ -105,7 +105,7 @@ securityContext:
 {{- toYaml $resources -}}
 {{- end -}}
 
-{{/* The container that leaves a whole engine behind: it builds, waits for who builds, or finds it. */}}
+{{/* The container after which the engine is complete: it builds it, waits for another pod that does, or finds it. */}}
 {{- define "nemotron.build" -}}
 name: build
 image: {{ include "nemotron.image" . }}

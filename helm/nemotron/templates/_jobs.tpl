@@ -14,7 +14,7 @@ spec:
   {{- end }}
   {{- if not $source.path }}
   initContainers:
-    # Both leave alone what they have fetched before.
+    {{- /* Both commands skip files that are already downloaded. A YAML comment here would change the Job's name. */}}
     - name: download
       {{- include "nemotron.container" . | nindent 6 }}
       {{- if $source.s3.url }}

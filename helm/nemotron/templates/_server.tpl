@@ -1,4 +1,4 @@
-{{/* The pod that clients talk to: of the StatefulSet, or the leader of a LeaderWorkerSet's group. */}}
+{{/* The pod that clients connect to: a pod of the StatefulSet, or the leader of a LeaderWorkerSet group. */}}
 {{- define "nemotron.serverPod" -}}
 {{- $gateway := and .Values.gateway.enabled (eq .Values.gateway.placement "beside") -}}
 {{- $profile := include "nemotron.profile" . | fromYaml -}}
@@ -8,12 +8,12 @@ metadata:
   labels:
     {{- include "nemotron.selector" (list . "server") | nindent 4 }}
   annotations:
-    # Read at the start only: another profile starts the pods anew.
+    # The server reads its profile only at the start, so a changed profile must restart the pods.
     checksum/profile: {{ include "nemotron.profile" . | sha256sum }}
     {{- with .Values.server.annotations }}{{ toYaml . | nindent 4 }}{{ end }}
 spec:
   {{- include "nemotron.pod" . | nindent 2 }}
-  # The pause before, the requests that run, Triton's own way down, and a margin.
+  # Time for preStop, for running requests, and 30 s for Triton's shutdown with a margin.
   terminationGracePeriodSeconds: {{ add .Values.server.preStopSeconds $profile.timeouts.drain 30 }}
   {{- include "nemotron.serverPlace" . | nindent 2 }}
   initContainers:
@@ -39,7 +39,7 @@ spec:
         {{- if gt $nodes 1 }}
         - name: POD_NAME
           valueFrom: {fieldRef: {fieldPath: metadata.name}}
-        # How Open MPI 4 and 5 reach the other nodes.
+        # Open MPI 4 reads the first variable, Open MPI 5 the second.
         - {name: OMPI_MCA_plm_rsh_agent, value: ssh -F /etc/nemotron-ssh/client}
         - {name: PRTE_MCA_plm_ssh_agent, value: ssh -F /etc/nemotron-ssh/client}
         {{- end }}
@@ -55,13 +55,13 @@ spec:
         {{- if $gateway }}
         - {name: gateway, containerPort: {{ $profile.ports.gateway }}}
         {{- end }}
-      # As long as the server itself takes to give up, so that no load is killed half way.
+      # Longer than the server's own limit, so that the probe never kills a server that is loading.
       startupProbe:
         httpGet: {path: /health/ready, port: health}
         periodSeconds: 10
         timeoutSeconds: 5
         failureThreshold: {{ divf (add $profile.timeouts.startup $profile.timeouts.stall 60) 10 | ceil | int }}
-      # One token through the engine. The server ends by itself when that fails for good.
+      # Checks that the engine generates tokens. The server ends by itself when the engine is dead.
       readinessProbe:
         httpGet: {path: /health/ready, port: health}
         periodSeconds: 2
@@ -73,7 +73,7 @@ spec:
         timeoutSeconds: 5
         failureThreshold: 6
       lifecycle:
-        # Then SIGTERM, on which the server drains.
+        # SIGTERM follows, on which the server drains.
         preStop:
           exec: {command: [sleep, {{ .Values.server.preStopSeconds | quote }}]}
       volumeMounts:
@@ -100,7 +100,7 @@ spec:
     {{- end }}
 {{- end -}}
 
-{{/* A node that only computes: it waits for the leader's mpirun to start its ranks. */}}
+{{/* A pod that only runs ranks: its sshd waits for the leader's mpirun to start them. */}}
 {{- define "nemotron.workerPod" -}}
 {{- $profile := include "nemotron.profile" . | fromYaml -}}
 metadata:
@@ -128,7 +128,7 @@ spec:
         tcpSocket: {port: ssh}
         failureThreshold: 6
       lifecycle:
-        # The ranks must outlive the requests that run; they end with the leader's.
+        # The ranks must outlive the running requests; they end together with those of the leader.
         preStop:
           exec: {command: [sleep, {{ add .Values.server.preStopSeconds $profile.timeouts.drain 20 | quote }}]}
       volumeMounts:
