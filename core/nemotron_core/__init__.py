@@ -1,0 +1,1 @@
+"""Errors, files, the Triton contract, text and the OpenAI schema, for every other package."""

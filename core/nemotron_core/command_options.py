@@ -1,4 +1,4 @@
-"""A verb's options as one typed object, instead of a function with twenty parameters."""
+"""Decorator that turns a dataclass of options into the parameters of a verb."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Verb = Callable[..., None]
 
 
 def takes(options_type: type[Options]) -> Callable[[Callable[[Options], None]], Verb]:
-    """Make a verb of a function that takes one dataclass of options.
+    """Return a decorator that makes a verb of a function with one dataclass of options.
 
-    Each field is one parameter of the command line, with its `typer.Annotated` declaration and its
-    default. Typer reads a function's signature, so the verb gets one with the dataclass's fields.
+    Each field becomes a parameter of the command line, with its `typer.Annotated` declaration and
+    its default. Typer reads a function's signature, so the verb gets a signature of these fields.
 
     >>> @dataclasses.dataclass(frozen=True)
     ... class Greeting:

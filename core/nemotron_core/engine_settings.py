@@ -1,4 +1,4 @@
-"""What an engine needs to know beside the model itself: a file in its folder."""
+"""Settings of an engine: a JSON file in its folder, beside the model."""
 
 from __future__ import annotations
 
@@ -12,29 +12,30 @@ from nemotron_core.errors import NemotronError
 
 
 class EngineSettings(BaseModel):
-    """Written when the engine is built, read when it starts."""
+    """Settings that are written when the engine is built and read when it starts."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     NAME: ClassVar[str]
 
     vocab_size: int
     max_seq_len: int
-    """Prompt and answer together, in tokens."""
+    """Most tokens of a prompt and its answer together."""
     max_batch_size: int
-    """Requests computed in one step; more wait their turn."""
+    """Number of requests computed in one step; further requests wait."""
     max_num_tokens: int
-    """Tokens computed in one step, over all requests."""
+    """Number of tokens computed in one step, over all requests."""
     max_queue_size: int
-    """Requests that wait for a place in a step; more are refused."""
+    """Number of requests that may wait for a step; further requests are refused."""
     request_seconds: int
-    """How long one request may take, waiting included."""
+    """Time limit of a request in seconds, waiting included."""
 
     def write(self, folder: Path) -> None:
+        """Write the settings into an engine folder."""
         (folder / self.NAME).write_text(self.model_dump_json(indent=2) + "\n", "utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """NemotronError if the folder is no engine of this lane."""
+        """Return the settings of an engine. Raises `NemotronError` if it is not of this lane."""
         path = folder / cls.NAME
         try:
             return cls.model_validate_json(path.read_bytes())
@@ -45,16 +46,20 @@ class EngineSettings(BaseModel):
 
 
 class CpuEngineSettings(EngineSettings):
+    """Settings of the CPU lane's engine."""
+
     NAME = "cpu_engine.json"
     GRAPH_NAME: ClassVar = "openvino_model.xml"
     WEIGHTS_NAME: ClassVar = "openvino_model.bin"
-    """The names that openvino-genai looks for."""
+    """File names that openvino-genai expects."""
 
     dtype: Literal["bf16", "f32"]
     kv_cache_tokens: int
 
 
 class PyTorchEngineSettings(EngineSettings):
+    """Settings of the PyTorch lane's engine."""
+
     NAME = "pytorch_engine.json"
 
     tp: int
@@ -62,4 +67,4 @@ class PyTorchEngineSettings(EngineSettings):
     gpus_per_node: int
     kv_cache_dtype: Literal["bf16", "fp8"]
     kv_cache_share: float
-    """Of the GPU memory that is free once the weights are loaded."""
+    """Fraction of the GPU memory that is free once the weights are loaded."""

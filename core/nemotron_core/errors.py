@@ -13,47 +13,47 @@ from http import HTTPStatus
 
 
 class ErrorKind(enum.Enum):
-    """What a failure means for whoever asked.
+    """Kind of a failure, as the sender of a request has to handle it.
 
-    The value is how an error's text begins on Triton's wire. The text is what tells the kinds
-    apart there: inside a gRPC stream Triton 2.51 loses the status code. (Its header
-    `triton_grpc_error` would keep the code, but a server with that header crashes when a client
-    has cancelled a stream before.)
+    The value is the prefix of an error's text on Triton's wire. The prefix distinguishes the kinds
+    there, because inside a gRPC stream Triton 2.51 loses the status code. (Its header
+    `triton_grpc_error` would keep the code, but with that header a server crashes after a client
+    has cancelled a stream.)
 
     >>> ErrorKind.of_text("in ensemble: server overloaded: 64 requests run or wait already")
     <ErrorKind.OVERLOADED: 'server overloaded: '>
     """
 
     REFUSED = "request refused: "
-    """The request or the input is wrong; sending it again does not help."""
+    """The request or the input is invalid. Sending it again does not help."""
     OVERLOADED = "server overloaded: "
-    """As many requests wait as may; later it may work."""
+    """The queue is full. The request may succeed later."""
     SHUTTING_DOWN = "server shutting down: "
-    """The server lets running requests finish and takes no more."""
+    """The server lets running requests finish and accepts no others."""
     UNREACHABLE = "server unreachable: "
-    """There is no server, or it went away; only clients raise this."""
+    """There is no server, or the connection broke. Only clients raise this."""
     TIMED_OUT = "deadline exceeded: "
-    """The time allowed for the request was over before its answer."""
+    """The time allowed for the request ended before its answer was complete."""
     FAILED = "engine failed: "
-    """The server failed on a request that was right."""
+    """The server failed on a valid request."""
     INTERRUPTED = "interrupted: "
-    """Whoever asked stopped it: Ctrl-C, or a client that disconnected."""
+    """The sender stopped the request: with Ctrl-C, or by disconnecting."""
 
     @property
     def codes(self) -> ErrorCodes:
-        """How this kind crosses each door."""
+        """The codes of this kind in each protocol."""
         return ERROR_CODES[self]
 
     @classmethod
     def of_text(cls, text: str) -> ErrorKind | None:
-        """Return the kind of an error's text from Triton, or `None` if it is not one of ours."""
+        """Return the kind whose prefix comes first in a text, or `None` if no prefix is in it."""
         matches = [(text.index(kind.value), kind) for kind in cls if kind.value in text]
         return min(matches, key=lambda match: match[0])[1] if matches else None
 
 
 @dataclass(frozen=True)
 class ErrorCodes:
-    """One kind of failure in the terms of each protocol."""
+    """The codes of one kind of failure in each protocol."""
 
     triton: str
     """Name of the code in `triton_python_backend_utils.TritonError`."""
@@ -64,13 +64,13 @@ class ErrorCodes:
     openai_code: str | None = None
     """`error.code` of OpenAI's API."""
     retry: bool = False
-    """Whether HTTP answers carry `Retry-After`."""
+    """Whether HTTP responses carry `Retry-After`."""
     exit_code: int = 1
     """Exit code of the command `nemotron`."""
 
 
 CLIENT_CLOSED_REQUEST = 499
-"""nginx's status, for logs: the client disconnected before it had an answer."""
+"""nginx's status for logs: the client disconnected before it received the response."""
 
 ERROR_CODES = {
     ErrorKind.REFUSED: ErrorCodes("INVALID_ARG", HTTPStatus.BAD_REQUEST, "invalid_request_error"),
@@ -93,7 +93,7 @@ ERROR_CODES = {
         "CANCELLED", CLIENT_CLOSED_REQUEST, "server_error", "cancelled", exit_code=130
     ),
 }
-"""The one table of what each kind of failure is on each door."""
+"""The only table from kinds of failure to the codes of each protocol."""
 
 
 class NemotronError(Exception):
@@ -104,7 +104,7 @@ class NemotronError(Exception):
     """
 
     kind = ErrorKind.REFUSED
-    """The kind of a class of errors; an instance may have another."""
+    """Kind of the class of errors; an instance may have another kind."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and the SHA-256 of files and texts."""
+"""Files that are written in one step, and the SHA-256 of files and texts."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict
 from nemotron_core.errors import NemotronError
 
 PARTIAL = ".partial"
-"""Suffix of the name under which a file or folder is written until it is whole."""
+"""Suffix of a file or folder that is not complete yet."""
 READ_SIZE = 1 << 20
-"""Bytes read at a time for a hash."""
+"""Number of bytes read at a time for a hash."""
 
 
 class FileEntry(BaseModel):
@@ -27,15 +27,15 @@ class FileEntry(BaseModel):
 
 
 def partial_path(path: Path) -> Path:
-    """Return the path under which `path` is written until it is whole."""
+    """Return the path under which `path` is written until it is complete."""
     return path.with_name(path.name + PARTIAL)
 
 
 def write_atomically(path: Path, texts: str | Iterable[str]) -> None:
     """Write a UTF-8 file that replaces `path` in one step, durably.
 
-    A reader sees the old file or the whole new one, also after a kill or a power failure. Raises
-    `NemotronError` if the operating system refuses.
+    A reader sees the old file or the complete new one, also after a kill or a power failure. Raises
+    `NemotronError` if the file cannot be written.
     """
     partial = partial_path(path)
     try:
@@ -50,7 +50,7 @@ def write_atomically(path: Path, texts: str | Iterable[str]) -> None:
 
 
 def sync(path: Path) -> None:
-    """Make a file or a folder's entries durable. Raises `OSError` if the disk fails."""
+    """Flush a file, or a folder's list of entries, to disk. Raises `OSError` if the disk fails."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

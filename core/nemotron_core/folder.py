@@ -1,4 +1,4 @@
-"""An output folder that appears under its name only when it is whole."""
+"""Output folders that appear under their name only when they are complete."""
 
 from __future__ import annotations
 
@@ -20,31 +20,36 @@ T = TypeVar("T")
 
 
 class NotReady(NemotronError):
-    """Another process has still to finish what this one needs."""
+    """Raised while another process has not finished something that this process needs."""
 
 
 def retry_until_ready(attempt: Callable[[], T], patience: float) -> T:
-    """The result of `attempt`, which is made again for `patience` seconds while it is too early."""
+    """Return the result of `attempt`, which is repeated while it raises `NotReady`.
+
+    Each new reason to wait is printed on standard error. Raises the last `NotReady` after
+    `patience` seconds.
+    """
     deadline = time.monotonic() + patience
-    told = ""
+    last_reason = ""
     while True:
         try:
             return attempt()
         except NotReady as error:
             if time.monotonic() >= deadline:
                 raise
-            if str(error) != told:
-                told = str(error)
-                print(f"waiting: {told}", file=sys.stderr, flush=True)
+            if str(error) != last_reason:
+                last_reason = str(error)
+                print(f"waiting: {last_reason}", file=sys.stderr, flush=True)
             time.sleep(POLL_SECONDS)
 
 
 @contextmanager
 def new_folder(output: Path) -> Iterator[Path]:
-    """A folder beside `output` to write into; it is renamed to `output` if nothing is raised.
+    """Yield a folder beside `output` to write into; rename it to `output` if nothing is raised.
 
-    After an exception it is removed; after a kill it stays under `output` + ".partial", which
-    nothing takes for a result and the next run replaces. NemotronError if `output` holds something.
+    After an exception the folder is removed. After a kill it stays under `output` + ".partial",
+    which nothing takes for a result and which the next run replaces. Raises `NemotronError` if
+    `output` exists and is not an empty folder.
     """
     with unfinished_folder(output, keep=False) as partial:
         try:
@@ -56,9 +61,10 @@ def new_folder(output: Path) -> Iterator[Path]:
 
 @contextmanager
 def unfinished_folder(output: Path, *, keep: bool) -> Iterator[Path]:
-    """The same, but it stays after an exception, and with `keep` what is in it stays at the start.
+    """Yield the folder of `new_folder`, but leave it there after an exception.
 
-    One process at a time: NemotronError if another one is writing it.
+    With `keep`, files of an earlier run stay in it. Only one process at a time may write it: raises
+    `NotReady` if another process does.
     """
     check_output(output)
     partial = partial_path(output)
@@ -85,7 +91,7 @@ def unfinished_folder(output: Path, *, keep: bool) -> Iterator[Path]:
 
 @contextmanager
 def writing_errors(output: Path) -> Iterator[None]:
-    """What the operating system refuses, as a NemotronError about `output`."""
+    """Turn an `OSError` in the block into a `NemotronError` about `output`."""
     try:
         yield
     except OSError as error:
@@ -93,7 +99,7 @@ def writing_errors(output: Path) -> Iterator[None]:
 
 
 def check_output(output: Path) -> None:
-    """NemotronError if something would be overwritten."""
+    """Raise `NemotronError` if `output` exists and is not an empty folder."""
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise NemotronError(
             "the output exists and is not an empty folder",
@@ -103,16 +109,16 @@ def check_output(output: Path) -> None:
 
 
 def _lock(descriptor: int, folder: Path) -> None:
-    """The lock belongs to the open descriptor, so it ends with the process, however that ends."""
+    """Lock the folder. The lock belongs to the open descriptor, so it ends with the process."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise _being_written(folder) from error
     try:
-        ours = os.path.samestat(os.fstat(descriptor), folder.stat())
+        is_same = os.path.samestat(os.fstat(descriptor), folder.stat())
     except FileNotFoundError:
-        ours = False
-    if not ours:  # it was finished and renamed between our opening and our locking it
+        is_same = False
+    if not is_same:  # another process finished and renamed it before this one locked it
         raise _being_written(folder)
 
 

@@ -1,4 +1,4 @@
-"""A generation as a client asks for it, and the pieces of the answer."""
+"""A client's parameters of a generation, and the pieces of its answer."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 MAX_SEED = 2**64 - 1
+"""Largest seed of a sample, as the contract's UINT64 holds it."""
 DEFAULT_MAX_TOKENS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """How to generate; None leaves the choice to the server, which is then greedy."""
+    """Parameters of a generation. `None` leaves the choice to the server, which is then greedy."""
 
     max_tokens: int = DEFAULT_MAX_TOKENS
     temperature: float | None = None
@@ -29,7 +30,7 @@ class Generation:
     embedding_bias_words: Sequence[str] = ()
     embedding_bias_weights: Sequence[float] = ()
     num_return_sequences: int | None = None
-    """How many answers; each piece says in `sequence_index` which one it belongs to."""
+    """Number of answers to the prompt; see `Piece.sequence_index`."""
     guided_decoding_guide_type: str | None = None
     guided_decoding_guide: str | None = None
     return_log_probs: bool | None = None
@@ -37,12 +38,12 @@ class Generation:
 
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
-"""A raw prompt as text or as token ids, or a conversation's messages."""
+"""A raw prompt as text or as token ids, or the messages of a conversation."""
 
 
 @dataclass(frozen=True)
 class Times:
-    """Nanoseconds since the epoch, by the server's clock."""
+    """Times of one answer, in nanoseconds since the epoch by the server's clock."""
 
     arrival_ns: int
     first_scheduled_ns: int
@@ -52,24 +53,23 @@ class Times:
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of an answer, or the whole of it; together the texts of a stream are the answer.
-
-    `finish_reason` is empty until the last piece: "stop", "length" or "cancelled". `stop_reason` is
-    the stop string that ended it, if one did. The counts are of tokens: the whole prompt's, and the
-    generated ones of the answer so far.
-    """
+    """A part of an answer. The answer is the concatenation of its pieces' texts."""
 
     text: str
     token_ids: tuple[int, ...] = ()
     finish_reason: str = ""
+    """"stop", "length" or "cancelled" in the last piece; empty before it."""
     stop_reason: str = ""
+    """The stop string that ended the answer, if one did."""
     num_input_tokens: int = 0
+    """Number of tokens of the prompt."""
     num_output_tokens: int = 0
+    """Number of tokens of the answer so far."""
     sequence_index: int = 0
-    """Which of `num_return_sequences` answers this belongs to."""
+    """Index of the answer, among `num_return_sequences`, that this piece belongs to."""
     log_probs: tuple[float, ...] = ()
-    """One for each of `token_ids`, if `return_log_probs` asked for them."""
+    """Log-probability of each of `token_ids`, if `return_log_probs` was set."""
     cum_log_prob: float | None = None
-    """Their sum over the answer so far."""
+    """Sum of the log-probabilities of the answer so far."""
     times: Times | None = None
-    """With the last piece, if `return_perf_metrics` asked for them."""
+    """Times of the answer, in its last piece, if `return_perf_metrics` was set."""

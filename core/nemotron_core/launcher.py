@@ -1,4 +1,4 @@
-"""The place that a launcher gives a process, as its environment tells."""
+"""The rank of a process, from the environment variables of its launcher."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ RANK_VARIABLES = {
     "MV2_COMM_WORLD_RANK": "MV2_COMM_WORLD_SIZE",
     "SLURM_PROCID": "SLURM_STEP_NUM_TASKS",
 }
-"""How Open MPI, MPICH, MVAPICH and Slurm tell a process its rank, and how many there are.
+"""Variables of the rank and of the number of ranks: Open MPI, MPICH, MVAPICH, Slurm.
 
-A batch script has a SLURM_PROCID too, and SLURM_NTASKS, but is no step of many tasks.
+A batch script has SLURM_PROCID and SLURM_NTASKS too, but it is not a step of several tasks.
 """
-OF_ONE_RANK = ("OMPI_COMM_WORLD_", "PMI_", "PMIX_", "MV2_COMM_WORLD_", "SLURM_STEP_")
-"""Beginnings of the names of what a launcher tells one process."""
+LAUNCHER_PREFIXES = ("OMPI_COMM_WORLD_", "PMI_", "PMIX_", "MV2_COMM_WORLD_", "SLURM_STEP_")
+"""Prefixes of the variables that a launcher sets for one process."""
 
 
 def own_rank(environment: Mapping[str, str] = os.environ) -> tuple[int, int] | None:
-    """Of this process, and the number of ranks; None outside a launcher of many."""
+    """Return this process's rank and the number of ranks, or `None` for a process on its own."""
     for rank, size in RANK_VARIABLES.items():
         if rank in environment and int(environment.get(size, "1")) > 1:
             return int(environment[rank]), int(environment[size])
@@ -28,5 +28,10 @@ def own_rank(environment: Mapping[str, str] = os.environ) -> tuple[int, int] | N
 
 
 def without_rank(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """For a program that a rank starts and that is none itself; it must not wait for the others."""
-    return {name: text for name, text in environment.items() if not name.startswith(OF_ONE_RANK)}
+    """Return the environment for a program that a rank starts and that is not a rank itself.
+
+    With the launcher's variables, such a program would wait for the other ranks.
+    """
+    return {
+        name: text for name, text in environment.items() if not name.startswith(LAUNCHER_PREFIXES)
+    }

@@ -1,4 +1,4 @@
-"""The metrics that our models add to Triton's own: their names, and what they count."""
+"""Names and descriptions of the metrics that our models add to Triton's own."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ INTER_TOKEN_LATENCY_METRIC = "nemotron_inter_token_latency_seconds"
 GAUGES = {
     RUNNING_METRIC: "Requests that have begun and not ended",
     WAITING_METRIC: "Requests that wait for their first step",
-    KV_CACHE_USAGE_METRIC: "Share of the KV cache that is in use, 0 to 1",
+    KV_CACHE_USAGE_METRIC: "Fraction of the KV cache in use, 0 to 1",
 }
 COUNTERS = {
     STEPS_METRIC: "Steps of the engine",
-    PROMPT_TOKENS_METRIC: "Tokens of the prompts of all requests that began",
-    GENERATED_TOKENS_METRIC: "Tokens that the engine gave out",
+    PROMPT_TOKENS_METRIC: "Prompt tokens of all requests that began",
+    GENERATED_TOKENS_METRIC: "Tokens that the engine generated",
 }
 HISTOGRAMS = {
     TIME_TO_FIRST_TOKEN_METRIC: "Seconds from a request's arrival to its first token",
-    INTER_TOKEN_LATENCY_METRIC: "Seconds between two tokens of one request",
+    INTER_TOKEN_LATENCY_METRIC: "Seconds between two consecutive tokens of one request",
 }

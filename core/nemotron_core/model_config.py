@@ -1,4 +1,4 @@
-"""The shape of a Nemotron-4 model."""
+"""Shape and numerics of a Nemotron-4 model."""
 
 from __future__ import annotations
 
@@ -23,9 +23,11 @@ class ModelConfig:
     rotary_pct: float
     rotary_base: float
     gamma_is_centered: bool
-    """Norm weights are stored without their +1 (LayerNorm1P)."""
+    """Whether norm weights are stored without their +1 (LayerNorm1P)."""
     tokenizer_member: str
+    """Name of the tokenizer's file in the `.nemo` archive."""
 
     @property
     def qkv_rows(self) -> int:
+        """Number of rows of the fused query, key and value weight."""
         return (self.num_heads + 2 * self.num_kv_heads) * self.head_size

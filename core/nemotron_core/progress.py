@@ -1,4 +1,4 @@
-"""Progress of long work on standard error: bytes, rate and time left."""
+"""Progress of long operations on standard error: bytes, rate and time left."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ from rich.progress import (
 )
 
 LINE_SECONDS = 10.0
-"""How often a log, which cannot show a bar, gets a line."""
+"""Interval between two lines in a log, which cannot show a bar."""
 
 
 @contextmanager
-def byte_progress(what: str, total: int, *, shown: bool = True) -> Iterator[Callable[[int], None]]:
-    """Call the result with each further number of bytes done, of `total`; from any thread.
+def byte_progress(
+    description: str, total: int, *, shown: bool = True
+) -> Iterator[Callable[[int], None]]:
+    """Show progress towards `total` bytes: a bar on a terminal, lines in a log.
 
-    A bar on a terminal, a line now and then in a log; nothing unless `shown`.
+    Yields a function to call, from any thread, with each further number of bytes that are done.
+    Nothing is shown unless `shown`.
     """
     console = Console(stderr=True)
     if not shown:
@@ -42,28 +45,28 @@ def byte_progress(what: str, total: int, *, shown: bool = True) -> Iterator[Call
             console=console,
         )
         with progress:
-            task = progress.add_task(what, total=total)
+            task = progress.add_task(description, total=total)
             yield lambda done: progress.advance(task, done)
     else:
-        yield _Log(what, total).report
+        yield _Log(description, total).report
 
 
 class _Log:
-    def __init__(self, what: str, total: int) -> None:
-        self._what, self._total, self._done = what, total, 0
-        self._start = self._told = time.monotonic()
+    def __init__(self, description: str, total: int) -> None:
+        self._description, self._total, self._done = description, total, 0
+        self._start = self._last_line = time.monotonic()
         self._lock = threading.Lock()
 
     def report(self, done: int) -> None:
         with self._lock:
             self._done += done
             now = time.monotonic()
-            if now - self._told < LINE_SECONDS:
+            if now - self._last_line < LINE_SECONDS:
                 return
-            self._told = now
+            self._last_line = now
             rate = self._done / (now - self._start)
             print(
-                f"{self._what}: {decimal(self._done)} of {decimal(self._total)}, "
+                f"{self._description}: {decimal(self._done)} of {decimal(self._total)}, "
                 f"{decimal(int(rate))}/s, {int((self._total - self._done) / rate)} s left",
                 file=sys.stderr,
                 flush=True,

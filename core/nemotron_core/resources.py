@@ -1,10 +1,11 @@
-"""Find the folders of data files that a package ships: profiles, Triton models."""
+"""The folders of data files that a package ships: profiles, Triton models."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 LEVELS_IN_A_CHECKOUT = 3
+"""Number of folders above a module that may hold its data folder."""
 
 
 def resource(module_file: str, name: str) -> Path:

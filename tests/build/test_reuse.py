@@ -16,7 +16,7 @@ from nemotron_convert.convert import Options, convert
 from nemotron_convert.shards import Parallel
 from nemotron_convert.target.manifest import MANIFEST_NAME
 from nemotron_core.errors import NemotronError
-from nemotron_core.folder import NotYet, unfinished_folder, when_possible
+from nemotron_core.folder import NotReady, retry_until_ready, unfinished_folder
 from tests.tiny_nemotron.reference import NEMO
 from tests.tools import debian_program
 
@@ -105,14 +105,14 @@ def test_patience_ends() -> None:
     def attempt() -> str:
         tries.append(time.monotonic())
         if len(tries) < 3:
-            raise NotYet("too early")
+            raise NotReady("too early")
         return "done"
 
-    assert when_possible(attempt, patience=WAIT) == "done"
+    assert retry_until_ready(attempt, patience=WAIT) == "done"
     assert len(tries) == 3
     tries.clear()
-    with pytest.raises(NotYet):
-        when_possible(attempt, patience=0)
+    with pytest.raises(NotReady):
+        retry_until_ready(attempt, patience=0)
 
 
 def test_it_can_be_ended_as_the_first_process_of_a_container(tmp_path: Path) -> None:

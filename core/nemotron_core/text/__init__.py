@@ -1,7 +1,4 @@
-"""Text to tokens and back, for Nemotron-4: the one place that knows its prompt format.
-
-Used by the Triton models, the client's tools and calibration; needs only `sentencepiece`.
-"""
+"""Text to tokens and back for Nemotron-4: the only package that knows its prompt format."""
 
 from __future__ import annotations
 

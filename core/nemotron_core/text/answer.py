@@ -1,4 +1,4 @@
-"""From the engine's tokens to the answer a person reads."""
+"""The text of an answer, from the engine's tokens."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from nemotron_core.text.tokenizer import Tokenizer
 
 
 class AnswerStream:
-    r"""The text of one generation, piece by piece; together the pieces are the whole answer.
+    r"""Turns one sequence's tokens into text, piece by piece. Joined, the pieces are the answer.
 
-    Two kinds of prompt end differently:
+    How an answer ends depends on its prompt:
 
     - A conversation (`chat=True`). The model closes its turn as the template does, with a newline
-      and an end token. Both belong to the format, not to the answer, so exactly this one newline
-      is left out. A final newline is therefore held back until it is known not to be the closing
-      one; it is given out if the answer ends in any other way (length, stop string, cancel).
-    - A raw prompt (`chat=False`). The text is what the model wrote, newline included.
+      and an end token. Both belong to the format and not to the answer, so exactly this newline is
+      left out. A newline at the end of a piece is therefore held back until it is known not to be
+      the closing newline. It is returned if the answer ends in another way (length, stop string,
+      cancellation).
+    - A raw prompt (`chat=False`). The answer is all of the generated text, with its newline.
 
-    In both the end token itself is not text. Stop strings are looked for in what the model wrote,
-    a closing newline included.
+    The end token itself is never text. Stop strings are matched on the text that the model
+    generated, including a closing newline.
     """
 
     def __init__(
@@ -36,18 +37,18 @@ class AnswerStream:
         self._stops = StopStrings(stop_strings)
         self._chat = chat
         self._end_ids = frozenset(end_ids)
-        self._newline = ""  # held back: "" or "\n"
+        self._held_newline = ""  # "" or "\n"
 
     @property
     def stop_reason(self) -> str | None:
-        """The stop string that ended the answer; nothing that is pushed later counts."""
+        """The stop string that ended the answer, or `None`. Later tokens have no text."""
         return self._stops.matched
 
     def push(self, ids: Sequence[int], finish_reason: str = "") -> str:
-        """The text that became certain with these tokens.
+        """Return the text that is final with these tokens.
 
-        `finish_reason` is the engine's, empty while more tokens follow: "stop" after an end token,
-        "length" or "cancelled".
+        `finish_reason` is the engine's: "stop" after an end token, "length" or "cancelled". It is
+        empty while more tokens follow.
         """
         if finish_reason == "stop" and len(ids) > 0 and ids[-1] in self._end_ids:
             ids = ids[:-1]
@@ -57,11 +58,11 @@ class AnswerStream:
         return self._without_closing_newline(text, finish_reason) if self._chat else text
 
     def _without_closing_newline(self, text: str, finish_reason: str) -> str:
-        text = self._newline + text
-        self._newline = ""
-        decided = self.stop_reason is not None or finish_reason not in ("", "stop")
-        if decided or not text.endswith("\n"):
+        text = self._held_newline + text
+        self._held_newline = ""
+        ends_otherwise = self.stop_reason is not None or finish_reason not in ("", "stop")
+        if ends_otherwise or not text.endswith("\n"):
             return text
         if not finish_reason:
-            self._newline = "\n"
+            self._held_newline = "\n"
         return text[:-1]

@@ -1,4 +1,4 @@
-"""Tokens to text while they come, without ever taking a character back."""
+"""Streaming conversion of tokens to text, which never retracts a character."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class TokenTexts(Protocol):
-    """What the detokenizer needs of a tokenizer."""
+    """The part of a tokenizer that the detokenizer needs."""
 
     def token_text(self, id_: int) -> str | int:
-        """The token's characters, or its one byte."""
+        """Return the token's characters, or an int if the token is a single byte."""
 
     def is_control(self, id_: int) -> bool:
-        """Whether the token is no part of the text."""
+        """Return whether the token is not part of the text."""
 
 
 class StreamingDetokenizer:
-    r"""Turns tokens into text in linear time; pieces once given out are final.
+    r"""Turns tokens into text in linear time; returned pieces are final.
 
-    After any number of tokens, the pieces given out so far are together exactly the text of the
-    tokens so far:
+    After any number of tokens, the pieces so far, joined, are exactly the text of the tokens so
+    far:
 
     >>> class Vocabulary:  # three bytes of "日", a word, the end of the turn
     ...     texts = (0xE6, 0x97, 0xA5, " word", "<extra_id_1>")
@@ -32,22 +32,22 @@ class StreamingDetokenizer:
     >>> [detokenizer.push([id_]) for id_ in (0, 1, 2, 3, 0, 1, 3, 4)]
     ['', '', '日', ' word', '', '', '�� word', '']
 
-    The text of tokens is what SentencePiece's `decode` makes of them as the continuation of a
-    prompt, where a leading space is a space. Bytes that can never become a character are U+FFFD,
-    one for each byte. Bytes that still can are no text yet: an answer cut off inside a character
-    ends before it. Control tokens are not shown unless `show_control`.
+    The text of tokens is the result of SentencePiece's `decode` for a continuation of a prompt,
+    where a leading space is a space. Each byte that cannot be part of a character is U+FFFD. Bytes
+    that may still become a character are held back: an answer that is cut off inside a character
+    ends before it. Control tokens have no text unless `show_control`.
     """
 
     def __init__(self, tokenizer: TokenTexts, *, show_control: bool = False) -> None:
         self._tokenizer = tokenizer
         self._show_control = show_control
-        self._bytes = b""  # the beginning of one character, at most three bytes
+        self._bytes = b""  # the start of an incomplete character, at most three bytes
 
     def push(self, ids: Iterable[int]) -> str:
-        """The text that became certain with these tokens."""
-        return "".join(self._push_one(int(id_)) for id_ in ids)
+        """Return the text that is final with these tokens."""
+        return "".join(self._push_token(int(id_)) for id_ in ids)
 
-    def _push_one(self, id_: int) -> str:
+    def _push_token(self, id_: int) -> str:
         text = self._tokenizer.token_text(id_)
         if isinstance(text, int):
             return self._push_byte(text)
@@ -64,8 +64,8 @@ class StreamingDetokenizer:
             try:
                 text += self._bytes.decode()
             except UnicodeDecodeError as error:
-                # At the end of the data: so far a valid beginning. Elsewhere: its first byte is
-                # none, and what follows it gets a chance of its own.
+                # An error at the end of the data means an incomplete character. Any other error
+                # means that the first byte is invalid; decoding resumes at the byte after it.
                 if error.end == len(self._bytes) and error.reason == "unexpected end of data":
                     break
                 text += REPLACEMENT

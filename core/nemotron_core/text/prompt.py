@@ -1,4 +1,4 @@
-"""The prompt format of Nemotron-4-Instruct, and the rules for the messages that fill it."""
+"""The prompt format of Nemotron-4-Instruct, and the rules for its messages."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from nemotron_core.errors import NemotronError
 from nemotron_core.files import text_digest
 
 CONTROL_PREFIX = "<extra_id_"
-"""How every control piece of this model begins: `<extra_id_0>` opens the prompt, `<extra_id_1>`
-opens each turn and so ends the one before it."""
+"""Prefix of every control piece of this model. `<extra_id_0>` opens the prompt; `<extra_id_1>`
+opens each turn and thereby ends the turn before it."""
 
 ROLES = ("system", "user", "assistant")
 
 
 class Message(TypedDict):
-    """One message of a conversation, as OpenAI's API spells it."""
+    """One message of a conversation, with the keys of OpenAI's API."""
 
     role: Literal["system", "user", "assistant"]
     content: str
@@ -29,17 +29,19 @@ def render_prompt(
     answer_follows: bool = True,
     control_prefix: str = CONTROL_PREFIX,
 ) -> str:
-    r"""The prompt for `messages`, exactly as the model was trained on it.
+    r"""Return the prompt for `messages`, exactly in the format that the model was trained on.
 
     >>> render_prompt([{"role": "user", "content": "Hello?"}])
     '<extra_id_0>System\n\n<extra_id_1>User\nHello?\n<extra_id_1>Assistant\n'
 
-    With `answer_follows` the last message must be the user's and the prompt ends where the answer
-    begins. Without it the conversation is rendered as it stands, for training and calibration; the
-    model itself then writes `<extra_id_1>`.
+    With `answer_follows` the last message must be the user's, and the prompt ends where the answer
+    begins. Without it the conversation is rendered as it is, for training and calibration; the
+    model itself then generates `<extra_id_1>`.
 
-    A content that contains `<extra_id_1>` makes this *text* ambiguous. `Tokenizer.encode_chat` is
-    not fooled: it renders with a `control_prefix` that no content can contain.
+    A content that contains `<extra_id_1>` makes this *text* ambiguous. `Tokenizer.encode_chat`
+    avoids that: it renders with a `control_prefix` that no content can contain.
+
+    Raises `NemotronError` if the format cannot express the messages; see `check_messages`.
     """
     check_messages(messages, answer_follows=answer_follows)
     system = ""
@@ -55,7 +57,7 @@ def render_prompt(
 
 
 def template_hash() -> str:
-    """SHA-256 of a conversation with every role, as the template renders it."""
+    """Return the SHA-256 (hex) of a rendered conversation with every role."""
     sample: list[Message] = [
         {"role": "system", "content": "a"},
         {"role": "user", "content": "b"},
@@ -66,7 +68,7 @@ def template_hash() -> str:
 
 
 def parse_messages(source: str) -> list[Message]:
-    """Messages from JSON text, checked for generation; NemotronError says what is wrong where."""
+    """Return the messages of a JSON text. Raises `NemotronError` if they cannot be answered."""
     try:
         messages = json.loads(source)
     except (ValueError, RecursionError) as error:
@@ -79,11 +81,10 @@ def parse_messages(source: str) -> list[Message]:
 
 
 def check_messages(messages: object, *, answer_follows: bool) -> None:
-    """Refuse what the prompt format cannot express.
+    """Raise `NemotronError` if the prompt format cannot express the messages.
 
-    A system message may only come first; after it user and assistant alternate, user first. The
-    template has no place for anything else, so other orders would be answered by a model that
-    never saw them.
+    A system message may only come first; after it, user and assistant alternate, user first. The
+    model was trained on no other order. With `answer_follows` the last message must be the user's.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str | bytes) or not messages:
         raise NemotronError(
@@ -119,7 +120,10 @@ def check_messages(messages: object, *, answer_follows: bool) -> None:
 
 
 def check_text(text: object, *, where: str) -> None:
-    """Refuse text that cannot travel as UTF-8 through every engine: no lone surrogates, no NUL."""
+    """Raise `NemotronError` unless `text` is a string without NUL and lone surrogates.
+
+    Other text cannot pass through every engine as UTF-8.
+    """
     if not isinstance(text, str):
         raise NemotronError(f"expected a string, got {type(text).__name__}", where=where)
     if "\0" in text:

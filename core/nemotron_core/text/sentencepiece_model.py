@@ -1,8 +1,8 @@
-"""What a serialized SentencePiece model says about itself, beyond what its library tells.
+"""Reader of a serialized SentencePiece model: pieces, algorithm and normalizer.
 
-The library answers for pieces and scores, but not for the algorithm and the normalizer; its own
-protobuf module needs a protobuf release of its own. The few fields wanted here are read from the
-wire format (https://protobuf.dev/programming-guides/encoding/), by the numbers in
+The library reports pieces and scores, but not the algorithm and the normalizer, and its protobuf
+module needs a certain protobuf release. So the few fields that are needed here are read from the
+wire format (https://protobuf.dev/programming-guides/encoding/), by their numbers in
 `sentencepiece_model.proto`.
 """
 
@@ -22,7 +22,7 @@ CHARSMAP, DUMMY_PREFIX, EXTRA_WHITESPACES, ESCAPE_WHITESPACES = 2, 3, 4, 5
 
 
 class PieceType(IntEnum):
-    """Of a piece."""
+    """Type of a piece, with the numbers of `sentencepiece_model.proto`."""
 
     NORMAL = 1
     UNKNOWN = 2
@@ -33,7 +33,7 @@ class PieceType(IntEnum):
 
 
 class Algorithm(IntEnum):
-    """How a text is cut into pieces."""
+    """Algorithm that cuts a text into pieces."""
 
     UNIGRAM = 1
     BPE = 2
@@ -41,6 +41,8 @@ class Algorithm(IntEnum):
 
 @dataclass(frozen=True)
 class Piece:
+    """One piece of the vocabulary; its score orders merges or is a log-probability."""
+
     text: str
     score: float
     type: PieceType
@@ -48,20 +50,20 @@ class Piece:
 
 @dataclass(frozen=True)
 class SentencePieceModel:
-    """Pieces by id, and how a text becomes them."""
+    """The pieces by id, and the parameters of tokenization."""
 
     pieces: tuple[Piece, ...]
     algorithm: Algorithm
     byte_fallback: bool
     charsmap: bytes
-    """The compiled normalization rules; empty for none."""
+    """The compiled normalization rules; empty if there are none."""
     add_dummy_prefix: bool
     remove_extra_whitespaces: bool
     escape_whitespaces: bool
 
     @classmethod
     def parse(cls, data: bytes) -> SentencePieceModel:
-        """NemotronError if `data` is no such model or cuts texts in another way."""
+        """Parse a model. Raises `NemotronError` if it is malformed or of an unknown algorithm."""
         try:
             return cls._parse(data)
         except (ValueError, IndexError, struct.error, TypeError, AttributeError) as error:
@@ -112,7 +114,7 @@ def _int(value: bytes | int) -> int:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
-    """(number, value) of each field: an int for a varint, else its bytes."""
+    """Yield (number, value) of each field: an int for a varint, bytes for other types."""
     at = 0
     while at < len(data):
         key, at = _varint(data, at)

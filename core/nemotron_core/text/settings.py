@@ -1,4 +1,4 @@
-"""What has to be known of a request to turn its tokens into its answer."""
+"""Settings of a request that turn its tokens into its answer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nemotron_core.errors import NemotronError
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerSettings:
-    """Travels with the tokens as JSON, from where the prompt is made to where the text is.
+    """Settings that travel as JSON with the tokens, from the prompt's model to the text's model.
 
     >>> settings = AnswerSettings(stream_id="7", chat=True, stream=True, end_ids=(5,),
     ...     stop_strings=(), num_input_tokens=9, max_tokens=64)
@@ -20,26 +20,27 @@ class AnswerSettings:
     """
 
     stream_id: str
-    """Unique among all requests."""
+    """Id of the request, unique among all requests."""
     chat: bool
-    """See `AnswerStream`."""
+    """Whether the prompt is a conversation; see `AnswerStream`."""
     stream: bool
-    """The answer goes out piece by piece, not whole."""
+    """Whether the client receives the answer in pieces."""
     end_ids: tuple[int, ...]
     stop_strings: tuple[str, ...]
     num_input_tokens: int
     max_tokens: int
 
     def sequence_id(self, sequence: int) -> str:
-        """By which the engine stops one of several answers; `stream_id` stops all of them."""
+        """Return the id that stops one sequence; `stream_id` stops all sequences of the request."""
         return f"{self.stream_id}/{sequence}"
 
     def to_json(self) -> bytes:
+        """Return the settings as JSON."""
         return json.dumps(dataclasses.asdict(self)).encode()
 
     @classmethod
     def from_json(cls, source: str | bytes) -> AnswerSettings:
-        """NemotronError if this is not what `to_json` writes."""
+        """Return the settings that `to_json` wrote. Raises `NemotronError` for anything else."""
         try:
             fields = json.loads(source)
             lists = {name: tuple(fields[name]) for name in ("end_ids", "stop_strings")}

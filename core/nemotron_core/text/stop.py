@@ -1,4 +1,4 @@
-"""Stop strings, matched on the text and not on tokens."""
+"""Stop strings, which are matched on the text and not on tokens."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from nemotron_core.text.prompt import check_text
 
 MAX_STOP_STRINGS = 64
 MAX_STOP_LENGTH = 1024
-"""Characters. Every piece of text is held against every stop string, so both are bounded."""
+"""Limit in characters. Both are limited because every piece of text is compared with all strings."""
 
 
 class StopStrings:
-    r"""Cuts a stream of text at the first stop string, wherever the pieces are split.
+    r"""Cuts a stream of text at the first stop string, however the text is split into pieces.
 
     >>> stops = StopStrings(["END", "\\n\\n"])
     >>> [stops.push(piece) for piece in ("one E", "N two\\n", "thrEN", "D four")]
@@ -21,9 +21,11 @@ class StopStrings:
     >>> stops.matched
     'END'
 
-    A possible beginning of a stop string is held back until it is decided, and given out by
-    `finish` if the text ends before. The stop string whose last character comes first wins, the
-    longest if there are several: the only rule that gives the same text for any split.
+    A possible beginning of a stop string is held back until it is decided. `finish` returns it if
+    the text ends before that. The stop string whose last character comes first wins, and of those
+    the longest: this is the only rule that gives the same text for every split.
+
+    Raises `NemotronError` if a stop string could never match or there are too many.
     """
 
     def __init__(self, strings: Sequence[str] = ()) -> None:
@@ -43,30 +45,32 @@ class StopStrings:
         self._longest = max(map(len, strings), default=0)
         self._held = ""
         self.matched: str | None = None
+        """The stop string that ended the text, or `None`."""
 
     def push(self, text: str) -> str:
-        """The part of the text so far that is now certain to stand before any stop string."""
+        """Return the part of the text that is now certain to come before any stop string."""
         if self.matched is not None:
             return ""
         text = self._held + text
-        matches = [(at + len(s), at, s) for s in self._strings if (at := text.find(s)) >= 0]
+        matches = [
+            (start + len(s), start, s) for s in self._strings if (start := text.find(s)) >= 0
+        ]
         if matches:
-            _, at, self.matched = min(matches)
+            _, start, self.matched = min(matches)
             self._held = ""
-            return text[:at]
+            return text[:start]
         keep = len(text) - self._undecided(text)
         self._held = text[keep:]
         return text[:keep]
 
     def finish(self) -> str:
-        """What was held back, now that no more text comes."""
+        """Return the text that was held back, once no more text comes."""
         text, self._held = self._held, ""
         return text
 
     def _undecided(self, text: str) -> int:
-        """Length of the longest end of `text` that begins a stop string."""
+        """Return the length of the longest suffix of `text` that begins a stop string."""
         for length in range(min(self._longest - 1, len(text)), 0, -1):
-            end = text[-length:]
-            if any(string.startswith(end) for string in self._strings):
+            if any(string.startswith(text[-length:]) for string in self._strings):
                 return length
         return 0

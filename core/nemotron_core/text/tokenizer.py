@@ -13,21 +13,24 @@ from nemotron_core.text.detokenizer import StreamingDetokenizer
 from nemotron_core.text.prompt import CONTROL_PREFIX, Message, render_prompt
 
 END_PIECES = ("<extra_id_1>", "</s>", "<|endoftext|>")
-"""Pieces that end an answer, in the order of preference; the tokenizer may lack the last."""
+"""Pieces that end an answer, in order of preference. A tokenizer may lack the last of them."""
 
 UNTYPABLE_PREFIX = "\udcff" * len(CONTROL_PREFIX)
-"""Spells `CONTROL_PREFIX` in the chat vocabulary: bytes 0xFF, which no UTF-8 text contains."""
+"""Spelling of `CONTROL_PREFIX` in the chat vocabulary: bytes 0xFF, which no UTF-8 text contains."""
 
 
 class Tokenizer:
-    """Text ↔ token ids for one `tokenizer.model`; immutable, safe to share between threads.
+    """Converts between text and token ids for one `tokenizer.model`. Safe to share between threads.
 
-    SentencePiece matches `<extra_id_N>` wherever it stands in a text. That is what a raw prompt
-    wants (`encode`), and what a user's message must never do. So there are two vocabularies, equal
-    but for the spelling of these pieces: in the second no Unicode text can spell them, only the
-    chat template does (`encode_chat`). Everything else (normalization, spaces, merges over the
-    whole prompt) is SentencePiece's own in both, so that where no message contains a control piece
-    `encode_chat(messages) == encode(render_prompt(messages))`.
+    SentencePiece matches `<extra_id_N>` anywhere in a text. A raw prompt needs that (`encode`), but
+    a user's message must never become a control piece. So there are two vocabularies, which differ
+    only in the spelling of these pieces: in the second, no Unicode text can spell them, only the
+    chat template can (`encode_chat`). Everything else (normalization, spaces, merges over the whole
+    prompt) is SentencePiece's own in both. So `encode_chat(messages)` equals
+    `encode(render_prompt(messages))` unless a message contains a control piece.
+
+    Raises `NemotronError` if the file cannot be read, is not a SentencePiece model, or has no
+    `<extra_id_0>` or `<extra_id_1>`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,7 +41,7 @@ class Tokenizer:
                 f"cannot read the tokenizer: {error.strerror}", where=path
             ) from error
         self._raw = _load(model, path)
-        # Same length, so that the serialized message around the string stays valid as it is.
+        # The spelling has the same length, so that the serialized message stays valid.
         untypable = UNTYPABLE_PREFIX.encode(errors="surrogateescape")
         self._chat = _load(model.replace(CONTROL_PREFIX.encode(), untypable), path)
         self._texts: dict[int, str | int] = {}
@@ -52,35 +55,35 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of pieces; the model's vocabulary may be padded beyond it."""
+        """Number of pieces. The model's vocabulary may be padded beyond it."""
         return int(self._raw.vocab_size())
 
     @cached_property
     def end_ids(self) -> tuple[int, ...]:
-        """Ids that end an answer, the end of turn first."""
-        found = (self.id_of(piece) for piece in END_PIECES)
-        return tuple(id_ for id_ in found if id_ is not None)
+        """Ids of the tokens that end an answer; the end of the turn comes first."""
+        ids = (self.id_of(piece) for piece in END_PIECES)
+        return tuple(id_ for id_ in ids if id_ is not None)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a raw prompt: `<extra_id_N>` in the text is the control piece; no BOS in front."""
+        """Return the ids of a raw prompt, without BOS. `<extra_id_N>` is the control piece."""
         return list(self._raw.encode(text))
 
     def encode_chat(self, messages: Sequence[Message], *, answer_follows: bool = True) -> list[int]:
-        """Ids of the prompt for `messages`; no content ever becomes a control piece."""
+        """Return the ids of the prompt for `messages`. No content ever becomes a control piece."""
         prompt = render_prompt(
             messages, answer_follows=answer_follows, control_prefix=UNTYPABLE_PREFIX
         )
         return list(self._chat.encode(prompt.encode(errors="surrogateescape")))
 
     def decode(self, ids: Iterable[int], *, show_control: bool = False) -> str:
-        """The text that `ids` add to a prompt, by the rules of `StreamingDetokenizer`."""
+        """Return the text that `ids` add to a prompt, by the rules of `StreamingDetokenizer`."""
         return StreamingDetokenizer(self, show_control=show_control).push(ids)
 
     def token_text(self, id_: int) -> str | int:
-        """What one token contributes to a text: characters, or an int for a single byte.
+        """Return the characters that one token adds to a text, or an int if it is a single byte.
 
-        Control tokens contribute their spelling if they are pieces like `<extra_id_1>` and nothing
-        otherwise. Rows beyond the tokenizer's pieces only pad the model's vocabulary: no text.
+        A control token adds its spelling if it is a piece like `<extra_id_1>`, and nothing
+        otherwise. Ids beyond the tokenizer's pieces pad the model's vocabulary and add nothing.
         """
         text = self._texts.get(id_)
         if text is None:
@@ -88,7 +91,7 @@ class Tokenizer:
         return text
 
     def is_control(self, id_: int) -> bool:
-        """Whether this token steers the model and is no part of its answer."""
+        """Return whether this token steers the model and is not part of its answer."""
         if not 0 <= id_ < self.vocab_size:
             return True
         return bool(self._raw.is_control(id_)) or (
@@ -96,11 +99,11 @@ class Tokenizer:
         )
 
     def piece(self, id_: int) -> str:
-        """A token as SentencePiece spells it; nothing for rows that only pad the vocabulary."""
+        """Return a token as SentencePiece spells it, or "" for an id that pads the vocabulary."""
         return str(self._raw.id_to_piece(id_)) if 0 <= id_ < self.vocab_size else ""
 
     def id_of(self, piece: str) -> int | None:
-        """None if there is no such piece."""
+        """Return the id of a piece, or `None` if there is no such piece."""
         id_ = int(self._raw.piece_to_id(piece))
         return None if self._raw.is_unknown(id_) else id_
 
@@ -109,7 +112,7 @@ class Tokenizer:
             return ""
         if self._raw.is_byte(id_):
             return int(self._raw.id_to_piece(id_)[1:-1], base=16)  # "<0xE6>"
-        # Behind another piece, for SentencePiece drops the space in front of a text's first one.
+        # Decoded after another piece, because SentencePiece drops the space before the first piece.
         first = self.end_ids[0]
         return str(self._raw.decode([first, id_]))[len(self._raw.decode([first])) :]
 
