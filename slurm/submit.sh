@@ -1,6 +1,7 @@
 #!/bin/bash
-# The steps of serve.sbatch as three jobs, each after the one before: a conversion needs no GPU, a
-# build one node. Options are handed on to every sbatch: slurm/submit.sh --partition=gpu --nodes=1
+# Submit the steps of serve.sbatch as three jobs, each dependent on the one before: the conversion
+# needs no GPU, the build one node. Options are passed to every sbatch:
+# slurm/submit.sh --partition=gpu --nodes=1
 set -euo pipefail
 here=$(dirname "$0")
 
