@@ -1,18 +1,18 @@
-"""One line of JSON for each request, on standard error; nothing of its text unless asked for."""
+"""The access log: one line of JSON on standard error for each request."""
 
 from __future__ import annotations
 
 import json
 import sys
-import time
 from datetime import datetime, timezone
 
-from nemotron_gateway.call import Scope
-from nemotron_gateway.record import Record
+from starlette.types import Scope
+
+from nemotron_gateway.request_record import RequestRecord
 
 
-def write(scope: Scope, record: Record) -> None:
-    """The line of a request that is over."""
+def write(scope: Scope, record: RequestRecord) -> None:
+    """Write the line for a request that has been answered."""
     client = scope.get("client")
     line: dict[str, object] = {
         "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
@@ -21,7 +21,7 @@ def write(scope: Scope, record: Record) -> None:
         "method": scope["method"],
         "path": scope["path"],
         "status": record.status,
-        "seconds": round(time.monotonic() - record.began, 4),
+        "seconds": round(record.seconds, 4),
     }
     if record.first_token_seconds is not None:
         line["first_token_seconds"] = round(record.first_token_seconds, 4)

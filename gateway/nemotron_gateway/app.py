@@ -1,43 +1,39 @@
-"""The routes, and what happens around every request: its id, its key, its line in the log."""
+"""The gateway as an ASGI application: its endpoints, and what every request has in common."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
 
 from nemotron_core.errors import CLIENT_CLOSED_REQUEST
 from nemotron_core.openai.errors import HttpError
+from nemotron_core.openai.schema import ChatRequest, CompletionRequest
 from nemotron_gateway import access_log, page
 from nemotron_gateway.backend import Backend
-from nemotron_gateway.call import Call, Gone, Receive, Scope, Send
+from nemotron_gateway.json_response import JsonResponse, error_response, from_exception
 from nemotron_gateway.keys import Keys
 from nemotron_gateway.metrics import Metrics
 from nemotron_gateway.nemo_api import NeMo
+from nemotron_gateway.nemo_schema import GenerateRequest
 from nemotron_gateway.openai_api import OpenAI
-from nemotron_gateway.openapi import describe
-from nemotron_gateway.record import Record
+from nemotron_gateway.openapi import Endpoint, describe
+from nemotron_gateway.request_record import REQUEST_ID_HEADER, RequestRecord
 from nemotron_gateway.settings import GatewaySettings
 
-LOG = logging.getLogger("nemotron_gateway")
-UNMATCHED = "unmatched"
-"""The metrics' route of every path that is none: strangers choose no label."""
-QUIET = ("/health/live", "/health/ready", "/metrics")
-"""Asked every few seconds, so not in the log."""
-
-Endpoint = Callable[[Call], Awaitable[None]]
+UNLOGGED = ("/health/live", "/health/ready", "/metrics")
+"""Routes that are requested every few seconds, and therefore are not in the access log."""
 
 
 class Gateway:
-    """An ASGI application. While it is `draining`, `/health/ready` says no."""
+    """The ASGI application. While `draining` is true, `/health/ready` answers 503."""
 
     def __init__(self, settings: GatewaySettings, keys: Sequence[str] = ()) -> None:
         self._settings = settings
@@ -46,120 +42,99 @@ class Gateway:
         self._backend = Backend(settings, self._metrics)
         openai, nemo = OpenAI(settings, self._backend), NeMo(settings, self._backend)
         self.draining = False
+        # fmt: off
+        self.endpoints = (
+            Endpoint("POST", "/v1/chat/completions", openai.chat,
+                     "The answer to a conversation", ChatRequest, needs_key=True),
+            Endpoint("POST", "/v1/completions", openai.completions,
+                     "What follows a prompt", CompletionRequest, needs_key=True),
+            Endpoint("GET", "/v1/models", openai.models, "The model", needs_key=True),
+            Endpoint("GET", "/v1/models/{name}", openai.model,
+                     "The model, by its name", needs_key=True),
+            Endpoint("PUT", "/generate", nemo.generate,
+                     "The model card's API, as NeMo's", GenerateRequest, needs_key=True),
+            Endpoint("GET", "/health/live", self._live, "200 while the gateway runs"),
+            Endpoint("GET", "/health/ready", self._ready,
+                     "200 if the engine makes a token, else 503"),
+            Endpoint("GET", "/metrics", self._metrics_page, "For Prometheus"),
+            Endpoint("GET", "/openapi.json", self._openapi),
+            *(Endpoint("GET", path, file.respond) for path, file in page.files().items()),
+        )
+        # fmt: on
         self._app = Starlette(
-            routes=[
-                self._route("POST", "/v1/chat/completions", openai.chat),
-                self._route("POST", "/v1/completions", openai.completions),
-                self._route("GET", "/v1/models", openai.models),
-                self._route("GET", "/v1/models/{name}", openai.model),
-                self._route("PUT", "/generate", nemo.generate),
-                self._route("GET", "/health/live", self._live, closed=False),
-                self._route("GET", "/health/ready", self._ready, closed=False),
-                self._route("GET", "/metrics", self._metrics_page, closed=False),
-                self._route("GET", "/openapi.json", self._openapi, closed=False),
-                *(
-                    self._route("GET", path, file.send, closed=False)
-                    for path, file in page.files().items()
-                ),
-            ],
-            exception_handlers={HTTPException: _no_route},
+            routes=[self._route(endpoint) for endpoint in self.endpoints],
+            exception_handlers={HTTPException: _no_such_route},
             lifespan=self._lifespan,
         )
 
-    @property
-    def routes(self) -> list[str]:
-        """The paths of all endpoints."""
-        return [route.path for route in self._app.routes if isinstance(route, Route)]
-
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, count it and log it. Every response has the request's id."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        record = scope["record"] = Record.of(scope["headers"])
+        record = RequestRecord.from_headers(scope["headers"], self._metrics)
+        scope["record"] = record
 
-        async def send_with_id(message: MutableMapping[str, Any]) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
                 message["headers"] = [
                     *message["headers"],
                     *page.HEADERS,
-                    (b"x-request-id", record.request_id.encode()),
+                    (REQUEST_ID_HEADER, record.request_id.encode()),
                 ]
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_id)
+            await self._app(scope, receive, send_with_headers)
         finally:
-            route = record.route or UNMATCHED
-            self._metrics.finished(route, record)
-            if self._settings.access_log and route not in QUIET:
+            record.finish()
+            if self._settings.access_log and record.route not in UNLOGGED:
                 access_log.write(scope, record)
 
-    def _route(self, method: str, path: str, endpoint: Endpoint, *, closed: bool = True) -> Route:
-        """`closed`: a key is needed, where there are keys."""
-        return Route(path, _Asgi(self, path, endpoint, closed=closed), methods=[method])
+    def _route(self, endpoint: Endpoint) -> Route:
+        """Return Starlette's route for an endpoint, with the check of the key and the errors."""
 
-    async def run(self, call: Call, endpoint: Endpoint, *, closed: bool) -> None:
-        """One endpoint for one request, with its errors told to the client."""
-        try:
-            if closed:
-                self._keys.check(call.header("authorization"))
-            await endpoint(call)
-        except HttpError as error:
-            await call.fail(error)
-        except Gone:
-            call.record.status = CLIENT_CLOSED_REQUEST
-        except Exception:
-            LOG.exception("request %s failed", call.record.request_id)
-            await call.fail(
-                HttpError(
-                    HTTPStatus.INTERNAL_SERVER_ERROR,
-                    f"the gateway failed; its log says more of request {call.record.request_id}",
-                    kind="server_error",
-                )
-            )
+        async def respond(request: Request) -> Response:
+            record: RequestRecord = request.scope["record"]
+            record.route = endpoint.path
+            try:
+                if endpoint.needs_key:
+                    self._keys.check(request.headers.get("authorization", ""))
+                return await endpoint.handler(request, record)
+            except ClientDisconnect:
+                return Response(status_code=CLIENT_CLOSED_REQUEST)
+            except Exception as error:
+                return error_response(from_exception(error, record.request_id))
 
-    def call(self, scope: Scope, receive: Receive, send: Send) -> Call:
-        return Call(scope, receive, send, self._settings, self._metrics)
+        return Route(endpoint.path, respond, methods=[endpoint.method])
 
     @asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
         async with self._backend:
             yield
 
-    async def _live(self, call: Call) -> None:
-        await call.respond({"live": True})
+    async def _live(self, _request: Request, _record: RequestRecord) -> Response:
+        return JsonResponse({"live": True})
 
-    async def _ready(self, call: Call) -> None:
-        ready = not self.draining and await self._backend.is_ready()
-        status = HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE
-        await call.respond({"ready": ready}, status)
+    async def _ready(self, _request: Request, _record: RequestRecord) -> Response:
+        is_ready = not self.draining and await self._backend.is_ready()
+        status = HTTPStatus.OK if is_ready else HTTPStatus.SERVICE_UNAVAILABLE
+        return JsonResponse({"ready": is_ready}, status)
 
-    async def _metrics_page(self, call: Call) -> None:
-        await call.send_bytes(self._metrics.page(), self._metrics.content_type)
+    async def _metrics_page(self, _request: Request, _record: RequestRecord) -> Response:
+        return Response(self._metrics.page(), media_type=self._metrics.content_type)
 
-    async def _openapi(self, call: Call) -> None:
-        await call.respond(describe(self._settings, closed=self._keys.wanted))
-
-
-class _Asgi:
-    """An endpoint as Starlette's routes want it when they are to hand on the raw connection."""
-
-    def __init__(self, gateway: Gateway, path: str, endpoint: Endpoint, *, closed: bool) -> None:
-        self._gateway = gateway
-        self._path = path
-        self._endpoint = endpoint
-        self._closed = closed
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        call = self._gateway.call(scope, receive, send)
-        call.record.route = self._path
-        await self._gateway.run(call, self._endpoint, closed=self._closed)
+    async def _openapi(self, _request: Request, _record: RequestRecord) -> Response:
+        description = describe(
+            self.endpoints, model=self._settings.model, has_keys=self._keys.are_required
+        )
+        return JsonResponse(description)
 
 
-async def _no_route(request: Request, error: Exception) -> Response:
-    """What no route takes, in OpenAI's form."""
+async def _no_such_route(request: Request, error: Exception) -> Response:
+    """Answer a request that matches no endpoint, in the form of OpenAI's API."""
     assert isinstance(error, HTTPException)
-    what = f"{request.method} {request.url.path}: {error.detail}"
-    told = HttpError(error.status_code, what, code="no_such_route")
-    return JSONResponse(told.body(), error.status_code, error.headers)
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    content = HttpError(error.status_code, message, code="no_such_route").body()
+    return JsonResponse(content, error.status_code, error.headers)

@@ -1,4 +1,4 @@
-"""The verb `gateway`."""
+"""The command `nemotron gateway`."""
 
 from __future__ import annotations
 
@@ -10,35 +10,44 @@ import typer
 
 def gateway(
     triton: Annotated[str | None, typer.Option(help="host:port of Triton's gRPC.")] = None,
-    address: Annotated[str | None, typer.Option(help="Where to listen; 127.0.0.1.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Address to listen on; 127.0.0.1 if left out.")
+    ] = None,
     port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="1424, the model card's; 0: a free one.")
+        int | None,
+        typer.Option(
+            min=0, max=65535, help="Port to listen on; 1424 if left out, 0 for a free one."
+        ),
     ] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option(help="tokenizer.model, if Triton's own is on another machine.")
+        Path | None, typer.Option(help="Path of tokenizer.model, if Triton is on another machine.")
     ] = None,
     api_keys_file: Annotated[
-        Path | None, typer.Option(help="One key a line; or NEMOTRON_API_KEYS(_FILE).")
+        Path | None,
+        typer.Option(help="File with one API key per line; else NEMOTRON_API_KEYS(_FILE)."),
     ] = None,
     settings: Annotated[
-        Path | None, typer.Option(help="Everything that can be set, as YAML; options come first.")
+        Path | None, typer.Option(help="YAML file of settings, which the options override.")
     ] = None,
-    request_timeout: Annotated[float | None, typer.Option(help="Seconds for one request.")] = None,
+    request_timeout: Annotated[
+        float | None, typer.Option(help="Seconds for one request, including its time in the queue.")
+    ] = None,
     drain_timeout: Annotated[
-        float | None, typer.Option(help="Seconds that running requests have after SIGTERM.")
+        float | None, typer.Option(help="Seconds for running requests to finish after SIGTERM.")
     ] = None,
     access_log: Annotated[
-        bool | None, typer.Option("--access-log/--no-access-log", help="JSON, on standard error.")
+        bool | None,
+        typer.Option("--access-log/--no-access-log", help="One line of JSON per request."),
     ] = None,
     port_file: Annotated[
-        Path | None, typer.Option(help="Written when it listens: the port, as JSON.")
+        Path | None, typer.Option(help="File that receives the port, as JSON, once it listens.")
     ] = None,
 ) -> None:
-    """OpenAI's API, the model card's `PUT /generate` and a chat page, in front of Triton."""
+    """Serve OpenAI's API, the model card's `PUT /generate` and a chat page, in front of Triton."""
     from nemotron_gateway.server import serve
     from nemotron_gateway.settings import load_keys, load_settings
 
-    chosen = load_settings(
+    gateway_settings = load_settings(
         settings,
         {
             "triton": triton,
@@ -51,4 +60,4 @@ def gateway(
             "timeouts.drain": drain_timeout,
         },
     )
-    serve(chosen, load_keys(chosen), port_file)
+    serve(gateway_settings, load_keys(gateway_settings), port_file)

@@ -1,4 +1,4 @@
-"""Who may ask."""
+"""The API keys that clients need."""
 
 from __future__ import annotations
 
@@ -11,27 +11,29 @@ from nemotron_core.openai.errors import HttpError
 
 
 class Keys:
-    """Compares in the same time whatever was sent, and holds no key in the clear."""
+    """API keys, held as hashes and compared in a time that does not depend on the client's key."""
 
     def __init__(self, keys: Sequence[str]) -> None:
         self._digests = [_digest(key.encode()) for key in keys]
 
     @property
-    def wanted(self) -> bool:
+    def are_required(self) -> bool:
+        """Whether requests need a key."""
         return bool(self._digests)
 
     def check(self, authorization: str) -> None:
-        """HttpError 401 unless the header carries one of the keys, or there are none."""
+        """Raise `HttpError` 401 if keys are required and the header has none of them."""
         if not self._digests:
             return
         scheme, _, key = authorization.partition(" ")
-        sent = _digest(key.strip().encode(errors="surrogateescape"))
-        found = [hmac.compare_digest(sent, digest) for digest in self._digests]
-        if scheme.lower() != "bearer" or not any(found):
+        digest = _digest(key.strip().encode(errors="surrogateescape"))
+        # Not a generator: all digests are compared, whichever matches.
+        matches = [hmac.compare_digest(digest, known_digest) for known_digest in self._digests]
+        if scheme.lower() != "bearer" or not any(matches):
             raise HttpError(
                 HTTPStatus.UNAUTHORIZED,
                 "a valid API key is needed: send the header 'Authorization: Bearer KEY'",
-                kind="authentication_error",
+                error_type="authentication_error",
                 code="invalid_api_key",
             )
 

@@ -1,19 +1,17 @@
-"""What Prometheus sees of the gateway."""
+"""The gateway's Prometheus metrics."""
 
 from __future__ import annotations
 
-import time
-
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from nemotron_gateway.record import Record
-
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
-BETWEEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+"""Bounds of the histograms' buckets for whole requests and first tokens."""
+BETWEEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+"""Bounds of the histogram's buckets for the time between two pieces."""
 
 
 class Metrics:
-    """A registry of its own, so that two gateways in one process do not meet."""
+    """Metrics with a registry of their own, so that a process can have two gateways."""
 
     content_type = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -50,14 +48,10 @@ class Metrics:
         self.between_tokens = Histogram(
             "nemotron_gateway_inter_token_latency_seconds",
             "From one piece of a streamed answer to the next",
-            buckets=BETWEEN,
+            buckets=BETWEEN_SECONDS,
             registry=registry,
         )
 
-    def finished(self, route: str, record: Record) -> None:
-        """A request is over."""
-        self.requests.labels(route, str(record.status)).inc()
-        self.seconds.labels(route).observe(time.monotonic() - record.began)
-
     def page(self) -> bytes:
+        """Return the metrics in Prometheus' text format."""
         return generate_latest(self._registry)

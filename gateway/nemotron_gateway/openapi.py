@@ -1,26 +1,43 @@
-"""The API's description, made from what is checked: /openapi.json."""
+"""The description of the API in `/openapi.json`, made from the endpoints and their schemas."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+from starlette.requests import Request
+from starlette.responses import Response
 
-from nemotron_core.openai.schema import ChatRequest, CompletionRequest
-from nemotron_gateway.nemo_api import KEYS
-from nemotron_gateway.settings import GatewaySettings
+from nemotron_gateway.request_record import RequestRecord
 
 REF = "#/components/schemas/{model}"
-OF_TYPE = {bool: "boolean", int: "integer", float: "number"}
 
 
-def describe(settings: GatewaySettings, *, closed: bool) -> dict[str, Any]:
-    """OpenAPI 3.1. `closed`: a key is needed."""
-    schemas: dict[str, Any] = {"GenerateRequest": _generate_request(settings)}
-    for kind in (ChatRequest, CompletionRequest):
-        schemas |= _schemas(kind)
-    keyed: list[dict[str, Any]] = [{"key": []}] if closed else []
+@dataclass(frozen=True)
+class Endpoint:
+    """One method of one path, and what answers it."""
+
+    method: str
+    path: str
+    handler: Callable[[Request, RequestRecord], Awaitable[Response]]
+    summary: str = ""
+    """One line for the description of the API, which leaves an endpoint without it out."""
+    body: type[BaseModel] | None = None
+    """Schema of the request's JSON body."""
+    needs_key: bool = False
+    """Whether a request needs an API key, if the gateway has keys."""
+
+
+def describe(endpoints: Sequence[Endpoint], *, model: str, has_keys: bool) -> dict[str, Any]:
+    """Return the description as OpenAPI 3.1. `model` is the value of every path parameter."""
+    documented = [endpoint for endpoint in endpoints if endpoint.summary]
+    bodies = [endpoint.body for endpoint in documented if endpoint.body]
+    _, schemas = models_json_schema([(body, "validation") for body in bodies], ref_template=REF)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -29,69 +46,32 @@ def describe(settings: GatewaySettings, *, closed: bool) -> dict[str, Any]:
             "description": "OpenAI's API and the model card's, in front of Triton.",
         },
         "paths": {
-            "/v1/chat/completions": {
-                "post": _operation("The answer to a conversation", "ChatRequest", keyed)
-            },
-            "/v1/completions": {
-                "post": _operation("What follows a prompt", "CompletionRequest", keyed)
-            },
-            "/v1/models": {"get": _operation("The model", None, keyed)},
-            "/v1/models/{name}": {
-                "get": _operation("The model, by its name", None, keyed)
-                | {
-                    "parameters": [
-                        {
-                            "name": "name",
-                            "in": "path",
-                            "required": True,
-                            "schema": {"const": settings.model},
-                        }
-                    ]
-                }
-            },
-            "/generate": {
-                "put": _operation("The model card's API, as NeMo's", "GenerateRequest", keyed)
-            },
-            "/health/live": {"get": _operation("200 while the gateway runs", None, [])},
-            "/health/ready": {
-                "get": _operation("200 if the engine makes a token, else 503", None, [])
-            },
-            "/metrics": {"get": _operation("For Prometheus", None, [])},
+            endpoint.path: {endpoint.method.lower(): _operation(endpoint, model, has_keys)}
+            for endpoint in documented
         },
         "components": {
-            "schemas": schemas,
+            "schemas": schemas["$defs"],
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
     }
 
 
-def _operation(summary: str, schema: str | None, keyed: list[dict[str, Any]]) -> dict[str, Any]:
+def _operation(endpoint: Endpoint, model: str, has_keys: bool) -> dict[str, Any]:
     operation: dict[str, Any] = {
-        "summary": summary,
-        "security": keyed,
+        "summary": endpoint.summary,
+        "security": [{"key": []}] if endpoint.needs_key and has_keys else [],
         "responses": {"200": {"description": "OK"}},
     }
-    if schema is not None:
-        content = {"application/json": {"schema": {"$ref": REF.format(model=schema)}}}
-        operation["requestBody"] = {"required": True, "content": content}
+    if parameters := re.findall(r"{(\w+)}", endpoint.path):
+        operation["parameters"] = [
+            {"name": name, "in": "path", "required": True, "schema": {"const": model}}
+            for name in parameters
+        ]
+    if endpoint.body:
+        schema = {"$ref": REF.format(model=endpoint.body.__name__)}
+        operation["requestBody"] = {
+            "required": True,
+            "content": {"application/json": {"schema": schema}},
+        }
         operation["responses"]["default"] = {"description": "An error: status and message"}
     return operation
-
-
-def _schemas(kind: type[BaseModel]) -> dict[str, Any]:
-    schema = kind.model_json_schema(ref_template=REF)
-    parts: dict[str, Any] = schema.pop("$defs", {})
-    return parts | {kind.__name__: schema}
-
-
-def _generate_request(settings: GatewaySettings) -> dict[str, Any]:
-    strings = {"type": "array", "items": {"type": "string"}}
-    properties: dict[str, Any] = {"sentences": strings | {"maxItems": settings.limits.prompts}}
-    for name, key in KEYS.items():
-        kind: dict[str, Any] = {}
-        if isinstance(key.default, list):
-            kind = dict(strings)
-        elif key.default is not None:
-            kind = {"type": OF_TYPE[type(key.default)]}
-        properties[name] = kind | {"default": key.default, "description": key.message}
-    return {"type": "object", "required": ["sentences"], "properties": properties}

@@ -1,4 +1,4 @@
-"""What is remembered of a request, for the log and the metrics."""
+"""What the access log and the metrics keep of one request."""
 
 from __future__ import annotations
 
@@ -8,26 +8,62 @@ import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from nemotron_gateway.metrics import Metrics
+
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 REQUEST_ID_HEADER = b"x-request-id"
+UNMATCHED = "unmatched"
+"""Route of all requests that match no endpoint: clients must not create labels of metrics."""
 
 
 @dataclass
-class Record:
-    """Nothing of its text, unless the settings want that."""
+class RequestRecord:
+    """Times and counts of one request. It holds no text unless `log_prompts` is set."""
 
+    metrics: Metrics
     request_id: str
-    route: str = ""
+    route: str = UNMATCHED
     status: int = 0
     began: float = field(default_factory=time.monotonic)
     first_token_seconds: float | None = None
+    """Seconds from the request's headers to the first piece of a streamed answer."""
     prompt_tokens: int = 0
     generated_tokens: int = 0
     body: object = None
-    """The request, where the settings want it in the log."""
+    """The request's JSON, if the setting `log_prompts` puts it into the log."""
+    _last_piece: float = 0.0
 
     @classmethod
-    def of(cls, headers: Iterable[tuple[bytes, bytes]]) -> Record:
-        """With the id that the client chose, if it is a harmless one."""
-        sent = dict(headers).get(REQUEST_ID_HEADER, b"").decode("latin-1")
-        return cls(sent if REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex)
+    def from_headers(
+        cls, headers: Iterable[tuple[bytes, bytes]], metrics: Metrics
+    ) -> RequestRecord:
+        """Return a record with the client's `X-Request-ID`, or a random id if it is not valid."""
+        request_id = dict(headers).get(REQUEST_ID_HEADER, b"").decode("latin-1")
+        return cls(metrics, request_id if REQUEST_ID.fullmatch(request_id) else uuid.uuid4().hex)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the request's headers came."""
+        return time.monotonic() - self.began
+
+    def count_piece(self) -> None:
+        """Measure the time to this piece of a streamed answer, from the piece before it."""
+        now = time.monotonic()
+        if self.first_token_seconds is None:
+            self.first_token_seconds = now - self.began
+            self.metrics.first_token.observe(self.first_token_seconds)
+        else:
+            self.metrics.between_tokens.observe(now - self._last_piece)
+        self._last_piece = now
+
+    def count_tokens(self, prompt: int, generated: int) -> None:
+        """Add the token counts of an answer that has ended."""
+        self.prompt_tokens += prompt
+        self.generated_tokens += generated
+        self.metrics.prompt_tokens.inc(prompt)
+        self.metrics.generated_tokens.inc(generated)
+
+    def finish(self) -> None:
+        """Count the request, which has been answered, by its route and status."""
+        self.metrics.requests.labels(self.route, str(self.status)).inc()
+        self.metrics.seconds.labels(self.route).observe(self.seconds)

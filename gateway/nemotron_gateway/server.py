@@ -1,4 +1,4 @@
-"""The gateway as a process: listens, says where, drains when told to stop."""
+"""The gateway as a process, which listens, writes its port file, and drains after a signal."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def serve(settings: GatewaySettings, keys: Sequence[str], port_file: Path | None = None) -> None:
-    """Until SIGINT or SIGTERM, which let running requests finish; a second one ends at once.
+    """Run the gateway until SIGINT or SIGTERM.
 
-    `port_file` is written when it listens: the port and the process, as JSON. NemotronError if the
-    port cannot be used.
+    Running requests finish after the first signal. A second signal ends the process at once.
+    `port_file` receives the port and the process id as JSON once the gateway listens. Raises
+    `NemotronError` if the port cannot be used.
     """
     logging.basicConfig(level=logging.WARNING, format="nemotron gateway: %(message)s")
     if not keys and settings.address not in LOOPBACK:
         logging.getLogger(__name__).warning(
-            "everybody who reaches %s may ask: set %s", settings.address, KEYS_VARIABLE
+            "everybody who reaches %s may send requests: set %s", settings.address, KEYS_VARIABLE
         )
     with _listen(settings) as listener:
         uvloop.run(_serve(settings, keys, listener, port_file))
@@ -82,7 +83,11 @@ class _Server(uvicorn.Server):
         )
 
     def handle_exit(self, _signal: int, _frame: FrameType | None) -> None:
-        """Unlike uvicorn's own, not raised again at the end: to have drained is no failure."""
+        """Drain after the first signal, and end at once after the second.
+
+        Unlike uvicorn's own method, this does not raise the signal again at the end, because a
+        drained gateway has exit code 0.
+        """
         self.force_exit = self.should_exit
         self.should_exit = self._gateway.draining = True
 

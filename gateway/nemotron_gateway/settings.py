@@ -1,4 +1,4 @@
-"""Everything that can be set about a gateway, in one typed YAML."""
+"""The gateway's settings, read from YAML, and its API keys."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nemotron_core.errors import NemotronError
 KEYS_VARIABLE = "NEMOTRON_API_KEYS"
 KEYS_FILE_VARIABLE = "NEMOTRON_API_KEYS_FILE"
 PORT = 1424
-"""The model card's."""
+"""Port of the model card's server."""
 
 
 class _Strict(BaseModel):
@@ -23,74 +23,77 @@ class _Strict(BaseModel):
 
 
 class Limits(_Strict):
-    """What one request may ask for, and how many may be here at once."""
+    """Bounds on one request, and on the number of prompts at the engine."""
 
     body_bytes: PositiveInt = 8 << 20
+    """Number of bytes of a request's body."""
     prompts: PositiveInt = 128
-    """Prompts (or sentences) in one request; NeMo's own limit for sentences."""
+    """Number of prompts (or sentences) in one request. The default is NeMo's for sentences."""
     answers: PositiveInt = 64
-    """`n`; the engine's own limit."""
+    """Number of answers to each prompt (`n`). The default is the engine's own limit."""
     prompt_characters: PositiveInt = 1 << 20
-    """Of one prompt; how many tokens fit is the model's to say."""
+    """Number of characters of one prompt. The model itself limits the number of tokens."""
     max_tokens: PositiveInt = 1 << 20
-    """Of one answer."""
+    """Number of tokens of one answer."""
     requests: PositiveInt = 512
-    """Prompts at the engine at once, waiting in its queue included; more are refused with 429."""
+    """Number of prompts at the engine, its queue included. More are answered with status 429."""
 
 
 class Timeouts(_Strict):
-    """Seconds."""
+    """Times in seconds."""
 
     request: PositiveFloat = 3600
-    """For one request, waiting included; then 504."""
+    """Time for one request, including its time in the queue. After it the answer is status 504."""
     body: PositiveFloat = 30
-    """Until a request's body has come; then 408."""
+    """Time for a request's body to come. After it the answer is status 408."""
     drain: PositiveFloat = 60
-    """How long running requests may take to finish after a stop signal."""
+    """Time for running requests to finish after a stop signal."""
     ready: PositiveFloat = 10
-    """How long the one token of `/health/ready` may take."""
+    """Time for the token that `/health/ready` generates."""
 
 
 class GatewaySettings(_Strict):
-    """Of `nemotron gateway --settings FILE`; an option on the command line comes first."""
+    """The file of `nemotron gateway --settings FILE`. Options on the command line override it."""
 
     triton: str = "127.0.0.1:8001"
-    """host:port of its gRPC."""
+    """Address of Triton's gRPC, as host:port."""
     address: str = "127.0.0.1"
     port: int = Field(default=PORT, ge=0, le=65535)
+    """Port to listen on. 0 takes a free port."""
     model: str = "nemotron-4-340b-instruct"
-    """Its name in OpenAI's API."""
+    """Name of the model in OpenAI's API."""
     tokenizer: Path | None = None
-    """`tokenizer.model`; without it, where Triton has its own, if that is on this machine."""
+    """Path of `tokenizer.model`. The default is the path of Triton's, if it is on this machine."""
     api_keys_file: Path | None = None
-    """One key a line. Without keys, also in the environment, everybody may ask."""
+    """File with one API key per line. Without any keys, also in the environment, none is needed."""
     default_max_tokens: PositiveInt = 1024
-    """Where a request names none; less, if the prompt leaves less room."""
+    """Value of `max_tokens` for a chat that has none, if its prompt leaves as many."""
     access_log: bool = True
     log_prompts: bool = False
-    """Whole requests in the access log; they may be private."""
+    """Whether the access log has whole requests, which may be private."""
     limits: Limits = Limits()
     timeouts: Timeouts = Timeouts()
 
 
-def load_settings(path: Path | None, given: Mapping[str, Any]) -> GatewaySettings:
-    """Settings from a file (None: the defaults), and before them those `given` that are not None.
+def load_settings(path: Path | None, options: Mapping[str, Any]) -> GatewaySettings:
+    """Return the settings of a file, or the defaults without one, overridden by `options`.
 
-    A key with a dot is one of a part: `timeouts.request`.
+    An option of `None` overrides nothing. A dot leads into a section: `timeouts.request`. Raises
+    `NemotronError` if the file cannot be read or a value is wrong.
     """
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8")) if path else {}
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) if path else {}
     except OSError as error:
         raise NemotronError(f"cannot read: {error.strerror}", where=path) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise NemotronError(f"not plain YAML: {error}", where=path) from error
     try:
-        settings = GatewaySettings.model_validate({} if found is None else found)
+        settings = GatewaySettings.model_validate({} if content is None else content)
         merged = settings.model_dump()
-        for name, value in given.items():
-            part, _, key = name.rpartition(".")
+        for name, value in options.items():
+            section, _, key = name.rpartition(".")
             if value is not None:
-                (merged[part] if part else merged)[key] = value
+                (merged[section] if section else merged)[key] = value
         return GatewaySettings.model_validate(merged)
     except ValidationError as error:
         first = error.errors()[0]
@@ -101,7 +104,10 @@ def load_settings(path: Path | None, given: Mapping[str, Any]) -> GatewaySetting
 def load_keys(
     settings: GatewaySettings, environment: Mapping[str, str] = os.environ
 ) -> tuple[str, ...]:
-    """The keys that may ask, from the file or the environment; none: everybody may."""
+    """Return the API keys from the file or the environment; without keys, no client needs one.
+
+    Raises `NemotronError` if the file cannot be read or has no keys.
+    """
     path = settings.api_keys_file
     if path is None and KEYS_FILE_VARIABLE in environment:
         path = Path(environment[KEYS_FILE_VARIABLE])
@@ -112,7 +118,7 @@ def load_keys(
     except (OSError, UnicodeDecodeError) as error:
         raise NemotronError("cannot read the API keys", where=path) from error
     if not keys:
-        # An empty file is more likely a mistake than a wish to let everybody in.
+        # An empty file is more likely a mistake than a wish to serve everybody.
         raise NemotronError("no API keys in the file", where=path, remedy="one key a line")
     return keys
 

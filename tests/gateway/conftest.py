@@ -1,4 +1,4 @@
-"""One gateway before the shared server."""
+"""One gateway in front of the shared server."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def triton(server: TritonServer) -> str:
 
 @pytest.fixture(scope="session")
 def gateway(triton: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("gateway"), triton) as found:
-        yield found
+    with running(tmp_path_factory.mktemp("gateway"), triton) as process:
+        yield process
 
 
 @pytest.fixture(scope="session")
 def client(gateway: Running) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as found:
-        yield found
+    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as library:
+        yield library

@@ -1,4 +1,4 @@
-"""A gateway as users start it, and plain HTTP to it."""
+"""A gateway as users start it, and plain HTTP requests to it."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Running:
         return f"http://127.0.0.1:{self.port}"
 
     def lines(self) -> list[dict[str, Any]]:
-        """The access log so far."""
+        """Return the access log so far."""
         lines = self.log.read_text().splitlines()
         return [json.loads(line) for line in lines if line.startswith("{")]
 
     def metric(self, name: str) -> float:
-        """The value of a metric, labels and all."""
+        """Return the value of the metric with that name and those labels."""
         lines = self.ask("GET", "/metrics").text.splitlines()
         (value,) = (line.split()[-1] for line in lines if line.rsplit(" ", 1)[0] == name)
         return float(value)
@@ -47,7 +47,7 @@ class Running:
     def ask(
         self, method: str, path: str, body: object = None, headers: dict[str, str] | None = None
     ) -> Answer:
-        """One request; `body` as JSON unless it is bytes."""
+        """Send a request and return its answer. The body is sent as JSON unless it is bytes."""
         sent = {"Content-Type": "application/json"} | (headers or {})
         data = body if isinstance(body, bytes) or body is None else json.dumps(body)
         connection = self.connect()
@@ -83,13 +83,13 @@ class Answer:
 
     @property
     def message(self) -> str:
-        """Of an error, which must be in OpenAI's form."""
+        """The message of an error, which must be in OpenAI's form."""
         assert set(self.json) == {"error"}
         assert set(self.json["error"]) == {"message", "type", "param", "code"}
         return str(self.json["error"]["message"])
 
     def events(self) -> list[Any]:
-        """Of a stream that ended as it should."""
+        """Return the events of a stream, which must end with `[DONE]`."""
         assert self.headers["content-type"].startswith("text/event-stream")
         lines = [line for line in self.text.split("\n\n") if line]
         assert all(line.startswith("data: ") for line in lines)
@@ -101,7 +101,7 @@ class Answer:
 def running(
     folder: Path, triton: str, *options: str, environment: dict[str, str] | None = None
 ) -> Iterator[Running]:
-    """A gateway on a free port, killed at the end if it still runs."""
+    """Start a gateway on a free port, and kill it at the end."""
     port_file, log = folder / "port.json", folder / "gateway.log"
     command = [NEMOTRON, "gateway", "--triton", triton, "--port", "0"]
     with log.open("wb") as file:

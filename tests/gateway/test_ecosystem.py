@@ -1,4 +1,4 @@
-"""Programs that people point at an OpenAI API, unchanged, offline, before the real stack."""
+"""Programs that people use with an OpenAI API, unchanged and offline, on the real stack."""
 
 from __future__ import annotations
 
@@ -53,27 +53,27 @@ def test_aiperf(gateway: Running, tmp_path: Path) -> None:
         *("--streaming", "--tokenizer", str(tokenizer), "--use-server-token-count"),
         *("--concurrency", "4", "--request-count", "12", "--random-seed", "1", "--ui", "none"),
         *("--synthetic-input-tokens-mean", "50", "--output-tokens-mean", "20"),
-        *("--extra-inputs", "min_tokens:20", "--output-artifact-dir", str(tmp_path / "found")),
+        *("--extra-inputs", "min_tokens:20", "--output-artifact-dir", str(tmp_path / "results")),
         folder=tmp_path,
     )
-    found = json.loads((tmp_path / "found" / "profile_export_aiperf.json").read_text())
-    assert found["request_count"]["avg"] == 12
-    assert found["output_sequence_length"]["avg"] == 20
-    assert found["time_to_first_token"]["avg"] > 0
-    assert found["inter_token_latency"]["avg"] > 0
-    assert not found.get("error_request_count", {}).get("avg")
+    profile = json.loads((tmp_path / "results" / "profile_export_aiperf.json").read_text())
+    assert profile["request_count"]["avg"] == 12
+    assert profile["output_sequence_length"]["avg"] == 20
+    assert profile["time_to_first_token"]["avg"] > 0
+    assert profile["inter_token_latency"]["avg"] > 0
+    assert not profile.get("error_request_count", {}).get("avg")
     assert gateway.metric("nemotron_gateway_generated_tokens_total") >= before + 12 * 20
 
 
 @pytest.mark.parametrize("kind", ["local-chat-completions", "local-completions"])
 def test_lm_eval(kind: str, gateway: Running, answers: list[ExactAnswer], tmp_path: Path) -> None:
-    """A task of questions whose answers are known to the letter: the score must be 1."""
-    questions = [one.question for one in answers if len(one.question.messages) == 1][:6]
+    """The score is 1 for questions whose exact answers are known."""
+    questions = [exact.question for exact in answers if len(exact.question.messages) == 1][:6]
     rows = tmp_path / "questions.jsonl"
     rows.write_text(
         "".join(
-            json.dumps({"question": one.messages[0].content, "answer": one.answer}) + "\n"
-            for one in questions
+            json.dumps({"question": question.messages[0].content, "answer": question.answer}) + "\n"
+            for question in questions
         )
     )
     chat = kind == "local-chat-completions"
@@ -102,10 +102,10 @@ def test_lm_eval(kind: str, gateway: Running, answers: list[ExactAnswer], tmp_pa
         python_tool("ecosystem", "lm_eval"),
         *("--model", kind, "--tasks", "tiny", "--include_path", str(tmp_path)),
         *("--model_args", ",".join(f"{name}={value}" for name, value in settings.items())),
-        *("--output_path", str(tmp_path / "found"), *(["--apply_chat_template"] if chat else [])),
+        *("--output_path", str(tmp_path / "results"), *(["--apply_chat_template"] if chat else [])),
         folder=tmp_path,
     )
-    (results,) = (tmp_path / "found").rglob("results*.json")
+    (results,) = (tmp_path / "results").rglob("results*.json")
     (score,) = (
         value
         for name, value in json.loads(results.read_text())["results"]["tiny"].items()
@@ -144,19 +144,19 @@ def test_garak(gateway: Running, tmp_path: Path) -> None:
         "encoding.InjectMorse",
     }
     # The tiny model may have nothing to say to Morse; that is an answer all the same.
-    outputs = [one for line in attempts for one in line["outputs"]]
+    outputs = [output for line in attempts for output in line["outputs"]]
     assert len(outputs) == 8
-    assert all(one is not None and one["text"] is not None for one in outputs)
-    assert any(one["text"] for one in outputs)
-    asked = [one for one in gateway.lines()[before:] if one["path"] == "/v1/chat/completions"]
-    assert [one["status"] for one in asked] == [200] * 8
+    assert all(output is not None and output["text"] is not None for output in outputs)
+    assert any(output["text"] for output in outputs)
+    requests = [line for line in gateway.lines()[before:] if line["path"] == "/v1/chat/completions"]
+    assert [line["status"] for line in requests] == [200] * 8
     evals = [line for line in lines if line["entry_type"] == "eval"]
     assert len(evals) == 4
     assert "completion" in {line["entry_type"] for line in lines}
 
 
 def test_the_docs_own_curl(gateway: Running) -> None:
-    """Every `curl` of the gateway's page and of the README runs as written, port apart."""
+    """Every `curl` on the gateway's page and in the README runs as written, but for the port."""
     debian_program("curl")
     pages = [ROOT / "README.md", ROOT / "docs" / "gateway.md"]
     blocks = [

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nemotron_core.text import Tokenizer, render_prompt
-from nemotron_gateway.nemo_api import KEYS
+from nemotron_gateway.nemo_schema import GenerateRequest
 from tests.gateway.process import Answer, Running
 from tests.tiny_nemotron.answers import ExactAnswer
 
@@ -60,15 +60,17 @@ if response.endswith("<extra_id_1>"):
     response = response[:-len("<extra_id_1>")]
 print(response)
 '''  # noqa: E501
-ALL_DEFAULTS = {name: key.default for name, key in KEYS.items()}
+ALL_DEFAULTS = {
+    name: key.default for name, key in GenerateRequest.model_fields.items() if name != "sentences"
+}
 
 
 def put(gateway: Running, sentences: Any, **more: Any) -> Answer:
     return gateway.ask("PUT", "/generate", {"sentences": sentences, "greedy": True} | more)
 
 
-def prompt_of(one: ExactAnswer) -> str:
-    return render_prompt([message.as_dict() for message in one.question.messages])  # type: ignore[misc]
+def prompt_of(exact: ExactAnswer) -> str:
+    return render_prompt([message.as_dict() for message in exact.question.messages])  # type: ignore[misc]
 
 
 def test_the_card_s_script(
@@ -78,7 +80,7 @@ def test_the_card_s_script(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """As it is, but for the port, which another server may have here, and the question."""
+    """The script as it is, but for its port, which may be taken here, and its question."""
     import requests
 
     real = requests.put
@@ -87,33 +89,33 @@ def test_the_card_s_script(
         return real(url.replace(":1424/", f":{gateway.port}/"), **more)
 
     monkeypatch.setattr(requests, "put", to_this_port)
-    one = next(a for a in answers if len(a.question.messages) == 1)
+    exact = next(a for a in answers if len(a.question.messages) == 1)
     script = tmp_path / "card.py"
-    question = one.question.messages[0].content
+    question = exact.question.messages[0].content
     script.write_text(
         SCRIPT.replace('"Write a poem on NVIDIA in the style of Shakespeare"', repr(question))
     )
-    found = runpy.run_path(str(script))
-    assert found["prompt"] == prompt_of(one)
-    assert found["response"] == one.question.answer + "\n"
-    assert one.question.answer in capsys.readouterr().out
+    variables = runpy.run_path(str(script))
+    assert variables["prompt"] == prompt_of(exact)
+    assert variables["response"] == exact.question.answer + "\n"
+    assert exact.question.answer in capsys.readouterr().out
 
 
 def test_everything_it_answers(
     gateway: Running, answers: list[ExactAnswer], tokenizer: Tokenizer
 ) -> None:
-    one = answers[0]
-    prompt = prompt_of(one)
-    found = put(gateway, [prompt], end_strings=["<extra_id_1>"], tokens_to_generate=300).json
-    assert set(found) == {"sentences", "tokens", "logprob", "token_ids", "offsets"}
+    exact = answers[0]
+    prompt = prompt_of(exact)
+    content = put(gateway, [prompt], end_strings=["<extra_id_1>"], tokens_to_generate=300).json
+    assert set(content) == {"sentences", "tokens", "logprob", "token_ids", "offsets"}
     (sentence,), (ids,), (tokens,), (offsets,) = (
-        found[key] for key in ("sentences", "token_ids", "tokens", "offsets")
+        content[key] for key in ("sentences", "token_ids", "tokens", "offsets")
     )
-    assert sentence == prompt + one.question.answer + "\n<extra_id_1>"
-    assert ids == tokenizer.encode(prompt) + one.token_ids
+    assert sentence == prompt + exact.question.answer + "\n<extra_id_1>"
+    assert ids == tokenizer.encode(prompt) + exact.token_ids
     assert tokens == [tokenizer.piece(id_) for id_ in ids]
     assert tokens[-1] == "<extra_id_1>"
-    assert found["logprob"] is None
+    assert content["logprob"] is None
     assert len(offsets) == len(ids)
     for start, end, token in zip(offsets, [*offsets[1:], len(sentence)], tokens, strict=True):
         assert token.startswith("<0x") or sentence[start:end] == token.replace("▁", " ")
@@ -121,71 +123,73 @@ def test_everything_it_answers(
 
 def test_sentences_come_back_in_order(gateway: Running, answers: list[ExactAnswer]) -> None:
     some = answers[::15]
-    found = put(
+    content = put(
         gateway,
-        [prompt_of(one) for one in some],
+        [prompt_of(exact) for exact in some],
         end_strings=["<extra_id_1>"],
         tokens_to_generate=300,
     ).json
-    assert found["sentences"] == [
-        prompt_of(one) + one.question.answer + "\n<extra_id_1>" for one in some
+    assert content["sentences"] == [
+        prompt_of(exact) + exact.question.answer + "\n<extra_id_1>" for exact in some
     ]
 
 
 def test_log_probs(gateway: Running, tokenizer: Tokenizer) -> None:
     prompt = "<extra_id_1>Go"
-    found = put(gateway, [prompt], tokens_to_generate=6, compute_logprob=True).json
-    ids, log_probs = found["token_ids"][0], found["logprob"][0]
-    # One for each token but the first; those of the prompt are not known.
+    content = put(gateway, [prompt], tokens_to_generate=6, compute_logprob=True).json
+    ids, log_probs = content["token_ids"][0], content["logprob"][0]
+    # There is an entry for each token but the first, without a value for the prompt's tokens.
     assert len(log_probs) == len(ids) - 1
-    known = len(tokenizer.encode(prompt)) - 1
-    assert log_probs[:known] == [None] * known
-    assert all(-30 < one <= 0 for one in log_probs[known:])
+    num_prompt = len(tokenizer.encode(prompt)) - 1
+    assert log_probs[:num_prompt] == [None] * num_prompt
+    assert all(-30 < log_prob <= 0 for log_prob in log_probs[num_prompt:])
 
 
 def test_an_end_string_stays_in_the_text(gateway: Running, answers: list[ExactAnswer]) -> None:
-    one = answers[0]
-    answer = one.question.answer
-    end = answer[: answer.index(" ", 10)]
-    found = put(gateway, [prompt_of(one)], end_strings=[end, ""], tokens_to_generate=300).json
-    assert found["sentences"] == [prompt_of(one) + end]
+    exact = answers[0]
+    answer = exact.question.answer
+    end_string = answer[: answer.index(" ", 10)]
+    content = put(
+        gateway, [prompt_of(exact)], end_strings=[end_string, ""], tokens_to_generate=300
+    ).json
+    assert content["sentences"] == [prompt_of(exact) + end_string]
 
 
 def test_without_the_end_of_turn_it_goes_on(gateway: Running, answers: list[ExactAnswer]) -> None:
-    """NeMo's own end is `</s>`: `<extra_id_1>` only ends what is told to end there."""
-    one = answers[0]
-    settings: Any = {"tokens_to_generate": len(one.token_ids) + 5}
-    (sentence,) = put(gateway, [prompt_of(one)], **settings).json["sentences"]
-    assert sentence.startswith(prompt_of(one) + one.question.answer + "\n<extra_id_1>")
+    """NeMo ends at `</s>`, and at `<extra_id_1>` only if that is an end string."""
+    exact = answers[0]
+    settings: Any = {"tokens_to_generate": len(exact.token_ids) + 5}
+    (sentence,) = put(gateway, [prompt_of(exact)], **settings).json["sentences"]
+    assert sentence.startswith(prompt_of(exact) + exact.question.answer + "\n<extra_id_1>")
     assert not sentence.endswith("<extra_id_1>")
 
 
 def test_the_least_number_of_tokens(gateway: Running, answers: list[ExactAnswer]) -> None:
-    one = answers[0]
-    found = put(
+    exact = answers[0]
+    content = put(
         gateway,
-        [prompt_of(one)],
-        end_strings=["<extra_id_1>", one.question.answer[:3]],
+        [prompt_of(exact)],
+        end_strings=["<extra_id_1>", exact.question.answer[:3]],
         tokens_to_generate=300,
-        min_tokens_to_generate=len(one.token_ids) + 3,
+        min_tokens_to_generate=len(exact.token_ids) + 3,
     ).json
-    prompt_tokens = put(gateway, [prompt_of(one)], tokens_to_generate=1).json["token_ids"][0][:-1]
-    assert len(found["token_ids"][0]) >= len(prompt_tokens) + len(one.token_ids) + 3
+    prompt_tokens = put(gateway, [prompt_of(exact)], tokens_to_generate=1).json["token_ids"][0][:-1]
+    assert len(content["token_ids"][0]) >= len(prompt_tokens) + len(exact.token_ids) + 3
 
 
 def test_defaults_seeds_and_unknown_keys(gateway: Running) -> None:
     def ask(**more: Any) -> list[str]:
-        found = put(gateway, ["<extra_id_1>Go"], greedy=False, tokens_to_generate=12, **more)
-        assert found.status == 200, found.text
-        sentences: list[str] = found.json["sentences"]
+        answer = put(gateway, ["<extra_id_1>Go"], greedy=False, tokens_to_generate=12, **more)
+        assert answer.status == 200, answer.text
+        sentences: list[str] = answer.json["sentences"]
         return sentences
 
     assert ask(random_seed=4, temperature=3.0) == ask(random_seed=4, temperature=3.0)
     assert len({*(ask(temperature=3.0, top_p=1.0)[0] for _ in range(5))}) > 1
     assert ask(random_seed=4, nonsense="ignored", task="x") == ask(random_seed=4)
     plain = gateway.ask("PUT", "/generate", {"sentences": ["Hello"]})
-    told = gateway.ask("PUT", "/generate", {"sentences": ["Hello"]} | ALL_DEFAULTS)
-    assert plain.status == told.status == 200
+    explicit = gateway.ask("PUT", "/generate", {"sentences": ["Hello"]} | ALL_DEFAULTS)
+    assert plain.status == explicit.status == 200
     assert ask(top_k=1) == ask(top_k=1)
     assert ask(top_p=0, temperature=100, repetition_penalty=1.5)
 

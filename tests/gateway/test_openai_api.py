@@ -1,4 +1,4 @@
-"""OpenAI's API on the real stack, on the wire and through OpenAI's own library."""
+"""OpenAI's API on the real stack, over plain HTTP and through OpenAI's own library."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tests.tiny_nemotron.answers import ExactAnswer
 GO = "<extra_id_1>Go"
 
 
-def messages(one: ExactAnswer) -> list[ChatCompletionMessageParam]:
-    return [message.as_dict() for message in one.question.messages]  # type: ignore[misc]
+def messages(exact: ExactAnswer) -> list[ChatCompletionMessageParam]:
+    return [message.as_dict() for message in exact.question.messages]  # type: ignore[misc]
 
 
 def test_models(client: openai.OpenAI) -> None:
@@ -30,23 +30,25 @@ def test_models(client: openai.OpenAI) -> None:
 
 
 def test_chat(client: openai.OpenAI, answers: list[ExactAnswer]) -> None:
-    for one in answers[::60]:
-        answer = client.chat.completions.create(model=MODEL, messages=messages(one), temperature=0)
+    for exact in answers[::60]:
+        answer = client.chat.completions.create(
+            model=MODEL, messages=messages(exact), temperature=0
+        )
         (choice,) = answer.choices
-        assert choice.message.content == one.question.answer
+        assert choice.message.content == exact.question.answer
         assert choice.message.role == "assistant"
         assert choice.finish_reason == "stop"
         assert answer.usage
-        assert answer.usage.completion_tokens == len(one.token_ids)
-        assert answer.usage.total_tokens == answer.usage.prompt_tokens + len(one.token_ids)
+        assert answer.usage.completion_tokens == len(exact.token_ids)
+        assert answer.usage.total_tokens == answer.usage.prompt_tokens + len(exact.token_ids)
 
 
 def test_streamed_chat(client: openai.OpenAI, answers: list[ExactAnswer]) -> None:
-    one = answers[0]
-    whole = client.chat.completions.create(model=MODEL, messages=messages(one), temperature=0)
+    exact = answers[0]
+    whole = client.chat.completions.create(model=MODEL, messages=messages(exact), temperature=0)
     with client.chat.completions.create(
         model=MODEL,
-        messages=messages(one),
+        messages=messages(exact),
         temperature=0,
         stream=True,
         stream_options={"include_usage": True},
@@ -56,7 +58,7 @@ def test_streamed_chat(client: openai.OpenAI, answers: list[ExactAnswer]) -> Non
     assert len(texts) > 2
     assert texts[0].choices[0].delta.role == "assistant"
     text = "".join(chunk.choices[0].delta.content or "" for chunk in texts)
-    assert text == one.question.answer == whole.choices[0].message.content
+    assert text == exact.question.answer == whole.choices[0].message.content
     reasons = [chunk.choices[0].finish_reason for chunk in texts]
     assert reasons == [None] * (len(texts) - 1) + ["stop"]
     assert all(chunk.usage is None for chunk in texts)
@@ -65,17 +67,17 @@ def test_streamed_chat(client: openai.OpenAI, answers: list[ExactAnswer]) -> Non
 
 
 def test_async(gateway: Running, answers: list[ExactAnswer]) -> None:
-    async def ask(client: openai.AsyncOpenAI, one: ExactAnswer) -> str:
+    async def ask(client: openai.AsyncOpenAI, exact: ExactAnswer) -> str:
         stream = await client.chat.completions.create(
-            model=MODEL, messages=messages(one), temperature=0, stream=True
+            model=MODEL, messages=messages(exact), temperature=0, stream=True
         )
         return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
 
     async def ask_all() -> list[str]:
         async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none") as client:
-            return await asyncio.gather(*(ask(client, one) for one in answers[::12]))
+            return await asyncio.gather(*(ask(client, exact) for exact in answers[::12]))
 
-    assert asyncio.run(ask_all()) == [one.question.answer for one in answers[::12]]
+    assert asyncio.run(ask_all()) == [exact.question.answer for exact in answers[::12]]
 
 
 def test_content_in_parts_and_what_the_library_sends_back(
@@ -102,21 +104,21 @@ def test_content_in_parts_and_what_the_library_sends_back(
 def test_a_developer_message_is_a_system_message(
     gateway: Running, answers: list[ExactAnswer]
 ) -> None:
-    one = next(a for a in answers if [m.role for m in a.question.messages] == ["system", "user"])
-    system, user = (m.content for m in one.question.messages)
+    exact = next(a for a in answers if [m.role for m in a.question.messages] == ["system", "user"])
+    system, user = (m.content for m in exact.question.messages)
     sent = [{"role": "developer", "content": system}, {"role": "user", "content": user}]
     answer = gateway.chat("", messages=sent).json
-    assert answer["choices"][0]["message"]["content"] == one.question.answer
+    assert answer["choices"][0]["message"]["content"] == exact.question.answer
 
 
 def test_completions_of_lists_and_tokens(client: openai.OpenAI, tokenizer: Tokenizer) -> None:
     prompts = ["<extra_id_1>User\nHello", "<extra_id_1>User\nWho"]
     many = client.completions.create(model=MODEL, prompt=prompts, temperature=0, max_tokens=8)
-    ones = [
+    separate = [
         client.completions.create(model=MODEL, prompt=prompt, temperature=0, max_tokens=8)
         for prompt in prompts
     ]
-    texts = [one.choices[0].text for one in ones]
+    texts = [completion.choices[0].text for completion in separate]
     assert [choice.text for choice in many.choices] == texts
     assert [choice.index for choice in many.choices] == [0, 1]
     ids = [tokenizer.encode(prompt) for prompt in prompts]
@@ -194,15 +196,15 @@ def test_every_setting_is_taken(client: openai.OpenAI) -> None:
 
 
 def test_stop_and_length(client: openai.OpenAI, answers: list[ExactAnswer]) -> None:
-    one = answers[0]
-    stop = one.question.answer[5:9]
+    exact = answers[0]
+    stop = exact.question.answer[5:9]
     stopped = client.chat.completions.create(
-        model=MODEL, messages=messages(one), temperature=0, stop=stop
+        model=MODEL, messages=messages(exact), temperature=0, stop=stop
     )
-    assert stopped.choices[0].message.content == one.question.answer.partition(stop)[0]
+    assert stopped.choices[0].message.content == exact.question.answer.partition(stop)[0]
     assert stopped.choices[0].finish_reason == "stop"
     short = client.chat.completions.create(
-        model=MODEL, messages=messages(one), temperature=0, max_tokens=3
+        model=MODEL, messages=messages(exact), temperature=0, max_tokens=3
     )
     assert short.choices[0].finish_reason == "length"
     assert short.usage
@@ -227,8 +229,8 @@ def test_log_probs_of_a_chat(client: openai.OpenAI, tokenizer: Tokenizer) -> Non
     assert choice.logprobs.content
     assert answer.usage
     assert len(choice.logprobs.content) == answer.usage.completion_tokens
-    assert all(one.logprob <= 0 for one in choice.logprobs.content)
-    data = b"".join(bytes(one.bytes or ()) for one in choice.logprobs.content)
+    assert all(token.logprob <= 0 for token in choice.logprobs.content)
+    data = b"".join(bytes(token.bytes or ()) for token in choice.logprobs.content)
     assert data.decode() == f"{choice.message.content}\n<extra_id_1>"
 
 
@@ -244,9 +246,11 @@ def test_log_probs_of_a_completion_streamed_and_whole(client: openai.OpenAI) -> 
         assert token.startswith("bytes:") or whole.text[start:end] == token
     with client.completions.create(stream=True, **settings) as stream:
         pieces = [c.choices[0].logprobs for c in stream]
-    found = [one for one in pieces if one]
-    assert [t for one in found for t in one.tokens or []] == whole.logprobs.tokens
-    assert [t for one in found for t in one.text_offset or []] == whole.logprobs.text_offset
-    assert [t for one in found for t in one.token_logprobs or []] == pytest.approx(
+    log_probs = [piece for piece in pieces if piece]
+    assert [token for piece in log_probs for token in piece.tokens or []] == whole.logprobs.tokens
+    assert [
+        offset for piece in log_probs for offset in piece.text_offset or []
+    ] == whole.logprobs.text_offset
+    assert [value for piece in log_probs for value in piece.token_logprobs or []] == pytest.approx(
         whole.logprobs.token_logprobs
     )

@@ -1,4 +1,4 @@
-"""What an operator relies on: keys, limits, deadlines, hang-ups, drains, logs, metrics."""
+"""What an operator relies on: keys, limits, deadlines, disconnects, drains, logs, metrics."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from nemotron_core.errors import NemotronError
 from nemotron_core.metrics import RUNNING_METRIC
 from nemotron_core.openai.schema import ChatRequest, CompletionRequest
 from nemotron_gateway.app import Gateway
+from nemotron_gateway.nemo_schema import GenerateRequest
 from nemotron_gateway.settings import GatewaySettings, load_keys, load_settings
 from nemotron_serve.server import TritonServer
 from tests.gateway.process import MODEL, NEMOTRON, WAIT, Running, running
@@ -25,7 +26,7 @@ ENDLESS = {"max_tokens": 4000, "min_tokens": 4000}
 GO = "<extra_id_1>Go"
 
 
-def hang_up_while_it_answers(gateway: Running, server: TritonServer, *, stream: bool) -> None:
+def disconnect_during_the_answer(gateway: Running, server: TritonServer, *, stream: bool) -> None:
     body = {"model": MODEL, "prompt": GO, "temperature": 0, "stream": stream} | ENDLESS
     connection = gateway.connect()
     connection.request(
@@ -39,10 +40,10 @@ def hang_up_while_it_answers(gateway: Running, server: TritonServer, *, stream: 
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_hangs_up_frees_the_engine(
+def test_a_disconnect_frees_the_engine(
     stream: bool, gateway: Running, server: TritonServer
 ) -> None:
-    hang_up_while_it_answers(gateway, server, stream=stream)
+    disconnect_during_the_answer(gateway, server, stream=stream)
     until(lambda: any(line["status"] == 499 for line in gateway.lines()) or stream)
 
 
@@ -233,19 +234,19 @@ def test_a_drain_has_an_end(triton: str, server: TritonServer, tmp_path: Path) -
         ("{", "not plain YAML"),
     ],
 )
-def test_settings_that_are_none(text: str, message: str, tmp_path: Path) -> None:
+def test_wrong_settings(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "gateway.yaml"
     path.write_text(text)
     with pytest.raises(NemotronError, match=message):
         load_settings(path, {})
 
 
-def test_options_come_before_the_file(tmp_path: Path) -> None:
+def test_options_override_the_file(tmp_path: Path) -> None:
     path = tmp_path / "gateway.yaml"
     path.write_text("port: 5\ntimeouts: {request: 7, drain: 8}")
-    found = load_settings(path, {"port": 6, "timeouts.request": 9.0, "address": None})
-    assert (found.port, found.timeouts.request, found.timeouts.drain) == (6, 9, 8)
-    assert found.address == "127.0.0.1"
+    settings = load_settings(path, {"port": 6, "timeouts.request": 9.0, "address": None})
+    assert (settings.port, settings.timeouts.request, settings.timeouts.drain) == (6, 9, 8)
+    assert settings.address == "127.0.0.1"
     with pytest.raises(NemotronError, match=r"timeouts\.request: "):
         load_settings(None, {"timeouts.request": -1.0})
 
@@ -263,12 +264,13 @@ def test_a_port_that_is_taken(gateway: Running) -> None:
 
 
 def test_the_description_has_every_route_and_key(gateway: Running) -> None:
-    found = gateway.ask("GET", "/openapi.json").json
-    routes = {route for route in Gateway(GatewaySettings()).routes if not route.startswith("/page")}
-    assert set(found["paths"]) == routes - {"/", "/docs", "/favicon.ico", "/openapi.json"}
-    schemas = found["components"]["schemas"]
-    for kind in (ChatRequest, CompletionRequest):
-        assert set(schemas[kind.__name__]["properties"]) == set(kind.model_fields)
-    text = json.dumps(found)
+    description = gateway.ask("GET", "/openapi.json").json
+    paths = {endpoint.path for endpoint in Gateway(GatewaySettings()).endpoints}
+    paths = {path for path in paths if not path.startswith("/page/")}
+    assert set(description["paths"]) == paths - {"/", "/docs", "/favicon.ico", "/openapi.json"}
+    schemas = description["components"]["schemas"]
+    for body in (ChatRequest, CompletionRequest, GenerateRequest):
+        assert set(schemas[body.__name__]["properties"]) == set(body.model_fields)
+    text = json.dumps(description)
     refs = {part.partition('"')[0] for part in text.split("#/components/schemas/")[1:]}
     assert refs <= set(schemas)

@@ -59,7 +59,7 @@ open fence"""
 
 
 class Page:
-    """What the tests do with the page."""
+    """The chat page in a browser."""
 
     def __init__(self, driver: WebDriver, url: str) -> None:
         self.driver = driver
@@ -69,17 +69,17 @@ class Page:
         return self.driver.find_element("css selector", css)
 
     def texts(self, css: str) -> list[str]:
-        return [one.text for one in self.driver.find_elements("css selector", css)]
+        return [element.text for element in self.driver.find_elements("css selector", css)]
 
     def write(self, text: str) -> None:
-        """Into the question's box; newlines without sending."""
+        """Type a text into the question's box, with newlines that do not send it."""
         for number, line in enumerate(text.split("\n")):
             if number:
                 self.find("#question").send_keys(Keys.SHIFT, Keys.ENTER)
             self.find("#question").send_keys(line)
 
     def ask(self, text: str) -> str:
-        """The whole answer."""
+        """Send a question and return the whole answer."""
         before = len(self.texts(".assistant"))
         self.write(text)
         self.find("#question").send_keys(Keys.ENTER)
@@ -90,7 +90,7 @@ class Page:
         return self.driver.execute_script(source, *arguments)
 
     def screen(self, name: str, metrics: dict[str, Any], scheme: str = "light") -> None:
-        """Another screen, and a picture of it."""
+        """Change the screen, and take a picture of the page."""
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
@@ -105,11 +105,11 @@ def driver() -> Iterator[WebDriver]:
     for option in OPTIONS:
         options.add_argument(option)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    found = webdriver.Chrome(options, Service(debian_program("chromedriver")))
+    browser = webdriver.Chrome(options, Service(debian_program("chromedriver")))
     try:
-        yield found
+        yield browser
     finally:
-        found.quit()
+        browser.quit()
 
 
 @pytest.fixture
@@ -120,33 +120,33 @@ def page(driver: WebDriver, gateway: Running) -> Iterator[Page]:
 
 @contextmanager
 def quiet(driver: WebDriver, url: str) -> Iterator[None]:
-    """Nothing on the browser's console, and nothing asked of anybody else."""
+    """Check that the console stays empty and that no other server gets a request."""
     driver.get("about:blank")
     driver.get_log("browser")
     driver.get_log("performance")
     yield
     assert driver.get_log("browser") == []
-    events = [json.loads(one["message"])["message"] for one in driver.get_log("performance")]
-    asked = [
+    events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
+    urls = [
         event["params"]["request"]["url"]
         for event in events
         if event["method"] == "Network.requestWillBeSent"
     ]
-    assert asked
-    assert all(one.startswith(f"{url}/") for one in asked), asked
+    assert urls
+    assert all(requested.startswith(f"{url}/") for requested in urls), urls
 
 
 def test_a_conversation(page: Page, answers: list[ExactAnswer]) -> None:
-    one = next(
+    exact = next(
         a for a in answers if [m.role for m in a.question.messages] == ["user", "assistant", "user"]
     )
-    first, middle, second = (m.content for m in one.question.messages)
+    first, middle, second = (m.content for m in exact.question.messages)
     assert page.find("#welcome").is_displayed()
     assert page.ask(first) == middle
-    assert page.ask(second) == one.question.answer
+    assert page.ask(second) == exact.question.answer
     assert page.texts(".user .text") == [first, second]
     note = page.texts(".assistant .note")[-1]
-    assert f"{len(one.token_ids)} tokens" in note
+    assert f"{len(exact.token_ids)} tokens" in note
     assert "tokens/s" in note
     assert "in the prompt" in note
     page.screen("desktop-dark", DESKTOP, "dark")
@@ -165,8 +165,8 @@ def test_a_conversation(page: Page, answers: list[ExactAnswer]) -> None:
 
 
 def test_settings_reach_the_model(page: Page, answers: list[ExactAnswer]) -> None:
-    one = next(a for a in answers if [m.role for m in a.question.messages] == ["system", "user"])
-    system, user = (m.content for m in one.question.messages)
+    exact = next(a for a in answers if [m.role for m in a.question.messages] == ["system", "user"])
+    system, user = (m.content for m in exact.question.messages)
     page.screen("settings", DESKTOP)
     page.find("#question").send_keys(Keys.CONTROL, ",")
     assert page.find("#settings").is_displayed()
@@ -174,7 +174,7 @@ def test_settings_reach_the_model(page: Page, answers: list[ExactAnswer]) -> Non
     page.screen("settings", DESKTOP)
     page.find("#system").send_keys(Keys.ESCAPE)
     assert not page.find("#settings").is_displayed()
-    assert page.ask(user) == one.question.answer
+    assert page.ask(user) == exact.question.answer
     page.find("#open-settings").click()
     page.find("#max_tokens").send_keys("3")
     page.find("#close-settings").click()
@@ -186,7 +186,7 @@ def test_settings_reach_the_model(page: Page, answers: list[ExactAnswer]) -> Non
 
 @pytest.mark.parametrize("how", ["button", "escape"])
 def test_stop_frees_the_engine(how: str, page: Page, server: TritonServer) -> None:
-    # Hot, and long: the tiny model rambles. Should it end by itself, it is asked again.
+    # At a high temperature the tiny model writes long answers. If exact ends first, try again.
     page.script("document.getElementById('temperature').value = 2")
     page.script("document.getElementById('max_tokens').value = 3900")
     stopped = False
@@ -248,7 +248,7 @@ def test_markdown(page: Page) -> None:
 @pytest.mark.parametrize("text", ["**" * 5000, "`" * 9999, "[" * 9999, "> " * 5000, "- " * 5000,
                                   "_a" * 5000, "|-" * 5000, "\n".join(["* a"] * 3000)])  # fmt: skip
 def test_markdown_that_is_hard(page: Page, text: str) -> None:
-    """It ends."""
+    """Rendering ends."""
     shown = page.driver.execute_async_script(
         "const [source, done] = arguments;"
         "import('/page/markdown.js').then(({render}) => done(render(source).childNodes.length));",

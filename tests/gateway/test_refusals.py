@@ -1,4 +1,4 @@
-"""What is wrong with a request, told as OpenAI's API tells it."""
+"""The answers to wrong requests, in the form of OpenAI's API."""
 
 from __future__ import annotations
 
@@ -67,9 +67,9 @@ def test_a_wrong_completion(gateway: Running, more: Any, message: str) -> None:
 
 def test_errors_through_the_library(client: openai.OpenAI) -> None:
     too_long: Any = {"model": MODEL, "prompt": "a", "max_tokens": 5000}
-    with pytest.raises(openai.BadRequestError) as found:
+    with pytest.raises(openai.BadRequestError) as error:
         client.completions.create(**too_long)
-    assert found.value.code == "context_length_exceeded"
+    assert error.value.code == "context_length_exceeded"
     with pytest.raises(openai.BadRequestError):
         client.completions.create(stream=True, **too_long)
 
@@ -86,7 +86,7 @@ def test_errors_through_the_library(client: openai.OpenAI) -> None:
         (b" " * ((8 << 20) + 1), "application/json", 413, "more than 8388608 bytes"),
     ],
 )
-def test_a_body_that_is_none(
+def test_a_body_that_is_not_json(
     gateway: Running, body: bytes, kind: str, status: int, message: str
 ) -> None:
     answer = gateway.ask("POST", "/v1/chat/completions", body, {"Content-Type": kind})
@@ -102,7 +102,7 @@ def test_a_chunked_body_has_the_same_bound(gateway: Running) -> None:
         connection.request("POST", "/v1/completions", chunks, headers, encode_chunked=True)
         status = connection.getresponse().status
     except (BrokenPipeError, ConnectionResetError):
-        status = 413  # the gateway hung up before all of it was sent
+        status = 413  # the gateway closed the connection before the whole body was sent
     finally:
         connection.close()
     assert status == 413

@@ -1,8 +1,8 @@
-"""OpenAI's requests as this model can serve them, typed; and what each asks of the engine.
+"""OpenAI's requests as this model can serve them, and the generation that each one describes.
 
-A key that OpenAI's API has and this model cannot honour is refused unless it has a value that
-changes nothing; a key that nobody knows is refused too. Ours are `top_k`, `repetition_penalty` and
-`min_tokens`.
+A key of OpenAI's API that this model cannot honour is refused unless its value has no effect. An
+unknown key is refused too. `top_k`, `repetition_penalty` and `min_tokens` are extensions to
+OpenAI's API.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class TextPart(_Strict):
 class Message(_Strict):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
-    # What OpenAI's own library sends back with an assistant's message.
+    # OpenAI's own library sends these back with an assistant's message.
     refusal: None = None
     audio: None = None
     function_call: None = None
@@ -46,7 +46,7 @@ class Message(_Strict):
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
 
     def as_dict(self) -> dict[str, str]:
-        """As the chat template wants it."""
+        """Return the message as the chat template takes it: role, and content as one text."""
         text = self.content
         if not isinstance(text, str):
             text = "".join(part.text for part in text)
@@ -72,7 +72,7 @@ class ResponseFormat(_Strict):
 
 
 class _Request(_Strict):
-    """What both kinds of completion have."""
+    """The keys that both endpoints for completions have."""
 
     model: str
     max_tokens: int | None = Field(None, ge=1)
@@ -89,15 +89,15 @@ class _Request(_Strict):
     top_k: int | None = Field(None, ge=0, le=2**31 - 1)
     repetition_penalty: float | None = Field(None, gt=0, le=1000)
     min_tokens: int | None = Field(None, ge=0)
-    # Change nothing here.
+    # These have no effect here.
     user: str | None = None
-    # Cannot be honoured.
+    # These are accepted only with a value that has no effect.
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
 
     @field_validator("stop")
     @classmethod
     def _stops(cls, stop: str | list[str] | None) -> str | list[str] | None:
-        stops = [stop] if isinstance(stop, str) else stop or []
+        stops = _as_list(stop)
         if len(stops) > MAX_STOPS:
             raise ValueError(f"at most {MAX_STOPS} stop strings")
         if any(not 0 < len(text) <= MAX_STOP_CHARACTERS for text in stops):
@@ -111,20 +111,24 @@ class _Request(_Strict):
         return self
 
     @property
-    def answers(self) -> int:
+    def num_answers(self) -> int:
+        """Number of answers to each prompt."""
         return self.n or 1
 
     @property
-    def wants_usage(self) -> bool:
+    def include_usage(self) -> bool:
+        """Whether a stream ends with the token counts."""
         return self.stream_options is not None and self.stream_options.include_usage
 
     def generation(self, max_tokens: int, *, log_probs: bool) -> Generation:
-        """As the engine understands it. OpenAI's default is to sample, at temperature 1."""
+        """Return the generation that this request describes.
+
+        OpenAI's default is to sample, at temperature 1.
+        """
         temperature = 1.0 if self.temperature is None else self.temperature
         seed = self.seed
         if seed is None and temperature > 0:
             seed = secrets.randbits(SEED_BITS)  # the engine's own default is always the same
-        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         guide_type, guide = self._guide()
         return Generation(
             max_tokens=max_tokens,
@@ -136,92 +140,105 @@ class _Request(_Strict):
             frequency_penalty=self.frequency_penalty,
             min_tokens=self.min_tokens,
             seed=None if seed is None else seed & MAX_SEED,
-            stop_words=tuple(stops),
-            num_return_sequences=self.answers if self.answers > 1 else None,
+            stop_words=tuple(_as_list(self.stop)),
+            num_return_sequences=self.num_answers if self.num_answers > 1 else None,
             guided_decoding_guide_type=guide_type,
             guided_decoding_guide=guide,
             return_log_probs=log_probs or None,
         )
 
     def _guide(self) -> tuple[str | None, str | None]:
-        wanted = self.response_format
-        if wanted is None or wanted.type == "text":
+        """Return the type and the text of the guide for guided decoding."""
+        response_format = self.response_format
+        if response_format is None or response_format.type == "text":
             return None, None
-        if wanted.json_schema is None:
+        if response_format.json_schema is None:
             return "json", None
-        return "json_schema", json.dumps(wanted.json_schema.schema_)
+        return "json_schema", json.dumps(response_format.json_schema.schema_)
+
+
+def _as_list(stop: str | list[str] | None) -> list[str]:
+    return [stop] if isinstance(stop, str) else stop or []
 
 
 class ChatRequest(_Request):
-    """`POST /v1/chat/completions`."""
+    """Body of `POST /v1/chat/completions`."""
 
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    # Change nothing here.
+    # These have no effect here.
     metadata: dict[str, str] | None = None
     store: bool | None = None
     service_tier: Literal["auto", "default"] | None = None
     parallel_tool_calls: bool | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
-    # Cannot be honoured.
+    # These are accepted only with a value that has no effect.
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
     tool_choice: Literal["none", "auto"] | None = None
     functions: Annotated[list[Any], Field(max_length=0)] | None = None
     modalities: list[Literal["text"]] | None = None
 
     @property
-    def asked_tokens(self) -> int | None:
+    def requested_tokens(self) -> int | None:
+        """Number of tokens to generate, or `None` if the request leaves it out."""
         return self.max_completion_tokens or self.max_tokens
 
     @property
     def log_probs(self) -> bool:
+        """Whether the answer has log-probabilities."""
         return bool(self.logprobs)
 
     def check(self) -> None:
+        """Raise `HttpError` if the keys, each one valid, ask for what the engine cannot do."""
         if self.top_logprobs and not self.logprobs:
             raise bad_request("top_logprobs needs logprobs: true", "top_logprobs")
         if self.top_logprobs:
-            raise bad_request(ONLY_THE_CHOSEN, "top_logprobs")
+            raise bad_request(ONLY_CHOSEN_TOKENS, "top_logprobs")
 
 
-ONLY_THE_CHOSEN = (
+ONLY_CHOSEN_TOKENS = (
     "the engine tells the log-probability of the chosen token only: leave out top_logprobs, "
     "or ask for 0"
 )
 
 
 class CompletionRequest(_Request):
-    """`POST /v1/completions`."""
+    """Body of `POST /v1/completions`."""
 
     prompt: str | list[str] | list[int] | list[list[int]]
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=5)
-    # Cannot be honoured.
+    # These are accepted only with a value that has no effect.
     best_of: int | None = Field(None, ge=1)
     suffix: Literal[""] | None = None
 
     @property
-    def asked_tokens(self) -> int | None:
+    def requested_tokens(self) -> int | None:
+        """Number of tokens to generate, or `None` if the request leaves it out."""
         return self.max_tokens
 
     @property
     def log_probs(self) -> bool:
+        """Whether the answer has log-probabilities."""
         return self.logprobs is not None
 
     @property
     def prompts(self) -> list[str | list[int]]:
-        one = isinstance(self.prompt, str) or (self.prompt and isinstance(self.prompt[0], int))
-        return cast("list[str | list[int]]", [self.prompt] if one else self.prompt)
+        """The prompts, each as text or as token ids."""
+        prompt = self.prompt
+        is_single = isinstance(prompt, str) or (prompt and isinstance(prompt[0], int))
+        return cast("list[str | list[int]]", [prompt] if is_single else prompt)
 
     def check(self) -> None:
+        """Raise `HttpError` if the keys, each one valid, ask for what the engine cannot do."""
         if not self.prompts:
             raise bad_request("there is no prompt", "prompt")
         if self.logprobs:
-            raise bad_request(ONLY_THE_CHOSEN.replace("top_logprobs", "logprobs"), "logprobs")
+            raise bad_request(ONLY_CHOSEN_TOKENS.replace("top_logprobs", "logprobs"), "logprobs")
         if self.echo and self.log_probs:
             raise bad_request("the engine tells no log-probabilities of the prompt", "echo")
-        if self.best_of not in (None, self.answers):
+        if self.best_of not in (None, self.num_answers):
             raise bad_request("best_of other than n is not served", "best_of")

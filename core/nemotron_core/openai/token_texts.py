@@ -1,4 +1,4 @@
-"""Tokens as OpenAI's API and NeMo's show them: texts, bytes, places in the text."""
+"""Tokens as OpenAI's API and NeMo's show them: their text, their bytes, their place in the text."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from nemotron_core.text import StreamingDetokenizer, Tokenizer
 
 
 def chat_log_probs(tokenizer: Tokenizer, piece: Piece) -> dict[str, object]:
-    """Of a chat's piece, with the bytes of a token that is no character by itself."""
+    """Return `logprobs` of a chat's choice for the tokens of a piece.
+
+    Each token has its bytes, because a token may be only a part of a character.
+    """
     content = []
-    for id_, log_prob in zip(piece.token_ids, piece.log_probs, strict=True):
-        text, data = _text_and_bytes(tokenizer, id_)
+    for token_id, log_prob in zip(piece.token_ids, piece.log_probs, strict=True):
+        text, data = _text_and_bytes(tokenizer, token_id)
         content.append({"token": text, "logprob": log_prob, "bytes": data, "top_logprobs": []})
     return {"content": content, "refusal": None}
 
@@ -18,12 +21,15 @@ def chat_log_probs(tokenizer: Tokenizer, piece: Piece) -> dict[str, object]:
 def completion_log_probs(
     tokenizer: Tokenizer, piece: Piece, offset: int
 ) -> tuple[dict[str, object], int]:
-    """Of a completion's piece whose text begins at `offset`; where the next one begins."""
+    """Return `logprobs` of a completion's choice for a piece, and the offset of the next piece.
+
+    `offset` is the number of characters of the answer before this piece.
+    """
     tokens, offsets = [], []
-    for id_ in piece.token_ids:
-        tokens.append(_text_and_bytes(tokenizer, id_)[0])
+    for token_id in piece.token_ids:
+        tokens.append(_text_and_bytes(tokenizer, token_id)[0])
         offsets.append(offset)
-        offset += len(tokenizer.decode([id_]))
+        offset += len(tokenizer.decode([token_id]))
     return {
         "tokens": tokens,
         "token_logprobs": list(piece.log_probs),
@@ -32,22 +38,22 @@ def completion_log_probs(
     }, offset
 
 
-def _text_and_bytes(tokenizer: Tokenizer, id_: int) -> tuple[str, list[int]]:
-    text = tokenizer.token_text(id_)
+def _text_and_bytes(tokenizer: Tokenizer, token_id: int) -> tuple[str, list[int]]:
+    text = tokenizer.token_text(token_id)
     if isinstance(text, int):
         return f"bytes:\\x{text:02x}", [text]
     return text, list(text.encode())
 
 
 class VisibleText:
-    """Tokens to text as NeMo shows it, control pieces visible, with each token's place in it."""
+    """Text that grows token by token, with control pieces visible, as NeMo shows it."""
 
     def __init__(self, tokenizer: Tokenizer, prompt: str) -> None:
         self._detokenizer = StreamingDetokenizer(tokenizer, show_control=True)
         self.text = prompt
 
-    def push(self, id_: int) -> int:
-        """Add a token; where its characters begin."""
+    def push(self, token_id: int) -> int:
+        """Add a token. Return the offset at which its characters begin."""
         offset = len(self.text)
-        self.text += self._detokenizer.push([id_])
+        self.text += self._detokenizer.push([token_id])
         return offset

@@ -1,4 +1,4 @@
-"""The chat page and the API's page: static files, sent as they are, asking nothing of elsewhere."""
+"""The chat page and the page of the API: static files, which load nothing from other servers."""
 
 from __future__ import annotations
 
@@ -7,21 +7,24 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 
-from nemotron_gateway.call import Call
+from starlette.requests import Request
+from starlette.responses import Response
+
+from nemotron_gateway.request_record import RequestRecord
 
 FOLDER = Path(__file__).parent
-TYPES = {
+MEDIA_TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
 PAGES = {"/": "index.html", "/docs": "docs.html", "/favicon.ico": "icon.svg"}
-POLICY = "; ".join(
+CONTENT_SECURITY_POLICY = "; ".join(
     [
         "default-src 'none'",
-        *(f"{kind}-src 'self'" for kind in ("script", "style", "img", "connect")),
-        *(f"{what} 'none'" for what in ("base-uri", "form-action", "frame-ancestors")),
+        *(f"{source}-src 'self'" for source in ("script", "style", "img", "connect")),
+        *(f"{target} 'none'" for target in ("base-uri", "form-action", "frame-ancestors")),
         "require-trusted-types-for 'script'",
         "trusted-types 'none'",
     ]
@@ -31,28 +34,36 @@ HEADERS = [
     (b"referrer-policy", b"no-referrer"),
     (b"cross-origin-resource-policy", b"same-origin"),
 ]
-"""Of every response."""
+"""Headers of every response."""
 
 
 @dataclass(frozen=True)
 class File:
-    data: bytes
-    kind: str
+    """A static file."""
 
-    async def send(self, call: Call) -> None:
-        """With a tag, so that a browser that has it need not load it again."""
+    data: bytes
+    media_type: str
+
+    async def respond(self, request: Request, _record: RequestRecord) -> Response:
+        """Answer with the file, or with 304 if the browser's copy has the same hash."""
         tag = f'"{hashlib.sha256(self.data).hexdigest()[:32]}"'
-        headers = {"Cache-Control": "no-cache", "ETag": tag, "Content-Security-Policy": POLICY}
-        if call.header("if-none-match") == tag:
-            await call.send_bytes(b"", self.kind, HTTPStatus.NOT_MODIFIED, headers)
-        else:
-            await call.send_bytes(self.data, self.kind, HTTPStatus.OK, headers)
+        headers = {
+            "Cache-Control": "no-cache",
+            "ETag": tag,
+            "Content-Security-Policy": CONTENT_SECURITY_POLICY,
+        }
+        if request.headers.get("if-none-match") == tag:
+            return Response(b"", HTTPStatus.NOT_MODIFIED, headers, self.media_type)
+        return Response(self.data, HTTPStatus.OK, headers, self.media_type)
 
 
 def files() -> dict[str, File]:
-    """By path: the pages, and all that they load below `/page/`."""
-    found = {path: path.name for path in FOLDER.iterdir() if path.suffix in TYPES}
-    by_name = {name: File(path.read_bytes(), TYPES[path.suffix]) for path, name in found.items()}
+    """Return the files by URL path: the pages, and below `/page/` all files that they load."""
+    by_name = {
+        path.name: File(path.read_bytes(), MEDIA_TYPES[path.suffix])
+        for path in FOLDER.iterdir()
+        if path.suffix in MEDIA_TYPES
+    }
     return {path: by_name[name] for path, name in PAGES.items()} | {
         f"/page/{name}": file for name, file in by_name.items()
     }

@@ -1,0 +1,56 @@
+"""JSON responses, and the response to each failure."""
+
+from __future__ import annotations
+
+import json
+import logging
+from http import HTTPStatus
+from typing import Any
+
+from starlette.responses import JSONResponse
+
+from nemotron_client import ClientError
+from nemotron_core.errors import ErrorKind
+from nemotron_core.openai.errors import HttpError, bad_request
+
+LOG = logging.getLogger("nemotron_gateway")
+
+
+class JsonResponse(JSONResponse):
+    """A JSON response that a lone surrogate in its content does not break."""
+
+    def render(self, content: Any) -> bytes:
+        """Return the response's body."""
+        return to_json(content)
+
+
+def to_json(content: object) -> bytes:
+    """Return JSON in UTF-8, with a question mark for each lone surrogate."""
+    return json.dumps(content, ensure_ascii=False).encode(errors="replace")
+
+
+def error_response(error: HttpError) -> JsonResponse:
+    """Return an error in the form of OpenAI's API."""
+    return JsonResponse(error.body(), error.status, error.headers)
+
+
+def from_exception(error: Exception, request_id: str) -> HttpError:
+    """Return the error to answer with. An unexpected one is logged and has status 500."""
+    if isinstance(error, HttpError):
+        return error
+    LOG.error("request %s failed", request_id, exc_info=error)
+    return HttpError(
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+        f"the gateway failed; its log says more of request {request_id}",
+        error_type="server_error",
+    )
+
+
+def from_client_error(error: ClientError) -> HttpError:
+    """Return the error to answer with for a failure at Triton."""
+    message = str(error)
+    if error.kind is ErrorKind.REFUSED:
+        message = message.removeprefix(ErrorKind.REFUSED.value)
+        is_too_long = "this model holds" in message
+        return bad_request(message, code="context_length_exceeded" if is_too_long else None)
+    return HttpError.of_kind(error.kind, message)

@@ -1,0 +1,106 @@
+"""A request's JSON body, read within bounds, and work that a client's disconnect cancels."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Coroutine
+from http import HTTPStatus
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive
+
+from nemotron_core.openai.errors import HttpError, bad_request
+from nemotron_gateway.request_record import RequestRecord
+from nemotron_gateway.settings import GatewaySettings
+
+Body = TypeVar("Body", bound=BaseModel)
+Result = TypeVar("Result")
+
+
+async def read_json(request: Request, record: RequestRecord, settings: GatewaySettings) -> Any:
+    """Return the JSON of a request's body.
+
+    Raises `HttpError` if the body has another type, is too large, comes too slowly or is not JSON.
+    """
+    media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if media_type != "application/json":
+        # This also keeps other sites' pages from sending requests through a visitor's browser.
+        raise HttpError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "send Content-Type: application/json")
+    try:
+        data = await asyncio.wait_for(
+            _read(request, settings.limits.body_bytes), settings.timeouts.body
+        )
+    except asyncio.TimeoutError as error:
+        raise HttpError(HTTPStatus.REQUEST_TIMEOUT, "the body did not come in time") from error
+    try:
+        body = json.loads(data, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise bad_request(f"the body is not JSON: {error}") from error
+    if settings.log_prompts:
+        record.body = body
+    return body
+
+
+def parse_body(body: object, body_type: type[Body]) -> Body:
+    """Return a body as an object of that type. Raises `HttpError` that names the wrong key."""
+    try:
+        return body_type.model_validate(body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"] if not _names_a_type(part))
+        if first["type"] == "extra_forbidden":
+            raise bad_request(f"there is no key {key!r}: leave it out", key) from error
+        raise bad_request(f"{key or 'body'}: {first['msg']}", key or None) from error
+
+
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
+    """Return the result of `work`, which is cancelled as soon as the client disconnects.
+
+    The request's body must have been read. Raises `ClientDisconnect` after the cancelled work has
+    ended. Starlette's own watch over a stream is not enough: it does not cover the time before the
+    first piece, and it is left out if the server announces ASGI 2.4.
+    """
+    task = asyncio.ensure_future(work)
+    disconnect = asyncio.ensure_future(_wait_for_disconnect(receive))
+    try:
+        await asyncio.wait({task, disconnect}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientDisconnect
+    finally:
+        disconnect.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+
+
+async def _wait_for_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _read(request: Request, limit: int) -> bytes:
+    too_large = HttpError(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body has more than {limit} bytes"
+    )
+    announced = request.headers.get("content-length", "")
+    if announced.isdigit() and int(announced) > limit:
+        raise too_large
+    data = bytearray()
+    async for part in request.stream():
+        data += part
+        if len(data) > limit:
+            raise too_large
+    return bytes(data)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _names_a_type(part: object) -> bool:
+    """Return whether a part of an error's place is the member of a union that Pydantic tried."""
+    return isinstance(part, str) and ("[" in part or part in ("str", "int", "TextPart"))
