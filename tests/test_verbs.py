@@ -1,15 +1,59 @@
-"""The command's front door loads no verb's libraries, so each machine needs only its own."""
+"""The command's front door: every verb loads, and only the code of its own room."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
-LOADED = "import sys, nemotron_cli.main as m; print(*sorted(m.EXTRAS.keys() & sys.modules.keys()))"
+import pytest
+from typer.testing import CliRunner
+
+from nemotron_cli.main import VERBS, app
+
+LOADED_LIBRARIES = """
+import sys, nemotron_cli.main as main
+print(*sorted(main.EXTRAS.keys() & sys.modules.keys()))
+"""
+LOADED_ROOMS = """
+import sys
+from nemotron_cli.main import app
+app(sys.argv[1:], standalone_mode=False)
+rooms = {name.partition(".")[0] for name in sys.modules}
+print("rooms:", *sorted(name for name in rooms if name.startswith("nemotron_")))
+"""
+
+
+def run(program: str, *arguments: str) -> str:
+    command = [sys.executable, "-c", program, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def test_no_library_of_an_extra_is_loaded_with_the_command() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", LOADED], capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "\n"
+    assert run(LOADED_LIBRARIES) == "\n"
+
+
+def test_help_lists_every_verb_in_order() -> None:
+    result = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    first_words = [line.strip("│ ").partition(" ")[0] for line in result.output.splitlines()]
+    assert [word for word in first_words if word in VERBS] == list(VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_of_the_table_loads(verb: str) -> None:
+    result = CliRunner().invoke(app, [verb, "--help"])
+    assert result.exit_code == 0
+    assert f"{verb} [OPTIONS]" in result.output
+
+
+@pytest.mark.parametrize("verb", {module: verb for verb, module in VERBS.items()}.values())
+def test_a_verb_loads_only_its_own_room(verb: str) -> None:
+    *_help, last_line = run(LOADED_ROOMS, verb, "--help").splitlines()
+    room = VERBS[verb].partition(".")[0]
+    assert last_line.split() == ["rooms:", *sorted({"nemotron_cli", "nemotron_core", room})]
+
+
+def test_an_unknown_verb_is_wrong_usage() -> None:
+    result = CliRunner().invoke(app, ["unknown"])
+    assert result.exit_code == 2
+    assert "No such command" in result.output

@@ -1,0 +1,1 @@
+"""The command `nemotron`: the table of its verbs, and the verb `chat`."""

@@ -1,4 +1,4 @@
-"""`python -m nemotron_cli`: for processes that start this command again."""
+"""Run `python -m nemotron_cli`, with which processes start this command again."""
 
 from __future__ import annotations
 

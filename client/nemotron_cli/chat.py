@@ -10,11 +10,11 @@ from nemotron_client.client import Client
 from nemotron_client.exceptions import RequestRefused
 from nemotron_core.generation import Generation
 
-HELP = "Ctrl-C stops an answer, /new starts over, /exit or Ctrl-D leaves."
+HELP = "Ctrl-C stops an answer, /new starts a new conversation, /exit or Ctrl-D ends the chat."
 
 
 class Conversation:
-    """All turns so far; a turn counts only when its answer is whole or was stopped."""
+    """All turns so far. A turn is kept once its answer has any text, even if it was stopped."""
 
     def __init__(self, client: Client, generation: Generation, system: str | None) -> None:
         self._client = client
@@ -27,7 +27,7 @@ class Conversation:
         self._turns = []
 
     def answer(self, question: str) -> Generator[str, None, None]:
-        """The answer's text, piece by piece. Raises ClientError."""
+        """Yield the text of the answer, piece by piece. Raises `ClientError`."""
         turns = [*self._turns, {"role": "user", "content": question}]
         text = ""
         try:
@@ -40,7 +40,7 @@ class Conversation:
 
 
 def ask(conversation: Conversation, question: str) -> None:
-    """Print the answer to one question as it comes."""
+    """Print the answer to one question while it is generated."""
     with closing(conversation.answer(question)) as texts:
         for text in texts:
             sys.stdout.write(text)
@@ -50,7 +50,7 @@ def ask(conversation: Conversation, question: str) -> None:
 
 
 def talk(conversation: Conversation) -> None:
-    """Answer each line of standard input until it ends; with a terminal, show a prompt."""
+    """Answer each line of standard input until it ends. On a terminal, show a prompt."""
     interactive = sys.stdin.isatty()
     if interactive:
         import readline  # noqa: F401, PLC0415  # gives input() history and line editing

@@ -9,22 +9,26 @@ import typer
 
 def chat(
     question: Annotated[
-        str | None, typer.Argument(help="One question; without it, a conversation.")
+        str | None, typer.Argument(help="One question. Without it, start a conversation.")
     ] = None,
     url: Annotated[
-        str, typer.Option(envvar="NEMOTRON_URL", help="host:port of Triton's gRPC.")
+        str, typer.Option(envvar="NEMOTRON_URL", help="host:port of Triton's gRPC endpoint.")
     ] = "127.0.0.1:8001",
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 1024,
-    temperature: Annotated[float | None, typer.Option(help="Greedy without it.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Nucleus of the sampling.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
-    stop: Annotated[
-        list[str] | None, typer.Option(help="Text that ends the answer; may be repeated.")
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 1024,
+    temperature: Annotated[
+        float | None, typer.Option(help="Sampling temperature; greedy if unset.")
     ] = None,
-    timeout: Annotated[float | None, typer.Option(help="Seconds for one answer.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Nucleus of the sampling, 0 to 1.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed that makes sampling repeatable.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="Text that ends the answer. May be repeated.")
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(help="Longest time in seconds for one answer.")
+    ] = None,
 ) -> None:
-    """Talk with the model; without a question, each line of input is a turn."""
+    """Talk with the model. Without a question, each line of input is a turn."""
     from nemotron_cli.chat import Conversation, ask, talk
     from nemotron_client.client import Client
     from nemotron_client.exceptions import ClientError

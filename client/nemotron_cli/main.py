@@ -31,7 +31,7 @@ VERBS = {
     "synthesize": "nemotron_data.commands",
     "bench": "nemotron_bench.commands",
 }
-"""Verb → the module with the function of that name, in the order in which `--help` lists them."""
+"""Module of each verb, with a function of the verb's name. `--help` lists them in this order."""
 
 EXTRAS = {
     "ml_dtypes": "convert",
@@ -52,18 +52,21 @@ EXTRAS = {
     "openvino_genai": "cpu",
     "pytriton": "cpu",
 }
-"""Module → the extra of this package that installs it."""
+"""Extra of this package that installs a module."""
 
 
 class VerbGroup(TyperGroup):
-    """The verbs of `VERBS` as commands. The types of typer's own commands differ by version."""
+    """The verbs of `VERBS` as commands.
+
+    The annotations are `Any` because typer's own types differ from version to version.
+    """
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names of all verbs."""
         return list(VERBS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Load a verb, or return `None` if there is none of that name."""
+        """Load the verb `cmd_name` and return it, or return `None` if the table has none."""
         if cmd_name not in VERBS:
             return None
         app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -82,7 +85,7 @@ app = typer.Typer(
 
 @app.callback()
 def _nemotron() -> None:
-    """Let typer make a group, although all verbs come from the table."""
+    """Make typer build a group, although it knows no command: all verbs come from the table."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""A client for Nemotron-4 on Triton: a question in, the answer as it is written.
+"""A client for Nemotron-4 on Triton: send a prompt, read the answer while it is generated.
 
 >>> from nemotron_client import Client
 >>> with Client("127.0.0.1:8001") as client:  # doctest: +SKIP

@@ -1,13 +1,13 @@
-"""What can go wrong between a client and the server.
+"""The exceptions of the clients.
 
 ::
 
     ClientError
-    ├── RequestRefused      the request is wrong; sending it again will not help
-    ├── ServerOverloaded    the queue is full; try again later
-    ├── RequestTimeout      no answer in the time allowed
-    ├── ConnectionFailed    no server there, or it went away
-    └── ServerFailed        the server could not do what it should
+    ├── RequestRefused      the request is wrong; sending it again does not help
+    ├── ServerOverloaded    the queue is full; a later try may work
+    ├── RequestTimeout      the answer did not come in the time allowed
+    ├── ConnectionFailed    the server is unreachable, or the connection broke
+    └── ServerFailed        the server failed on a request that it had accepted
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from nemotron_core.errors import ErrorKind
 
 
 class ClientError(Exception):
-    """Any failure of a request; `str()` is one line for a person."""
+    """A request failed. The exception's text is one line for a person."""
 
     kind = ErrorKind.FAILED
 
 
 class RequestRefused(ClientError):
-    """The server (or this library) finds the request wrong and says why."""
+    """The server, or this library, refused the request as wrong; the text says why."""
 
     kind = ErrorKind.REFUSED
 
 
 class ServerOverloaded(ClientError):
-    """The server takes no more requests now."""
+    """The server accepts no more requests at the moment."""
 
     kind = ErrorKind.OVERLOADED
 
@@ -71,7 +71,7 @@ _BY_KIND: dict[ErrorKind, type[ClientError]] = {
     ErrorKind.UNREACHABLE: ConnectionFailed,
     ErrorKind.TIMED_OUT: RequestTimeout,
 }
-"""Kinds that are not here are failures of the server."""
+"""Exception for each kind of error; any other kind is a `ServerFailed`."""
 
 
 def from_stream_error(message: str) -> ClientError:
@@ -84,9 +84,9 @@ def from_stream_error(message: str) -> ClientError:
 
 
 def from_rpc_error(error: grpc.RpcError, url: str) -> ClientError:
-    """The exception for a failed call to the server at `url`."""
+    """Return the exception for a failed call to the server at `url`."""
     status, details = error.code(), " ".join((error.details() or "").split())
-    kind = _BY_STATUS.get(status, ServerFailed)
-    if kind is ConnectionFailed:
+    exception_type = _BY_STATUS.get(status, ServerFailed)
+    if exception_type is ConnectionFailed:
         return ConnectionFailed(f"no answer from {url}: {details}")
-    return kind(details or status.name)
+    return exception_type(details or status.name)

@@ -1,4 +1,4 @@
-"""One request and its answer, without the wire: what the waiting and the async client share."""
+"""One request and its answer, independent of how a client waits for the responses."""
 
 from __future__ import annotations
 
@@ -25,17 +25,13 @@ from nemotron_client.response import read_outputs, read_piece
 from nemotron_client.settings import Timeouts
 from nemotron_core.generation import Generation, Piece, Prompt
 
-MODEL = "ensemble"
-ENGINE_MODEL = "tensorrt_llm"
-STOP_TIMEOUT = 5.0
-
 Messages = Sequence[Mapping[str, Any]]
 
 
 class Exchange:
-    """Takes a call's responses one by one and knows when the answer is whole.
+    """A request, and the state of its answer while the responses are read.
 
-    RequestRefused if the request does not fit on the wire.
+    Raises `RequestRefused` if the request does not fit on the wire.
     """
 
     def __init__(
@@ -50,13 +46,13 @@ class Exchange:
         except ValueError as error:
             raise RequestRefused(str(error)) from error
         self._unfinished = generation.num_return_sequences or 1
-        self.begun = False
-        """Something of the answer has come."""
+        self.has_started = False
+        """Whether a piece of the answer has been read."""
         self.is_over = False
-        """The server does no more for this request."""
+        """Whether the server has ended its work on the request."""
 
-    def take(self, response: service_pb2.ModelStreamInferResponse) -> Piece:
-        """The piece in a response; the ClientError that the server sent instead of one."""
+    def read(self, response: service_pb2.ModelStreamInferResponse) -> Piece:
+        """Return the piece in a response. Raises the `ClientError` that it has instead of one."""
         if response.error_message:
             self.is_over = True
             raise from_stream_error(response.error_message)
@@ -68,73 +64,80 @@ class Exchange:
             raise ServerFailed(f"model {model} does not answer with {error}") from error
         except ValueError as error:
             raise ServerFailed(str(error)) from error
-        self.begun = True
+        self.has_started = True
         if "finish_reason" not in outputs:
-            self._unfinished = 0  # the classic ensemble: the end of the stream is its only sign
+            # The classic ensemble sends none: only the end of the stream ends its answer.
+            self._unfinished = 0
         elif piece.finish_reason:
             self._unfinished -= 1
             self.is_over = self._unfinished <= 0
         return piece
 
     def end(self) -> None:
-        """The stream has ended by itself; ServerFailed if the answer has not."""
+        """Record that the server ended the stream. Raises `ServerFailed` if answers are missing."""
         self.is_over = True
         if self._unfinished > 0:
             raise ServerFailed("the stream ended before the answer did")
 
-    def failure(self, error: grpc.RpcError, late: str) -> ClientError:
-        """The exception for a call that failed; `late` names the timeout that cancelled it."""
-        if late or error.code() is grpc.StatusCode.CANCELLED:
-            return self.cancelled(late)
+    def failure(self, error: grpc.RpcError, timeout_message: str) -> ClientError:
+        """Return the exception for a failed call.
+
+        `timeout_message` is not empty if this client cancelled the call because of a timeout.
+        """
+        if timeout_message or error.code() is grpc.StatusCode.CANCELLED:
+            return self.cancelled(timeout_message)
         failure = from_rpc_error(error, self._url)
-        # Without a connection there is nobody to stop it.
+        # Without a connection the request cannot be stopped.
         self.is_over = self.is_over or isinstance(failure, RequestRefused | ConnectionFailed)
         return failure
 
-    def cancelled(self, late: str) -> ClientError:
-        """The exception for a call that this client cancelled itself."""
-        if late:
-            return RequestTimeout(late)
-        self.is_over = True  # with the channel all its calls end
+    def cancelled(self, timeout_message: str) -> ClientError:
+        """Return the exception for a call that this client cancelled itself."""
+        if timeout_message:
+            return RequestTimeout(timeout_message)
+        self.is_over = True  # closing the channel ended all its calls
         return ConnectionFailed("the client was closed before the answer was whole")
 
 
-class Patience:
-    """How long the next piece may take. The clock stands still while the caller has the word."""
+class PieceTimeout:
+    """The timeout for the next piece. It does not run while the caller handles a piece."""
 
     def __init__(self, timeouts: Timeouts) -> None:
         self._timeouts = timeouts
-        self._begun = False
+        self._has_piece = False
         self.due = math.inf
-        """When it is over, by `time.monotonic`."""
-        self.late = ""
-        """What to tell once it was over."""
+        """Time by `time.monotonic` at which the next piece is overdue."""
+        self.message = ""
+        """Message for the user once a piece is overdue."""
 
     @property
     def is_endless(self) -> bool:
+        """Whether no piece is ever overdue."""
         return self._timeouts.first_token is None and self._timeouts.between_tokens is None
 
-    def begin(self) -> None:
-        """A piece is awaited from now on."""
-        seconds = self._timeouts.between_tokens if self._begun else self._timeouts.first_token
+    def start(self) -> None:
+        """Start to wait for a piece."""
+        timeouts = self._timeouts
+        seconds = timeouts.between_tokens if self._has_piece else timeouts.first_token
         self.due = math.inf if seconds is None else time.monotonic() + seconds
 
-    def rest(self) -> None:
-        """It has come."""
-        self._begun = True
+    def stop(self) -> None:
+        """Stop to wait, because the piece is there."""
+        self._has_piece = True
         self.due = math.inf
 
     def is_over(self, now: float) -> bool:
-        """Whether the call is to be cancelled; says why in `late`."""
+        """Return whether the piece is overdue, and set `message` if it is."""
         if now < self.due:
             return False
-        name = "between_tokens" if self._begun else "first_token"
-        self.late = f"no {'further ' * self._begun}token in {getattr(self._timeouts, name)} seconds"
+        further = "further " if self._has_piece else ""
+        name = "between_tokens" if self._has_piece else "first_token"
+        self.message = f"no {further}token in {getattr(self._timeouts, name)} seconds"
         return True
 
 
-def only_one(generation: Generation) -> None:
-    """RequestRefused for several answers where one is returned."""
+def check_single_answer(generation: Generation) -> None:
+    """Raise `RequestRefused` if several answers are requested where only one is returned."""
     if (generation.num_return_sequences or 1) > 1:
         raise RequestRefused(
             "num_return_sequences asks for several answers: iterate over generate()"

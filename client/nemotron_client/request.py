@@ -1,4 +1,4 @@
-"""A generation request, and how it lies on Triton's wire."""
+"""Requests to Triton: to generate an answer, and to stop a running request."""
 
 from __future__ import annotations
 
@@ -24,7 +24,11 @@ def generation_request(
     *,
     stream: bool,
 ) -> service_pb2.ModelInferRequest:
-    """The request for a prompt; ValueError names a value that does not fit its type on the wire."""
+    """Return the request for a prompt.
+
+    Raises `ValueError` that names a value if it does not fit its type on the wire. Settings that
+    are `None` or empty are left out.
+    """
     inputs: dict[str, Sequence[Value]] = {"stream": [stream]}
     if isinstance(prompt, str):
         inputs["text_input"] = [prompt]
@@ -50,7 +54,10 @@ def _messages_json(messages: Sequence[Mapping[str, Any]]) -> str:
 
 
 def stop_request(model: str, request_id: str) -> service_pb2.ModelInferRequest:
-    """Ends the running request of that id; the classic contract wants the other inputs too."""
+    """Return the request that stops the running request `request_id`.
+
+    The classic contract requires the inputs beside `stop` too.
+    """
     inputs: dict[str, Sequence[Value]] = {}
     inputs |= {"stop": [True], "input_ids": [0], "input_lengths": [1], "request_output_len": [1]}
     return _infer_request(model, request_id, inputs)

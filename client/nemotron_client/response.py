@@ -1,4 +1,4 @@
-"""What comes back from Triton, as typed pieces of an answer."""
+"""Responses of Triton as pieces of an answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ Values = Sequence[int | float | str]
 
 
 def read_outputs(response: service_pb2.ModelInferResponse) -> dict[str, Values]:
-    """The elements of each output by its name; ValueError if they are not what they say."""
+    """Return the elements of each output by its name.
+
+    Raises `ValueError` if an output's bytes do not fit its datatype.
+    """
     try:
         return {
             output.name: _decode(output.datatype, raw)
@@ -25,12 +28,12 @@ def read_outputs(response: service_pb2.ModelInferResponse) -> dict[str, Values]:
 
 
 def read_piece(outputs: Mapping[str, Values]) -> Piece:
-    """The piece in a response. KeyError if there is no text in it; the rest may be missing.
+    """Return the piece in the outputs of a response. Raises `KeyError` if they have no text.
 
-    The classic ensemble sends neither reasons nor token ids.
+    Every other output may be missing: the classic ensemble sends neither reasons nor token ids.
     """
 
-    def one(name: str, default: int | float | str) -> int | float | str:
+    def first(name: str, default: int | float | str) -> int | float | str:
         return (outputs.get(name) or (default,))[0]
 
     cum_log_probs = outputs.get("cum_log_probs")
@@ -38,14 +41,14 @@ def read_piece(outputs: Mapping[str, Values]) -> Piece:
     return Piece(
         text="".join(map(str, outputs["text_output"])),
         token_ids=tuple(int(id_) for id_ in outputs.get("output_token_ids", ())),
-        finish_reason=str(one("finish_reason", "")),
-        stop_reason=str(one("stop_reason", "")),
-        num_input_tokens=int(one("num_input_tokens", 0)),
-        num_output_tokens=int(one("num_output_tokens", 0)),
-        sequence_index=int(one("sequence_index", 0)),
+        finish_reason=str(first("finish_reason", "")),
+        stop_reason=str(first("stop_reason", "")),
+        num_input_tokens=int(first("num_input_tokens", 0)),
+        num_output_tokens=int(first("num_output_tokens", 0)),
+        sequence_index=int(first("sequence_index", 0)),
         log_probs=tuple(float(p) for p in outputs.get("output_log_probs", ())),
         cum_log_prob=float(cum_log_probs[0]) if cum_log_probs else None,
-        times=Times(*(int(found[0]) for found in times if found)) if all(times) else None,
+        times=Times(*(int(values[0]) for values in times if values)) if all(times) else None,
     )
 
 
@@ -60,7 +63,7 @@ def _decode(datatype: str, raw: bytes) -> Values:
             texts.append(raw[4 : 4 + length].decode())
             raw = raw[4 + length :]
         return tuple(texts)
-    kind = STRUCT_FORMATS.get(datatype)
-    if kind is None:
-        return ()  # an output this client does not read
-    return struct.unpack(f"<{len(raw) // struct.calcsize(kind)}{kind}", raw)
+    element = STRUCT_FORMATS.get(datatype)
+    if element is None:
+        return ()  # an output that this client does not read
+    return struct.unpack(f"<{len(raw) // struct.calcsize(element)}{element}", raw)

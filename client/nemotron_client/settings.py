@@ -1,4 +1,4 @@
-"""How a client connects, waits, holds back and tries again."""
+"""Settings of a client: timeouts, limits, retries, TLS."""
 
 from __future__ import annotations
 
@@ -13,49 +13,56 @@ MAX_MESSAGE_BYTES = 64 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Timeouts:
-    """Seconds; None waits for ever. Past one, the request ends with RequestTimeout.
+    """Timeouts in seconds; `None` means no timeout.
 
-    Only `connect` ends with ConnectionFailed: nothing was asked yet.
+    A request that exceeds one ends with `RequestTimeout`. Only `connect` ends with
+    `ConnectionFailed`, because no request has been sent yet.
     """
 
     connect: float = 10.0
-    """Until there is a connection, TLS included."""
+    """Time to connect, TLS included."""
     first_token: float | None = None
-    """From the question to the first piece of its answer: the queue and the prompt."""
+    """Time from the request to the first piece of its answer: queue and prompt processing."""
     between_tokens: float | None = None
-    """From one piece to the next."""
+    """Time from one piece to the next."""
     total: float | None = None
-    """For one request as a whole; each new try has it again."""
+    """Time for one attempt of a request as a whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one client may use."""
+    """Limits of one client."""
 
     concurrent_requests: int | None = None
-    """More wait for their turn, in the client; None: no limit."""
+    """Number of requests at once; further ones wait in the client. `None` means no limit."""
     message_bytes: int = MAX_MESSAGE_BYTES
-    """The largest request and the largest response."""
+    """Largest size in bytes of a request, and of a response."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Retries:
-    """When a request is sent again: full queue or no connection, and nothing of its answer came.
+    """When and how often a request is sent again.
 
-    Every other failure would come again, or was paid for already. The wait doubles each time, and
-    is drawn between half of that and all of it, so that clients do not come back together.
+    It is sent again if the queue was full or there was no connection, and no piece of its answer
+    has been read. Any other failure would happen again, or has already used the engine. The delay
+    doubles with each attempt, and is drawn between half of that and all of it, so that clients do
+    not return at the same time.
     """
 
     attempts: int = 3
-    """All tries together; 1 never tries again."""
+    """Number of attempts, the first one included."""
     first_delay: float = 0.25
-    """Seconds."""
+    """Longest delay in seconds after the first attempt."""
     longest_delay: float = 8.0
-    """Seconds."""
+    """Longest delay in seconds after any attempt."""
 
-    def delay(self, attempt: int, error: ClientError, *, begun: bool) -> float | None:
-        """Seconds to wait after this attempt (the first is 1); None: do not try again."""
-        safe = isinstance(error, ServerOverloaded | ConnectionFailed) and not begun
+    def delay(self, attempt: int, error: ClientError, *, has_started: bool) -> float | None:
+        """Return the seconds to wait after attempt `attempt` (the first is 1).
+
+        Returns `None` if the request must not be sent again. `has_started` says whether a piece of
+        the answer has been read.
+        """
+        safe = isinstance(error, ServerOverloaded | ConnectionFailed) and not has_started
         if not safe or attempt >= self.attempts:
             return None
         longest = min(self.longest_delay, self.first_delay * 2.0 ** (attempt - 1))
@@ -64,9 +71,9 @@ class Retries:
 
 @dataclass(frozen=True, kw_only=True)
 class Tls:
-    """PEM files. Without `ca` the system's authorities are trusted."""
+    """Paths of PEM files. Without `ca` the system's certificate authorities are trusted."""
 
     ca: Path | None = None
     certificate: Path | None = None
     key: Path | None = None
-    """With `certificate`: who this client is."""
+    """Private key of `certificate`, which proves the client's identity to the server."""

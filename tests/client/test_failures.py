@@ -106,10 +106,10 @@ def test_what_may_not_help_is_not(script: list[Any], kind: type[Exception], call
 def test_the_wait_doubles_and_varies() -> None:
     retries = Retries(attempts=10, first_delay=1, longest_delay=5)
     for attempt, longest in [(1, 1), (2, 2), (3, 4), (4, 5), (9, 5)]:
-        delays = [retries.delay(attempt, ServerOverloaded(), begun=False) for _ in range(50)]
+        delays = [retries.delay(attempt, ServerOverloaded(), has_started=False) for _ in range(50)]
         assert all(d is not None and longest / 2 <= d <= longest for d in delays)
         assert len(set(delays)) > 1
-    assert retries.delay(10, ServerOverloaded(), begun=False) is None
+    assert retries.delay(10, ServerOverloaded(), has_started=False) is None
 
 
 def test_a_limit_on_requests_at_once() -> None:
