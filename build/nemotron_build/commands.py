@@ -9,56 +9,60 @@ import typer
 
 
 def plan(
-    profile: Annotated[str, typer.Option(help="Name of a shipped profile, or a .yaml.")],
+    profile: Annotated[str, typer.Option(help="Name of a shipped profile, or path of a .yaml.")],
     gpu: Annotated[
-        list[str] | None, typer.Option(help="Another GPU than the profile's; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Name of a GPU to plan for instead of the profile's. May be repeated."),
     ] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="A smaller model than Nemotron-4-340B.")
+        Path | None,
+        typer.Option(help="Checkpoint of the model to plan for, instead of Nemotron-4-340B."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what a profile holds and how fast it can be at best."""
+    """Print what fits on the GPUs of a profile, and how fast it can be at best."""
     import json
 
     from nemotron_build.plan import plans
     from nemotron_build.profile import load_profile
 
-    found = plans(load_profile(profile), gpu or [], checkpoint)
+    serving_plans = plans(load_profile(profile), gpu or [], checkpoint)
     if as_json:
-        typer.echo(json.dumps([one.as_dict() for one in found], indent=2))
+        typer.echo(json.dumps([item.as_dict() for item in serving_plans], indent=2))
     else:
-        typer.echo("\n\n".join(map(str, found)))
+        typer.echo("\n\n".join(map(str, serving_plans)))
 
 
 def build(
-    checkpoint: Annotated[Path, typer.Argument(help="A folder from `nemotron convert`.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The engine: a new folder.")],
-    profile: Annotated[str, typer.Option(help="Name of a shipped profile, or a .yaml.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Checkpoint folder, written by `nemotron convert`.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Engine folder to create.")],
+    profile: Annotated[str, typer.Option(help="Name of a shipped profile, or path of a .yaml.")],
     reuse: Annotated[
-        bool, typer.Option("--reuse", help="Take a finished engine of the same kind.")
+        bool, typer.Option("--reuse", help="Keep a complete engine of the same profile.")
     ] = False,
     wait: Annotated[
         float,
         typer.Option(
             min=0,
-            help="Seconds to wait for others that write the engine, or with"
-            " --reuse the checkpoint.",
+            help="Seconds to wait while another process writes the engine or, with --reuse, the"
+            " checkpoint.",
         ),
     ] = 0,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only print the command and the files.")
+        bool, typer.Option("--dry-run", help="Print the command and the files, and build nothing.")
     ] = False,
 ) -> None:
     """Build an engine from a checkpoint."""
     from nemotron_build.engine_folder import build_engine, describe_build, reuse_or_build
     from nemotron_build.profile import load_profile
-    from nemotron_core.folder import when_possible
+    from nemotron_core.folder import retry_until_ready
 
     if dry_run:
         typer.echo(describe_build(checkpoint, output, load_profile(profile)))
         return
     run, chosen = reuse_or_build if reuse else build_engine, load_profile(profile)
-    record = when_possible(lambda: run(checkpoint, output, chosen), wait)
+    record = retry_until_ready(lambda: run(checkpoint, output, chosen), wait)
     size = sum(entry.size for entry in record.files.values())
     typer.echo(f"{output}: {size:,} bytes, lane {record.lane}, {record.profile.dtype}")

@@ -1,4 +1,4 @@
-"""The engine folder: what `nemotron build` writes and `nemotron serve` starts from."""
+"""The engine folder, which `nemotron build` writes and `nemotron serve` reads."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from nemotron_build.lanes import LANES, BuildPlan
-from nemotron_build.lanes.lane import installed_version
+from nemotron_build.lanes import LANES, lane_of
+from nemotron_build.lanes.lane import BuildPlan, installed_version
 from nemotron_build.profile import Profile
 from nemotron_convert.target.manifest import MANIFEST_NAME, read_manifest
 from nemotron_core.errors import NemotronError
 from nemotron_core.files import FileEntry, hash_file
-from nemotron_core.folder import NotYet, check_output, new_folder
+from nemotron_core.folder import NotReady, check_output, new_folder
 from nemotron_core.model_config import TOKENIZER_NAME
 
 ENGINE_NAME = "engine.json"
@@ -27,25 +27,28 @@ class EngineRecord(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format_version: Literal[3] = 3
-    """Before 3, the CPU engine rounded positions in BF16."""
+    """Engines of earlier versions are refused: their CPU engine rounded positions to BF16."""
     lane: str
     profile: Profile
     versions: dict[str, str]
-    """Of the libraries it was built with."""
+    """Versions of the libraries with which the engine was built."""
     gpu: str | None
-    """That it was built for, if that matters to it."""
+    """The GPU that the engine was built on, if it runs on no other kind."""
     checkpoint: str
     """SHA-256 (hex) of the checkpoint's content."""
     max_seq_len: int
-    """Prompt and answer together, in tokens."""
+    """Number of tokens of a prompt and its answer together."""
     vocab_size: int
     files: dict[str, FileEntry]
 
 
 def plan_engine(checkpoint: Path, output: Path, profile: Profile) -> BuildPlan:
-    """What `build_engine` would do; NemotronError if the checkpoint does not fit the profile."""
+    """Return what `build_engine` would do.
+
+    Raises `NemotronError` if the checkpoint does not fit the profile.
+    """
     check_output(output)
-    plan = LANES[profile.lane].plan(checkpoint, output, profile)
+    plan = lane_of(profile).plan(checkpoint, output, profile)
     files = {*plan.files, TOKENIZER_NAME, ENGINE_NAME}
     return BuildPlan(sorted(files), plan.command)
 
@@ -61,8 +64,11 @@ def describe_build(checkpoint: Path, output: Path, profile: Profile) -> str:
 
 
 def build_engine(checkpoint: Path, output: Path, profile: Profile) -> EngineRecord:
-    """Build `profile`'s engine into the new folder `output`, which appears only when whole."""
-    lane = LANES[profile.lane]
+    """Build an engine into the new folder `output`, which appears only when it is complete.
+
+    Raises `NemotronError` if the checkpoint does not fit the profile or this machine cannot build.
+    """
+    lane = lane_of(profile)
     with new_folder(output) as folder:
         built = lane.build(checkpoint, folder, profile)
         if not (folder / TOKENIZER_NAME).exists():
@@ -86,13 +92,14 @@ def build_engine(checkpoint: Path, output: Path, profile: Profile) -> EngineReco
 
 
 def reuse_or_build(checkpoint: Path, output: Path, profile: Profile) -> EngineRecord:
-    """The engine in `output` if it is what `build_engine` would write there; else built now.
+    """Return the record of the engine in `output`, which is built if it does not exist.
 
-    NotYet while another process writes the engine or the checkpoint. NemotronError if `output`
-    holds an engine of another checkpoint or profile, or of other libraries.
+    Raises `NotReady` while another process writes the engine or the checkpoint. Raises
+    `NemotronError` if `output` has an engine of another checkpoint or profile, or of libraries of
+    other versions.
     """
     if not (checkpoint / MANIFEST_NAME).exists():
-        raise NotYet(
+        raise NotReady(
             f"no {MANIFEST_NAME}: not a whole checkpoint",
             where=checkpoint,
             remedy="name a folder that `nemotron convert` has written, or --wait for it",
@@ -102,7 +109,7 @@ def reuse_or_build(checkpoint: Path, output: Path, profile: Profile) -> EngineRe
     record = open_engine(output)
     if record.checkpoint != read_manifest(checkpoint).content_hash:
         other = "checkpoint"
-    elif _built_in(record.profile) != _built_in(profile):
+    elif _build_settings(record.profile) != _build_settings(profile):
         other = "profile"
     else:
         return record
@@ -113,16 +120,17 @@ def reuse_or_build(checkpoint: Path, output: Path, profile: Profile) -> EngineRe
     )
 
 
-def _built_in(profile: Profile) -> dict[str, object]:
-    """What of a profile an engine is made of; the rest only says how it is served."""
-    served = {"address", "ports", "triton", "timeouts"}
-    return {**profile.model_dump(exclude=served), "request": profile.timeouts.request}
+def _build_settings(profile: Profile) -> dict[str, object]:
+    """Return the part of a profile that decides how an engine is built."""
+    serve_only = {"address", "ports", "triton", "timeouts"}
+    return {**profile.model_dump(exclude=serve_only), "request": profile.timeouts.request}
 
 
 def open_engine(folder: Path, *, here: bool = True) -> EngineRecord:
-    """Check an engine folder, and with `here` whether it can be served on this machine.
+    """Check an engine folder and return its record.
 
-    NemotronError says why not, and what to do.
+    With `here`, also check that the libraries of this machine are those of the build. Raises
+    `NemotronError` if a check fails.
     """
     path = folder / ENGINE_NAME
     try:
@@ -155,9 +163,9 @@ def open_engine(folder: Path, *, here: bool = True) -> EngineRecord:
                 f"{name} is missing or cut short", where=folder, remedy="build the engine again"
             )
     for name, built_with in record.versions.items() if here else ():
-        if (found := installed_version(name)) != built_with:
+        if (installed := installed_version(name)) != built_with:
             raise NemotronError(
-                f"built with {name} {built_with}, but {found} is installed",
+                f"built with {name} {built_with}, but {installed} is installed",
                 where=folder,
                 remedy="build the engine again",
             )
@@ -165,4 +173,6 @@ def open_engine(folder: Path, *, here: bool = True) -> EngineRecord:
 
 
 class _LaneOnly(BaseModel):
+    """The one field of `engine.json` that every version of this program can read."""
+
     lane: str

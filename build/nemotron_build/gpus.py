@@ -1,4 +1,4 @@
-"""The GPUs of this machine, as its driver reports them."""
+"""The GPUs of this machine, as the driver reports them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ TOOL = "nvidia-smi"
 QUERY = "name,memory.total,compute_cap"
 MIB_PER_GIB = 1024
 MEMORY_SLACK = 0.95
-"""A card reports a little less than it is sold with."""
+"""Fraction of the advertised memory that must be there: a GPU reports a little less than all."""
 
 
 @dataclass(frozen=True)
-class FoundGpu:
+class InstalledGpu:
+    """A GPU of this machine."""
+
     name: str
     memory_mib: int
     compute_capability: tuple[int, int]
@@ -26,19 +28,19 @@ class FoundGpu:
         major, minor = self.compute_capability
         return f"{self.name}, {self.memory_mib} MiB, sm_{major}{minor}"
 
-    def mismatch(self, wanted: Gpu) -> str | None:
-        """Why this is not the GPU that a profile is for; None if it is."""
-        if self.compute_capability != wanted.compute_capability:
+    def mismatch(self, required: Gpu) -> str | None:
+        """Return why this is not the GPU that a profile requires, or `None` if it is."""
+        if self.compute_capability != required.compute_capability:
             return f"its compute capability is {'.'.join(map(str, self.compute_capability))}"
-        if self.memory_mib < wanted.memory_gib * MIB_PER_GIB * MEMORY_SLACK:
+        if self.memory_mib < required.memory_gib * MIB_PER_GIB * MEMORY_SLACK:
             return f"it has {self.memory_mib} MiB"
-        if wanted.name.lower() not in self.name.lower():
+        if required.name.lower() not in self.name.lower():
             return f"it is a {self.name}"
         return None
 
 
-def find_gpus() -> list[FoundGpu]:
-    """All GPUs; NemotronError if there is no driver to ask, or none that it sees."""
+def find_gpus() -> list[InstalledGpu]:
+    """Return all GPUs. Raises `NemotronError` if there is no driver or if it reports no GPU."""
     tool = shutil.which(TOOL)
     if tool is None:
         raise NemotronError(f"no {TOOL}: this machine has no NVIDIA driver", remedy=_REMEDY)
@@ -50,20 +52,23 @@ def find_gpus() -> list[FoundGpu]:
     )
     if done.returncode:
         raise NemotronError(f"{TOOL} failed: {done.stdout} {done.stderr}", remedy=_REMEDY)
-    found = [_parse(line) for line in done.stdout.splitlines() if line.strip()]
-    if not found:
+    gpus = [_parse(line) for line in done.stdout.splitlines() if line.strip()]
+    if not gpus:
         raise NemotronError(f"{TOOL} sees no GPU", remedy=_REMEDY)
-    return found
+    return gpus
 
 
-def require_gpus(wanted: Gpu, count: int) -> FoundGpu:
-    """One of at least `count` GPUs that are what the profile is for; NemotronError otherwise."""
+def require_gpus(required: Gpu, count: int) -> InstalledGpu:
+    """Return the first of `count` GPUs that a profile requires.
+
+    Raises `NemotronError` if this machine has fewer, or if one of them is another GPU.
+    """
     gpus = find_gpus()
     for number, gpu in enumerate(gpus[:count]):
-        if (why := gpu.mismatch(wanted)) is not None:
+        if (reason := gpu.mismatch(required)) is not None:
+            profile_gpu = f"{required.name} with {required.memory_gib} GiB"
             raise NemotronError(
-                f"GPU {number} is not the profile's {wanted.name} with {wanted.memory_gib} GiB: "
-                f"{why}",
+                f"GPU {number} is not the profile's {profile_gpu}: {reason}",
                 remedy="use another profile or another machine",
             )
     if len(gpus) < count:
@@ -77,10 +82,10 @@ def require_gpus(wanted: Gpu, count: int) -> FoundGpu:
 _REMEDY = "run this on a GPU node, or use the profile cpu; --dry-run shows what would happen"
 
 
-def _parse(line: str) -> FoundGpu:
+def _parse(line: str) -> InstalledGpu:
     try:
         name, memory, capability = (part.strip() for part in line.split(","))
         major, minor = map(int, capability.split("."))
-        return FoundGpu(name, int(memory), (major, minor))
+        return InstalledGpu(name, int(memory), (major, minor))
     except ValueError as error:
         raise NemotronError(f"{TOOL} answers with what is no GPU: {line!r}") from error

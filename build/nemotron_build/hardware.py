@@ -1,8 +1,9 @@
-"""What a processor can do at best: memory, bandwidth and arithmetic, by its maker's data sheet.
+"""The memory, bandwidth and arithmetic of processors, from their makers' data sheets.
 
-GPU figures are those of NVIDIA's data sheets for the SXM modules ("NVIDIA A100 Tensor Core GPU",
-"NVIDIA H100 Tensor Core GPU", "NVIDIA H200 Tensor Core GPU"); arithmetic without sparsity, which
-the H100 and H200 sheets print doubled. Memory is as nvidia-smi shows it.
+The figures of GPUs are those of NVIDIA's data sheets for the SXM modules ("NVIDIA A100 Tensor Core
+GPU", "NVIDIA H100 Tensor Core GPU", "NVIDIA H200 Tensor Core GPU"). Arithmetic is without sparsity;
+the sheets of H100 and H200 print it with sparsity, which doubles it. Memory is as nvidia-smi shows
+it.
 """
 
 from __future__ import annotations
@@ -20,37 +21,39 @@ from nemotron_core.errors import NemotronError
 
 TERA = 1e12
 SAMPLE_BYTES = 256 << 20
-"""Read by each thread at a time: far more than any cache holds."""
+"""Bytes that each thread reads at a time: far more than any cache holds."""
 SAMPLE_SECONDS = 0.5
-"""For each measurement."""
+"""Duration of one measurement."""
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """One processor; bytes, bytes per second, operations per second."""
+    """What one processor can do at best."""
 
     name: str
     memory: int
+    """Bytes."""
     bandwidth: float
+    """Bytes per second."""
     flops: dict[str, float]
-    """Multiplications and additions per second, by type; empty where nobody states them."""
+    """Multiplications and additions per second, by type; empty if no data sheet states them."""
 
 
-def _card(name: str, bandwidth: float, **tera_flops: float) -> Hardware:
+def _gpu(name: str, bandwidth: float, **tera_flops: float) -> Hardware:
     flops = {dtype: count * TERA for dtype, count in tera_flops.items()}
     return Hardware(name, CARDS[name], bandwidth * TERA, flops)
 
 
 GPUS = {
-    "A100": _card("A100 80 GB", 2.039, bf16=312),
-    "H100": _card("H100 80 GB", 3.35, bf16=989.4, fp8=1978.9),
-    "H200": _card("H200 141 GB", 4.8, bf16=989.4, fp8=1978.9),
+    "A100": _gpu("A100 80 GB", 2.039, bf16=312),
+    "H100": _gpu("H100 80 GB", 3.35, bf16=989.4, fp8=1978.9),
+    "H200": _gpu("H200 141 GB", 4.8, bf16=989.4, fp8=1978.9),
 }
-"""By the name that a profile gives its GPU."""
+"""The GPUs by the name that profiles give them."""
 
 
 def find_hardware(name: str) -> Hardware:
-    """A GPU of the table; NemotronError if there is none of that name."""
+    """Return a GPU of the table. Raises `NemotronError` if the table has no such GPU."""
     if name not in GPUS:
         raise NemotronError(
             f"nothing is known of the GPU {name!r}",
@@ -61,16 +64,16 @@ def find_hardware(name: str) -> Hardware:
 
 
 def measure_this_machine() -> Hardware:
-    """The CPU here: its memory, and how fast all cores together read it, measured now."""
+    """Return this machine's CPU with its memory and with its bandwidth, measured now."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return Hardware("this CPU", memory, read_bandwidth(), {})
 
 
 def read_bandwidth() -> float:
-    """Bytes per second that all cores of this process read from memory, the best of several runs.
+    """Return the bytes per second that all cores of this process together read from memory.
 
-    Each core takes the dot product of an array with itself: of all that NumPy offers, this keeps
-    the memory busiest.
+    This is the best of several runs. Each core computes the dot product of an array with itself:
+    of all functions of NumPy, this one keeps the memory busiest.
     """
     cores = len(os.sched_getaffinity(0))
     arrays = [np.ones(SAMPLE_BYTES // 4, np.float32) for _ in range(cores)]

@@ -1,4 +1,4 @@
-"""An OpenVINO graph as its two files, with what its Python API cannot say."""
+"""Writing an OpenVINO graph to its two files."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from xml.etree import ElementTree as Xml
 from nemotron_core.openvino import openvino
 
 DECOMPRESSED = "decompressed"
-"""End of the name of a conversion that widens a stored weight."""
+"""Suffix of the name of a conversion that widens a stored weight."""
 
 
 def save_graph(model: Any, path: Path) -> None:
-    """Write `path`, an .xml, and the weights beside it.
+    """Write the graph to `path`, an .xml file, and its weights to the .bin file beside it.
 
-    The plug-in folds a conversion of a constant when it loads the graph, and then keeps the wide
-    copy beside the packed one that it computes with. Not so if the conversion is marked as
-    decompression, which in Python only the file can be.
+    When the plug-in loads a graph, it folds each conversion of a constant and then keeps the wide
+    copy beside the packed copy with which it computes. It does not if the conversion is marked as a
+    decompression. OpenVINO's Python API cannot set this mark, so it is written into the file.
     """
     openvino.save_model(model, path, compress_to_fp16=False)
     tree = Xml.parse(path)  # noqa: S314  # written just now, by the line before

@@ -1,9 +1,9 @@
 """Nemotron-4 as an OpenVINO graph, built operation by operation from a checkpoint.
 
-The shapes that others look for are kept. For openvino-genai, which turns the graph into paged
-attention: KV variables with their names, grouped heads by broadcast, attention with an explicit
-mask. For OpenVINO's fusion of the rotary embedding into one operation: the halves of a head turned,
-`x · cos + [-x₂, x₁] · sin`, around the part that stays.
+The graph has the patterns that two libraries search for. openvino-genai turns it into paged
+attention: this needs KV variables with certain names, grouped heads by broadcast, and attention
+with an explicit mask. OpenVINO fuses the rotary embedding into one operation: this needs the
+rotation written as `x · cos + [-x₂, x₁] · sin`, and the channels that are not rotated concatenated.
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ MASKED = np.float32(np.finfo(np.float32).min)
 
 
 def build_model(checkpoint: Checkpoint, precision: Precision) -> Any:
-    """An `openvino.Model`: input_ids, attention_mask, position_ids [B, T] i64 → logits [B, T, V].
+    """Return an `openvino.Model` of a checkpoint.
 
-    BF16 weights stay BF16; `precision` is what the plug-in is to compute in. In BF16 it also keeps
-    in BF16 what one operation hands to the next, except for the angles of the rotary embedding. An
-    FP8 checkpoint's scales are applied to weights and inputs, but not to the KV cache, which is the
-    engine's own.
+    Inputs: input_ids, attention_mask and position_ids, [B, T] i64. Output: logits, [B, T, V] F32.
+
+    BF16 weights stay BF16. `precision` is the type in which the plug-in will compute. With BF16 it
+    also keeps the results of operations in BF16, except the angles of the rotary embedding. The
+    scales of an FP8 checkpoint are applied to weights and inputs, but not to the KV cache, whose
+    type the engine chooses.
     """
     return _Graph(checkpoint, precision).model()
 
@@ -100,7 +102,7 @@ class _Graph:
         return self._linear(flat, prefix + "dense")
 
     def _cached(self, new: Node, name: str) -> Node:
-        """`new` [B, groups, T, size] behind all that came before it."""
+        """Append `new` [B, groups, T, size] to the cached keys or values, and return them all."""
         groups, size = self.shape.num_kv_heads, self.shape.head_size
         info = openvino.op.util.VariableInfo()
         info.data_shape = openvino.PartialShape([-1, groups, -1, size])
@@ -116,7 +118,7 @@ class _Graph:
         return whole
 
     def _for_every_head(self, kv: Node) -> Node:
-        """[B, groups, T, size] → [B, heads, T, size]: each group's heads see the same."""
+        """[B, groups, T, size] → [B, heads, T, size]: repeat each group for its query heads."""
         heads, groups, size = self.shape.num_heads, self.shape.num_kv_heads, self.shape.head_size
         repeats = heads // groups
         if repeats == 1:
@@ -130,7 +132,7 @@ class _Graph:
         return opset13.reshape(repeated, _i64([0, heads, -1, size]), special_zero=True)
 
     def _rotary_tables(self, positions: Node) -> tuple[Node, Node]:
-        """Cos and sin [B, 1, T, width] of position · base^(-2i / width), for both halves."""
+        """Return cos and sin [B, 1, T, width] of position · base^(-2i / width), for both halves."""
         width = int(self.shape.head_size * self.shape.rotary_pct)
         steps = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
         frequencies = (1.0 / np.float32(self.shape.rotary_base) ** steps).astype(np.float32)
@@ -141,18 +143,18 @@ class _Graph:
         return opset13.cos(angles), opset13.sin(angles)
 
     def _rotate(self, heads: Node) -> Node:
-        """NeoX halves: the first `width` of each head turn, the rest stay.
+        """Rotate the first `width` channels of each head by NeoX's halves, and keep the others.
 
-        Written so that the plug-in makes one operation of it. Only then does it leave the angles in
-        F32: in BF16, positions above 256 are no longer told apart.
+        The pattern is one that the plug-in fuses into one operation. Only then does it keep the
+        angles in F32. In BF16, neighbouring positions above 256 would have equal angles.
         """
         width = int(self.shape.head_size * self.shape.rotary_pct)
         if width < self.shape.head_size:
             rotary, plain = _split(heads, 3, [width, self.shape.head_size - width])
-            return opset13.concat([self._turn(rotary, width // 2), plain], -1)
-        return self._turn(heads, width // 2)
+            return opset13.concat([self._rotate_halves(rotary, width // 2), plain], -1)
+        return self._rotate_halves(heads, width // 2)
 
-    def _turn(self, rotary: Node, half: int) -> Node:
+    def _rotate_halves(self, rotary: Node, half: int) -> Node:
         first, second = _split(rotary, 3, [half, half])
         across = opset13.concat([opset13.multiply(second, _f32(-1.0)), first], -1)
         return opset13.add(
@@ -160,7 +162,7 @@ class _Graph:
         )
 
     def _norm(self, hidden: Node, name: str) -> Node:
-        """LayerNorm; the checkpoint's weight is LayerNorm1P's gamma + 1."""
+        """Apply LayerNorm. The checkpoint's weight is LayerNorm1P's gamma + 1."""
         normed = opset13.mvn(hidden, _i64([-1]), True, self.shape.norm_eps, "inside_sqrt")
         weight, bias = (
             opset13.constant(self.checkpoint.tensor(f"{name}.{kind}").astype(np.float32))
@@ -174,18 +176,18 @@ class _Graph:
         return self._product(hidden, self._weight(name + ".weight"), name)
 
     def _head(self, hidden: Node) -> Node:
-        """Logits, F32.
+        """Return the logits, F32.
 
-        It must be the last node: OpenVINO GenAI then leaves out the tokens that it does not sample,
-        which are all but one of a prompt.
+        This must be the last node: then OpenVINO GenAI computes logits only for the tokens after
+        which it samples, which is one token of a prompt.
         """
         return self._product(hidden, self._weight("lm_head.weight"), "lm_head")
 
     def _fp8_linear(self, hidden: Node, name: str) -> Node:
-        """Product of the E4M3 weight and the input rounded to E4M3, each scaled back.
+        """Return the product of the E4M3 weight and the input rounded to E4M3, scaled back.
 
-        The plug-in computes nothing in 8 bits: what is E4M3 by value is BF16 by type, which holds
-        each of its numbers exactly. Without the clamp, what is too large would become NaN.
+        The plug-in computes nothing in 8 bits, so the E4M3 values have the type BF16, which
+        represents each of them exactly. Without the clamp, too large values would become NaN.
         """
         stored = name + ".weight"
         weight = self.checkpoint.tensor(stored)
@@ -199,9 +201,10 @@ class _Graph:
         return opset13.multiply(product, _f32(weight_scale * input_scale))
 
     def _product(self, hidden: Node, weight: Node, name: str) -> Node:
-        """Hidden · weightᵀ, computed in the precision that the plug-in is told.
+        """Return hidden · weightᵀ, computed in the plug-in's precision.
 
-        In BF16 the widening of the weight is marked, so that one packed copy of it is kept.
+        In BF16, the conversion of the weight to F32 is marked, so that the plug-in keeps only one
+        packed copy of the weight.
         """
         wide = opset13.convert(weight, "f32")
         if self.precision == "bf16":
@@ -220,7 +223,7 @@ def _parameter(name: str, shape: list[int], dtype: Any) -> Node:
 
 
 def _causal_mask(ids: Node, attention_mask: Node) -> Node:
-    """[B, 1, T, past + T] F32: 0 where a token may look, the lowest number where not."""
+    """Return the mask [B, 1, T, past + T] F32: 0 to attend, the lowest number not to attend."""
     length = opset13.gather(opset13.shape_of(ids, "i64"), _i64(1), _i64(0))
     total = opset13.gather(opset13.shape_of(attention_mask, "i64"), _i64(1), _i64(0))
     columns = opset13.range(_i64(0), total, _i64(1), "i64")

@@ -1,12 +1,13 @@
 """What a profile can hold and how fast it can be at best, before a GPU is rented.
 
-A step of decoding reads every weight but the embedding table once, and the keys and values of all
-its sequences; it cannot be faster than memory gives them, nor than its multiplications take. (The
-roofline model: Williams, Waterman and Patterson, "Roofline", CACM 52(4), 2009; for transformers:
-Pope et al., "Efficiently Scaling Transformer Inference", MLSys 2023, section 2.)
+A decoding step reads every weight except the embedding table once, and the keys and values of all
+its sequences. It cannot be faster than the memory delivers these bytes, nor faster than the
+multiplications take. (The roofline model: Williams, Waterman and Patterson, "Roofline", CACM 52(4),
+2009. For transformers: Pope et al., "Efficiently Scaling Transformer Inference", MLSys 2023,
+section 2.)
 
-- read per step and GPU    weights - embedding table + sequences · context · KV bytes of a token
-- multiply-adds per token  2 · weights of the linear layers, and for attention over n tokens
+- bytes per step and GPU   weights - embedding table + sequences · context · KV bytes per token
+- operations per token     2 · weights of the linear layers, and for attention over n tokens
                            2 · n per layer, query head and channel for each of Q·K and P·V
 - step                     per pipeline stage the greater of both times; stages follow each other
 - KV cache                 `kv_cache_share` of the memory that weights, activations and CUDA leave
@@ -21,12 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_build.hardware import Hardware, find_hardware, measure_this_machine
-from nemotron_build.profile import CpuProfile, Limits, Profile
+from nemotron_build.lanes import lane_of
+from nemotron_build.lanes.deployment import Sizing
+from nemotron_build.profile import Limits, Profile
 from nemotron_build.stage import Stage, make_stage
 from nemotron_convert.plan import GIB
 from nemotron_convert.shards import Parallel
 from nemotron_convert.target.checkpoint import Checkpoint
-from nemotron_convert.target.layout import Dtype, Layout, Precision, trtllm_layout
+from nemotron_convert.target.layout import Layout, Precision, trtllm_layout
 from nemotron_core.errors import NemotronError
 from nemotron_core.model_config import ModelConfig
 
@@ -45,84 +48,93 @@ NEMOTRON_4_340B = ModelConfig(
     tokenizer_member="tokenizer.model",
 )
 VOCABULARY = 256000
+"""Number of tokens in the vocabulary of Nemotron-4-340B."""
 CONTEXT = 4096
-"""Tokens of a full sequence of this model."""
+"""Number of tokens in a full sequence of this model."""
 UTILISATION = 0.6
-"""Share of the peak arithmetic that long prompts reach; an assumption, printed with the result."""
+"""Fraction of the peak arithmetic that long prompts reach: assumed, and printed with the result."""
 RUNTIME_BYTES = 1 << 30
-"""CUDA's context and NCCL's buffers on a GPU: an estimate."""
+"""Bytes that CUDA's context and NCCL's buffers take on a GPU, estimated."""
 CONVERT_RATE = 0.58e9
 """Bytes per second that `nemotron convert` wrote on two cores (docs/convert.md)."""
 KV_BYTES = {"bf16": 2, "fp8": 1, "f32": 4}
+"""Bytes of one element of a key or a value, by its type."""
 
 
 @dataclass(frozen=True)
 class ServingPlan:
-    """Bytes, seconds, tokens per second. Rates are upper limits, not promises."""
+    """What fits, and how fast it can be. All rates are upper limits, not promises.
+
+    Sizes are in bytes, durations in seconds, rates in tokens per second.
+    """
 
     profile: Profile
     hardware: Hardware
-    gpus: int
+    sizing: Sizing
     stages: tuple[Stage, ...]
     activations: int
-    """Bytes, an estimate: one layer's inputs and outputs for the tokens of one step."""
+    """Estimated bytes of one layer's inputs and outputs for the tokens of one step."""
     checkpoint: int
-    """Bytes of the checkpoint, and again of the engine."""
+    """Bytes of the checkpoint. The engine has the same size."""
     source: int
     """Bytes of the `.nemo`."""
     convert_rate: float
+    """Bytes per second that the conversion writes."""
     utilisation: float
+    """Fraction of the peak arithmetic that prompts reach."""
 
     @property
-    def limits(self) -> Limits:
-        return self.profile.limits
+    def gpus(self) -> int:
+        return self.sizing.parallel.world_size
 
     @property
     def context(self) -> int:
-        return min(CONTEXT, self.limits.max_seq_len)
+        """Number of tokens in a full sequence."""
+        return min(CONTEXT, self.profile.limits.max_seq_len)
 
     @cached_property
     def weights(self) -> int:
-        """Of the fullest GPU."""
+        """Bytes of the weights on the fullest GPU."""
         return max(stage.weights for stage in self.stages)
 
     @cached_property
     def kv_tokens(self) -> int:
-        """Tokens whose keys and values fit; 0 if not even the weights do."""
-        if isinstance(self.profile, CpuProfile):
-            return self.profile.limits.kv_cache_tokens
-        taken = RUNTIME_BYTES + self.activations
+        """Number of tokens whose keys and values fit; 0 if not even the weights fit."""
+        if self.sizing.kv_cache_tokens is not None:
+            return self.sizing.kv_cache_tokens
+        available = self.hardware.memory - RUNTIME_BYTES - self.activations
+        fraction = self.sizing.kv_cache_share
         return min(
-            max(0, int((self.hardware.memory - stage.weights - taken) * share)) // stage.kv_token
-            for stage, share in ((stage, self.profile.kv_cache_share) for stage in self.stages)
+            max(0, int((available - stage.weights) * fraction)) // stage.kv_token
+            for stage in self.stages
         )
 
     @property
     def fits(self) -> bool:
-        """The weights, and something beside them."""
+        """Whether the memory holds the weights and at least one token's keys and values."""
         return self.weights < self.hardware.memory and self.kv_tokens > 0
 
     @property
     def sequences(self) -> int:
-        """Full sequences that fit at once."""
+        """Number of full sequences whose keys and values fit at once."""
         return self.kv_tokens // self.context
 
     @property
     def batch(self) -> int:
-        """Full sequences in one step: what the profile and the cache allow."""
-        return min(self.limits.max_batch_size, self.sequences // len(self.stages))
+        """Number of full sequences in one step that the profile and the KV cache allow."""
+        return min(self.profile.limits.max_batch_size, self.sequences // len(self.stages))
 
     @property
     def weight_read_seconds(self) -> float:
-        """A token at batch 1, for the reading of weights alone."""
+        """Seconds per token at batch 1 for reading the weights alone."""
         return sum(stage.read for stage in self.stages) / self.hardware.bandwidth
 
     def step_seconds(self, sequences: int) -> float:
-        """One token for each of so many full sequences."""
+        """Return the seconds that a step takes: one token for each of the full sequences."""
         return sum(self._stage_seconds(stage, sequences) for stage in self.stages)
 
     def decode_rate(self, sequences: int) -> float:
-        """Tokens per second; each pipeline stage works on another batch of `sequences`."""
+        """Return the tokens per second if each pipeline stage works on a batch of `sequences`."""
         return sequences * len(self.stages) / self.step_seconds(sequences)
 
     def _stage_seconds(self, stage: Stage, sequences: int) -> float:
@@ -132,9 +144,9 @@ class ServingPlan:
 
     @cached_property
     def prefill_rate(self) -> float | None:
-        """Prompt tokens per second at `utilisation` of the peak; None where no peak is stated.
+        """Prompt tokens per second at `utilisation` of the peak; `None` if no peak is known.
 
-        Each stage works on another prompt; the average token of one attends to half of it.
+        Each stage works on another prompt. On average, a token attends to half of its prompt.
         """
         if not self.hardware.flops:
             return None
@@ -144,7 +156,7 @@ class ServingPlan:
         return self.utilisation / slowest
 
     def _compute_seconds(self, stage: Stage, attended: float, *, head: bool) -> float:
-        """One token at peak, which attends to so many."""
+        """Return the seconds of one token that attends to `attended` tokens, at the peak."""
         peak = self.hardware.flops
         if not peak:
             return 0.0
@@ -154,16 +166,16 @@ class ServingPlan:
 
     @property
     def disk(self) -> int:
-        """Source, checkpoint and engine beside each other."""
+        """Bytes on the disk: the source, the checkpoint and the engine."""
         return self.source + 2 * self.checkpoint
 
     @property
     def convert_seconds(self) -> float:
-        """Every byte of the source passes once; FP8 calibration is not in it."""
+        """Seconds of a conversion that reads each byte of the source once, without calibration."""
         return self.source / self.convert_rate
 
     def as_dict(self) -> dict[str, Any]:
-        """For a program."""
+        """Return the plan for `--json`."""
         batch = self.batch
         return {
             "profile": self.profile.model_dump(mode="json"),
@@ -188,14 +200,14 @@ class ServingPlan:
         }
 
     def __str__(self) -> str:
-        """For a person."""
-        return "\n".join(f"{name:<18}{text}" for name, text in self._facts())
+        """Return the plan as a table for a person."""
+        return "\n".join(f"{name:<18}{text}" for name, text in self._rows())
 
-    def _facts(self) -> list[tuple[str, str]]:
+    def _rows(self) -> list[tuple[str, str]]:
         hardware, batch = self.hardware, self.batch
         unit = "GPU" if hardware.flops else "machine"
         fits = "" if self.fits else ": DOES NOT FIT"
-        facts = [
+        rows = [
             ("on", f"{self.gpus} × {hardware.name}, {hardware.memory / GIB:.1f} GiB, "
              f"{hardware.bandwidth / 1e9:,.0f} GB/s each"),
             ("weights", f"{self.weights / GIB:.1f} GiB per {unit}{fits}"),
@@ -205,18 +217,18 @@ class ServingPlan:
              f"the weights; {self.step_seconds(1) * 1e3:.1f} ms at {self.context} tokens"),
         ]  # fmt: skip
         if batch:
-            facts.append((
+            rows.append((
                 f"decode, batch {batch}",
                 f"{self.step_seconds(batch) * 1e3:.1f} ms per step, "
                 f"{self.decode_rate(batch):,.0f} tokens/s",
             ))  # fmt: skip
         if self.prefill_rate is not None:
-            facts.append((
+            rows.append((
                 "prefill",
                 f"{self.prefill_rate:,.0f} tokens/s at {self.utilisation:.0%} of the peak",
             ))  # fmt: skip
         return [
-            *facts,
+            *rows,
             ("convert", f"{self.convert_seconds / 60:.0f} min at {self.convert_rate / 1e9:.2f} "
              "GB/s"),
             ("disk", f"{self.disk / 1e9:,.0f} GB: .nemo {self.source / 1e9:,.0f}, checkpoint and "
@@ -225,26 +237,29 @@ class ServingPlan:
 
 
 def plans(profile: Profile, gpus: Sequence[str], checkpoint: Path | None) -> list[ServingPlan]:
-    """One for each GPU named, or for the profile's own; the CPU's bandwidth is measured now.
+    """Return a plan for each of the GPUs, or for the profile's GPU if none are named.
 
-    NemotronError if a GPU is unknown or does not fit the profile, or the model cannot be split so.
+    For a profile of the CPU, the memory bandwidth of this machine is measured. Raises
+    `NemotronError` if a GPU is unknown or does not fit the profile, or if the model cannot be split
+    as the profile says.
     """
-    if isinstance(profile, CpuProfile):
+    sizing = lane_of(profile).sizing(profile)
+    if sizing.gpu is None:
         if gpus:
             raise NemotronError(
                 "the profile is for a CPU", where="--gpu", remedy="name a GPU's profile"
             )
-        hardware = [measure_this_machine()]
+        processors = [measure_this_machine()]
     else:
-        hardware = [find_hardware(name) for name in gpus or [profile.gpu.name]]
-        for one in hardware:
-            if profile.dtype not in one.flops:
-                raise NemotronError(f"{one.name} does not compute in FP8", where="--gpu")
+        processors = [find_hardware(name) for name in gpus or [sizing.gpu]]
+        for gpu in processors:
+            if sizing.weights not in gpu.flops:
+                raise NemotronError(f"{gpu.name} does not compute in FP8", where="--gpu")
     if checkpoint is None:
-        return [make_plan(profile, one) for one in hardware]
+        return [make_plan(profile, processor) for processor in processors]
     config = Checkpoint.open(checkpoint).config
     shape, vocab_size = config.model_shape(), config.vocab_size
-    return [make_plan(profile, one, shape=shape, vocab_size=vocab_size) for one in hardware]
+    return [make_plan(profile, p, shape=shape, vocab_size=vocab_size) for p in processors]
 
 
 def make_plan(
@@ -256,24 +271,22 @@ def make_plan(
     convert_rate: float = CONVERT_RATE,
     utilisation: float = UTILISATION,
 ) -> ServingPlan:
-    """The plan of a profile on some hardware; NemotronError if the model cannot be split so."""
-    if isinstance(profile, CpuProfile):
-        parallel, weights = Parallel(1, 1), Dtype.BF16
-        kv_bytes = KV_BYTES[profile.dtype]
-    else:
-        parallel = Parallel(profile.split.tp, profile.split.pp)
-        weights = Dtype(profile.dtype)
-        kv_bytes = KV_BYTES[profile.kv_cache_dtype]
-    layout = trtllm_layout(shape, vocab_size, parallel, Precision(weights))
+    """Return the plan of a profile on one kind of processor.
+
+    Raises `NemotronError` if the model cannot be split as the profile says.
+    """
+    sizing = lane_of(profile).sizing(profile)
+    parallel, kv_bytes = sizing.parallel, KV_BYTES[sizing.kv_cache_dtype]
+    layout = trtllm_layout(shape, vocab_size, parallel, Precision(sizing.weights))
     unsplit = trtllm_layout(shape, vocab_size, Parallel(1, 1), Precision())
     return ServingPlan(
         profile=profile,
         hardware=hardware,
-        gpus=parallel.world_size,
+        sizing=sizing,
         stages=tuple(
             make_stage(layout, stage, parallel, shape, kv_bytes) for stage in range(parallel.pp)
         ),
-        activations=_activations(profile.limits, shape, parallel),
+        activations=_activations(profile.limits, shape, vocab_size, parallel.tp),
         checkpoint=_nbytes(layout),
         source=_nbytes(unsplit),
         convert_rate=convert_rate,
@@ -281,14 +294,16 @@ def make_plan(
     )
 
 
-def _activations(limits: Limits, shape: ModelConfig, parallel: Parallel) -> int:
-    """The residual stream, its norm and a layer's output whole; qkv and the MLP's sides split.
+def _activations(limits: Limits, shape: ModelConfig, vocab_size: int, tp: int) -> int:
+    """Return the estimated bytes of a step's activations on one GPU.
 
-    All in BF16, and F32 logits of one token for each sequence.
+    Per token, in BF16: the residual stream, its norm and a layer's output, which every GPU holds in
+    full, and QKV and both sides of the MLP, which are split over the GPUs. Per sequence: the F32
+    logits of one token.
     """
     split = shape.qkv_rows + 2 * shape.intermediate_size
-    per_token = 2 * (3 * shape.hidden_size + split // parallel.tp)
-    return limits.max_num_tokens * per_token + 4 * limits.max_batch_size * VOCABULARY
+    per_token = 2 * (3 * shape.hidden_size + split // tp)
+    return limits.max_num_tokens * per_token + 4 * limits.max_batch_size * vocab_size
 
 
 def _nbytes(layout: Layout) -> int:

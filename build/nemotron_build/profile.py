@@ -1,4 +1,4 @@
-"""A profile: how an engine is built and served, in one typed YAML."""
+"""Profiles: how an engine is built and served, as typed YAML files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from nemotron_core.errors import NemotronError
 from nemotron_core.resources import resource
 
 FP8_CAPABILITY = (8, 9)
-"""The first GPUs that compute in FP8."""
+"""Compute capability of the first GPUs that compute in FP8."""
 
 
 class _Strict(BaseModel):
@@ -30,60 +30,61 @@ class _Strict(BaseModel):
 
 
 class Limits(_Strict):
-    """Sizes that the engine is built for; tokens count prompt and answer together."""
+    """Sizes that the engine is built for. Tokens count prompt and answer together."""
 
     max_batch_size: PositiveInt
-    """Requests in one step."""
+    """Number of requests computed in one step."""
     max_seq_len: PositiveInt
-    """Tokens of one request; the model's own limit if that is less."""
+    """Number of tokens of one request. The model's own limit counts if it is less."""
     max_num_tokens: PositiveInt
-    """Tokens in one step, over all requests."""
+    """Number of tokens computed in one step, over all requests."""
     max_queue_size: PositiveInt
-    """Requests that wait for a place in a step; more are refused as overload."""
+    """Number of requests that wait for a step. Further requests are refused as overload."""
     long_answers: Literal["refuse", "clamp"]
-    """What becomes of a request whose prompt fits and whose `max_tokens` do not fit beside it."""
+    """What happens to a request whose prompt fits but whose `max_tokens` does not fit beside it."""
 
 
 class CpuLimits(Limits):
     kv_cache_tokens: PositiveInt
-    """Tokens whose keys and values are held at once; no request can have more."""
+    """Number of tokens in the KV cache. No request can have more."""
 
 
 class Timeouts(_Strict):
-    """Seconds."""
+    """Time limits in seconds."""
 
     startup: PositiveInt
+    """Time until Triton is ready."""
     request: PositiveInt
-    """How long one request may take, waiting included."""
+    """Time for one request, including its time in the queue."""
     drain: PositiveInt
-    """How long running requests may take to finish after a stop signal."""
+    """Time for running requests to finish after a stop signal."""
     stall: PositiveInt
-    """How long an engine may do nothing before it counts as dead; longer than its longest step."""
+    """Time without a step after which the engine counts as dead. A step must take less."""
 
 
 class Ports(_Strict):
-    """0 takes a free one."""
+    """TCP ports. 0 means a free port."""
 
     http: int = Field(ge=0, le=65535)
     grpc: int = Field(ge=0, le=65535)
     metrics: int = Field(ge=0, le=65535)
     health: int = Field(ge=0, le=65535)
-    """Of `nemotron serve` itself: whether the engine works."""
+    """Port on which `nemotron serve` itself says whether the engine works."""
     gateway: int | None = Field(ge=0, le=65535)
-    """Of the HTTP gateway; null: without one."""
+    """Port of the HTTP gateway. `None` means that no gateway is started."""
 
 
 class Gpu(_Strict):
-    """The GPU that a profile is for."""
+    """The GPU that a profile requires."""
 
     name: str
-    """Must be part of the name that the driver reports."""
+    """Part of the name that the driver reports."""
     memory_gib: PositiveInt
     compute_capability: tuple[int, int]
 
 
 class Split(_Strict):
-    """How the model lies on GPUs: one rank on each."""
+    """How the model is split over GPUs, with one rank on each."""
 
     tp: PositiveInt
     pp: PositiveInt
@@ -112,15 +113,15 @@ class _Served(_Strict):
 
 class _OnGpus(_Served):
     dtype: Literal["bf16", "fp8"]
-    """Of the weights."""
+    """Type of the weights."""
     kv_cache_dtype: Literal["bf16", "fp8"]
     gpu: Gpu
     split: Split
     limits: Limits
     kv_cache_share: float = Field(gt=0, lt=1)
-    """Of the GPU memory that is free once the weights are loaded."""
+    """Fraction of the GPU memory that is free after the weights are loaded."""
     triton: Path
-    """Where Triton is installed, with the lane's backend."""
+    """Folder in which Triton is installed, with the lane's backend."""
 
     @model_validator(mode="after")
     def _computes_in_fp8(self) -> _OnGpus:
@@ -132,20 +133,20 @@ class _OnGpus(_Served):
 
 
 class CpuProfile(_Served):
-    """OpenVINO on any machine."""
+    """Profile of the CPU lane: OpenVINO on any machine."""
 
     lane: Literal["cpu"]
     dtype: Literal["bf16", "f32"]
-    """What the engine computes in; f32 is for comparing tokens exactly."""
+    """Type that the engine computes in. `f32` is for comparing tokens exactly."""
     limits: CpuLimits
 
 
 class TensorRTProfile(_OnGpus):
-    """TensorRT engines, one per rank, behind TensorRT-LLM 1.2's C++ backend."""
+    """Profile of the TensorRT lane: one engine per rank, behind TensorRT-LLM 1.2's C++ backend."""
 
     lane: Literal["tensorrt"]
     build_flags: dict[str, str | int]
-    """Of `trtllm-build`, beside those that follow from the rest of the profile."""
+    """Flags of `trtllm-build` that do not follow from the rest of the profile."""
 
     @field_validator("build_flags")
     @classmethod
@@ -164,13 +165,13 @@ class TensorRTProfile(_OnGpus):
 
 
 class PyTorchProfile(_OnGpus):
-    """TensorRT-LLM's PyTorch backend, 1.3 and later."""
+    """Profile of the PyTorch lane: TensorRT-LLM's `LLM` API, 1.3 and later."""
 
     lane: Literal["pytorch"]
 
 
 Profile = CpuProfile | TensorRTProfile | PyTorchProfile
-"""Everything that differs between one way of running the model and another."""
+"""Everything that differs between two ways of running the model."""
 GpuProfile = TensorRTProfile | PyTorchProfile
 _PROFILE: TypeAdapter[Profile] = TypeAdapter(Annotated[Profile, Field(discriminator="lane")])
 
@@ -181,12 +182,15 @@ def profiles_folder() -> Path:
 
 
 def shipped_profiles() -> list[str]:
-    """Names of the profiles that come with the project."""
+    """Return the names of the profiles that come with the project."""
     return sorted(file.stem for file in profiles_folder().glob("*.yaml"))
 
 
 def load_profile(name_or_path: str) -> Profile:
-    """A shipped profile by its name, or one of your own by its path (`….yaml`)."""
+    """Return a shipped profile by its name, or any profile by its path (`….yaml`).
+
+    Raises `NemotronError` if the profile does not exist or has an error.
+    """
     path = Path(name_or_path)
     if path.suffix != ".yaml":
         path = profiles_folder() / f"{name_or_path}.yaml"

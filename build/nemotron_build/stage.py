@@ -1,4 +1,4 @@
-"""One pipeline stage of a model, as a plan counts it."""
+"""The bytes and operations of one pipeline stage of a model."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ HEAD = "lm_head.weight"
 
 @dataclass(frozen=True)
 class Stage:
-    """What one GPU of a pipeline stage does; all of a stage do the same."""
+    """What one GPU of a pipeline stage holds and computes. All GPUs of a stage do the same."""
 
     weights: int
-    """Bytes it holds."""
+    """Bytes of its weights."""
     read: int
-    """Bytes of them that a step reads."""
+    """Bytes of the weights that a step reads."""
     linear: dict[str, int]
-    """Weights of the linear layers in its decoder layers, by the type they are multiplied in."""
+    """Number of weights in the decoder layers' linear layers, by the type of the product."""
     head: int
-    """Weights of the output layer; multiplied for the last token of a prompt only."""
+    """Number of weights of the output layer, which multiplies only the last token of a prompt."""
     layers: int
+    """Number of decoder layers."""
     kv_token: int
-    """Bytes of the keys and values of one token."""
+    """Bytes of one token's keys and values."""
     attention: int
-    """Multiply-adds, counted as two operations, of one token with one other."""
+    """Operations (a multiply-add counts as two) for one token that attends to one other token."""
 
 
 def make_stage(
     layout: Layout, stage: int, parallel: Parallel, shape: ModelConfig, kv_bytes: int
 ) -> Stage:
-    """The stage of that number; `kv_bytes` are those of one element of a key or a value."""
+    """Return stage number `stage`. `kv_bytes` is the size of one element of a key or a value."""
     tensors = layout.files[rank_name(stage * parallel.tp)]
     weights = sum(spec.nbytes for spec in tensors.values())
     matrices = {

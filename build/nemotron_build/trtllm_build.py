@@ -1,4 +1,4 @@
-"""`trtllm-build` of TensorRT-LLM 1.2: which flags it has, and which suit this model."""
+"""The flags of `trtllm-build` in TensorRT-LLM 1.2, and which of them suit this model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FLAGS: dict[str, Choices] = {
     "log_level": ("internal_error", "error", "warning", "info", "verbose", "debug"),
     "profiling_verbosity": ("layer_names_only", "detailed", "none"),
 }
-"""What a profile may set, and to what; the flags that follow from its other keys are not here."""
+"""Flags that a profile may set, with their values. Flags that follow from other keys are absent."""
 
 WRONG: dict[tuple[str, str], str] = {
     ("reduce_fusion", "enable"): "the decoder layer of this architecture cannot fuse it",
@@ -38,9 +38,9 @@ WRONG: dict[tuple[str, str], str] = {
     ("remove_input_padding", "disable"): "in-flight batching needs packed input",
     ("context_fmha", "disable"): "in-flight batching needs it for the prompts' attention",
 }
-"""Flags that exist and would break this model's engine."""
+"""Flags that exist but would break this model's engine, with the reason."""
 
-GONE = frozenset(
+REMOVED = frozenset(
     {
         "use_custom_all_reduce",
         "multi_block_mode",
@@ -52,13 +52,13 @@ GONE = frozenset(
         "paged_kv_cache",
     }
 )
-"""Of earlier versions, and still in many guides."""
+"""Flags of earlier versions, which many guides still name."""
 
 
 def check_flags(flags: Mapping[str, str | int]) -> None:
-    """ValueError names the flag that this version does not have or this model cannot use."""
+    """Raise `ValueError` for a flag that this version lacks or that this model cannot use."""
     for name, value in flags.items():
-        if name in GONE:
+        if name in REMOVED:
             raise ValueError(f"{name} is no flag of {TOOL} 1.2 any more: leave it out")
         choices = FLAGS.get(name)
         if choices is None:
@@ -73,5 +73,5 @@ def check_flags(flags: Mapping[str, str | int]) -> None:
 
 
 def to_arguments(flags: Mapping[str, object]) -> list[str]:
-    """As `trtllm-build` takes them."""
+    """Return the flags as arguments of `trtllm-build`."""
     return [text for name, value in flags.items() for text in (f"--{name}", str(value))]

@@ -1,4 +1,4 @@
-"""What TensorRT-LLM's C++ backend has to know of the tokenizer to guide decoding by a grammar."""
+"""The file from which TensorRT-LLM's C++ backend guides decoding by a grammar."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TOKENIZER_INFO_NAME = "xgrammar_tokenizer_info.json"
 
 
 def write_tokenizer_info(tokenizer_model: Path, folder: Path) -> None:
-    """Write `xgrammar_tokenizer_info.json`: all pieces by id, the tokenizer, the ids that end."""
+    """Write `xgrammar_tokenizer_info.json`: all pieces by id, the tokenizer, the end token ids."""
     tokenizer = hf_tokenizer(SentencePieceModel.parse(tokenizer_model.read_bytes()))
     vocabulary = tokenizer.get_vocab()
     info = {

@@ -7,92 +7,37 @@ from typing import Annotated
 
 import typer
 
+from nemotron_core.command_options import takes
+from nemotron_serve.options import ServeOptions
 
-def serve(
-    engine: Annotated[Path, typer.Argument(help="A folder from `nemotron build`.")],
-    command: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[-- COMMAND…]",
-            help="Run when the server is ready; its end is the server's, its exit code too.",
-        ),
-    ] = None,
-    profile: Annotated[
-        str | None, typer.Option(help="Serve with another profile than the engine was built with.")
-    ] = None,
-    http_port: Annotated[int | None, typer.Option(min=0, max=65535, help="0: a free one.")] = None,
-    grpc_port: Annotated[int | None, typer.Option(min=0, max=65535, help="0: a free one.")] = None,
-    metrics_port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="0: a free one.")
-    ] = None,
-    health_port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="0: a free one.")
-    ] = None,
-    gateway_port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="0: a free one.")
-    ] = None,
-    gateway: Annotated[
-        bool, typer.Option("--gateway/--no-gateway", help="The HTTP gateway beside Triton.")
-    ] = True,
-    port_file: Annotated[
-        Path | None, typer.Option(help="Written when ready: where the server listens, as JSON.")
-    ] = None,
-    log_file: Annotated[Path | None, typer.Option(help="Triton's log.")] = None,
-    hosts: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOST,…",
-            help="Of an engine on several nodes, this one first; mpirun reaches the others by ssh.",
-        ),
-    ] = None,
-    traces: Annotated[
-        str | None, typer.Option(help="URL of an OpenTelemetry collector (OTLP over HTTP).")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only print the commands and the files.")
-    ] = False,
-) -> None:
+
+@takes(ServeOptions)
+def serve(options: ServeOptions) -> None:
     """Serve an engine on Triton until Ctrl-C or SIGTERM, which let running requests finish."""
     from nemotron_build.engine_folder import open_engine
     from nemotron_serve.dry_run import describe_serve
-    from nemotron_serve.serve import ServeOptions, choose_profile
+    from nemotron_serve.serve import choose_profile
     from nemotron_serve.serve import serve as run
 
-    options = ServeOptions(
-        engine=engine,
-        profile=profile,
-        ports={
-            "http": http_port,
-            "grpc": grpc_port,
-            "metrics": metrics_port,
-            "health": health_port,
-            "gateway": gateway_port,
-        },
-        gateway=gateway,
-        port_file=port_file,
-        log_file=log_file,
-        traces=traces,
-        command=tuple(command or ()),
-        hosts=tuple(hosts.split(",")) if hosts else (),
-    )
-    if dry_run:
-        record = open_engine(engine, here=False)
-        chosen = choose_profile(record, options)
-        typer.echo(describe_serve(engine, record, chosen, options.arguments(), options.hosts))
-    else:
+    if not options.dry_run:
         run(options)
+        return
+    engine, arguments = options.engine, options.arguments()
+    record = open_engine(engine, here=False)
+    profile = choose_profile(record, options)
+    typer.echo(describe_serve(engine, record, profile, arguments, options.host_names))
 
 
 def doctor(
     profile: Annotated[
-        str | None, typer.Option(help="Name of a shipped profile, or a .yaml.")
+        str | None, typer.Option(help="Name of a shipped profile, or path of a .yaml.")
     ] = None,
     engine: Annotated[
-        Path | None, typer.Argument(help="An engine, whose own profile is meant.")
+        Path | None, typer.Argument(help="Engine folder, whose profile is checked.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check this machine against a profile, and say what to do."""
+    """Check whether this machine can serve a profile, and say what to do if not."""
     import json
     from dataclasses import asdict
 

@@ -1,4 +1,4 @@
-"""Print what `serve` would do: every command and every file."""
+"""The dry run of `nemotron serve`: every command and every file, as text."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from nemotron_build.engine_folder import EngineRecord
-from nemotron_build.profile import CpuProfile, Profile
-from nemotron_serve.ranks import launch_command, worker_command, world_size
+from nemotron_build.lanes import lane_of
+from nemotron_build.profile import Profile
+from nemotron_serve.ranks import launch_command, worker_command
 from nemotron_serve.repository import render_repository
 from nemotron_serve.server import Endpoints, leader_options
-from nemotron_serve.triton import Triton, container_triton
+from nemotron_serve.triton import Triton, installed_triton
 
 SCRATCH = Path("/SCRATCH")
-"""Stands for the folder that each process makes for itself."""
+"""Stands for the folder that each process creates for itself."""
 
 
 def describe_serve(
@@ -25,28 +26,32 @@ def describe_serve(
     arguments: Sequence[str],
     hosts: Sequence[str] = (),
 ) -> str:
-    """`arguments` are those of `nemotron serve`, for the ranks on `hosts`."""
-    return "\n".join(_serve(engine, record, profile, arguments, hosts))
+    """Return the commands that `nemotron serve` would run and the files that it would write.
+
+    `arguments` are those with which each rank on `hosts` would run `nemotron serve`.
+    """
+    return "\n".join(_lines(engine, record, profile, arguments, hosts))
 
 
-def _serve(
+def _lines(
     engine: Path,
     record: EngineRecord,
     profile: Profile,
     arguments: Sequence[str],
     hosts: Sequence[str],
 ) -> Iterator[str]:
-    ranks = world_size(profile)
-    if isinstance(profile, CpuProfile):
+    deployment = lane_of(profile).deployment(profile)
+    ranks = deployment.ranks
+    if deployment.triton is None:
         triton = Triton(SCRATCH / "tritonserver", SCRATCH / "backends")
     else:
-        triton = container_triton(profile)
+        triton = installed_triton(deployment.triton)
     if ranks > 1:
         yield f"# {ranks} ranks, one on each GPU"
-        yield shlex.join(launch_command(profile, arguments, hosts))
+        yield shlex.join(launch_command(deployment, arguments, hosts))
     models = SCRATCH / "models"
-    ends = Endpoints(profile.address, **profile.ports.model_dump())
-    leader = triton.command(models, "PREFIX") + leader_options(ends)
+    endpoints = Endpoints(profile.address, **profile.ports.model_dump())
+    leader = triton.command(models, "PREFIX") + leader_options(endpoints)
     yield "# rank 0, which clients talk to" if ranks > 1 else "# Triton"
     yield shlex.join(leader)
     if ranks > 1:

@@ -1,4 +1,4 @@
-"""The HTTP gateway beside Triton: a process of its own, started and drained with it."""
+"""The HTTP gateway beside Triton: its own process, which is started and drained with Triton."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LIBRARIES = ("starlette", "uvicorn", "prometheus_client", "grpc", "tritonclient"
 
 
 def check_gateway(profile: Profile) -> None:
-    """NemotronError if the profile wants a gateway and its libraries are not here."""
+    """Raise `NemotronError` if the profile has a gateway whose libraries are not installed."""
     missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
     if profile.ports.gateway is not None and missing:
         raise NemotronError(
@@ -31,12 +31,14 @@ def check_gateway(profile: Profile) -> None:
         )
 
 
-def gateway_command(engine: Path, profile: Profile, ends: Endpoints, port_file: Path) -> list[str]:
-    """`nemotron gateway` for the Triton that listens at `ends`."""
+def gateway_command(
+    engine: Path, profile: Profile, endpoints: Endpoints, port_file: Path
+) -> list[str]:
+    """Return the `nemotron gateway` command for the Triton that listens at `endpoints`."""
     return [
         *(sys.executable, "-m", "nemotron_cli", "gateway"),
-        f"--triton={ends.address}:{ends.grpc}",
-        f"--address={ends.address}",
+        f"--triton={endpoints.address}:{endpoints.grpc}",
+        f"--address={endpoints.address}",
         f"--port={profile.ports.gateway}",
         f"--tokenizer={engine / TOKENIZER_NAME}",
         f"--request-timeout={profile.timeouts.request}",
@@ -46,26 +48,26 @@ def gateway_command(engine: Path, profile: Profile, ends: Endpoints, port_file: 
 
 
 class Gateway:
-    """A context manager: entered, it listens on `port`; left, it is gone.
+    """A running gateway, as a context manager. Inside the context, it listens on `port`.
 
-    Its access log and errors go to this process's standard error. API keys come from the
-    environment, as with `nemotron gateway` itself.
+    Its access log and its errors go to this process's standard error. As for `nemotron gateway`
+    itself, API keys come from the environment. Raises `NemotronError` if it does not start.
     """
 
-    def __init__(self, engine: Path, profile: Profile, ends: Endpoints) -> None:
+    def __init__(self, engine: Path, profile: Profile, endpoints: Endpoints) -> None:
         self._engine = engine
         self._profile = profile
-        self._ends = ends
+        self._endpoints = endpoints
 
     def __enter__(self) -> Gateway:
         with tempfile.TemporaryDirectory(prefix="nemotron-") as folder:
             port_file = Path(folder, "port.json")
-            command = gateway_command(self._engine, self._profile, self._ends, port_file)
+            command = gateway_command(self._engine, self._profile, self._endpoints, port_file)
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
-                start_new_session=True,  # a terminal's Ctrl-C is for us, who then drain
-                preexec_fn=die_with_parent,  # noqa: PLW1509  # calls nothing but the kernel
+                start_new_session=True,  # a terminal's Ctrl-C is for `serve`, which drains
+                preexec_fn=die_with_parent,  # noqa: PLW1509  # only calls the kernel
             )
             try:
                 self.port = self._wait_for(port_file)
@@ -79,25 +81,25 @@ class Gateway:
         self._process.kill()
         self._process.wait()
 
-    def why_ended(self) -> str | None:
-        """None while it runs."""
+    def failure(self) -> str | None:
+        """Return why the server must stop: the gateway has ended. `None` while it runs."""
         if self._process.poll() is None:
             return None
         return f"the gateway ended with status {self._process.returncode}"
 
     def drain(self) -> None:
-        """Take no more requests; it ends when the running ones are answered."""
+        """Refuse new requests. The gateway ends when all running requests are answered."""
         self._process.send_signal(signal.SIGTERM)
 
     def wait(self) -> None:
-        """Until it has ended by itself, which it does within the profile's time to drain."""
+        """Wait until the gateway has ended by itself, which takes at most `timeouts.drain`."""
         self._process.wait()
 
     def _wait_for(self, port_file: Path) -> int:
         deadline = time.monotonic() + self._profile.timeouts.startup
         while not port_file.exists():
-            if (why := self.why_ended()) is not None:
-                raise NemotronError(why)
+            if (failure := self.failure()) is not None:
+                raise NemotronError(failure)
             if time.monotonic() > deadline:
                 raise NemotronError("the gateway does not start")
             time.sleep(POLL_SECONDS)

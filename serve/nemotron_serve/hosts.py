@@ -9,20 +9,20 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 
-from nemotron_build.profile import Profile, TensorRTProfile
+from nemotron_build.lanes.deployment import Deployment
 from nemotron_core.errors import NemotronError
 from nemotron_serve.triton import JOB_VARIABLE
 
 MPIRUN = "mpirun"
 POLL_SECONDS = 1.0
-HANDED_ON = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "HOME", JOB_VARIABLE)
-HANDED_ON_PREFIXES = ("NCCL_", "UCX_", "CUDA_", "NVIDIA_")
-"""What an ssh session does not have, and the ranks need."""
+EXPORTED = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "HOME", JOB_VARIABLE)
+EXPORTED_PREFIXES = ("NCCL_", "UCX_", "CUDA_", "NVIDIA_")
+"""Environment variables that the ranks need and that an ssh session does not set."""
 
 
-def check_hosts(profile: Profile, hosts: Sequence[str]) -> None:
-    """NemotronError unless there is one host for each of the profile's nodes."""
-    nodes = profile.split.nodes if isinstance(profile, TensorRTProfile) else 1
+def check_hosts(deployment: Deployment, hosts: Sequence[str]) -> None:
+    """Raise `NemotronError` unless there is one host for each node."""
+    nodes = deployment.nodes
     if len(hosts) != nodes:
         raise NemotronError(
             f"{len(hosts)} hosts, but the engine runs on {nodes} nodes",
@@ -31,35 +31,34 @@ def check_hosts(profile: Profile, hosts: Sequence[str]) -> None:
         )
 
 
-def command_over(
+def mpirun_command(
     hosts: Sequence[str],
-    profile: TensorRTProfile,
+    deployment: Deployment,
     nemotron: Sequence[str],
     environment: Mapping[str, str] = os.environ,
 ) -> list[str]:
-    """What starts a rank on each GPU of `hosts`, in their order.
+    """Return the command that starts a rank on each GPU of `hosts`, in their order.
 
-    mpirun is called by its whole path, so that it looks for itself there on the other machines.
+    mpirun is called by its full path, so that it searches for itself there on the other machines.
     """
-    names = [name for name in sorted(environment) if name.startswith(HANDED_ON_PREFIXES)]
-    names += [name for name in HANDED_ON if name in environment or name == JOB_VARIABLE]
+    names = [name for name in sorted(environment) if name.startswith(EXPORTED_PREFIXES)]
+    names += [name for name in EXPORTED if name in environment or name == JOB_VARIABLE]
     root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
-    slots = ",".join(f"{host}:{profile.split.gpus_per_node}" for host in hosts)
+    slots = ",".join(f"{host}:{deployment.gpus_per_node}" for host in hosts)
     exports = [part for name in names for part in ("-x", name)]
-    world = str(profile.split.world_size)
     return [
         shutil.which(MPIRUN) or MPIRUN,
         *root,
-        *("-n", world, "--host", slots, "--map-by", "slot"),
+        *("-n", str(deployment.ranks), "--host", slots, "--map-by", "slot"),
         *exports,
         *nemotron,
     ]
 
 
 def wait_until_known(hosts: Sequence[str], patience: float, stop: threading.Event) -> None:
-    """A cluster gives a machine its name when it starts it.
+    """Wait until the names of all hosts resolve: a cluster names a machine when it starts it.
 
-    NemotronError after `patience` seconds; KeyboardInterrupt if `stop` is set before.
+    Raises `NemotronError` after `patience` seconds, and `KeyboardInterrupt` if `stop` is set.
     """
     deadline = time.monotonic() + patience
     for host in hosts:

@@ -1,4 +1,4 @@
-"""One server of many processes: a rank on each GPU, under `mpirun`, `srun` or the like."""
+"""The ranks of one server: a Triton process on each GPU, under `mpirun`, `srun` or the like."""
 
 from __future__ import annotations
 
@@ -13,11 +13,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nemotron_build.engine_folder import EngineRecord
-from nemotron_build.profile import Profile, TensorRTProfile
+from nemotron_build.lanes import lane_of
+from nemotron_build.lanes.deployment import Deployment
+from nemotron_build.profile import Profile
 from nemotron_core.errors import NemotronError
-from nemotron_serve.hosts import MPIRUN, command_over
+from nemotron_serve.hosts import MPIRUN, mpirun_command
 from nemotron_serve.repository import render_repository
-from nemotron_serve.triton import JOB_VARIABLE, STOP, Triton, find_triton, log_tail, shared_memory
+from nemotron_serve.triton import (
+    DRAIN,
+    JOB_VARIABLE,
+    Triton,
+    find_triton,
+    log_tail,
+    shared_memory,
+)
 
 WORKER_OPTIONS = (
     "--model-control-mode=explicit",
@@ -31,7 +40,7 @@ SRUN = "srun"
 
 
 class LauncherFailed(NemotronError):
-    """With the launcher's exit code, which is that of the first rank that failed."""
+    """The launcher failed. The exit code is the launcher's, which is the first failed rank's."""
 
     def __init__(self, launcher: str, status: int) -> None:
         super().__init__(
@@ -41,39 +50,37 @@ class LauncherFailed(NemotronError):
         self.exit_code = max(status, 1)
 
 
-def world_size(profile: Profile) -> int:
-    """Processes of Triton that serve one engine together."""
-    return profile.split.world_size if isinstance(profile, TensorRTProfile) else 1
-
-
-def check_world(profile: Profile, size: int) -> None:
-    """NemotronError if the launcher has started another number of ranks than the engine has."""
-    if size != (wanted := world_size(profile)):
+def check_world(deployment: Deployment, size: int) -> None:
+    """Raise `NemotronError` unless the launcher started as many processes as there are ranks."""
+    if size != (ranks := deployment.ranks):
         raise NemotronError(
-            f"the launcher has started {size} processes, the engine has {wanted} ranks",
-            remedy=f"start {wanted}, one on each GPU",
+            f"the launcher has started {size} processes, the engine has {ranks} ranks",
+            remedy=f"start {ranks}, one on each GPU",
         )
 
 
 def launch_command(
-    profile: Profile, arguments: Sequence[str], hosts: Sequence[str] = ()
+    deployment: Deployment, arguments: Sequence[str], hosts: Sequence[str] = ()
 ) -> list[str]:
-    """What starts all ranks: here, on `hosts`, or on all machines of a Slurm allocation."""
+    """Return the command that starts all ranks.
+
+    The ranks run on `hosts`. Without hosts, they run on this machine or, for several nodes, on the
+    machines of a Slurm allocation. `arguments` are those of `nemotron serve`.
+    """
     nemotron = [sys.executable, "-m", "nemotron_cli", "serve", *arguments]
-    if isinstance(profile, TensorRTProfile) and hosts:
-        return command_over(hosts, profile, nemotron)
-    if isinstance(profile, TensorRTProfile) and profile.split.nodes > 1:
-        split = profile.split
-        nodes = [f"--nodes={split.nodes}", f"--ntasks-per-node={split.gpus_per_node}"]
+    if hosts:
+        return mpirun_command(hosts, deployment, nemotron)
+    if deployment.nodes > 1:
+        nodes = [f"--nodes={deployment.nodes}", f"--ntasks-per-node={deployment.gpus_per_node}"]
         return [SRUN, *nodes, "--mpi=pmix", "--kill-on-bad-exit=1", *nemotron]
     root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
-    return [MPIRUN, *root, "-n", str(world_size(profile)), *nemotron]
+    return [MPIRUN, *root, "-n", str(deployment.ranks), *nemotron]
 
 
 def launch(command: Sequence[str], stop: threading.Event) -> None:
-    """Run all ranks until they end; once `stop` is set they are asked to.
+    """Run all ranks until they end. When `stop` is set, ask them to drain.
 
-    LauncherFailed if one of them failed, or the command that the first has run.
+    Raises `LauncherFailed` if a rank failed, or the user's command that the first rank runs.
     """
     if shutil.which(command[0]) is None:
         raise NemotronError(
@@ -82,42 +89,42 @@ def launch(command: Sequence[str], stop: threading.Event) -> None:
             " have",
         )
     with shared_memory() as prefix, tempfile.TemporaryDirectory(prefix="nemotron-") as scratch:
-        # Killed ranks clean up nothing; on other machines their own folders will have to do.
-        here = {"TMPDIR": scratch} if command[0] == MPIRUN else {}
+        # A killed rank removes nothing, so the temporary files of ranks on this machine go into a
+        # folder that is removed here. Ranks on other machines use the folders that they have.
+        temporary = {"TMPDIR": scratch} if command[0] == MPIRUN else {}
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
-            env={**os.environ, **here, JOB_VARIABLE: prefix},
+            env={**os.environ, **temporary, JOB_VARIABLE: prefix},
             start_new_session=True,
         )
         try:
-            _wait(process, stop)
+            while process.poll() is None:
+                if stop.wait(POLL_SECONDS):
+                    process.send_signal(DRAIN)
+                    process.wait()
         except BaseException:
-            process.terminate()  # it ends its ranks, which a kill would leave
+            process.terminate()  # then the launcher ends its ranks; if killed, it would not
             process.wait()
             raise
     if process.returncode:
         raise LauncherFailed(command[0], process.returncode)
 
 
-def _wait(process: subprocess.Popen[bytes], stop: threading.Event) -> None:
-    while process.poll() is None:
-        if stop.wait(POLL_SECONDS):
-            process.send_signal(STOP)
-            process.wait()
-
-
 def worker_command(triton: Triton, models: Path, prefix: str) -> list[str]:
-    """Of every rank but the first, which alone talks to clients."""
+    """Return the command of every rank but the first. Only the first one serves clients."""
     return [*triton.command(models, prefix), *WORKER_OPTIONS]
 
 
 def serve_rank(rank: int, engine: Path, record: EngineRecord, profile: Profile) -> None:
-    """A rank that computes; it ends with the first one. NemotronError if it ends otherwise."""
+    """Run a rank that only computes, until the first rank ends.
+
+    Raises `NemotronError` if Triton fails.
+    """
     folder = Path(tempfile.mkdtemp(prefix="nemotron-"))
     try:
         with shared_memory() as prefix:
-            triton = find_triton(profile, folder)
+            triton = find_triton(lane_of(profile).deployment(profile).triton, folder)
             models, log = folder / "models", folder / "triton.log"
             render_repository(engine, record, profile, models, drain_file=folder / "draining")
             process = triton.start(worker_command(triton, models, prefix), log)

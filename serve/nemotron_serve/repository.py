@@ -1,4 +1,4 @@
-"""The model repository as Triton reads it: the shipped models, configured for one engine."""
+"""The model repository that Triton reads: the shipped models, configured for one engine."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import shutil
 from pathlib import Path
 
 from nemotron_build.engine_folder import EngineRecord
-from nemotron_build.lanes import LANES, ModelSettings
+from nemotron_build.lanes import lane_of
 from nemotron_build.profile import Profile
 from nemotron_core.files import text_digest
 from nemotron_core.model_config import TOKENIZER_NAME
 from nemotron_core.resources import resource
 from nemotron_core.text.prompt import template_hash
-from nemotron_serve import triton_config as model_config
+from nemotron_serve.triton_config import model_configs, to_text
 
-CLIENTS_MODEL = "tensorrt_llm_bls"
-"""Whose parameters tell clients what answers them."""
+IDENTITY_MODEL = "tensorrt_llm_bls"
+"""The model whose parameters tell clients which engine answers them."""
 
 
 def models_folder() -> Path:
@@ -24,7 +24,7 @@ def models_folder() -> Path:
 
 
 def identity(record: EngineRecord) -> dict[str, str]:
-    """SHA-256 of what decides about an answer's text."""
+    """Return the SHA-256 (hex) of everything that decides an answer's text."""
     return {
         "engine": text_digest(record.model_dump_json()),
         "checkpoint": record.checkpoint,
@@ -37,25 +37,27 @@ def render_repository(
 ) -> None:
     """Write the models to the new folder `target`.
 
-    While `drain_file` exists, new requests are refused.
+    While `drain_file` exists, the models refuse new requests.
     """
-    engine = engine.resolve()
-    settings = ModelSettings(
-        engine=engine,
-        profile=profile,
-        max_seq_len=record.max_seq_len,
-        vocab_size=record.vocab_size,
-        tokenizer=engine / TOKENIZER_NAME,
-        drain_file=drain_file,
-    )
-    for config, code in LANES[profile.lane].models(settings):
-        if config.name == CLIENTS_MODEL:
+    engine, limits = engine.resolve(), profile.limits
+    prompt = {
+        "tokenizer_path": str(engine / TOKENIZER_NAME),
+        "max_seq_len": str(record.max_seq_len),
+        "vocab_size": str(record.vocab_size),
+        "lane": profile.lane,
+        "drain_file": str(drain_file),
+        "max_requests": str(limits.max_batch_size + limits.max_queue_size),
+        "long_answers": limits.long_answers,
+        "request_seconds": str(profile.timeouts.request),
+    }
+    for config, code in model_configs(lane_of(profile).engine_model(profile, engine), prompt):
+        if config.name == IDENTITY_MODEL:
             for name, value in identity(record).items():
                 config.parameters[name].string_value = value
         folder = target / config.name
         if code:
             ignore = shutil.ignore_patterns("__pycache__")
             shutil.copytree(models_folder() / code, folder, ignore=ignore)
-        (folder / "1").mkdir(parents=True, exist_ok=True)  # a model without code has a version too
-        text = model_config.to_text(config)
-        (folder / "config.pbtxt").write_text(text, encoding="utf-8")
+        # Triton wants a version folder for a model without code, too.
+        (folder / "1").mkdir(parents=True, exist_ok=True)
+        (folder / "config.pbtxt").write_text(to_text(config), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A Triton process: started, watched until ready, drained, cleaned up after."""
+"""A Triton process that clients talk to: its start, its drain, its end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from nemotron_build.engine_folder import open_engine
+from nemotron_build.lanes import lane_of
 from nemotron_build.profile import Profile
 from nemotron_core.errors import NemotronError
 from nemotron_core.metrics import RUNNING_METRIC
@@ -29,16 +29,16 @@ from nemotron_serve.triton import EXIT_SECONDS, find_triton, log_lines, log_tail
 
 POLL_SECONDS = 0.05
 IDLE_POLLS = 5
-"""Between two models a request is in neither's count, so one look is not enough."""
+"""Number of polls in a row without a request. A request between two models is in no count."""
 BUSY_METRICS = (RUNNING_METRIC, "nv_inference_pending_request_count")
 LOAD_FAILURE = "failed to load "
-# What no client needs and no stranger should reach: closed behind a key that nobody knows.
 RESTRICTED_APIS = "shared-memory,model-repository,logging,trace"
+"""APIs that no client needs. They are closed by a random key that is not stored."""
 
 
 @dataclass(frozen=True)
 class Endpoints:
-    """Where a running server listens."""
+    """The address and the ports on which a server listens."""
 
     address: str
     http: int
@@ -46,14 +46,15 @@ class Endpoints:
     metrics: int
     health: int
     gateway: int | None
+    """Port of the HTTP gateway. `None` means that there is no gateway."""
 
 
 class TritonServer:
-    """An engine behind a real tritonserver; a context manager that leaves nothing behind.
+    """An engine behind a real tritonserver, as a context manager that leaves nothing behind.
 
-    Entering starts the process and returns when every model is ready; KeyboardInterrupt if
-    `give_up` is set before. NemotronError says which port is taken, or shows the end of Triton's
-    log if it did not start. `traces` is the URL of an OpenTelemetry collector.
+    Entering starts the process and returns when all models are ready. Raises `KeyboardInterrupt` if
+    `give_up` is set before. Raises `NemotronError` if a port is in use, or with the end of Triton's
+    log if Triton does not start. `traces` is the URL of an OpenTelemetry collector.
     """
 
     def __init__(
@@ -80,7 +81,8 @@ class TritonServer:
             self.log = self._log_file or folder / "triton.log"
             prefix = stack.enter_context(shared_memory())
             self._drain_file = folder / "draining"
-            triton = find_triton(self._profile, folder)
+            deployment = lane_of(self._profile).deployment(self._profile)
+            triton = find_triton(deployment.triton, folder)
             render_repository(
                 self._engine,
                 open_engine(self._engine),
@@ -99,37 +101,38 @@ class TritonServer:
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        error_type: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with self._cleanup:  # kills what still runs
-            if kind is None:
+        with self._cleanup:  # kills the processes that still run
+            if error_type is None:
                 self.stop()
 
     def refuse_new(self) -> None:
-        """Take no more requests."""
+        """Refuse new requests."""
         self._drain_file.touch()
 
     def stop(self) -> None:
-        """Take no more requests and let the running ones finish, as long as the profile allows.
+        """Refuse new requests, let running ones finish within `timeouts.drain`, and stop Triton.
 
-        Triton's own way down is not enough: on SIGTERM it waits for running ensembles, but no
-        longer gives their steps anything to do. So it gets the signal when nothing runs any more.
+        Triton gets SIGTERM only when no request runs any more. On SIGTERM it waits for running
+        ensembles but no longer executes their steps.
         """
         self.refuse_new()
-        if self._becomes_idle():
+        if self._wait_until_idle():
             self.process.send_signal(signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(EXIT_SECONDS)
         self._kill()
 
-    def _becomes_idle(self) -> bool:
+    def _wait_until_idle(self) -> bool:
+        """Return whether the server became idle within `timeouts.drain`."""
         deadline = time.monotonic() + self._profile.timeouts.drain
-        idle = 0
+        idle_polls = 0
         while self.process.poll() is None and time.monotonic() < deadline:
-            idle = idle + 1 if self._is_idle() else 0
-            if idle == IDLE_POLLS:
+            idle_polls = idle_polls + 1 if self._is_idle() else 0
+            if idle_polls == IDLE_POLLS:
                 return True
             time.sleep(POLL_SECONDS)
         return False
@@ -139,20 +142,23 @@ class TritonServer:
         return bool(values) and not any(values)
 
     def metric(self, name: str) -> list[float]:
-        """All values on the metrics page whose name begins so, labels included."""
+        """Return all values on the metrics page whose name and labels begin with `name`."""
         status, text = self._request(self.endpoints.metrics, "GET", "/metrics")
         lines = text.splitlines() if status == http.HTTPStatus.OK else []
         return [float(line.split()[-1]) for line in lines if line.startswith(name)]
 
-    def ask(self, model: str, inputs: Mapping[str, object], seconds: float) -> tuple[int, str]:
-        """Status (0: no answer in that time) and text of one request for one response."""
+    def generate(self, model: str, inputs: dict[str, object], seconds: float) -> tuple[int, str]:
+        """Send a request for one response. Return the HTTP status and the text of the response.
+
+        The status is 0 if there is no response within `seconds`.
+        """
         path = f"/v2/models/{model}/generate"
         return self._request(self.endpoints.http, "POST", path, json.dumps(inputs), seconds)
 
     def _request(
         self, port: int, method: str, path: str, body: str | None = None, seconds: float = 5
     ) -> tuple[int, str]:
-        """Asked without the proxy that the environment may name."""
+        """Send an HTTP request, without the proxy that the environment may name."""
         connection = http.client.HTTPConnection(self.endpoints.address, port, timeout=seconds)
         try:
             connection.request(method, path, body)
@@ -168,7 +174,7 @@ class TritonServer:
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
                 raise NemotronError(
-                    f"Triton ended with status {self.process.returncode}: {self._reason()}"
+                    f"Triton ended with status {self.process.returncode}: {self._start_failure()}"
                 )
             status, _ = self._request(self.endpoints.http, "GET", "/v2/health/ready")
             if status == http.HTTPStatus.OK:
@@ -176,39 +182,39 @@ class TritonServer:
             if self._give_up.wait(POLL_SECONDS):
                 raise KeyboardInterrupt
         raise NemotronError(
-            f"not ready after {self._profile.timeouts.startup} seconds: {self._reason()}",
+            f"not ready after {self._profile.timeouts.startup} seconds: {self._start_failure()}",
             remedy="raise timeouts.startup in the profile",
         )
 
-    def _reason(self) -> str:
-        """What the log says about a failed start: the model that did not load, or its end."""
+    def _start_failure(self) -> str:
+        """Return the log's line about a model that did not load, or else the end of the log."""
         for line in log_lines(self.log):
             if LOAD_FAILURE in line:
-                # Triton prints the exception's text with its line ends as \n; the stack follows.
+                # Triton escapes the line ends in the exception's text. A stack trace follows.
                 text, _, _ = line[line.index(LOAD_FAILURE) :].partition("\\n\\nAt:")
                 return text.replace("\\n", " ").rstrip()
         return log_tail(self.log)
 
     def _kill(self) -> None:
-        """End what is left of it; also the models' processes, which a crash of Triton can leave."""
+        """Kill Triton and the processes of its models, which survive a crash of Triton."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
 
-def leader_options(ends: Endpoints, traces: str | None = None) -> list[str]:
-    """Triton's options for the process that clients talk to."""
+def leader_options(endpoints: Endpoints, traces: str | None = None) -> list[str]:
+    """Return Triton's options for the process that clients talk to."""
     closed = f"{RESTRICTED_APIS}:key={secrets.token_hex(16)}"
     options = [
         "--strict-readiness=true",
-        f"--http-address={ends.address}",
-        f"--http-port={ends.http}",
+        f"--http-address={endpoints.address}",
+        f"--http-port={endpoints.http}",
         f"--http-restricted-api={closed}",
-        f"--grpc-address={ends.address}",
-        f"--grpc-port={ends.grpc}",
+        f"--grpc-address={endpoints.address}",
+        f"--grpc-port={endpoints.grpc}",
         f"--grpc-restricted-protocol={closed}",
-        f"--metrics-address={ends.address}",
-        f"--metrics-port={ends.metrics}",
+        f"--metrics-address={endpoints.address}",
+        f"--metrics-port={endpoints.metrics}",
     ]
     if traces is not None:
         options += [
@@ -221,7 +227,10 @@ def leader_options(ends: Endpoints, traces: str | None = None) -> list[str]:
 
 
 def choose_ports(profile: Profile) -> Endpoints:
-    """The profile's ports, free ones for 0; NemotronError if one is taken."""
+    """Return the profile's ports, with a free port in place of each 0.
+
+    Raises `NemotronError` if a port is in use.
+    """
     chosen: dict[str, Any] = {"gateway": None}
     with ExitStack() as stack:
         for name, port in profile.ports.model_dump(exclude_none=True).items():
@@ -229,7 +238,7 @@ def choose_ports(profile: Profile) -> Endpoints:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 listener.bind((profile.address, port))
-                listener.listen()  # else the next of our own sockets could have the same port
+                listener.listen()  # otherwise two of these sockets could get the same port
             except OSError as error:
                 raise NemotronError(
                     f"the {name} port {port} cannot be used: {error.strerror}",

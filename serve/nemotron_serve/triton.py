@@ -1,4 +1,4 @@
-"""A Triton that is installed here: its program, its backends, what its processes need."""
+"""Triton as it is installed here: its program, its backends, and the start of its processes."""
 
 from __future__ import annotations
 
@@ -16,27 +16,32 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-from nemotron_build.profile import CpuProfile, GpuProfile, Profile
 from nemotron_core.errors import NemotronError
 
 EXIT_SECONDS = 20
+"""Seconds in which a process has to end by itself before it is killed."""
 PR_SET_PDEATHSIG = 1
-STOP = signal.SIGUSR1
-"""Asks `serve` to drain. Launchers hand it on to every rank; SIGTERM some take for themselves."""
+DRAIN = signal.SIGUSR1
+"""Asks `serve` to drain. All launchers forward it to every rank; some handle SIGTERM themselves."""
 JOB_VARIABLE = "NEMOTRON_JOB"
+"""Environment variable with the prefix of the shared memory of all ranks of one job."""
 _LIBC = ctypes.CDLL(None)
 LOG_TAIL_LINES = 3
 TABLE_LINES = ("+", "|")
+"""Beginnings of the lines of the tables in Triton's log."""
 
 
 @dataclass(frozen=True)
 class Triton:
+    """An installed Triton server."""
+
     program: Path
     backends: Path
     environment: dict[str, str] = field(default_factory=dict)
+    """Environment variables that its processes need."""
 
     def command(self, models: Path, shared_memory_prefix: str) -> list[str]:
-        """What every process of it is started with."""
+        """Return the beginning of the command line of every Triton process."""
         return [
             str(self.program),
             f"--model-repository={models}",
@@ -48,7 +53,11 @@ class Triton:
         ]
 
     def start(self, command: list[str], log: Path) -> subprocess.Popen[bytes]:
-        """In a session of its own: a terminal's Ctrl-C is for us, who then drain."""
+        """Start a process whose output goes to `log`.
+
+        The process has its own session, so that a terminal's Ctrl-C reaches only `nemotron serve`,
+        which then drains. Raises `NemotronError` if `log` cannot be written.
+        """
         try:
             file = log.open("wb")
         except OSError as error:
@@ -56,39 +65,42 @@ class Triton:
         with file:
             return subprocess.Popen(
                 command,
-                stdin=subprocess.DEVNULL,  # it reads standard input and ends with it
+                stdin=subprocess.DEVNULL,  # Triton reads standard input and ends with it
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env=os.environ | self.environment,
                 start_new_session=True,
-                preexec_fn=die_with_parent,  # noqa: PLW1509  # calls nothing but the kernel
+                preexec_fn=die_with_parent,  # noqa: PLW1509  # only calls the kernel
             )
 
 
 def die_with_parent() -> None:
-    """Also where the parent is killed, as launchers do with the ranks of a failed job.
+    """Let this process be killed when its parent ends: launchers kill the ranks of a failed job.
 
-    STOP is for the parent alone: Slurm can hand it to every process of a job.
+    The process also ignores `DRAIN`, which Slurm can send to every process of a job and
+    which is meant for the parent alone.
     """
-    signal.signal(STOP, signal.SIG_IGN)
+    signal.signal(DRAIN, signal.SIG_IGN)
     _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def log_lines(log: Path) -> list[str]:
+    """Return the lines of a log, in which bytes that are not UTF-8 are replaced."""
     return log.read_text(encoding="utf-8", errors="replace").splitlines()
 
 
 def log_tail(log: Path) -> str:
-    """Its last lines, as one."""
+    """Return the last lines of a log as one line."""
     lines = [line for line in log_lines(log) if line.strip() and not line.startswith(TABLE_LINES)]
     return " | ".join(lines[-LOG_TAIL_LINES:])
 
 
 @contextmanager
 def shared_memory() -> Iterator[str]:
-    """A prefix for the names of a Triton's shared memory; what is left of it is removed.
+    """Yield a prefix for the names of a Triton's shared memory, and remove what remains of it.
 
-    In a rank it begins with that of its job, whose launcher removes what a killed rank leaves.
+    In a rank, the prefix begins with the prefix of the job. The process that launched the ranks
+    removes the shared memory of ranks that were killed.
     """
     prefix = f"{os.environ.get(JOB_VARIABLE, 'nemotron-')}{secrets.token_hex(8)}-"
     try:
@@ -98,14 +110,15 @@ def shared_memory() -> Iterator[str]:
             file.unlink(missing_ok=True)
 
 
-def find_triton(profile: Profile, scratch: Path) -> Triton:
-    """The wheel's for the CPU lane, the container's for the others.
+def find_triton(installation: Path | None, scratch: Path) -> Triton:
+    """Return the Triton in a folder, or the one in the wheel nvidia-pytriton for `None`.
 
-    The wheel's backends are arranged in a new folder of `scratch`.
+    The wheel's backends are copied into a new folder in `scratch`, as Triton expects them. Raises
+    `NemotronError` if there is no Triton.
     """
-    if isinstance(profile, CpuProfile):
-        return _from_wheel(scratch)
-    triton = container_triton(profile)
+    if installation is None:
+        return _wheel_triton(scratch)
+    triton = installed_triton(installation)
     if not triton.program.is_file():
         raise NemotronError(
             "no Triton here",
@@ -116,17 +129,17 @@ def find_triton(profile: Profile, scratch: Path) -> Triton:
     return triton
 
 
-def container_triton(profile: GpuProfile) -> Triton:
-    """As NVIDIA's containers have it."""
-    return Triton(profile.triton / "bin" / "tritonserver", profile.triton / "backends")
+def installed_triton(folder: Path) -> Triton:
+    """Return the Triton in a folder that is laid out like the one in NVIDIA's containers."""
+    return Triton(folder / "bin" / "tritonserver", folder / "backends")
 
 
-def _from_wheel(scratch: Path) -> Triton:
+def _wheel_triton(scratch: Path) -> Triton:
     wheel = _wheel_folder()
     return Triton(
         wheel / "tritonserver" / "bin" / "tritonserver",
         _backend_folder(wheel / "tritonserver", scratch / "backends"),
-        # A Triton that is killed leaves a folder behind.
+        # A Triton that is killed leaves a folder in TMPDIR.
         _environment(wheel) | {"TMPDIR": str(scratch)},
     )
 
@@ -139,7 +152,7 @@ def _wheel_folder() -> Path:
 
 
 def _backend_folder(triton: Path, target: Path) -> Path:
-    """The Python backend with this Python's stub beside it, as Triton wants to find them."""
+    """Copy the Python backend and this Python's stub to `target`, where Triton expects them."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = triton / "python_backend_stubs" / version / "triton_python_backend_stub"
     if not stub.is_file():
@@ -155,28 +168,31 @@ def _backend_folder(triton: Path, target: Path) -> Path:
 
 
 def _environment(wheel: Path) -> dict[str, str]:
-    """What the stub needs to become this Python: its library, its packages."""
+    """Return the environment in which the stub runs this Python with its packages."""
     bundled = wheel.with_name("nvidia_pytriton.libs")
     libraries = [str(library_folder()), str(bundled), os.environ.get("LD_LIBRARY_PATH")]
     return {
         "LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries)),
-        # The stub is isolated from PYTHONPATH and the like; it becomes the python3 it finds first.
+        # The stub ignores PYTHONPATH and the like. It runs as the first python3 on PATH.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
     }
 
 
 def library_folder() -> Path:
-    """Where this Python's shared library lies."""
+    """Return the folder of this Python's shared library.
+
+    Raises `NemotronError` if this Python has no shared library.
+    """
     name = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
     recorded = Path(sysconfig.get_config_var("LIBDIR") or "")
-    places = [
+    candidates = [
         recorded,
         recorded / (sysconfig.get_config_var("MULTIARCH") or ""),  # Debian
         Path(sys.base_prefix) / "lib",  # a Python that was moved after it was built
     ]
-    for place in places:
-        if (place / name).is_file():
-            return place
+    for folder in candidates:
+        if (folder / name).is_file():
+            return folder
     raise NemotronError(
         f"no {name}: Triton's Python backend needs the interpreter as a shared library",
         where=sys.base_prefix,

@@ -1,4 +1,4 @@
-"""The configuration of every Triton model, made from the contract."""
+"""The configuration of every Triton model, rendered from the contract and a lane's data."""
 
 from __future__ import annotations
 
@@ -8,108 +8,117 @@ from google.protobuf import text_format
 from google.protobuf.message import Message
 from tritonclient.grpc import model_config_pb2 as pb
 
-from nemotron_core.wire import (
-    ENGINE_INPUTS,
-    ENGINE_OUTPUTS,
-    PROMPT_OUTPUTS,
-    TEXT_INPUTS,
-    TEXT_OUTPUTS,
-    Tensor,
-)
+from nemotron_build.lanes.deployment import EngineModel
+from nemotron_core.wire import ENGINE_OUTPUTS, PROMPT_OUTPUTS, TEXT_INPUTS, TEXT_OUTPUTS, Tensor
 
-OF_THE_ENGINE = "_engine_"
-"""Before what a step hands to the next, so that it is no input or output of the ensemble."""
-OF_THE_PROMPT = "_"
-ANSWER_SETTINGS = "answer_settings"
+ENGINE_PREFIX = "_engine_"
+PROMPT_PREFIX = "_"
+"""Prefixes of tensors between two steps, which are no inputs or outputs of the ensemble."""
 
 
 def to_text(config: Message) -> str:
-    """As `config.pbtxt`."""
+    """Return a configuration as the text of a `config.pbtxt`."""
     return str(text_format.MessageToString(config))
 
 
-def with_python_engine(
-    prompt: Mapping[str, str], engine: Mapping[str, str]
-) -> list[tuple[Message, str]]:
-    """All models where `tensorrt_llm` is our own, with the folders of their code."""
-    tokenizer = {"tokenizer_path": prompt["tokenizer_path"]}
-    return [
-        (ensemble(), ""),
-        (preprocessing(prompt), "preprocessing"),
-        (tensorrt_llm(engine), "tensorrt_llm"),
-        (postprocessing(tokenizer), "postprocessing"),
+def model_configs(
+    engine: EngineModel, prompt: Mapping[str, str]
+) -> list[tuple[pb.ModelConfig, str]]:
+    """Return the configuration of each Triton model and the name of its code's folder, or "".
+
+    `prompt` are the parameters of the models that make prompts.
+
+    Around a foreign engine, `ensemble` is the BLS model too: no step of a Triton ensemble can see
+    both a stream and what came before it, and such an engine hands nothing on.
+    """
+    configs = [
+        (tensorrt_llm(engine), "" if engine.is_foreign else "tensorrt_llm"),
         (generate(prompt), "generate"),
         (bls("tensorrt_llm_bls", prompt), "tensorrt_llm_bls"),
     ]
-
-
-def around_a_foreign_engine(prompt: Mapping[str, str]) -> list[tuple[Message, str]]:
-    """All other models where `tensorrt_llm` is the C++ backend.
-
-    There `ensemble` is the BLS model too: Triton's own ensembles let no step see a stream together
-    with what came before it, and this engine hands nothing on.
-    """
+    if engine.is_foreign:
+        return [*configs, (bls("ensemble", prompt), "tensorrt_llm_bls")]
+    tokenizer = {"tokenizer_path": prompt["tokenizer_path"]}
     return [
-        (bls("ensemble", prompt), "tensorrt_llm_bls"),
-        (generate(prompt), "generate"),
-        (bls("tensorrt_llm_bls", prompt), "tensorrt_llm_bls"),
+        *configs,
+        (ensemble(), ""),
+        (preprocessing(prompt), "preprocessing"),
+        (postprocessing(tokenizer), "postprocessing"),
     ]
 
 
 def ensemble() -> pb.ModelConfig:
-    """Preprocessing → tensorrt_llm → postprocessing."""
+    """Return the ensemble: preprocessing → tensorrt_llm → postprocessing."""
     config = _config("ensemble", TEXT_INPUTS, TEXT_OUTPUTS)
     config.platform = "ensemble"
-    prompt = config.ensemble_scheduling.step.add(model_name="preprocessing", model_version=-1)
-    _map(prompt.input_map, {one.name: one.name for one in TEXT_INPUTS})
-    _map(prompt.output_map, {one.name: OF_THE_PROMPT + one.name for one in PROMPT_OUTPUTS})
-    engine = config.ensemble_scheduling.step.add(model_name="tensorrt_llm", model_version=-1)
-    _map(engine.input_map, {one.name: OF_THE_PROMPT + one.name for one in PROMPT_OUTPUTS})
-    _map(engine.input_map, {one.engine: one.name for one in TEXT_INPUTS if one.engine})
-    answer = config.ensemble_scheduling.step.add(model_name="postprocessing", model_version=-1)
-    for one in ENGINE_OUTPUTS:
-        if one.name != "sequence_length":
-            engine.output_map[one.name] = OF_THE_ENGINE + one.name
-            answer.input_map[one.name] = OF_THE_ENGINE + one.name
-    _map(answer.output_map, {one.name: one.name for one in TEXT_OUTPUTS})
+    steps = config.ensemble_scheduling.step
+    prompt = steps.add(model_name="preprocessing", model_version=-1)
+    engine = steps.add(model_name="tensorrt_llm", model_version=-1)
+    answer = steps.add(model_name="postprocessing", model_version=-1)
+    for text_input in TEXT_INPUTS:
+        prompt.input_map[text_input.name] = text_input.name
+        if text_input.engine_name:
+            engine.input_map[text_input.engine_name] = text_input.name
+    for tensor in PROMPT_OUTPUTS:
+        prompt.output_map[tensor.name] = PROMPT_PREFIX + tensor.name
+        engine.input_map[tensor.name] = PROMPT_PREFIX + tensor.name
+    for tensor in _answer_inputs():
+        engine.output_map[tensor.name] = ENGINE_PREFIX + tensor.name
+        answer.input_map[tensor.name] = ENGINE_PREFIX + tensor.name
+    for tensor in TEXT_OUTPUTS:
+        answer.output_map[tensor.name] = tensor.name
     return config
 
 
 def preprocessing(parameters: Mapping[str, str]) -> pb.ModelConfig:
-    """The first step."""
+    """Return the ensemble's first step."""
     return _python("preprocessing", TEXT_INPUTS, PROMPT_OUTPUTS, parameters)
 
 
-def tensorrt_llm(parameters: Mapping[str, str]) -> pb.ModelConfig:
-    """The engine as a Python model; its name, inputs and outputs are the C++ backend's."""
-    config = _python("tensorrt_llm", ENGINE_INPUTS, ENGINE_OUTPUTS, parameters)
-    config.model_transaction_policy.decoupled = True
-    return config
+def tensorrt_llm(engine: EngineModel) -> pb.ModelConfig:
+    """Return the engine, whose name, inputs and outputs are those of the C++ backend."""
+    config = _decoupled(_config("tensorrt_llm", engine.inputs, engine.outputs))
+    config.backend = engine.backend
+    config.max_batch_size = engine.max_batch_size
+    for tensor, entry in zip(engine.inputs, config.input, strict=True):
+        entry.optional = tensor.name not in engine.required_inputs
+        if engine.max_queue_size is None:
+            continue
+        if tensor.dims == (1,) and tensor.dtype != "STRING":
+            entry.reshape.SetInParent()  # to no dimension besides the batch
+        else:
+            entry.allow_ragged_batch = True
+    if engine.max_queue_size is not None:
+        # The backend adds requests to its running batch itself. The delay of 0 only keeps Triton
+        # from waiting for more requests. The backend reads the length of its own queue from here.
+        config.dynamic_batching.max_queue_delay_microseconds = 0
+        config.dynamic_batching.default_queue_policy.max_queue_size = engine.max_queue_size
+    return _on_cpu(config, engine.parameters)
 
 
 def postprocessing(parameters: Mapping[str, str]) -> pb.ModelConfig:
-    """The last step.
+    """Return the ensemble's last step.
 
-    Decoupled, for it answers less often than it is asked. One instance keeps the order. No dynamic
-    batching: Triton would drop the tokens of a client that has gone from its queue and lose count
-    of them for ever; so they reach the model, which stops the engine.
+    It is decoupled because it sends fewer responses than it gets requests. A single instance keeps
+    them in order. There is no dynamic batching: if a client disconnects, Triton drops the client's
+    tokens from the batcher's queue, and from then on its count of them is wrong. Without batching
+    the tokens reach the model, which then stops the engine.
     """
-    inputs = [one for one in ENGINE_OUTPUTS if one.name != "sequence_length"]
-    config = _python("postprocessing", inputs, TEXT_OUTPUTS, parameters)
-    config.model_transaction_policy.decoupled = True
-    return config
+    return _decoupled(_python("postprocessing", _answer_inputs(), TEXT_OUTPUTS, parameters))
 
 
 def generate(parameters: Mapping[str, str]) -> pb.ModelConfig:
-    """The ensemble in one response."""
+    """Return the model that answers like the ensemble, with a single response."""
     return _python("generate", TEXT_INPUTS, TEXT_OUTPUTS, parameters)
 
 
 def bls(name: str, parameters: Mapping[str, str]) -> pb.ModelConfig:
-    """The ensemble's twin, under any name."""
-    config = _python(name, TEXT_INPUTS, TEXT_OUTPUTS, parameters)
-    config.model_transaction_policy.decoupled = True
-    return config
+    """Return the model that does the same as the ensemble in one step, under any name."""
+    return _decoupled(_python(name, TEXT_INPUTS, TEXT_OUTPUTS, parameters))
+
+
+def _answer_inputs() -> list[Tensor]:
+    return [tensor for tensor in ENGINE_OUTPUTS if tensor.name != "sequence_length"]
 
 
 def _python(
@@ -120,27 +129,33 @@ def _python(
 ) -> pb.ModelConfig:
     config = _config(name, inputs, outputs)
     config.backend = "python"
+    return _on_cpu(config, parameters)
+
+
+def _config(name: str, inputs: Iterable[Tensor], outputs: Iterable[Tensor]) -> pb.ModelConfig:
+    config = pb.ModelConfig(name=name, max_batch_size=1)
+    for tensor in inputs:
+        # Triton only counts the inputs of a request. The models say which input is missing.
+        config.input.add(
+            name=tensor.name, data_type=_data_type(tensor), dims=tensor.dims, optional=True
+        )
+    for tensor in outputs:
+        config.output.add(name=tensor.name, data_type=_data_type(tensor), dims=tensor.dims)
+    return config
+
+
+def _decoupled(config: pb.ModelConfig) -> pb.ModelConfig:
+    config.model_transaction_policy.decoupled = True
+    return config
+
+
+def _on_cpu(config: pb.ModelConfig, parameters: Mapping[str, str]) -> pb.ModelConfig:
+    """Add one instance, for which Triton reserves no GPU, and the parameters."""
     config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
     for key, value in parameters.items():
         config.parameters[key].string_value = value
     return config
 
 
-def _config(name: str, inputs: Iterable[Tensor], outputs: Iterable[Tensor]) -> pb.ModelConfig:
-    config = pb.ModelConfig(name=name, max_batch_size=1)
-    for one in inputs:
-        # Triton only counts a request's inputs; which are missing, a model says itself.
-        config.input.add(name=one.name, data_type=data_type(one), dims=one.dims, optional=True)
-    for one in outputs:
-        config.output.add(name=one.name, data_type=data_type(one), dims=one.dims)
-    return config
-
-
-def data_type(one: Tensor) -> int:
-    """As Triton's configurations count types."""
-    return int(pb.DataType.Value(f"TYPE_{one.dtype}"))
-
-
-def _map(target: dict[str, str], names: Mapping[str, str]) -> None:
-    for key, value in names.items():
-        target[key] = value
+def _data_type(tensor: Tensor) -> int:
+    return int(pb.DataType.Value(f"TYPE_{tensor.dtype}"))

@@ -1,4 +1,4 @@
-"""What `nemotron serve ENGINE -- COMMAND` runs while the server is up; its end is the server's."""
+"""The command of `nemotron serve ENGINE -- COMMAND`, with which the server starts and stops."""
 
 from __future__ import annotations
 
@@ -16,41 +16,41 @@ from nemotron_core.launcher import without_rank
 from nemotron_serve.server import Endpoints
 from nemotron_serve.triton import EXIT_SECONDS, die_with_parent
 
-SIGNALLED = 128
-"""A shell's exit code for a process that a signal has ended is this, and the signal's number."""
+SIGNAL_EXIT_CODE = 128
+"""As in a shell, the exit code after a signal is this number plus the signal's number."""
 
 
 class CommandFailed(NemotronError):
-    """With the command's own exit code, which becomes that of `nemotron`."""
+    """The user's command failed. Its exit code becomes the exit code of `nemotron`."""
 
     def __init__(self, status: int, arguments: Sequence[str]) -> None:
         super().__init__(f"the command ended with status {status}", where=shlex.join(arguments))
-        self.exit_code = status if status > 0 else SIGNALLED - status
+        self.exit_code = status if status > 0 else SIGNAL_EXIT_CODE - status
 
 
 class UserCommand:
-    """A running command; a context manager that leaves none of its processes behind.
+    """A running command, as a context manager that ends all of the command's processes.
 
-    It finds the server in its environment, as `nemotron chat` and `nemotron batch` look for it.
-    NemotronError if it cannot be started.
+    The addresses of the server are in the command's environment, in the variables that
+    `nemotron chat` and `nemotron batch` read. Raises `NemotronError` if the command cannot start.
     """
 
-    def __init__(self, arguments: Sequence[str], ends: Endpoints) -> None:
+    def __init__(self, arguments: Sequence[str], endpoints: Endpoints) -> None:
         self._arguments = arguments
-        grpc = f"{ends.address}:{ends.grpc}"
+        grpc = f"{endpoints.address}:{endpoints.grpc}"
         urls = {
             "NEMOTRON_URL": grpc,
             "NEMOTRON_BATCH_URL": f"grpc://{grpc}",
-            "NEMOTRON_HTTP": f"http://{ends.address}:{ends.http}",
+            "NEMOTRON_HTTP": f"http://{endpoints.address}:{endpoints.http}",
         }
-        if ends.gateway is not None:
-            urls["NEMOTRON_GATEWAY"] = f"http://{ends.address}:{ends.gateway}"
+        if endpoints.gateway is not None:
+            urls["NEMOTRON_GATEWAY"] = f"http://{endpoints.address}:{endpoints.gateway}"
         try:
             self._process = subprocess.Popen(
                 arguments,
                 env=without_rank() | urls,
-                start_new_session=True,  # a terminal's Ctrl-C is for the server, which hands it on
-                preexec_fn=die_with_parent,  # noqa: PLW1509  # calls nothing but the kernel
+                start_new_session=True,  # a terminal's Ctrl-C is for `serve`
+                preexec_fn=die_with_parent,  # noqa: PLW1509  # only calls the kernel
             )
         except OSError as error:
             raise NemotronError(f"cannot start: {error.strerror}", where=arguments[0]) from error
@@ -60,7 +60,7 @@ class UserCommand:
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        error_type: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
@@ -72,12 +72,15 @@ class UserCommand:
         return self._process.poll() is not None
 
     def ask_to_stop(self) -> None:
-        """SIGTERM to all its processes."""
+        """Send SIGTERM to all processes of the command."""
         if not self.has_ended:
             self._signal(signal.SIGTERM)
 
     def finish(self) -> None:
-        """Give it a last moment. CommandFailed if it ends otherwise than with status 0."""
+        """Wait for the command to end, then kill what remains of it.
+
+        Raises `CommandFailed` unless its exit status is 0.
+        """
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(EXIT_SECONDS)
         self._signal(signal.SIGKILL)
@@ -90,6 +93,6 @@ class UserCommand:
 
 
 def check_command(arguments: Sequence[str]) -> None:
-    """NemotronError if there is no such program: better now than when the engine is loaded."""
+    """Raise `NemotronError` if there is no such program, before the engine is loaded."""
     if arguments and shutil.which(arguments[0]) is None:
         raise NemotronError("no such command", where=arguments[0])

@@ -12,7 +12,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemotron_build.profile import load_profile
 from nemotron_serve.triton import find_triton
 
 HERE = Path(__file__).parent
@@ -39,7 +38,7 @@ class Container:
 def make_container(root: Path, *, gpu: str, gpus: int = 8, version: str) -> Container:
     """`gpu` is one line of `nvidia-smi`: name, MiB, compute capability."""
     container = Container(root)
-    real = find_triton(load_profile("cpu"), root)  # its backends are arranged in root/backends
+    real = find_triton(None, root)  # its backends are arranged in root/backends
     container.triton.mkdir(parents=True)
     (root / "backends").rename(container.triton / "backends")
     shutil.copytree(HERE / "tensorrtllm", container.triton / "backends" / "tensorrtllm")

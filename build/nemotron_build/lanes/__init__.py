@@ -1,12 +1,16 @@
-"""The ways to run the model: each knows how its engine is built and how Triton is to load it."""
+"""The ways to run the model, each found by the name of its lane."""
 
 from __future__ import annotations
 
 from nemotron_build.lanes.cpu import CpuLane
-from nemotron_build.lanes.lane import BuildPlan, BuiltEngine, Lane, ModelSettings
+from nemotron_build.lanes.lane import Lane
 from nemotron_build.lanes.pytorch import PyTorchLane
 from nemotron_build.lanes.tensorrt import TensorRTLane
+from nemotron_build.profile import Profile
 
 LANES: dict[str, Lane] = {"cpu": CpuLane(), "tensorrt": TensorRTLane(), "pytorch": PyTorchLane()}
 
-__all__ = ["LANES", "BuildPlan", "BuiltEngine", "Lane", "ModelSettings"]
+
+def lane_of(profile: Profile) -> Lane:
+    """Return the lane that a profile names."""
+    return LANES[profile.lane]

@@ -1,15 +1,17 @@
-"""What every lane can say of itself."""
+"""What a lane is, and what building an engine returns."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from google.protobuf.message import Message
-
-from nemotron_build.profile import Profile
+from nemotron_build.lanes.deployment import Deployment, EngineModel, Sizing
+from nemotron_convert.target.checkpoint import Checkpoint
+from nemotron_convert.target.manifest import Manifest
+from nemotron_convert.target.trtllm_config import CONFIG_NAME
 from nemotron_core.errors import NemotronError
 from nemotron_core.files import FileEntry
 
@@ -19,77 +21,60 @@ class BuildPlan:
     """What a build would do."""
 
     files: list[str]
-    """Names in the engine folder, beside `engine.json` and the tokenizer."""
+    """Names of the files in the engine folder, without `engine.json` and the tokenizer."""
     command: list[str] | None = None
-    """The program that writes them, if it is not this one."""
+    """Command that writes the files. `None` means that this program writes them."""
 
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """What a build has found out for `engine.json`."""
+    """What a build records in `engine.json`."""
 
     checkpoint: str
     """SHA-256 (hex) of the checkpoint's content."""
     max_seq_len: int
     vocab_size: int
     gpu: str | None = None
+    """The GPU that the engine was built on, if it runs on no other kind."""
     files: dict[str, FileEntry] = field(default_factory=dict)
-    """Hashes that are known already; the others are computed."""
+    """Hashes that are known already. The hashes of all other files are computed."""
 
 
-@dataclass(frozen=True)
-class ModelSettings:
-    """What the Triton models of one server have to know."""
-
-    engine: Path
-    profile: Profile
-    max_seq_len: int
-    vocab_size: int
-    tokenizer: Path
-    drain_file: Path
-    """While it exists, new requests are refused."""
-
-    def prompt(self) -> dict[str, str]:
-        """Parameters of the models that make prompts."""
-        limits = self.profile.limits
-        return {
-            "tokenizer_path": str(self.tokenizer),
-            "max_seq_len": str(self.max_seq_len),
-            "vocab_size": str(self.vocab_size),
-            "lane": self.profile.lane,
-            "drain_file": str(self.drain_file),
-            "max_requests": str(limits.max_batch_size + limits.max_queue_size),
-            "long_answers": limits.long_answers,
-            "request_seconds": str(self.profile.timeouts.request),
-        }
-
-
-class Lane(Protocol):
+class Lane(ABC):
     """One way to run the model. The profile that a method gets is of this lane."""
 
     libraries: tuple[str, ...]
-    """Distributions whose version an engine depends on."""
-    progress_metric: str
-    """Grows on Triton's metrics page with every step of the engine."""
+    """Names of the distributions whose versions an engine depends on."""
 
+    @abstractmethod
     def plan(self, checkpoint: Path, output: Path, profile: Any) -> BuildPlan:
-        """NemotronError if this checkpoint is not what the profile needs."""
+        """Return what `build` would do. Raises `NemotronError` if the checkpoint does not fit."""
 
+    @abstractmethod
     def build(self, checkpoint: Path, folder: Path, profile: Any) -> BuiltEngine:
-        """Write the engine into `folder`; NemotronError if this machine cannot."""
+        """Write the engine into `folder`. Raises `NemotronError` if this machine cannot."""
 
-    def check_versions(self) -> None:
-        """NemotronError if its libraries are not here, or are others than it needs."""
+    @abstractmethod
+    def deployment(self, profile: Any) -> Deployment:
+        """Return the machines and processes that serve an engine of the profile."""
 
-    def check_machine(self, profile: Any) -> None:
-        """NemotronError if this machine cannot serve such an engine."""
+    @abstractmethod
+    def sizing(self, profile: Any) -> Sizing:
+        """Return how an engine of the profile lies in memory."""
 
-    def models(self, settings: ModelSettings) -> list[tuple[Message, str]]:
-        """Each Triton model's configuration, and the folder of its code; "" if it has none."""
+    def engine_model(self, profile: Any, engine: Path) -> EngineModel:
+        """Return the Triton model `tensorrt_llm` for the engine in the folder `engine`."""
+        return EngineModel(parameters={"gpt_model_path": str(engine), "lane": profile.lane})
+
+    def check_versions(self) -> None:  # noqa: B027  # a lane may have nothing to check
+        """Raise `NemotronError` if a library is missing or has a version that does not fit."""
+
+    def check_machine(self, profile: Any) -> None:  # noqa: B027
+        """Raise `NemotronError` if this machine cannot serve an engine of the profile."""
 
 
 def installed_version(name: str) -> str:
-    """Of a distribution; NemotronError if it is not installed."""
+    """Return the version of a distribution. Raises `NemotronError` if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError as error:
@@ -97,3 +82,33 @@ def installed_version(name: str) -> str:
             f"{name} is not installed",
             remedy="run this in the lane's container, or use the profile cpu",
         ) from error
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a TensorRT-LLM checkpoint.
+
+    Raises `NemotronError` if no engine of this model can be built from it.
+    """
+    checkpoint = Checkpoint.open(path)
+    if checkpoint.config.apply_query_key_layer_scaling:
+        raise NemotronError(
+            "apply_query_key_layer_scaling is true, which this model does not have",
+            where=path / CONFIG_NAME,
+            remedy="convert again",
+        )
+    return checkpoint
+
+
+def require_options(folder: Path, manifest: Manifest, **expected: str | int) -> None:
+    """Raise `NemotronError` if the checkpoint in `folder` was converted with other options.
+
+    The names of `expected` are those of the manifest's fields.
+    """
+    for name, value in expected.items():
+        if (actual := getattr(manifest, name)) != value:
+            label = name.upper() if name in ("tp", "pp") else name
+            raise NemotronError(
+                f"the checkpoint has {label} {actual}, the profile {value}",
+                where=folder,
+                remedy=f"convert with --{name.replace('_', '-')} {value}, or use another profile",
+            )

@@ -6,50 +6,38 @@ import os
 import shutil
 from pathlib import Path
 
-from google.protobuf.message import Message
 from pydantic import BaseModel, ValidationError
 
-from nemotron_build.gpus import require_gpus
-from nemotron_build.lanes.lane import (
-    BuildPlan,
-    BuiltEngine,
-    ModelSettings,
-    installed_version,
-)
-from nemotron_build.profile import PyTorchProfile
+from nemotron_build.lanes.gpu import LIBRARY, GpuLane
+from nemotron_build.lanes.lane import BuildPlan, BuiltEngine, installed_version, require_options
+from nemotron_build.profile import GpuProfile, PyTorchProfile
 from nemotron_convert.target.manifest import Manifest, read_manifest, require_unchanged
 from nemotron_convert.target.trtllm_config import CONFIG_NAME
 from nemotron_core.engine_settings import PyTorchEngineSettings
 from nemotron_core.errors import NemotronError
-from nemotron_core.metrics import STEPS_METRIC
-from nemotron_serve import triton_config as model_config
 
-LIBRARY = "tensorrt-llm"
 LAST_WITH_ENGINES = (1, 2)
 LAUNCHER = "trtllm-llmapi-launch"
-"""The library's own: starts the command on the first rank, and keeps the others for it."""
+"""The library's launcher: starts the command on the first rank and keeps the others for it."""
 LAUNCHED = "TLLM_SPAWN_PROXY_PROCESS"
-"""What it sets."""
+"""Environment variable that the launcher sets."""
 
 
-class PyTorchLane:
-    libraries: tuple[str, ...] = (LIBRARY,)
-    progress_metric = STEPS_METRIC
-
+class PyTorchLane(GpuLane):
     def plan(self, checkpoint: Path, output: Path, profile: PyTorchProfile) -> BuildPlan:
-        manifest = _open(checkpoint, profile)
+        manifest = _read_manifest(checkpoint, profile)
         return BuildPlan([*sorted(manifest.files), PyTorchEngineSettings.NAME])
 
     def build(self, checkpoint: Path, folder: Path, profile: PyTorchProfile) -> BuiltEngine:
-        manifest = _open(checkpoint, profile)
+        manifest = _read_manifest(checkpoint, profile)
         require_unchanged(checkpoint, manifest)
         for name in manifest.files:
             _link_or_copy(checkpoint / name, folder / name)
-        sizes = _sizes(checkpoint)
+        config = _read_config(checkpoint)
         limits, split = profile.limits, profile.split
         settings = PyTorchEngineSettings(
-            vocab_size=sizes.vocab_size,
-            max_seq_len=min(limits.max_seq_len, sizes.max_position_embeddings),
+            vocab_size=config.vocab_size,
+            max_seq_len=min(limits.max_seq_len, config.max_position_embeddings),
             max_batch_size=limits.max_batch_size,
             max_num_tokens=limits.max_num_tokens,
             max_queue_size=limits.max_queue_size,
@@ -69,17 +57,16 @@ class PyTorchLane:
         )
 
     def check_versions(self) -> None:
-        found = installed_version(LIBRARY)
-        if tuple(map(int, found.split(".")[:2])) <= LAST_WITH_ENGINES:
+        installed = installed_version(LIBRARY)
+        if tuple(map(int, installed.split(".")[:2])) <= LAST_WITH_ENGINES:
             raise NemotronError(
-                f"{LIBRARY} {found} is installed, the PyTorch lane needs 1.3 or later",
+                f"{LIBRARY} {installed} is installed, the PyTorch lane needs 1.3 or later",
                 remedy="use a newer container, or a profile of the lane tensorrt",
             )
 
-    def check_machine(self, profile: PyTorchProfile) -> None:
-        self.check_versions()
+    def check_machine(self, profile: GpuProfile) -> None:
+        super().check_machine(profile)
         split = profile.split
-        require_gpus(profile.gpu, split.gpus_per_node)
         if split.nodes > 1 and LAUNCHED not in os.environ:
             raise NemotronError(
                 f"the engine is for {split.nodes} nodes, and this is one process",
@@ -87,13 +74,8 @@ class PyTorchLane:
                 f" --mpi=pmix {LAUNCHER} nemotron serve …",
             )
 
-    def models(self, settings: ModelSettings) -> list[tuple[Message, str]]:
-        return model_config.with_python_engine(
-            settings.prompt(), {"gpt_model_path": str(settings.engine), "lane": "pytorch"}
-        )
 
-
-def _open(checkpoint: Path, profile: PyTorchProfile) -> Manifest:
+def _read_manifest(checkpoint: Path, profile: PyTorchProfile) -> Manifest:
     manifest = read_manifest(checkpoint)
     if manifest.format != "hf":
         raise NemotronError(
@@ -101,37 +83,32 @@ def _open(checkpoint: Path, profile: PyTorchProfile) -> Manifest:
             where=checkpoint,
             remedy="convert with --format hf",
         )
-    wanted = {
-        "dtype": (manifest.dtype, profile.dtype, "--dtype"),
-        "kv_cache_dtype": (manifest.kv_cache_dtype, profile.kv_cache_dtype, "--kv-cache-dtype"),
-    }
-    for name, (found, needed, option) in wanted.items():
-        if found != needed:
-            raise NemotronError(
-                f"the checkpoint has {name} {found}, the profile {needed}",
-                where=checkpoint,
-                remedy=f"convert with {option} {needed}, or use another profile",
-            )
+    require_options(
+        checkpoint, manifest, dtype=profile.dtype, kv_cache_dtype=profile.kv_cache_dtype
+    )
     return manifest
 
 
-class _Sizes(BaseModel):
-    """Of the model; the file says much more."""
+class _HFConfig(BaseModel):
+    """The fields of the checkpoint's `config.json` that an engine needs."""
 
     vocab_size: int
     max_position_embeddings: int
 
 
-def _sizes(checkpoint: Path) -> _Sizes:
+def _read_config(checkpoint: Path) -> _HFConfig:
     path = checkpoint / CONFIG_NAME
     try:
-        return _Sizes.model_validate_json(path.read_bytes())
+        return _HFConfig.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         raise NemotronError("cannot be read", where=path, remedy="convert again") from error
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
-    """A second name for the file, where the file system can; hundreds of gigabytes stay one."""
+    """Give the file a second name, or copy it where the file system has no hard links.
+
+    With a hard link, hundreds of gigabytes lie on the disk only once.
+    """
     try:
         os.link(source, target)
     except OSError:

@@ -7,45 +7,41 @@ import shutil
 import signal
 import subprocess
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 
-from google.protobuf.message import Message
-
 from nemotron_build.gpus import require_gpus
-from nemotron_build.lanes.cpu import open_bf16_or_fp8
+from nemotron_build.lanes.deployment import Deployment, EngineModel
+from nemotron_build.lanes.gpu import LIBRARY, GpuLane
 from nemotron_build.lanes.lane import (
     BuildPlan,
     BuiltEngine,
-    ModelSettings,
     installed_version,
+    open_checkpoint,
+    require_options,
 )
-from nemotron_build.profile import TensorRTProfile
+from nemotron_build.lanes.tensorrt_backend import BACKEND, engine_model
+from nemotron_build.profile import GpuProfile, TensorRTProfile
 from nemotron_build.trtllm_build import TOOL, to_arguments
 from nemotron_build.xgrammar import TOKENIZER_INFO_NAME, write_tokenizer_info
 from nemotron_convert.target.checkpoint import Checkpoint
 from nemotron_convert.target.layout import rank_name
 from nemotron_convert.target.trtllm_config import CONFIG_NAME
 from nemotron_core.errors import NemotronError
-from nemotron_serve import tensorrt_config
-from nemotron_serve import triton_config as model_config
 
-LIBRARY = "tensorrt-llm"
 VERSION = "1.2."
-"""The last line that has engines."""
+"""Beginning of the versions of the last release line that has engines."""
 LOG_TAIL_LINES = 5
-ITERATIONS = 'nv_trt_llm_general_metrics{general_type="iteration_counter"'
+ITERATIONS_METRIC = 'nv_trt_llm_general_metrics{general_type="iteration_counter"'
 
 
-class TensorRTLane:
-    libraries: tuple[str, ...] = (LIBRARY,)
-    progress_metric = ITERATIONS
-
+class TensorRTLane(GpuLane):
     def plan(self, checkpoint: Path, output: Path, profile: TensorRTProfile) -> BuildPlan:
-        source = open_bf16_or_fp8(checkpoint)
+        source = open_checkpoint(checkpoint)
         _check_fits(source, profile)
-        world = profile.split.world_size
+        ranks = range(profile.split.world_size)
         return BuildPlan(
-            [CONFIG_NAME, *(f"rank{rank}.engine" for rank in range(world)), TOKENIZER_INFO_NAME],
+            [CONFIG_NAME, *(f"rank{rank}.engine" for rank in ranks), TOKENIZER_INFO_NAME],
             _command(source, output, profile),
         )
 
@@ -55,7 +51,7 @@ class TensorRTLane:
             raise NemotronError(f"no {TOOL} on PATH", remedy=f"{LIBRARY} {VERSION}x brings it")
         gpu = require_gpus(profile.gpu, 1)
         plan = self.plan(checkpoint, folder, profile)
-        source = open_bf16_or_fp8(checkpoint)
+        source = open_checkpoint(checkpoint)
         source.check_hashes()
         assert plan.command is not None
         _run(plan.command)
@@ -67,22 +63,24 @@ class TensorRTLane:
         )
 
     def check_versions(self) -> None:
-        found = installed_version(LIBRARY)
-        if not found.startswith(VERSION):
+        installed = installed_version(LIBRARY)
+        if not installed.startswith(VERSION):
             raise NemotronError(
-                f"{LIBRARY} {found} is installed, which has no engines of this kind",
+                f"{LIBRARY} {installed} is installed, which has no engines of this kind",
                 remedy=f"use {LIBRARY} {VERSION}x, or a profile …-pytorch",
             )
 
-    def check_machine(self, profile: TensorRTProfile) -> None:
-        self.check_versions()
-        require_gpus(profile.gpu, profile.split.gpus_per_node)
+    def deployment(self, profile: GpuProfile) -> Deployment:
+        return replace(
+            super().deployment(profile),
+            backends=("python", BACKEND),
+            progress_metric=ITERATIONS_METRIC,
+            ranks=profile.split.world_size,
+            nodes=profile.split.nodes,
+        )
 
-    def models(self, settings: ModelSettings) -> list[tuple[Message, str]]:
-        return [
-            (tensorrt_config.tensorrt_llm(settings), ""),
-            *model_config.around_a_foreign_engine(settings.prompt()),
-        ]
+    def engine_model(self, profile: TensorRTProfile, engine: Path) -> EngineModel:
+        return engine_model(profile, engine)
 
 
 def _max_seq_len(source: Checkpoint, profile: TensorRTProfile) -> int:
@@ -107,19 +105,14 @@ def _command(source: Checkpoint, output: Path, profile: TensorRTProfile) -> list
 
 def _check_fits(source: Checkpoint, profile: TensorRTProfile) -> None:
     manifest, split = source.manifest, profile.split
-    wanted = {
-        "dtype": (manifest.dtype, profile.dtype, "--dtype"),
-        "kv_cache_dtype": (manifest.kv_cache_dtype, profile.kv_cache_dtype, "--kv-cache-dtype"),
-        "TP": (manifest.tp, split.tp, "--tp"),
-        "PP": (manifest.pp, split.pp, "--pp"),
-    }
-    for name, (found, needed, option) in wanted.items():
-        if found != needed:
-            raise NemotronError(
-                f"the checkpoint has {name} {found}, the profile {needed}",
-                where=source.folder,
-                remedy=f"convert with {option} {needed}, or use another profile",
-            )
+    require_options(
+        source.folder,
+        manifest,
+        dtype=profile.dtype,
+        kv_cache_dtype=profile.kv_cache_dtype,
+        tp=split.tp,
+        pp=split.pp,
+    )
     largest = max(manifest.files[rank_name(rank)].size for rank in range(split.world_size))
     if largest > (profile.gpu.memory_gib << 30):
         raise NemotronError(
@@ -131,8 +124,11 @@ def _check_fits(source: Checkpoint, profile: TensorRTProfile) -> None:
 
 
 def _run(command: list[str]) -> None:
-    """Run it with its output on this terminal; NemotronError with its last lines if it fails."""
-    last: deque[str] = deque(maxlen=LOG_TAIL_LINES)
+    """Run a command and show its output on this terminal.
+
+    Raises `NemotronError` with the last lines of the output if the command fails.
+    """
+    tail: deque[str] = deque(maxlen=LOG_TAIL_LINES)
     with subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -140,17 +136,17 @@ def _run(command: list[str]) -> None:
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        start_new_session=True,  # its workers end with it, also on Ctrl-C
+        start_new_session=True,  # so that its workers can be ended with it, also on Ctrl-C
     ) as process:
         try:
             assert process.stdout is not None
             for line in process.stdout:
                 print(line, end="", flush=True)
-                last.append(line.strip())
+                tail.append(line.strip())
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)
             raise
     if process.returncode:
         raise NemotronError(
-            f"{command[0]} ended with status {process.returncode}: {' | '.join(last)}"
+            f"{command[0]} ended with status {process.returncode}: {' | '.join(tail)}"
         )

@@ -1,0 +1,40 @@
+"""What the lanes on GPUs have in common: TensorRT-LLM in a container with Triton."""
+
+from __future__ import annotations
+
+from nemotron_build.gpus import require_gpus
+from nemotron_build.lanes.deployment import Deployment, Sizing
+from nemotron_build.lanes.lane import Lane
+from nemotron_build.profile import GpuProfile
+from nemotron_convert.shards import Parallel
+from nemotron_convert.target.layout import Dtype
+
+LIBRARY = "tensorrt-llm"
+SHARED_MEMORY_PER_GPU = 1 << 30
+"""Bytes. NCCL takes up to about half of this per rank, Triton's models tens of megabytes."""
+
+
+class GpuLane(Lane):
+    libraries = (LIBRARY,)
+
+    def check_machine(self, profile: GpuProfile) -> None:
+        self.check_versions()
+        require_gpus(profile.gpu, profile.split.gpus_per_node)
+
+    def deployment(self, profile: GpuProfile) -> Deployment:
+        gpus = profile.split.gpus_per_node
+        return Deployment(
+            shared_memory=SHARED_MEMORY_PER_GPU * gpus,
+            triton=profile.triton,
+            gpu=profile.gpu,
+            gpus_per_node=gpus,
+        )
+
+    def sizing(self, profile: GpuProfile) -> Sizing:
+        return Sizing(
+            Parallel(profile.split.tp, profile.split.pp),
+            Dtype(profile.dtype),
+            profile.kv_cache_dtype,
+            gpu=profile.gpu.name,
+            kv_cache_share=profile.kv_cache_share,
+        )

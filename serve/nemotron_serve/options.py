@@ -1,0 +1,85 @@
+"""The options of `nemotron serve`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Port = Annotated[
+    int | None, typer.Option(min=0, max=65535, help="Instead of the profile's port. 0: a free one.")
+]
+PORTS = ("http", "grpc", "metrics", "health", "gateway")
+APART = ("engine", "command", "gateway", "hosts", "dry_run")
+"""Options that ranks do not get, or not as `--name value`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """Options of `nemotron serve`. A port of `None` means the profile's port."""
+
+    engine: Annotated[Path, typer.Argument(help="Engine folder, written by `nemotron build`.")]
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[-- COMMAND…]",
+            help="Command to run when the server is ready. The server stops when the command ends,"
+            " with the command's exit code.",
+        ),
+    ] = None
+    profile: Annotated[
+        str | None,
+        typer.Option(help="Profile to serve with, instead of the profile of the build."),
+    ] = None
+    http_port: Port = None
+    grpc_port: Port = None
+    metrics_port: Port = None
+    health_port: Port = None
+    gateway_port: Port = None
+    gateway: Annotated[
+        bool, typer.Option("--gateway/--no-gateway", help="Start the HTTP gateway beside Triton.")
+    ] = True
+    port_file: Annotated[
+        Path | None,
+        typer.Option(help="File to write when ready, with the address and the ports as JSON."),
+    ] = None
+    log_file: Annotated[Path | None, typer.Option(help="File for Triton's log.")] = None
+    hosts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST,…",
+            help="Machines of an engine on several nodes, beginning with this one. mpirun reaches"
+            " the others by ssh.",
+        ),
+    ] = None
+    traces: Annotated[
+        str | None, typer.Option(help="URL of an OpenTelemetry collector (OTLP over HTTP).")
+    ] = None
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print the commands and the files, and start nothing."),
+    ] = False
+
+    @property
+    def ports(self) -> dict[str, int | None]:
+        """The ports by their names in the profile, without those that the profile decides."""
+        options = {name: getattr(self, f"{name}_port") for name in PORTS}
+        ports = {name: port for name, port in options.items() if port is not None}
+        return ports if self.gateway else ports | {"gateway": None}
+
+    @property
+    def host_names(self) -> list[str]:
+        return self.hosts.split(",") if self.hosts else []
+
+    def arguments(self) -> list[str]:
+        """Return the same options as the command line of each rank."""
+        pairs = [
+            (f"--{name.replace('_', '-')}", str(value))
+            for name, value in vars(self).items()
+            if name not in APART and value is not None
+        ]
+        gateway = [] if self.gateway else ["--no-gateway"]
+        command = ["--", *self.command] if self.command else []
+        return [str(self.engine), *(text for pair in pairs for text in pair), *gateway, *command]
