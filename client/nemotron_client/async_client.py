@@ -120,12 +120,12 @@ class AsyncClient(BaseClient):
         timeout = PieceTimeout(self.timeouts)
         timer = _Timer(call, timeout)
         try:
-            timeout.start()
+            timeout.start(time.monotonic())
             timer.start()
             async for response in call:
                 timeout.stop()
                 yield exchange.read(response)
-                timeout.start()
+                timeout.start(time.monotonic())
                 timer.start()
             exchange.end()
         except grpc.RpcError as error:

@@ -113,11 +113,11 @@ class Client(BaseClient):
         timeout = PieceTimeout(self.timeouts)
         try:
             with self._watchdog.watching(call, timeout):
-                timeout.start()
+                timeout.start(time.monotonic())
                 for response in call:
                     timeout.stop()
                     yield exchange.read(response)
-                    timeout.start()
+                    timeout.start(time.monotonic())
             exchange.end()
         except grpc.RpcError as error:
             raise exchange.failure(error, timeout.message) from error

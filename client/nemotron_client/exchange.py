@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -100,13 +99,16 @@ class Exchange:
 
 
 class PieceTimeout:
-    """The timeout for the next piece. It does not run while the caller handles a piece."""
+    """The timeout for the next piece. It does not run while the caller handles a piece.
+
+    The caller passes the time by `time.monotonic`.
+    """
 
     def __init__(self, timeouts: Timeouts) -> None:
         self._timeouts = timeouts
         self._has_piece = False
         self.due = math.inf
-        """Time by `time.monotonic` at which the next piece is overdue."""
+        """Time at which the next piece is overdue."""
         self.message = ""
         """Message for the user once a piece is overdue."""
 
@@ -115,11 +117,11 @@ class PieceTimeout:
         """Whether no piece is ever overdue."""
         return self._timeouts.first_token is None and self._timeouts.between_tokens is None
 
-    def start(self) -> None:
+    def start(self, now: float) -> None:
         """Start to wait for a piece."""
         timeouts = self._timeouts
         seconds = timeouts.between_tokens if self._has_piece else timeouts.first_token
-        self.due = math.inf if seconds is None else time.monotonic() + seconds
+        self.due = math.inf if seconds is None else now + seconds
 
     def stop(self) -> None:
         """Stop to wait, because the piece is there."""

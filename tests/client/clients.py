@@ -1,4 +1,4 @@
-"""Both clients, asked the same."""
+"""Sends the same request with both clients."""
 
 from __future__ import annotations
 
@@ -7,13 +7,7 @@ from typing import Any
 
 import pytest
 
-from nemotron_client import (
-    AsyncClient,
-    Client,
-    Generation,
-    Piece,
-    Retries,
-)
+from nemotron_client import AsyncClient, Client, Generation, Piece, Retries
 
 ENDLESS = Generation(max_tokens=4000, end_id=0)
 SHORT = Generation(max_tokens=20)
@@ -22,8 +16,10 @@ WAIT = 60
 ONCE = Retries(attempts=1)
 
 
-def both(url: str, prompt: Any, generation: Generation = SHORT, **options: Any) -> Piece:
-    """The answer of both clients, which must be the same."""
+def complete_with_each(
+    url: str, prompt: Any, generation: Generation = SHORT, **options: Any
+) -> Piece:
+    """Return the answer, which must be the same with each client."""
 
     async def ask() -> Piece:
         async with AsyncClient(url, **options) as client:
@@ -36,19 +32,19 @@ def both(url: str, prompt: Any, generation: Generation = SHORT, **options: Any) 
     return piece
 
 
-def both_fail(
-    url: str, kind: type[Exception], match: str, generation: Generation = ENDLESS, **options: Any
+def fail_with_each(
+    url: str, error: type[Exception], match: str, generation: Generation = ENDLESS, **options: Any
 ) -> None:
-    """Both clients raise it, streaming or not."""
+    """Check that each client raises `error`, streaming or not."""
 
     async def ask(stream: bool) -> None:
         async with AsyncClient(url, **options) as client:
-            with pytest.raises(kind, match=match):
+            with pytest.raises(error, match=match):
                 async for _ in client.generate(GO, generation, stream=stream):
                     pass
 
     with Client(url, **options) as client:
         for stream in (False, True):
-            with pytest.raises(kind, match=match):
+            with pytest.raises(error, match=match):
                 list(client.generate(GO, generation, stream=stream))
             asyncio.run(ask(stream))

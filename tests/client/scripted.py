@@ -1,4 +1,4 @@
-"""A server that does what its script says: a stand-in for one that fails."""
+"""A stand-in for a Triton server that fails: it does what its script says."""
 
 from __future__ import annotations
 
@@ -13,29 +13,28 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 
 class Scripted(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """A stand-in server: answers each call by the next line of its script.
+    """A stand-in server that answers each call by the next steps of its script.
 
-    A number is a pause in seconds, a text a piece, an exception's message an error in the stream,
-    a status a failed call.
+    A number is a pause in seconds, a text is a piece, an exception is an error message in the
+    stream, and a status is a failed call.
     """
 
     def __init__(self, *script: list[float | str | Exception | grpc.StatusCode]) -> None:
         self.script = list(script)
-        self.calls = self.most = self._running = 0
-        """Calls so far, and how many ran at once."""
+        self.calls = self.max_running = self._running = 0
         self._lock = threading.Lock()
-        self.seen: list[dict[str, str]] = []
+        self.metadata: list[dict[str, str]] = []
 
     def ModelStreamInfer(self, requests: Any, context: Any) -> Iterator[Any]:  # noqa: N802
         request = next(requests)
-        if any(one.name == "stop" for one in request.inputs):
+        if any(tensor.name == "stop" for tensor in request.inputs):
             return
         with self._lock:
             self.calls += 1
             self._running += 1
-            self.most = max(self.most, self._running)
+            self.max_running = max(self.max_running, self._running)
             steps = self.script[min(self.calls, len(self.script)) - 1]
-        self.seen.append({key: str(value) for key, value in context.invocation_metadata()})
+        self.metadata.append({key: str(value) for key, value in context.invocation_metadata()})
         for step in steps:
             if isinstance(step, float):
                 time.sleep(step)

@@ -1,4 +1,4 @@
-"""The async client gives what the waiting one gives."""
+"""The async client gives the same results as the blocking one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from nemotron_client import (
 from nemotron_core.metrics import RUNNING_METRIC
 from nemotron_core.text import Tokenizer
 from nemotron_serve.server import TritonServer
-from tests.client.both import ENDLESS, GO, ONCE, WAIT, both, both_fail
+from tests.client.clients import ENDLESS, GO, ONCE, WAIT, complete_with_each, fail_with_each
 from tests.client.scripted import Scripted, Serving
 from tests.serve.wire import metric
 from tests.tiny_nemotron.answers import ExactAnswer
@@ -39,35 +39,35 @@ def url(server: TritonServer) -> str:
 
 
 def test_both_have_the_same_interface() -> None:
-    def public(kind: type) -> dict[str, list[str]]:
+    def public(client: type) -> dict[str, list[str]]:
         return {
             name: [f"{p.name}: {p.annotation} = {p.default}" for p in parameters]
-            for name, function in inspect.getmembers(kind, inspect.isfunction)
+            for name, function in inspect.getmembers(client, inspect.isfunction)
             if not name.startswith("_") or name == "__init__"
             for parameters in [inspect.signature(function).parameters.values()]
         }
 
-    waiting, awaiting = public(Client), public(AsyncClient)
-    awaiting["close"] = awaiting.pop("aclose")
-    assert awaiting == waiting
-    assert {"chat", "complete", "stream_chat", "stream_complete", "generate"} < set(waiting)
+    blocking, asynchronous = public(Client), public(AsyncClient)
+    asynchronous["close"] = asynchronous.pop("aclose")
+    assert asynchronous == blocking
+    assert {"chat", "complete", "stream_chat", "stream_complete", "generate"} < set(blocking)
 
 
 def test_the_same_answers(url: str, answers: list[ExactAnswer]) -> None:
-    async def ask(one: ExactAnswer) -> None:
-        messages = [message.as_dict() for message in one.question.messages]
+    async def ask(exact: ExactAnswer) -> None:
+        messages = [message.as_dict() for message in exact.question.messages]
         whole = await client.chat(messages)
         pieces = [piece async for piece in client.stream_chat(messages)]
-        assert "".join(piece.text for piece in pieces) == whole.text == one.question.answer
-        assert [i for piece in pieces for i in piece.token_ids] == one.token_ids
-        assert list(whole.token_ids) == one.token_ids
+        assert "".join(piece.text for piece in pieces) == whole.text == exact.question.answer
+        assert [i for piece in pieces for i in piece.token_ids] == exact.token_ids
+        assert list(whole.token_ids) == exact.token_ids
         assert whole.finish_reason == pieces[-1].finish_reason == "stop"
 
     async def ask_all() -> None:
         nonlocal client
         async with AsyncClient(url) as client:
             assert await client.is_ready()
-            await asyncio.gather(*(ask(one) for one in answers[::20]))
+            await asyncio.gather(*(ask(exact) for exact in answers[::20]))
 
     client: AsyncClient
     asyncio.run(ask_all())
@@ -76,16 +76,17 @@ def test_the_same_answers(url: str, answers: list[ExactAnswer]) -> None:
 def test_a_prompt_as_tokens(url: str, tokenizer: Tokenizer) -> None:
     text = "<extra_id_0>System\n\n<extra_id_1>User\nWho are you?\n<extra_id_1>Assistant\n"
     generation = Generation(max_tokens=30)
-    assert both(url, tokenizer.encode(text), generation) == both(url, text, generation)
-    both_fail_prompt = [5, 10**6]
+    piece = complete_with_each(url, text, generation)
+    assert complete_with_each(url, tokenizer.encode(text), generation) == piece
+    invalid_prompt = [5, 10**6]
     with Client(url) as client, pytest.raises(RequestRefused, match="1000000 is outside"):
-        client.complete(both_fail_prompt, generation)
+        client.complete(invalid_prompt, generation)
 
 
 @pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls"])
 def test_what_can_be_asked_for_beside_the_text(url: str, model: str) -> None:
     generation = Generation(max_tokens=12, return_log_probs=True)
-    piece = both(url, GO, generation, model=model)
+    piece = complete_with_each(url, GO, generation, model=model)
     assert len(piece.log_probs) == len(piece.token_ids) == piece.num_output_tokens
     assert piece.cum_log_prob == pytest.approx(math.fsum(piece.log_probs), abs=1e-3)
     assert piece.times is None
@@ -120,8 +121,8 @@ def test_several_answers(url: str) -> None:
 
 def test_a_lane_says_what_it_cannot_do(url: str) -> None:
     guide = {"guided_decoding_guide_type": "json", "guided_decoding_guide": "{}"}
-    both_fail(url, RequestRefused, "guided_decoding_guide", Generation(max_tokens=5, **guide))
-    both_fail(url, RequestRefused, "bad_words", Generation(max_tokens=5, bad_words=["no"]))
+    fail_with_each(url, RequestRefused, "guided_decoding_guide", Generation(max_tokens=5, **guide))
+    fail_with_each(url, RequestRefused, "bad_words", Generation(max_tokens=5, bad_words=["no"]))
 
 
 def test_leaving_an_answer_frees_the_engine(url: str, server: TritonServer) -> None:
@@ -145,8 +146,8 @@ def test_a_cancelled_task_frees_the_engine(url: str, server: TritonServer) -> No
                 await asyncio.sleep(0.02)
             for task in tasks:
                 task.cancel()
-            done = await asyncio.gather(*tasks, return_exceptions=True)
-            assert all(isinstance(one, asyncio.CancelledError) for one in done)
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            assert all(isinstance(result, asyncio.CancelledError) for result in results)
 
     asyncio.run(asyncio.wait_for(cancel(), WAIT))
     until(lambda: metric(server, RUNNING_METRIC) == 0)
@@ -168,7 +169,7 @@ def test_closing_the_client_ends_its_requests(url: str, server: TritonServer) ->
 
 
 def test_one_deadline_for_the_whole(url: str) -> None:
-    both_fail(url, RequestTimeout, ".", timeouts=Timeouts(total=0.2))
+    fail_with_each(url, RequestTimeout, ".", timeouts=Timeouts(total=0.2))
 
 
 def test_tls_and_a_key(tmp_path: Path) -> None:
@@ -180,7 +181,9 @@ def test_tls_and_a_key(tmp_path: Path) -> None:
     credentials = grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])
     standin = Scripted(["yes"])
     with Serving(standin, credentials) as url:
-        assert both(url, "Hello", tls=Tls(ca=certificate), api_key="secret").text == "yes"
-        assert [seen["authorization"] for seen in standin.seen] == ["Bearer secret"] * 2
-        both_fail(url, ConnectionFailed, "no answer", tls=Tls(), retries=ONCE)
-        both_fail(url, ConnectionFailed, "no answer", retries=ONCE)
+        piece = complete_with_each(url, "Hello", tls=Tls(ca=certificate), api_key="secret")
+        assert piece.text == "yes"
+        keys = [metadata["authorization"] for metadata in standin.metadata]
+        assert keys == ["Bearer secret"] * 2
+        fail_with_each(url, ConnectionFailed, "no answer", tls=Tls(), retries=ONCE)
+        fail_with_each(url, ConnectionFailed, "no answer", retries=ONCE)

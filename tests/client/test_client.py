@@ -57,15 +57,15 @@ def test_the_public_names() -> None:
 def test_streamed_and_whole_are_the_same_answer(url: str, answers: list[ExactAnswer]) -> None:
     with Client(url) as client:
         assert client.is_ready()
-        for one in answers[::60]:
-            messages = [message.as_dict() for message in one.question.messages]
+        for exact in answers[::60]:
+            messages = [message.as_dict() for message in exact.question.messages]
             whole = client.chat(messages)
             pieces = list(client.stream_chat(messages))
-            assert "".join(piece.text for piece in pieces) == whole.text == one.question.answer
-            assert [i for piece in pieces for i in piece.token_ids] == one.token_ids
-            assert list(whole.token_ids) == one.token_ids
+            assert "".join(piece.text for piece in pieces) == whole.text == exact.question.answer
+            assert [i for piece in pieces for i in piece.token_ids] == exact.token_ids
+            assert list(whole.token_ids) == exact.token_ids
             assert pieces[-1].finish_reason == whole.finish_reason == "stop"
-            assert pieces[-1].num_output_tokens == whole.num_output_tokens == len(one.token_ids)
+            assert pieces[-1].num_output_tokens == whole.num_output_tokens == len(exact.token_ids)
 
 
 def test_every_setting_reaches_the_engine(url: str) -> None:
@@ -133,35 +133,37 @@ def chat(url: str, *arguments: str, lines: str = "") -> subprocess.CompletedProc
 
 
 def test_chat_answers_one_question(url: str, answers: list[ExactAnswer]) -> None:
-    one = next(one for one in answers if len(one.question.messages) == 1)
-    done = chat(url, one.question.messages[0].content)
+    exact = next(exact for exact in answers if len(exact.question.messages) == 1)
+    done = chat(url, exact.question.messages[0].content)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == one.question.answer + "\n"
+    assert done.stdout == exact.question.answer + "\n"
 
 
 def test_chat_remembers_the_turns_before(url: str, answers: list[ExactAnswer]) -> None:
-    one = next(
-        one
-        for one in answers
-        if [m.role for m in one.question.messages] == ["user", "assistant", "user"]
-        and not any("\n" in m.content for m in one.question.messages)
+    exact = next(
+        exact
+        for exact in answers
+        if [m.role for m in exact.question.messages] == ["user", "assistant", "user"]
+        and not any("\n" in m.content for m in exact.question.messages)
     )
-    first, second = (m.content for m in one.question.messages if m.role == "user")
+    first, second = (m.content for m in exact.question.messages if m.role == "user")
     done = chat(url, lines=f"{first}\n{second}\n/new\n{first}\n/exit\nnever asked\n")
     assert done.stdout.splitlines() == [
-        one.question.messages[1].content,
-        *one.question.answer.splitlines(),
-        one.question.messages[1].content,
+        exact.question.messages[1].content,
+        *exact.question.answer.splitlines(),
+        exact.question.messages[1].content,
     ]
     assert done.returncode == 0
 
 
 def test_chat_with_a_system_message(url: str, answers: list[ExactAnswer]) -> None:
-    one = next(
-        one for one in answers if [m.role for m in one.question.messages] == ["system", "user"]
+    exact = next(
+        exact
+        for exact in answers
+        if [m.role for m in exact.question.messages] == ["system", "user"]
     )
-    system, question = (m.content for m in one.question.messages)
-    assert chat(url, question, "--system", system).stdout == one.question.answer + "\n"
+    system, question = (m.content for m in exact.question.messages)
+    assert chat(url, question, "--system", system).stdout == exact.question.answer + "\n"
 
 
 def test_chat_without_a_server_says_so() -> None:

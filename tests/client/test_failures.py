@@ -25,7 +25,7 @@ from nemotron_client import (
     ServerOverloaded,
     Timeouts,
 )
-from tests.client.both import ONCE, both_fail
+from tests.client.clients import ONCE, fail_with_each
 from tests.client.scripted import Scripted, Serving
 
 FULL = RuntimeError("server overloaded: 448 requests wait already")
@@ -47,7 +47,7 @@ def test_the_classic_ensemble_says_less() -> None:
 )
 def test_a_timeout_for_each_wait(script: list[Any], timeouts: Timeouts, message: str) -> None:
     with Serving(Scripted(script)) as url:
-        both_fail(url, RequestTimeout, message, timeouts=timeouts)
+        fail_with_each(url, RequestTimeout, message, timeouts=timeouts)
 
 
 def test_the_clock_stands_while_the_caller_is_slow() -> None:
@@ -61,10 +61,11 @@ def test_the_clock_stands_while_the_caller_is_slow() -> None:
 
 
 def test_no_connection_in_time() -> None:
-    with closing(socket.create_server(("127.0.0.1", 0))) as mute:  # takes, and never speaks
-        url = f"127.0.0.1:{mute.getsockname()[1]}"
+    # The listener accepts connections and never answers.
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        url = f"127.0.0.1:{listener.getsockname()[1]}"
         options = {"timeouts": Timeouts(connect=0.3), "retries": ONCE}
-        both_fail(url, ConnectionFailed, f"no answer from {url}", **options)
+        fail_with_each(url, ConnectionFailed, f"no answer from {url}", **options)
 
 
 @pytest.mark.parametrize("failure", [FULL, grpc.StatusCode.UNAVAILABLE])
@@ -85,7 +86,7 @@ def test_what_may_work_later_is_tried_again(failure: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "kind", "calls"),
+    ("script", "error", "calls"),
     [
         ([FULL], ServerOverloaded, 3),
         ([RuntimeError("request refused: no")], RequestRefused, 1),
@@ -95,10 +96,10 @@ def test_what_may_work_later_is_tried_again(failure: Any) -> None:
         (["half", grpc.StatusCode.UNAVAILABLE], ConnectionFailed, 1),
     ],
 )
-def test_what_may_not_help_is_not(script: list[Any], kind: type[Exception], calls: int) -> None:
+def test_what_may_not_help_is_not(script: list[Any], error: type[Exception], calls: int) -> None:
     standin = Scripted(script)
     with Serving(standin) as url, Client(url, retries=QUICK) as client:
-        with pytest.raises(kind):
+        with pytest.raises(error):
             list(client.stream_complete("Hello"))
         assert standin.calls == calls
 
@@ -125,4 +126,4 @@ def test_a_limit_on_requests_at_once() -> None:
         with Client(url, limits=limits) as client, ThreadPoolExecutor(8) as pool:
             list(pool.map(client.complete, ["Hello"] * 8))
     assert standin.calls == 16
-    assert standin.most == 2
+    assert standin.max_running == 2
