@@ -1,4 +1,4 @@
-"""Reading a TensorRT-LLM checkpoint back, unsharded: what the CPU lane is built from."""
+"""Reader of our TensorRT-LLM checkpoints that undoes the split; the CPU lane is built from it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from nemotron_convert.shards import Block, Parallel
+from nemotron_convert.target.json_files import parse_json
 from nemotron_convert.target.layout import Precision, ScaleKind, rank_name, trtllm_scale_name
 from nemotron_convert.target.manifest import Manifest, read_manifest, require_unchanged
 from nemotron_convert.target.tensor_file import StoredTensor, TensorSpec, read_header
@@ -23,20 +23,25 @@ from nemotron_core.errors import NemotronError
 from nemotron_core.model_config import TOKENIZER_NAME
 
 DTYPES = {"BF16": ml_dtypes.bfloat16, "F8_E4M3": ml_dtypes.float8_e4m3fn, "F32": np.float32}
+"""NumPy types of the dtypes as safetensors spells them."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint folder; `tensor` undoes TP and PP."""
+    """A checkpoint folder, whose tensors can be read as they are on a rank or unsharded."""
 
     folder: Path
     config: TrtLlmConfig
     manifest: Manifest
     ranks: tuple[Mapping[str, StoredTensor], ...]
+    """The tensors in each rank's file, by name."""
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:
-        """Check config, manifest and every rank file's header; NemotronError says what is wrong."""
+        """Open a checkpoint and check its config, its manifest and the headers of all rank files.
+
+        Raises `NemotronError` if a file is missing or not valid, or a tensor has a wrong shape.
+        """
         manifest = read_manifest(folder)
         if manifest.format != "trtllm":
             raise NemotronError(
@@ -46,13 +51,9 @@ class Checkpoint:
             )
         path = folder / CONFIG_NAME
         try:
-            config = TrtLlmConfig.model_validate_json(path.read_bytes())
+            config = parse_json(TrtLlmConfig, path.read_bytes(), path)
         except OSError as error:
             raise NemotronError(f"cannot read: {error.strerror}", where=path) from error
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(map(str, first["loc"])) or "file"
-            raise NemotronError(f"{key}: {first['msg']}", where=path) from error
         if (config.mapping.tp_size, config.mapping.pp_size) != (manifest.tp, manifest.pp):
             raise NemotronError("config.json and manifest.json name different splits", where=folder)
         world = config.mapping.world_size
@@ -67,32 +68,33 @@ class Checkpoint:
 
     @property
     def hash(self) -> str:
-        """SHA-256 (hex) of the content, as the manifest states it."""
+        """SHA-256 (hex) of the content, computed from the manifest's hashes."""
         return self.manifest.content_hash
 
     @property
     def precision(self) -> Precision:
-        """What of it is FP8."""
+        """The parts of the model that are FP8."""
         return self.config.precision
 
     def scale(self, name: str, kind: ScaleKind) -> float:
-        """A scale of the linear layer whose weight has this name; the same on every rank.
+        """Return a scale of the linear layer whose weight is `name`; it is the same on every rank.
 
-        KeyError if the checkpoint has no such scale.
+        Raises `KeyError` if the checkpoint has no such scale.
         """
         merge = self._merges[name]
         rank = merge.stage * self.config.mapping.tp_size
         return float(self.read(rank, trtllm_scale_name(merge.name, kind))[0])
 
     def check_hashes(self) -> None:
-        """Read every file and compare with the manifest; NemotronError names the changed ones."""
+        """Read every file. Raises `NemotronError` that names those that have changed."""
         require_unchanged(self.folder, self.manifest)
 
     def tensor(self, name: str) -> NDArray[Any]:
-        """The whole tensor as it would be at TP=1, PP=1; `name` counts layers over the model.
+        """Return a tensor as it is at TP = 1, PP = 1; `name` counts layers over the whole model.
 
-        bfloat16 or float8_e4m3fn (ml_dtypes). `attention.qkv.weight` is [all q; all k; all v];
-        norm weights hold gamma + 1. KeyError if the model has no such tensor.
+        The dtype is bfloat16 or float8_e4m3fn (of ml_dtypes). The rows of `attention.qkv.weight`
+        are all queries, then all keys, then all values. Norm weights are gamma. Raises `KeyError`
+        if the model has no such tensor.
         """
         merge = self._merges[name]
         if len(merge.whole.rank_shape) == 1:
@@ -110,16 +112,18 @@ class Checkpoint:
     @cached_property
     def _merges(self) -> dict[str, _Merge]:
         model = self.config.model_shape()
-        split = Parallel(self.config.mapping.tp_size, self.config.mapping.pp_size)
-        found = {}
+        parallel = Parallel(self.config.mapping.tp_size, self.config.mapping.pp_size)
+        merges = {}
         for rule in TENSOR_MAP:
-            here = rule_shape(rule, model, self.config.vocab_size, split.tp)
+            split_shape = rule_shape(rule, model, self.config.vocab_size, parallel.tp)
             whole = rule_shape(rule, model, self.config.vocab_size, 1)
-            for stage, layer, name in placements(rule, split, model.num_layers):
-                found[rule.target.format(layer=layer)] = _Merge(rule, stage, name, here, whole)
-        return found
+            for stage, layer, name in placements(rule, parallel, model.num_layers):
+                merge = _Merge(rule, stage, name, split_shape, whole)
+                merges[rule.target.format(layer=layer)] = merge
+        return merges
 
     def _check_tensors(self) -> None:
+        """Raise `NemotronError` if a tensor is missing or is not what the config implies."""
         tp = self.config.mapping.tp_size
         for merge in self._merges.values():
             expected = {merge.name: self.precision.spec(merge.rule.source, merge.split.rank_shape)}
@@ -140,7 +144,7 @@ class Checkpoint:
             )
 
     def read(self, rank: int, name: str) -> NDArray[Any]:
-        """A tensor of one rank's file as it is there, mapped into memory."""
+        """Return a tensor of one rank's file, mapped into memory."""
         stored = self.ranks[rank][name]
         return np.memmap(
             self.folder / rank_name(rank),
@@ -153,25 +157,31 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class _Merge:
-    """An unsharded tensor: its stage and name there, its shares, and itself as one rank's."""
+    """How an unsharded tensor is put together from the ranks of its stage."""
 
     rule: TensorRule
     stage: int
     name: str
+    """Name of the tensor in the files of the stage's ranks."""
     split: RuleShape
+    """The rule at the checkpoint's TP."""
     whole: RuleShape
+    """The rule at TP = 1."""
 
 
 def _copy_overlap(part: NDArray[Any], block: Block, whole: NDArray[Any], target: Block) -> None:
-    """Copy what a rank's block and a block of the whole have in common of the source."""
+    """Copy the elements of the source that are in a rank's `block` and in `target`.
+
+    `part` is the rank's tensor, `whole` the unsharded one, and `target` a block of the latter.
+    """
     top, bottom = max(block.row, target.row), min(block.row + block.rows, target.row + target.rows)
     left = max(block.column, target.column)
     right = min(block.column + block.columns, target.column + target.columns)
     if top >= bottom or left >= right:
         return
-    from_row, from_column = block.rank_row + top - block.row, left - block.column
-    to_row, to_column = target.rank_row + top - target.row, left - target.column
+    part_row, part_column = block.rank_row + top - block.row, left - block.column
+    whole_row, whole_column = target.rank_row + top - target.row, left - target.column
     rows, columns = bottom - top, right - left
-    whole[to_row : to_row + rows, to_column : to_column + columns] = part[
-        from_row : from_row + rows, from_column : from_column + columns
+    whole[whole_row : whole_row + rows, whole_column : whole_column + columns] = part[
+        part_row : part_row + rows, part_column : part_column + columns
     ]

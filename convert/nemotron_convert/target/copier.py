@@ -1,10 +1,10 @@
-"""The loop that moves a source's tensors into a layout's files, piece by piece."""
+"""The loop that copies a source's tensors into a layout's files, piece by piece."""
 
 from __future__ import annotations
 
 import math
 import threading
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -25,28 +25,30 @@ from nemotron_convert.tensor_map import LAYERS, LINEARS, TENSOR_MAP
 from nemotron_core.errors import NemotronError
 
 PIECE_BYTES = 64 << 20
-"""What a thread takes on at a time."""
+"""Size in bytes of a piece, the unit of work of a thread."""
 EXPONENT = 0x7F80
-"""BF16's exponent bits, all set in NaN and Inf."""
+"""BF16's exponent bits, which are all set in NaN and Inf."""
 
 GAMMAS = frozenset(rule.source for rule in TENSOR_MAP if rule.is_gamma)
+"""Source tensors that are norm weights."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Some rows of a chunk and the tensors that they are part of."""
+    """Some rows of a chunk, and the output tensors that contain elements of them."""
 
     name: str
-    """Of the source tensor, as the tensor map has it."""
+    """Name of the source tensor in the tensor map."""
     array: StoredArray
     chunk: Chunk
     first: int
+    """First row, counted within the chunk."""
     rows: int
     targets: tuple[Target, ...]
 
 
 class Copier:
-    """All pieces of one process, and what has become of them."""
+    """Copies all pieces of one process and records what is finished."""
 
     def __init__(
         self,
@@ -58,12 +60,13 @@ class Copier:
         strict: bool,
         scales: Scales | None = None,
     ) -> None:
-        """`finished` tensors are left as they are; with `strict` NaN and Inf are refused.
+        """Prepare to copy everything but the tensors in `finished`.
 
-        With `scales`, which an FP8 layout needs, the linear layers' weights are quantized.
+        `strict` refuses NaN and Inf. With `scales`, which an FP8 layout needs, the linear layers'
+        weights are quantized.
         """
         self.nonfinite: set[str] = set()
-        """Source tensors, with their layers, that hold NaN or Inf."""
+        """Source tensors, with their layers, that contain NaN or Inf."""
         self._files = files
         self._strict = strict
         self._gamma_offset = layout.gamma_offset
@@ -73,26 +76,31 @@ class Copier:
         self._pieces = list(_pieces(source, layout, finished))
         if source.archive.sequential:
             self._pieces.sort(key=lambda p: (p.chunk.member.offset, p.chunk.offset, p.first))
-        self._left = Counter((t.file, t.name) for piece in self._pieces for t in piece.targets)
+        self._pieces_left = Counter(
+            (target.file, target.name) for piece in self._pieces for target in piece.targets
+        )
         for name, file in files.items():
             for tensor in file.tensors:
-                if (name, tensor) not in self._left:  # finished before, or nothing but padding
+                if (name, tensor) not in self._pieces_left:  # finished before, or only padding
                     file.finish(tensor)
         self._threads = 1 if source.archive.sequential else None
         self._stopped = False
-        self._counting = threading.Lock()
+        self._counter_lock = threading.Lock()
 
     @property
     def nbytes(self) -> int:
-        """What is to be read."""
+        """Number of bytes to read from the source."""
         return sum(piece.rows * piece.chunk.columns * BF16_BYTES for piece in self._pieces)
 
     def run(self, jobs: int, journal: Journal, report: Callable[[int], None]) -> None:
-        """Copy every piece; the first error, or Ctrl-C, ends the rest between two bands."""
+        """Copy every piece with `jobs` threads and report the number of bytes after each band.
+
+        The first error, or Ctrl-C, stops the other threads before their next band.
+        """
         pool = ThreadPoolExecutor(self._threads or jobs)
 
         def copy(piece: Piece) -> None:
-            rows = _rows(piece.chunk, BAND_BYTES)
+            rows = _whole_pages(piece.chunk, BAND_BYTES)
             for first in range(piece.first, piece.first + piece.rows, rows):
                 if self._stopped:
                     return
@@ -105,13 +113,14 @@ class Copier:
             futures = [pool.submit(copy, piece) for piece in self._pieces]
             for future in wait(futures, return_when=FIRST_EXCEPTION).done:
                 future.result()
-            for done in [pool.submit(self._hash_some) for _ in range(jobs)]:
-                done.result()
+            for future in [pool.submit(self._hash_some) for _ in range(jobs)]:
+                future.result()
         finally:
             self._stopped = True
             pool.shutdown(cancel_futures=True)
 
     def _copy_band(self, piece: Piece, first: int, rows: int) -> None:
+        """Copy `rows` rows of the piece's chunk, from row `first` of the chunk on."""
         chunk = piece.chunk
         band = piece.array.read(chunk, first, rows)
         if (band & 0x7FFF).max() >= EXPONENT:
@@ -134,12 +143,13 @@ class Copier:
                 self._files[target.file].write(target.name, row, column, part)
 
     def _count_down(self, piece: Piece, journal: Journal) -> None:
+        """Finish the tensors of which this piece was the last one."""
         for target in piece.targets:
             key = (target.file, target.name)
-            with self._counting:
-                self._left[key] -= 1
-                whole = not self._left[key]
-            if whole:
+            with self._counter_lock:
+                self._pieces_left[key] -= 1
+                is_finished = not self._pieces_left[key]
+            if is_finished:
                 self._files[target.file].finish(target.name)
                 journal.add(*key)
         self._hash_some()
@@ -175,36 +185,34 @@ def _write_scales(layout: Layout, files: Mapping[str, TensorFile], scales: Scale
 
 
 def _pieces(source: Source, layout: Layout, finished: Finished) -> Iterator[Piece]:
-    chunks: defaultdict[tuple[str, int], list[Chunk]] = defaultdict(list)
-    for name, array in source.tensors.items():
-        for chunk in array.chunks:
-            chunks[name, chunk.layer].append(chunk)
+    """Yield the pieces that have elements of tensors that are not finished."""
     for (name, layer), targets in layout.targets.items():
-        wanted = [target for target in targets if (target.file, target.name) not in finished]
-        if not wanted:
+        unfinished = [target for target in targets if (target.file, target.name) not in finished]
+        if not unfinished:
             continue
         array = source.tensors[name]
-        for chunk in chunks[name, layer]:
-            rows = _rows(chunk, PIECE_BYTES)
+        for chunk in array.layer_chunks(layer):
+            rows = _whole_pages(chunk, PIECE_BYTES)
             for first in range(0, chunk.rows, rows):
                 count = min(rows, chunk.rows - first)
-                touched = tuple(
+                overlapping = tuple(
                     target
-                    for target in wanted
+                    for target in unfinished
                     if any(_overlap(chunk, first, count, block) for block in target.blocks)
                 )
-                if touched:
-                    yield Piece(name, array, chunk, first, count, touched)
+                if overlapping:
+                    yield Piece(name, array, chunk, first, count, overlapping)
 
 
-def _rows(chunk: Chunk, limit: int) -> int:
-    """How many of a chunk's rows are about `limit` bytes, and whole pages if that is possible."""
+def _whole_pages(chunk: Chunk, limit: int) -> int:
+    """Return how many rows of a chunk make about `limit` bytes, in whole pages if possible."""
     rows = max(1, limit // chunk.pitch)
     step = PAGE // math.gcd(PAGE, chunk.pitch)
     return rows // step * step or rows
 
 
 def _overlap(chunk: Chunk, first: int, rows: int, block: Block) -> bool:
+    """Return whether `rows` rows of a chunk, from its row `first` on, have elements of a block."""
     top = chunk.row + first
     return (
         top < block.row + block.rows
@@ -215,7 +223,7 @@ def _overlap(chunk: Chunk, first: int, rows: int, block: Block) -> bool:
 
 
 def add_gamma(gamma: NDArray[np.uint16], offset: int) -> NDArray[np.uint16]:
-    """A norm weight and `offset`, added in float32 and rounded to BF16 as ModelOpt does."""
+    """Return a norm weight + `offset`, added in F32 and rounded to BF16 as in ModelOpt."""
     values = gamma.view(ml_dtypes.bfloat16).astype(np.float32) + np.float32(offset)
     rounded: NDArray[np.uint16] = values.astype(ml_dtypes.bfloat16).view(np.uint16)
     return rounded

@@ -1,10 +1,11 @@
-"""Per-tensor FP8: E4M3 values and one F32 scale for each matrix, as ModelOpt makes them.
+"""Per-tensor FP8 quantization as in ModelOpt: E4M3 values and one F32 scale for each matrix.
 
-    scale = amax / 448        in F32; 448 is E4M3's largest number
-    value = E4M3(weight / scale)  in F32, to the nearest, ties to even
+    scale = amax / 448            in F32; 448 is E4M3's largest number
+    value = E4M3(weight / scale)  divided in F32, rounded to nearest, ties to even
 
-BF16 has 65,536 values, so at a known scale a weight is quantized by looking it up, and since the
-bits of positive BF16 numbers are in the numbers' order, amax is a maximum of integers.
+BF16 has 65,536 values, so at a known scale a weight is quantized by looking it up in a table. The
+bits of positive BF16 numbers, taken as integers, are in the order of the numbers, so amax is a
+maximum of integers.
 """
 
 from __future__ import annotations
@@ -19,33 +20,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 E4M3_MAX = 448.0
+"""The largest E4M3 number."""
 MAGNITUDE = 0x7FFF
-"""BF16 without its sign."""
+"""Mask of a BF16 word without its sign."""
 BLOCK = 1 << 16
-"""Words looked up at a time: their indexes stay in the CPU's cache."""
+"""Number of words looked up at a time, so that their indexes stay in the CPU's cache."""
 TABLES = 8
-"""Kept at a time; threads work on neighbouring tensors."""
+"""Number of tables that are kept. Threads work on neighbouring tensors, so few are in use."""
 
 
 def amax_bits(words: NDArray[np.uint16]) -> int:
-    """The BF16 bits of the largest magnitude in `words`."""
+    """Return the BF16 bits of the largest magnitude in `words`; those of zero if it is empty."""
     return int((words & MAGNITUDE).max(initial=0))
 
 
 def bf16_from_bits(bits: int) -> float:
-    """The number that these BF16 bits are."""
+    """Return the number with these BF16 bits."""
     return float(np.array(bits, np.uint16).view(ml_dtypes.bfloat16))
 
 
 def scale_of(amax: float) -> np.float32:
-    """Amax / 448 in F32; 1 for a tensor of zeros, which any scale keeps."""
+    """Return amax / 448 in F32, or 1 for a tensor of zeros, which every scale fits."""
     return np.float32(amax) / np.float32(E4M3_MAX) if amax else np.float32(1)
 
 
 def e4m3_table(scale: np.float32) -> NDArray[np.uint8]:
-    """E4M3 bits [65536] of every BF16 number by its bits, at this scale.
+    """Return the E4M3 bits of BF16 number / scale for all 65,536 BF16 numbers, by their bits.
 
-    Beyond ±448 the largest number is taken; NaN stays NaN.
+    Quotients beyond ±448 become ±448, and NaN stays NaN.
     """
     numbers = np.arange(1 << 16, dtype=np.uint16).view(ml_dtypes.bfloat16).astype(np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -55,18 +57,18 @@ def e4m3_table(scale: np.float32) -> NDArray[np.uint8]:
 
 
 def look_up(table: NDArray[np.uint8], words: NDArray[np.uint16]) -> NDArray[np.uint8]:
-    """The table's entry for each word, in the words' shape."""
+    """Return the table's entry for each word, in the shape of `words`."""
     flat = np.ascontiguousarray(words).reshape(-1)
-    found = np.empty(flat.size, np.uint8)
+    entries = np.empty(flat.size, np.uint8)
     for start in range(0, flat.size, BLOCK):
         part = slice(start, start + BLOCK)
-        np.take(table, flat[part], out=found[part], mode="wrap")  # no index is out of its range
-    return found.reshape(words.shape)
+        np.take(table, flat[part], out=entries[part], mode="wrap")  # every index is in range
+    return entries.reshape(words.shape)
 
 
 @dataclass(frozen=True)
 class LinearScale:
-    """F32 scales of a linear layer's weight and of its input: value = stored × scale."""
+    """F32 scales of a linear layer's weight and of its input; number = E4M3 value × scale."""
 
     weight: np.float32
     input: np.float32
@@ -77,13 +79,13 @@ class Scales:
     """All scales of a model."""
 
     linears: Mapping[tuple[str, int], LinearScale]
-    """By source tensor and layer."""
+    """Scales of the linear layers, by source tensor and layer."""
     kv_cache: Mapping[int, np.float32]
-    """By layer; empty unless the KV cache is FP8."""
+    """Scales of the KV cache, by layer; empty unless the KV cache is FP8."""
 
 
 class Quantizer:
-    """Weights of a model to E4M3; from any thread."""
+    """Quantizes the weights of a model to E4M3. Can be used from any thread."""
 
     def __init__(self, scales: Scales) -> None:
         self._scales = scales
@@ -91,7 +93,7 @@ class Quantizer:
         self._lock = threading.Lock()
 
     def quantize(self, name: str, layer: int, words: NDArray[np.uint16]) -> NDArray[np.uint8]:
-        """BF16 words of a source tensor's layer as E4M3 bits, in the same shape."""
+        """Return BF16 words of a source tensor's layer as E4M3 bits, in the same shape."""
         key = (name, layer)
         with self._lock:
             if key not in self._tables:

@@ -1,15 +1,16 @@
-"""`config.json`, `generation_config.json` and `hf_quant_config.json` of the Hugging Face format."""
+"""The configuration files of the Hugging Face format."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from nemotron_convert.target.json_files import write_json
 from nemotron_convert.target.layout import Dtype, Precision
 from nemotron_core.model_config import ModelConfig
 from nemotron_core.text.sentencepiece_model import SentencePieceModel
 
 END_OF_TURN = "<extra_id_1>"
+"""The control piece that begins a turn, and so ends the answer before it."""
 
 
 def write_hf_configs(
@@ -19,25 +20,25 @@ def write_hf_configs(
     tokenizer: SentencePieceModel,
     precision: Precision,
 ) -> None:
-    """Write both files, and `hf_quant_config.json` for FP8."""
+    """Write `config.json`, `generation_config.json` and, for FP8, `hf_quant_config.json`."""
     ids = {piece.text: i for i, piece in enumerate(tokenizer.pieces)}
     special = {
         "bos_token_id": ids.get("<s>"),
         "eos_token_id": ids.get("</s>"),
         "pad_token_id": ids.get("<pad>"),
     }
-    ends = [ids[text] for text in (END_OF_TURN, "</s>") if text in ids]
-    _write(folder / "config.json", hf_config(config, vocab_size) | special)
-    _write(folder / "generation_config.json", special | {"eos_token_id": ends})
+    end_ids = [ids[text] for text in (END_OF_TURN, "</s>") if text in ids]
+    write_json(folder / "config.json", hf_config(config, vocab_size) | special)
+    write_json(folder / "generation_config.json", special | {"eos_token_id": end_ids})
     if precision.weights is Dtype.FP8:
-        _write(folder / "hf_quant_config.json", hf_quant_config(precision))
+        write_json(folder / "hf_quant_config.json", hf_quant_config(precision))
 
 
 def hf_config(config: ModelConfig, vocab_size: int) -> dict[str, object]:
-    """The keys of transformers' `NemotronConfig`.
+    """Return the keys of transformers' `NemotronConfig`.
 
-    The type of the weights is there under its old and its new name, for TensorRT-LLM and vLLM read
-    the old one.
+    The type of the weights has its new key `dtype` and its old key `torch_dtype`, because
+    TensorRT-LLM and vLLM read the old one.
     """
     return {
         "architectures": ["NemotronForCausalLM"],
@@ -65,7 +66,7 @@ def hf_config(config: ModelConfig, vocab_size: int) -> dict[str, object]:
 
 
 def hf_quant_config(precision: Precision) -> dict[str, object]:
-    """As ModelOpt writes it; vLLM reads no other producer's."""
+    """Return the entry that ModelOpt writes. vLLM accepts no other producer."""
     return {
         "producer": {"name": "modelopt", "version": "0.47.0"},
         "quantization": {
@@ -74,7 +75,3 @@ def hf_quant_config(precision: Precision) -> dict[str, object]:
             "exclude_modules": ["lm_head", "model.embed_tokens"],
         },
     }
-
-
-def _write(path: Path, content: dict[str, object]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,23 +1,24 @@
 """The SentencePiece tokenizer as files that `AutoTokenizer` loads, chat template included.
 
-Ids are SentencePiece's own. What differs lies in how all Hugging Face tokenizers work: control
-pieces are recognised wherever they stand in a text, so the chat template refuses a message that
-spells one, where `nemotron_core.text.Tokenizer` would take it for text. And where a model puts a
-space in front of every text, SentencePiece alone does so before a leading control piece.
+The token ids are SentencePiece's own. Two differences come from how all Hugging Face tokenizers
+work. They recognise a control piece anywhere in a text, so the chat template refuses a message that
+contains one, whereas `nemotron_core.text.Tokenizer` encodes it as plain text. And if a model puts a
+space in front of every text, only SentencePiece does so before a leading control piece.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from nemotron_convert.target.json_files import write_json
 from nemotron_core.errors import NemotronError
 from nemotron_core.text.prompt import CONTROL_PREFIX
 from nemotron_core.text.sentencepiece_model import Algorithm, PieceType, SentencePieceModel
 
 SPACE = "▁"
+"""The character by which SentencePiece replaces a space."""
 UNKNOWN, BOS, EOS, PAD = "<unk>", "<s>", "</s>", "<pad>"
 
 CHAT_TEMPLATE = (
@@ -44,7 +45,10 @@ CHAT_TEMPLATE = (
 
 
 def write_hf_tokenizer(folder: Path, model: bytes, max_positions: int) -> None:
-    """Write `tokenizer.json` and `tokenizer_config.json`; NemotronError if they cannot be."""
+    """Write `tokenizer.json` and `tokenizer_config.json` for a serialized SentencePiece model.
+
+    Raises `NemotronError` if the tokenizer has no Hugging Face form.
+    """
     parsed = SentencePieceModel.parse(model)
     hf_tokenizer(parsed).save(str(folder / "tokenizer.json"))
     texts = {piece.text for piece in parsed.pieces}
@@ -56,12 +60,11 @@ def write_hf_tokenizer(folder: Path, model: bytes, max_positions: int) -> None:
         "model_max_length": max_positions,
         "chat_template": CHAT_TEMPLATE,
     }
-    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+    write_json(folder / "tokenizer_config.json", config, ensure_ascii=False)
 
 
 def hf_tokenizer(model: SentencePieceModel) -> Tokenizer:
-    """The same tokenizer in Hugging Face's library."""
+    """Return the same tokenizer as an object of Hugging Face's library."""
     if not model.escape_whitespaces:
         raise NemotronError("the tokenizer does not escape spaces: no Hugging Face form is known")
     tokenizer = Tokenizer(_algorithm(model))
@@ -73,9 +76,9 @@ def hf_tokenizer(model: SentencePieceModel) -> Tokenizer:
         steps.append(decoders.Strip(" ", left=1, right=0))
     tokenizer.decoder = decoders.Sequence(steps)
     for piece in model.pieces:
-        control = piece.type is PieceType.CONTROL or piece.text.startswith(CONTROL_PREFIX)
-        token = AddedToken(piece.text, normalized=False, special=control)
-        if control or piece.type is PieceType.UNKNOWN:
+        is_control = piece.type is PieceType.CONTROL or piece.text.startswith(CONTROL_PREFIX)
+        token = AddedToken(piece.text, normalized=False, special=is_control)
+        if is_control or piece.type is PieceType.UNKNOWN:
             tokenizer.add_special_tokens([token])
         elif piece.type is PieceType.USER_DEFINED:
             tokenizer.add_tokens([token])
@@ -83,6 +86,7 @@ def hf_tokenizer(model: SentencePieceModel) -> Tokenizer:
 
 
 def _algorithm(model: SentencePieceModel) -> models.Model:
+    """Return the Unigram or BPE model with the pieces of `model`."""
     unknown = [i for i, piece in enumerate(model.pieces) if piece.type is PieceType.UNKNOWN]
     if model.algorithm is Algorithm.UNIGRAM:
         scored = [(piece.text, piece.score) for piece in model.pieces]
@@ -98,18 +102,23 @@ def _algorithm(model: SentencePieceModel) -> models.Model:
 
 
 def _merges(model: SentencePieceModel) -> list[tuple[str, str]]:
-    """SentencePiece joins the neighbours whose union scores best: each union is a merge."""
+    """Return BPE's merges, best first.
+
+    SentencePiece joins the two neighbours whose union has the best score, so each way to divide a
+    piece into two pieces is a merge with the rank of the piece's score.
+    """
     scores = {piece.text: piece.score for piece in model.pieces if piece.type is PieceType.NORMAL}
-    found = [
+    merges = [
         (-score, i, (text[:cut], text[cut:]))
         for i, (text, score) in enumerate(scores.items())
         for cut in range(1, len(text))
         if text[:cut] in scores and text[cut:] in scores
     ]
-    return [pair for _, _, pair in sorted(found)]
+    return [pair for _, _, pair in sorted(merges)]
 
 
 def _normalizer(model: SentencePieceModel) -> normalizers.Normalizer:
+    """Return SentencePiece's normalization: its character map and its handling of spaces."""
     steps: list[normalizers.Normalizer] = []
     if model.charsmap:
         steps.append(normalizers.Precompiled(model.charsmap))

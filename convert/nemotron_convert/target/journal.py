@@ -1,4 +1,4 @@
-"""What of a conversion is already on the disk, so that a later run can go on from there."""
+"""The journal of a conversion: what is already on disk, so that a later run can resume."""
 
 from __future__ import annotations
 
@@ -15,43 +15,46 @@ from nemotron_core.errors import NemotronError
 from nemotron_core.files import text_digest, write_atomically
 
 FOLDER = "journal"
-OF_CONVERSION = "conversion.json"
+"""Name of the folder for everything that a conversion needs to resume."""
+FINGERPRINT_NAME = "conversion.json"
 SYNC_SECONDS = 1.0
+"""Seconds between two times at which finished tensors are made durable."""
 
 Finished = frozenset[tuple[str, str]]
-"""(file, tensor) pairs."""
+"""The finished tensors as pairs (file name, tensor name)."""
 
 
 def source_digest(source: Source) -> str:
-    """SHA-256 (hex) of the source's files by name, size and time of change, and its configuration.
+    """Return the SHA-256 (hex) of the source's configuration and its files' metadata.
 
-    To read all of it would take as long as converting it.
+    The metadata are name, size, offset and modification time of each member. Hashing the content
+    would take as long as the conversion.
     """
     archive = source.archive
-    outer = archive.path if archive.path.is_file() else None
+    tar = archive.path if archive.path.is_file() else None
     lines = [repr(source.config), source.layout]
     for name, member in sorted(archive.members.items()):
-        changed = (outer or archive.path / name).stat().st_mtime_ns
-        lines.append(f"{name} {member.size} {member.offset} {changed}")
+        modified = (tar or archive.path / name).stat().st_mtime_ns
+        lines.append(f"{name} {member.size} {member.offset} {modified}")
     return text_digest("\n".join(lines))
 
 
 def fingerprint(source: Source, options: Mapping[str, object]) -> dict[str, object]:
-    """What a resumed run must have in common with the first: source and options."""
+    """Return what a resumed run must have in common with the first: source and options."""
     return {"source": source_digest(source), **options}
 
 
-def start(folder: Path, now: dict[str, object], *, resume: bool) -> Finished:
-    """Begin or take up a conversion in `folder`; what earlier runs have finished.
+def start(folder: Path, fingerprint: dict[str, object], *, resume: bool) -> Finished:
+    """Begin or resume a conversion in `folder` and return the tensors that earlier runs finished.
 
-    NemotronError if `folder` was begun from another source or with other options.
+    Raises `NemotronError` if `folder` was begun with another fingerprint.
     """
-    path = folder / FOLDER / OF_CONVERSION
+    path = folder / FOLDER / FINGERPRINT_NAME
     if not resume or not path.exists():
         path.parent.mkdir(exist_ok=True)
-        write_atomically(path, json.dumps(now))
+        write_atomically(path, json.dumps(fingerprint))
         return frozenset()
-    if changed := _differences(path, now):
+    if changed := _differences(path, fingerprint):
         raise NemotronError(
             f"it was begun with another {', '.join(changed)}",
             where=folder,
@@ -61,14 +64,14 @@ def start(folder: Path, now: dict[str, object], *, resume: bool) -> Finished:
 
 
 def finish(folder: Path) -> None:
-    """Once `folder` is whole: only what it was made from stays, for `require_same`."""
-    (folder / FOLDER / OF_CONVERSION).rename(folder / OF_CONVERSION)
+    """Remove the journal of a complete folder, except the fingerprint, for `require_same`."""
+    (folder / FOLDER / FINGERPRINT_NAME).rename(folder / FINGERPRINT_NAME)
     shutil.rmtree(folder / FOLDER)
 
 
-def require_same(folder: Path, now: dict[str, object]) -> None:
-    """NemotronError if the whole output in `folder` is of another source or of other options."""
-    if changed := _differences(folder / OF_CONVERSION, now):
+def require_same(folder: Path, fingerprint: dict[str, object]) -> None:
+    """Raise `NemotronError` if the complete output in `folder` has another fingerprint."""
+    if changed := _differences(folder / FINGERPRINT_NAME, fingerprint):
         raise NemotronError(
             f"it was made with another {', '.join(changed)}",
             where=folder,
@@ -76,25 +79,30 @@ def require_same(folder: Path, now: dict[str, object]) -> None:
         )
 
 
-def _differences(path: Path, now: dict[str, object]) -> list[str]:
+def _differences(path: Path, fingerprint: dict[str, object]) -> list[str]:
+    """Return the keys that differ in the fingerprint at `path`, all if it cannot be parsed."""
     try:
-        before = _loads(path.read_text(encoding="utf-8", errors="replace"))
+        stored = _parse(path.read_text(encoding="utf-8", errors="replace"))
     except FileNotFoundError:
-        before = None
-    return [key for key in now if not isinstance(before, dict) or before.get(key) != now[key]]
+        stored = None
+    if not isinstance(stored, dict):
+        return list(fingerprint)
+    return [key for key, value in fingerprint.items() if stored.get(key) != value]
 
 
 def _finished(folder: Path) -> Finished:
-    found = set()
+    """Return the tensors that the journals of all processes name."""
+    finished = set()
     for path in sorted(folder.glob("*.jsonl")):
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            entry = _loads(line)  # a kill may have torn the last line: that tensor is done again
+            entry = _parse(line)  # a kill can cut the last line: that tensor is then copied again
             if isinstance(entry, list) and len(entry) == 2:
-                found.add((str(entry[0]), str(entry[1])))
-    return frozenset(found)
+                finished.add((str(entry[0]), str(entry[1])))
+    return frozenset(finished)
 
 
-def _loads(text: str) -> object:
+def _parse(text: str) -> object:
+    """Return the JSON value, or `None` if the text is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -102,11 +110,11 @@ def _loads(text: str) -> object:
 
 
 class Journal:
-    """Writes down finished tensors, each only when the disk holds it.
+    """Records finished tensors of one process, each only after its bytes are durable.
 
-    A background thread makes the files durable about once per `SYNC_SECONDS`: after a kill, or a
-    machine that lost power, what the journal names is there, and at most the last seconds are not
-    named.
+    A background thread makes the files durable about once per `SYNC_SECONDS`. After a kill or a
+    power failure, every tensor that the journal names is complete, and at most the tensors of the
+    last seconds are not named.
     """
 
     def __init__(self, folder: Path, process: int, files: Mapping[str, TensorFile]) -> None:
@@ -116,21 +124,21 @@ class Journal:
         path = folder / FOLDER / f"{process}.jsonl"
         self._file = path.open("ab")
         if path.stat().st_size:
-            self._file.write(b"\n")  # ends a line that a kill has torn
+            self._file.write(b"\n")  # ends a line that a kill has cut
         self._ended = threading.Event()
         self._error: OSError | None = None
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
         self._thread.start()
 
     def add(self, file: str, tensor: str) -> None:
-        """Note a tensor whose bytes were all written; OSError if the disk has failed."""
+        """Add a tensor whose bytes were all written. Raises `OSError` if an earlier sync failed."""
         if self._error is not None:
             raise self._error
         with self._lock:
             self._pending.append((file, tensor))
 
     def close(self) -> None:
-        """Write down what is still to be; the files must be open."""
+        """Record the remaining tensors. The tensor files must still be open."""
         self._ended.set()
         self._thread.join()
         try:
@@ -147,6 +155,7 @@ class Journal:
                 return
 
     def _flush(self) -> None:
+        """Make the pending tensors durable, then the lines that name them."""
         with self._lock:
             pending, self._pending = self._pending, []
         if not pending:

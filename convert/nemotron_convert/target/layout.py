@@ -1,4 +1,4 @@
-"""Which files a conversion writes, and which part of each source tensor goes where in them."""
+"""The files that a conversion writes, and the place of each source tensor in them."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from nemotron_convert.tensor_map import (
 from nemotron_core.model_config import ModelConfig
 
 HF_SHARD_BYTES = 10_000_000_000
-"""A layer of Nemotron-4-340B has 7 GB; no tensor is divided."""
+"""Usual largest size of a file. No tensor is divided, and a layer of the 340B model has 7 GB."""
 
 
 class Format(str, Enum):
-    """What is written."""
+    """The format of the output."""
 
     TRTLLM = "trtllm"
     HF = "hf"
 
 
 class Dtype(str, Enum):
-    """Of the linear layers' weights, or of the KV cache; everything else is BF16."""
+    """The type of the linear layers' weights or of the KV cache; everything else is BF16."""
 
     BF16 = "bf16"
     FP8 = "fp8"
 
 
 class ScaleKind(Enum):
-    """What an F32 scale belongs to."""
+    """The tensor to which an F32 scale belongs."""
 
     WEIGHT = "weight"
     INPUT = "input"
@@ -49,19 +49,19 @@ class ScaleKind(Enum):
 
 @dataclass(frozen=True)
 class Precision:
-    """What is FP8."""
+    """The parts of the model that are FP8."""
 
     weights: Dtype = Dtype.BF16
-    """Of the linear layers, and then of their inputs, too."""
+    """Type of the linear layers' weights and, if it is FP8, of their inputs."""
     kv_cache: Dtype = Dtype.BF16
 
     def spec(self, source: str, shape: tuple[int, ...]) -> TensorSpec:
-        """A tensor made of `source`."""
+        """Return the spec of a tensor of this shape that is made from the tensor `source`."""
         quantized = self.weights is Dtype.FP8 and source in LINEARS
         return TensorSpec("F8_E4M3" if quantized else "BF16", shape)
 
     def scales(self, rule: TensorRule) -> Iterator[ScaleKind]:
-        """The scales that go with the tensor of a rule."""
+        """Yield the kinds of the scales that belong to the tensor of a rule."""
         if rule.source not in LINEARS:
             return
         if self.weights is Dtype.FP8:
@@ -76,7 +76,7 @@ BF16_ONLY = Precision()
 
 @dataclass(frozen=True)
 class Target:
-    """A tensor of an output file, and the blocks of the source's matrix that it is made of."""
+    """A tensor of an output file, and the blocks of the source matrix from which it is made."""
 
     file: str
     name: str
@@ -85,7 +85,7 @@ class Target:
 
 @dataclass(frozen=True)
 class ScaleTarget:
-    """An F32 scale in an output file."""
+    """The place of an F32 scale in an output file."""
 
     file: str
     name: str
@@ -94,26 +94,27 @@ class ScaleTarget:
 
 @dataclass(frozen=True)
 class Layout:
-    """All output files, their tensors in the order in which data flows through the model."""
+    """The output files and what they contain."""
 
     files: Mapping[str, Mapping[str, TensorSpec]]
+    """The tensors of each file, in the order in which data flows through the model."""
     targets: Mapping[tuple[str, int], tuple[Target, ...]]
-    """By source tensor and global layer (0 outside the layers), in the same order."""
+    """The tensors made from each source tensor and global layer (0 outside the layers)."""
     gamma_offset: int
-    """To be added to the source's norm weights."""
+    """The number to add to the source's norm weights."""
     scales: Mapping[tuple[str, int], tuple[ScaleTarget, ...]]
-    """By source tensor and global layer; empty in BF16."""
+    """The scales of each source tensor and global layer; empty in BF16."""
 
     def restrict(self, files: frozenset[str]) -> Layout:
-        """The same, of some of its files only."""
+        """Return the part of the layout that concerns `files`."""
         targets = {
             key: kept
-            for key, all_of_it in self.targets.items()
-            if (kept := tuple(target for target in all_of_it if target.file in files))
+            for key, every_target in self.targets.items()
+            if (kept := tuple(target for target in every_target if target.file in files))
         }
         scales = {
-            key: tuple(target for target in all_of_it if target.file in files)
-            for key, all_of_it in self.scales.items()
+            key: tuple(target for target in every_target if target.file in files)
+            for key, every_target in self.scales.items()
         }
         return Layout(
             {name: tensors for name, tensors in self.files.items() if name in files},
@@ -124,7 +125,7 @@ class Layout:
 
 
 def rank_name(rank: int) -> str:
-    """File of one rank, counted over all stages: stage · TP + TP rank."""
+    """Return the file name of a rank, which counts over all stages: stage · TP + TP rank."""
     return f"rank{rank}.safetensors"
 
 
@@ -138,7 +139,7 @@ HF_KV_SCALES = {Split.KEYS: "k_scale", Split.VALUES: "v_scale"}
 
 
 def trtllm_scale_name(weight: str, kind: ScaleKind) -> str:
-    """The scale that belongs to the weight of a linear layer, which ends in `.weight`.
+    """Return the name of a scale of the linear layer whose weight is `weight`.
 
     >>> trtllm_scale_name("transformer.layers.0.attention.qkv.weight", ScaleKind.KV_CACHE)
     'transformer.layers.0.attention.kv_cache_scaling_factor'
@@ -157,22 +158,22 @@ def _hf_scale_name(rule: TensorRule, weight: str, kind: ScaleKind) -> str:
 def trtllm_layout(
     config: ModelConfig, vocab_size: int, parallel: Parallel, precision: Precision
 ) -> Layout:
-    """One file per rank."""
+    """Return the layout of a TensorRT-LLM checkpoint: one file for each rank."""
     files: dict[str, dict[str, TensorSpec]] = {
         rank_name(rank): {} for rank in range(parallel.world_size)
     }
-    places = defaultdict(list)
+    stages_and_names = defaultdict(list)
     for rule in TENSOR_MAP:
         for stage, layer, name in placements(rule, parallel, config.num_layers):
-            places[rule.target, layer].append((stage, name))
+            stages_and_names[rule.target, layer].append((stage, name))
     targets: defaultdict[tuple[str, int], list[Target]] = defaultdict(list)
     scales: defaultdict[tuple[str, int], list[ScaleTarget]] = defaultdict(list)
-    # Behind the weights, which a scale's four bytes would move off the pages of the disk.
+    # Scales come after the weights: four bytes before a weight would move it off its page.
     tails: defaultdict[str, dict[str, TensorSpec]] = defaultdict(dict)
     shapes = {rule.target: rule_shape(rule, config, vocab_size, parallel.tp) for rule in TENSOR_MAP}
     for rule, layer in in_data_order(TENSOR_MAP, config.num_layers):
         shape = shapes[rule.target]
-        for stage, name in places[rule.target, layer]:
+        for stage, name in stages_and_names[rule.target, layer]:
             for tp in range(parallel.tp):
                 file = rank_name(stage * parallel.tp + tp)
                 blocks = tuple(block for block in shape.blocks if block.tp_rank == tp)
@@ -196,7 +197,10 @@ def hf_layout(
     precision: Precision,
     shard_bytes: int = HF_SHARD_BYTES,
 ) -> Layout:
-    """Numbered files of about `shard_bytes` at most, or of one tensor that is larger."""
+    """Return the layout of a Hugging Face folder.
+
+    The tensors go to numbered files of at most `shard_bytes` of weights, or of one larger tensor.
+    """
     shapes = {rule.target: rule_shape(rule, config, vocab_size, 1) for rule in HF_MAP}
     shards: list[dict[str, TensorSpec]] = [{}]
     parts: defaultdict[tuple[str, int], list[tuple[int, str, tuple[Block, ...]]]]
@@ -234,7 +238,7 @@ def hf_layout(
 
 
 def _shard_names(count: int) -> list[str]:
-    """As transformers names them."""
+    """Return the file names that transformers uses for so many files."""
     if count == 1:
         return ["model.safetensors"]
     return [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]

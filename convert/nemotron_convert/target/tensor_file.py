@@ -1,8 +1,8 @@
-"""A safetensors file, laid out before it is filled.
+"""A safetensors file whose layout is fixed before it is filled, and a reader of headers.
 
-The format is an 8-byte little-endian length, a JSON header and the tensors' bytes without holes.
-Writing it here, and not with the safetensors library, lets threads fill disjoint parts of a file
-that is larger than memory; the library reads what comes out.
+The format is an 8-byte little-endian length, a JSON header and the tensors' bytes without gaps.
+Unlike the safetensors library, this writer lets threads fill disjoint parts of a file that is
+larger than memory. The library can read the result.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ from nemotron_core.files import FileEntry
 
 DTYPE_BYTES = {"BF16": 2, "F8_E4M3": 1, "F32": 4}
 ALIGNMENT = 4096
-"""Of the tensors' start, and of direct I/O: a page, and a multiple of every disk's block."""
+"""Alignment in bytes of the first tensor and of direct I/O: a page, which is whole disk blocks."""
 HASH_BYTES = 1 << 20
+"""Bytes read at a time for the hash."""
 HEADER_LIMIT = 100_000_000
-"""The format's own limit on the header, in bytes."""
+"""Largest size of the header in bytes, by the format's own rule."""
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """dtype as safetensors spells it, and shape."""
+    """A tensor's dtype, spelled as in safetensors, and its shape."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -47,11 +48,12 @@ class TensorSpec:
 
 
 class TensorFile:
-    """A file's tensors in place: `open` makes it, `write` fills it, both from any thread.
+    """A file that `open` creates and `write` fills; `write` may be called from any thread.
 
-    SHA-256 goes along: what is written in the file's order is hashed as it is written. What was
-    written out of order, or by an earlier run, is read again by `hash_some` as soon as its tensor
-    is whole and there is no gap before it, so mostly from memory.
+    Its SHA-256 is computed at the same time. Bytes that are written in the file's order are hashed
+    as they are written. Bytes that were written out of order, or by an earlier run, are read again
+    by `hash_some` once their tensor and all bytes before it are complete, so mostly from the page
+    cache.
     """
 
     def __init__(self, path: Path, tensors: Mapping[str, TensorSpec]) -> None:
@@ -82,9 +84,10 @@ class TensorFile:
         self._hashing = threading.Lock()
 
     def open(self) -> None:
-        """Write the header and reserve the room, so that a full disk is noticed at once.
+        """Write the header and reserve the file's space, so that a full disk is noticed at once.
 
-        What the file already holds stays: a resumed conversion counts on it.
+        The tensors that the file already contains stay, because a resumed conversion needs them.
+        Raises `OSError` if the file cannot be created or the disk is full.
         """
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
         self._descriptor = os.open(self.path, flags, 0o644)
@@ -95,7 +98,10 @@ class TensorFile:
             self._direct = os.open(self.path, os.O_WRONLY | os.O_NOFOLLOW | os.O_DIRECT)
 
     def write(self, name: str, row: int, column: int, values: NDArray[np.generic]) -> None:
-        """Put values [rows, columns] of the tensor's width into it (vector, scalar: one row)."""
+        """Write values [rows, columns] into a tensor, from element (`row`, `column`) on.
+
+        A vector or a scalar counts as one row.
+        """
         width, size = (self.tensors[name].shape or (1,))[-1], values.itemsize
         position = self._offsets[name] + (row * width + column) * size
         values = np.ascontiguousarray(values)
@@ -106,20 +112,20 @@ class TensorFile:
                 self._write_at(position + i * width * size, values_of_row.view(np.uint8).data)
 
     def finish(self, name: str) -> None:
-        """State that the tensor is whole."""
+        """Record that all bytes of the tensor were written."""
         self._finished.add(name)
 
     def sync(self) -> None:
-        """Return when the disk holds everything written so far."""
+        """Make everything written so far durable."""
         os.fdatasync(self._descriptor)
 
     @property
     def can_hash(self) -> bool:
-        """There is a whole tensor to be hashed, and nobody is at it."""
+        """Whether a complete tensor can be hashed and no thread is hashing."""
         return self._hashable > self._hashed and not self._hashing.locked()
 
     def hash_some(self, stopped: Callable[[], bool]) -> None:
-        """Hash the whole tensors that come next, unless another thread is at it."""
+        """Hash the complete tensors that come next, unless another thread is hashing."""
         if not self._hashing.acquire(blocking=False):
             return
         try:
@@ -133,7 +139,7 @@ class TensorFile:
             self._hashing.release()
 
     def entry(self) -> FileEntry:
-        """Size and hash of the file, of which every tensor must be finished."""
+        """Return the size and hash of the file. Every tensor must be finished."""
         self.hash_some(lambda: False)
         if self._hashed != self.size:
             raise AssertionError(f"{self.path.name} is not whole")
@@ -141,15 +147,16 @@ class TensorFile:
 
     @property
     def _hashable(self) -> int:
-        """End of the whole tensors that follow what is hashed, without a gap."""
+        """End of the complete tensors that follow the hashed bytes without a gap."""
         end = self._hashed
-        at = bisect_right(self._ends, end)
-        while at < len(self._names) and self._names[at] in self._finished:
-            end = self._ends[at]
-            at += 1
+        index = bisect_right(self._ends, end)
+        while index < len(self._names) and self._names[index] in self._finished:
+            end = self._ends[index]
+            index += 1
         return end
 
     def _write_at(self, position: int, data: memoryview) -> None:
+        """Write bytes, and hash them if they follow the hashed bytes."""
         if not self._write_direct(position, data):
             done = 0
             while done < len(data):
@@ -163,19 +170,22 @@ class TensorFile:
                 self._hashing.release()
 
     def _write_direct(self, position: int, data: memoryview) -> bool:
-        """From the buffer to the disk, past the page cache: half the work, where it can be done."""
+        """Write past the page cache, which halves the work, and return whether that was possible.
+
+        It is not if the file system has no direct I/O or something is not aligned.
+        """
         address = np.frombuffer(data, np.uint8).ctypes.data
         if self._direct < 0 or (position | address | len(data)) % ALIGNMENT:
             return False
         try:
             return os.pwrite(self._direct, data, position) == len(data)
         except OSError as error:
-            if error.errno != errno.EINVAL:  # which asks for another alignment
+            if error.errno != errno.EINVAL:  # EINVAL: it requires another alignment
                 raise
             return False
 
     def close(self) -> None:
-        """Close the file, if `open` has opened it."""
+        """Close the file if it is open."""
         for descriptor in {self._descriptor, self._direct} - {-1}:
             os.close(descriptor)
         self._descriptor = self._direct = -1
@@ -183,14 +193,17 @@ class TensorFile:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies in a file: `spec.nbytes` bytes from `offset` on."""
+    """A tensor in a file: `spec.nbytes` bytes from byte `offset` on."""
 
     spec: TensorSpec
     offset: int
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of a safetensors file; NemotronError if header and size disagree."""
+    """Return the tensors of a safetensors file by name.
+
+    Raises `NemotronError` if the file cannot be read or its header and size disagree.
+    """
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -208,6 +221,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
 
 def _parse_header(header: dict[str, Any], start: int, size: int) -> dict[str, StoredTensor]:
+    """Return the tensors of a header. The file has `size` bytes, and data from `start` on."""
     tensors = {}
     for name, entry in header.items():
         if name == "__metadata__":

@@ -1,4 +1,4 @@
-"""`config.json` of a TensorRT-LLM 1.2.x checkpoint."""
+"""The `config.json` of a TensorRT-LLM 1.2.x checkpoint."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ class Quantization(_Strict):
 
 
 class TrtLlmConfig(_Strict):
-    """Every key that TensorRT-LLM reads for this model; the constants are Nemotron-4's.
+    """Every key that TensorRT-LLM reads for this model. The constants are those of Nemotron-4.
 
-    `apply_query_key_layer_scaling` must be false: the `.nemo` may say true, which Megatron ignores
-    and TensorRT-LLM would not. Its loader refuses unknown keys inside `mapping` and `quantization`.
+    `apply_query_key_layer_scaling` must be false: the `.nemo` may have true, which Megatron ignores
+    but TensorRT-LLM would apply. TensorRT-LLM's loader refuses unknown keys inside `mapping` and
+    `quantization`.
     """
 
     architecture: Literal["GPTForCausalLM"] = "GPTForCausalLM"
@@ -66,19 +67,13 @@ class TrtLlmConfig(_Strict):
 
     @property
     def precision(self) -> Precision:
-        """What of it is FP8."""
-        return Precision(
-            *(
-                Dtype.FP8 if algorithm else Dtype.BF16
-                for algorithm in (
-                    self.quantization.quant_algo,
-                    self.quantization.kv_cache_quant_algo,
-                )
-            )
-        )
+        """The parts of the model that are FP8."""
+        quantization = self.quantization
+        algorithms = (quantization.quant_algo, quantization.kv_cache_quant_algo)
+        return Precision(*(Dtype.FP8 if algorithm else Dtype.BF16 for algorithm in algorithms))
 
     def model_shape(self) -> ModelConfig:
-        """The same model as its `.nemo` describes it."""
+        """Return the model's configuration; its norm weights are gamma, not gamma - 1."""
         return ModelConfig(
             num_layers=self.num_hidden_layers,
             hidden_size=self.hidden_size,
@@ -98,7 +93,7 @@ class TrtLlmConfig(_Strict):
 def trtllm_config(
     config: ModelConfig, vocab_size: int, parallel: Parallel, precision: Precision
 ) -> TrtLlmConfig:
-    """The `config.json` for a model and its split."""
+    """Return the `config.json` for a model, its split and its precision."""
     return TrtLlmConfig(
         num_hidden_layers=config.num_layers,
         num_attention_heads=config.num_heads,
