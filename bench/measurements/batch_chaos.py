@@ -1,13 +1,11 @@
-"""`nemotron batch` while server and client are killed: every row once, with the same text.
+"""`nemotron batch` while client and server are killed: every row once, with the same text.
 
-    python -m bench.measurements.batch_chaos CHECKPOINT WORK_FOLDER [--rows 20000]
-        [--kills 10] [--json OUT]
-
-CHECKPOINT is of the tiny trained model. The rows are its questions over and over, greedy, with 4 to
-8 tokens each, asked over gRPC. First undisturbed; then with SIGKILL to the client so many times and
-to all of the server's processes as many times, in a random order and after random numbers of rows
-(seeded). A killed client is started again with the same command; a server that ended, by a kill or
-by itself, on the same ports. A check of correctness: nothing here is a measure of speed.
+The rows are the questions of the tiny trained model over and over, greedy, with 4 to 8 tokens each,
+sent over gRPC. The first run is undisturbed. In the second run the client and all of the server's
+processes get a number of SIGKILLs each, in a random order and after random numbers of rows
+(seeded). A killed client is started again with the same command; a server that ended, killed or
+not, is started again on the same ports. This checks correctness and does not measure speed. Faults
+are rows that are lost, duplicated or have another text.
 """
 
 from __future__ import annotations
@@ -15,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import subprocess
 import threading
 import time
@@ -22,11 +21,13 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 import yaml
 
-from bench.measurements.convert_speed import NEMOTRON, machine
+from bench.measurements.machine import NEMOTRON
+from bench.measurements.serving import with_free_ports
 from nemotron_build.engine_folder import build_engine
 from nemotron_build.profile import Profile, load_profile
 from nemotron_serve.server import choose_ports
@@ -34,12 +35,78 @@ from tests.tiny_nemotron.answers import load_answers
 
 POLL_SECONDS = 0.02
 STALL_SECONDS = 20
-"""When `serve` takes an engine for dead; short, for answers are too."""
+"""Value of `timeouts.stall`: short, because the answers are."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, help="checkpoint of the tiny model")
+    parser.add_argument("--rows", type=int, default=20_000, help="default 20,000")
+    parser.add_argument("--kills", type=int, default=10, help="of client and server, default 10")
+    parser.add_argument("--seed", type=int, default=6, help="default 6")
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    folder = options.work / "batch_chaos"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    generator = random.Random(options.seed)
+    profile = with_fixed_ports(load_profile("cpu"))
+    timeouts = profile.timeouts.model_copy(update={"stall": STALL_SECONDS})
+    profile = profile.model_copy(update={"timeouts": timeouts})
+    engine = folder / "engine"
+    build_engine(options.checkpoint, engine, profile)
+    profile_file = folder / "profile.yaml"
+    profile_file.write_text(yaml.safe_dump(profile.model_dump(mode="json")))
+    source = folder / "in.jsonl"
+    write_rows(source, options.rows, generator)
+    calm, disturbed = folder / "calm.jsonl", folder / "disturbed.jsonl"
+    url = f"grpc://{profile.address}:{profile.ports.grpc}"
+
+    def command(output: Path) -> list[str]:
+        return [NEMOTRON, "batch", str(source), str(output), "--url", url]
+
+    victims = ["client", "server"] * options.kills
+    generator.shuffle(victims)
+    moments = sorted(generator.sample(range(options.rows // 100, options.rows), len(victims)))
+    kills = list(zip(moments, victims, strict=True))
+    with Supervisor(engine, profile_file, folder) as server:
+        start = time.monotonic()
+        subprocess.run(command(calm), check=True)
+        calm_seconds, calm_ends = time.monotonic() - start, server.unexpected_ends
+        chaos = Chaos(server, command(disturbed), disturbed, kills)
+        start = time.monotonic()
+        chaos.run()
+        disturbed_seconds = time.monotonic() - start
+    expected_texts, _ = read_texts(calm)
+    texts, lines = read_texts(disturbed)
+    lost = len(expected_texts.keys() - texts.keys())
+    duplicated = lines - len(texts)
+    different = sum(texts.get(row) != text for row, text in expected_texts.items())
+    counts = {"missing in the undisturbed run": options.rows - len(expected_texts), "lost": lost,
+              "duplicated": duplicated, "different": different}  # fmt: skip
+    return {
+        "killed": dict(chaos.killed),
+        "kills": kills,
+        "server_ended_by_itself": {
+            "undisturbed": calm_ends,
+            "disturbed": server.unexpected_ends - calm_ends,
+        },
+        "torn_lines": chaos.torn,
+        "lines": lines,
+        "ids": len(texts),
+        "lost": lost,
+        "twice": duplicated,
+        "other_text": different,
+        "seconds": {"undisturbed": calm_seconds, "disturbed": disturbed_seconds},
+        "faults": [f"{count} rows {fault}" for fault, count in counts.items() if count],
+    }
 
 
 def write_rows(path: Path, rows: int, generator: random.Random) -> None:
-    """Questions in turn, each row with an id of its own."""
-    questions = [[m.as_dict() for m in one.question.messages] for one in load_answers()]
+    """Write rows of questions in turn, each with its own id."""
+    questions = [
+        [message.as_dict() for message in answer.question.messages] for answer in load_answers()
+    ]
     with path.open("w") as file:
         for number in range(rows):
             body = {
@@ -49,27 +116,26 @@ def write_rows(path: Path, rows: int, generator: random.Random) -> None:
             file.write(json.dumps({"custom_id": f"row-{number}", **body}) + "\n")
 
 
-def texts(path: Path) -> tuple[dict[str, str], int]:
-    """The text of each row, and how many lines there are."""
+def read_texts(path: Path) -> tuple[dict[str, str], int]:
+    """Return the text of each row by its id, and the number of lines."""
     lines = path.read_text().splitlines()
-    found = {}
+    texts = {}
     for line in lines:
         row = json.loads(line)
         assert row["error"] is None
-        found[row["custom_id"]] = row["response"]["body"]["choices"][0]["message"]["content"]
-    return found, len(lines)
+        texts[row["custom_id"]] = row["response"]["body"]["choices"][0]["message"]["content"]
+    return texts, len(lines)
 
 
-def fixed_ports(profile: Profile) -> Profile:
-    """Ports that are free now, so that a server can come back where it was."""
-    free = profile.ports.model_copy(update=dict.fromkeys(profile.ports.model_dump(), 0))
-    ends = choose_ports(profile.model_copy(update={"ports": free}))
-    chosen = {name: getattr(ends, name) for name in profile.ports.model_dump()}
+def with_fixed_ports(profile: Profile) -> Profile:
+    """Return the profile with ports that are free now, so that a restarted server has the same."""
+    endpoints = choose_ports(with_free_ports(profile))
+    chosen = {name: getattr(endpoints, name) for name in profile.ports.model_dump()}
     return profile.model_copy(update={"ports": profile.ports.model_copy(update=chosen)})
 
 
 class Supervisor:
-    """Keeps `nemotron serve` running on the same ports, as systemd would; a context manager."""
+    """Context manager that keeps `nemotron serve` running on the same ports, as systemd would."""
 
     def __init__(self, engine: Path, profile: Path, folder: Path) -> None:
         ready = folder / "ports.json"
@@ -78,7 +144,7 @@ class Supervisor:
         self._ready, self._log = ready, folder / "serve.log"
         self._stopping = threading.Event()
         self._killing = False
-        self.ended_by_itself = 0
+        self.unexpected_ends = 0
 
     def __enter__(self) -> Supervisor:
         self._ready.unlink(missing_ok=True)
@@ -95,12 +161,12 @@ class Supervisor:
         self._process.wait()
 
     def wait(self) -> None:
-        """Until it is ready."""
+        """Wait until the server is ready."""
         while not self._ready.exists():
             time.sleep(POLL_SECONDS)
 
     def kill(self) -> None:
-        """SIGKILL to every process of the server; it is started again, which this waits for."""
+        """Send SIGKILL to every process of the server and wait until it is ready again."""
         self._killing = True
         server = psutil.Process(self._process.pid)
         victims = [server, *server.children(recursive=True)]
@@ -117,7 +183,7 @@ class Supervisor:
     def _watch(self) -> None:
         while not self._stopping.wait(POLL_SECONDS):
             if self._process.poll() is not None:
-                self.ended_by_itself += not self._killing
+                self.unexpected_ends += not self._killing
                 self._killing = False
                 self._ready.unlink(missing_ok=True)
                 self._start()
@@ -125,16 +191,16 @@ class Supervisor:
 
 @dataclass
 class Chaos:
-    """One disturbed run."""
+    """One run with kills."""
 
     server: Supervisor
     command: list[str]
     output: Path
     kills: list[tuple[int, str]]
-    """After so many rows, which of the two; sorted."""
+    """Number of rows after which the client or the server is killed, sorted."""
     killed: Counter[str] = field(default_factory=Counter)
     torn: int = 0
-    """Kills of the client that left half a line."""
+    """Number of kills of the client that left an incomplete line."""
 
     def run(self) -> None:
         self.client = self._start()
@@ -151,15 +217,15 @@ class Chaos:
         return subprocess.Popen(self.command, stderr=subprocess.DEVNULL)
 
     def _wait_for(self, rows: int) -> None:
-        done, place = 0, 0
+        lines, offset = 0, 0
         while True:
             assert self.client.poll() is None, f"the client ended with {self.client.returncode}"
             if self.output.exists():
                 with self.output.open("rb") as file:
-                    file.seek(place)
-                    new = file.read()
-                done, place = done + new.count(b"\n"), place + len(new)
-            if done >= rows:
+                    file.seek(offset)
+                    added = file.read()
+                lines, offset = lines + added.count(b"\n"), offset + len(added)
+            if lines >= rows:
                 return
             time.sleep(POLL_SECONDS)
 
@@ -173,72 +239,3 @@ class Chaos:
             self.client = self._start()
         else:
             self.server.kill()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--rows", type=int, default=20_000)
-    parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=6)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    options.folder.mkdir(parents=True)
-    generator = random.Random(options.seed)
-    profile = fixed_ports(load_profile("cpu"))
-    timeouts = profile.timeouts.model_copy(update={"stall": STALL_SECONDS})
-    profile = profile.model_copy(update={"timeouts": timeouts})
-    engine = options.folder / "engine"
-    build_engine(options.checkpoint, engine, profile)
-    settings = options.folder / "profile.yaml"
-    settings.write_text(yaml.safe_dump(profile.model_dump(mode="json")))
-    source = options.folder / "in.jsonl"
-    write_rows(source, options.rows, generator)
-    calm, disturbed = options.folder / "calm.jsonl", options.folder / "disturbed.jsonl"
-    url = f"grpc://{profile.address}:{profile.ports.grpc}"
-
-    def command(output: Path) -> list[str]:
-        return [NEMOTRON, "batch", str(source), str(output), "--url", url]
-
-    victims = ["client", "server"] * options.kills
-    generator.shuffle(victims)
-    moments = sorted(generator.sample(range(options.rows // 100, options.rows), len(victims)))
-    kills = list(zip(moments, victims, strict=True))
-    with Supervisor(engine, settings, options.folder) as server:
-        began = time.monotonic()
-        subprocess.run(command(calm), check=True)
-        undisturbed, crashes = time.monotonic() - began, server.ended_by_itself
-        chaos = Chaos(server, command(disturbed), disturbed, kills)
-        began = time.monotonic()
-        chaos.run()
-    expected, _ = texts(calm)
-    found, lines = texts(disturbed)
-    result = {
-        "machine": machine(),
-        "rows": options.rows,
-        "seed": options.seed,
-        "killed": dict(chaos.killed),
-        "kills": kills,
-        "server_ended_by_itself": {
-            "undisturbed": crashes,
-            "disturbed": server.ended_by_itself - crashes,
-        },
-        "torn_lines": chaos.torn,
-        "lines": lines,
-        "ids": len(found),
-        "lost": len(expected.keys() - found.keys()),
-        "twice": lines - len(found),
-        "other_text": sum(found.get(name) != text for name, text in expected.items()),
-        "seconds": {"undisturbed": undisturbed, "disturbed": time.monotonic() - began},
-    }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if options.json:
-        options.json.write_text(text + "\n")
-    assert len(expected) == options.rows
-    assert not result["lost"] and not result["twice"] and not result["other_text"]
-
-
-if __name__ == "__main__":
-    main()

@@ -1,29 +1,27 @@
 """`nemotron convert` against NVIDIA ModelOpt's converter, on the same weights.
 
-    python -m bench.measurements.convert_modelopt WORK_FOLDER [--layers 6] [--runs 5] [--json OUT]
-
-ModelOpt reads a Hugging Face folder, so it gets what `nemotron convert --format hf` makes of the
-same `.nemo`; ours reads the `.nemo`. Both write a BF16 TensorRT-LLM checkpoint at TP 8, take turns
-and start with a cold page cache. ModelOpt gets an environment of its own in WORK_FOLDER.
+ModelOpt reads a Hugging Face folder, so it gets the output of `nemotron convert --format hf` for
+the `.nemo` that `nemotron convert` reads. Both write a BF16 TensorRT-LLM checkpoint at TP 8, take
+turns and start with a cold page cache. ModelOpt is installed in an environment in the work folder.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
-import statistics
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
-from bench.measurements.convert_speed import NEMOTRON, drop_caches, machine, measure, summary
+from bench.measurements.machine import NEMOTRON, ROOT, drop_page_cache
 from bench.measurements.random_nemo import Shape, write_nemo
+from bench.measurements.timing import CommandCost, in_turn, run_command, summary
 
 PACKAGES = ("nvidia-modelopt==0.47.0", "transformers==4.57.6", "accelerate", "sentencepiece")
 TORCH = "torch==2.13.0+cpu"
-GOLDEN = Path(__file__).parents[2] / "tests" / "golden" / "tiny_zarr_tp1pp1.nemo"
+GOLDEN = ROOT / "tests" / "golden" / "tiny_zarr_tp1pp1.nemo"
 EXPORT = """
 import sys, torch
 from transformers import AutoModelForCausalLM
@@ -36,8 +34,8 @@ with torch.inference_mode():
 """
 
 
-def environment(folder: Path) -> Path:
-    """A Python with ModelOpt in it."""
+def modelopt_python(folder: Path) -> Path:
+    """Return the Python of an environment with ModelOpt, installed in `folder` if needed."""
     python = folder / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
@@ -46,7 +44,8 @@ def environment(folder: Path) -> Path:
     return python
 
 
-def tokenizer() -> bytes:
+def golden_tokenizer() -> bytes:
+    """Return the SentencePiece model of the tests' golden `.nemo`."""
     with tarfile.open(GOLDEN) as tar:
         name = next(name for name in tar.getnames() if name.endswith(".model"))
         stream = tar.extractfile(name)
@@ -54,52 +53,37 @@ def tokenizer() -> bytes:
         return stream.read()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    options.folder.mkdir(parents=True, exist_ok=True)
-    python = environment(options.folder / "modelopt")
-    source, hf, out = (options.folder / name for name in ("source", "hf", "out"))
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--layers", type=int, default=6, help="layers of the model, default 6")
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    python = modelopt_python(options.work / "modelopt")
+    source, hf, out = (options.work / name for name in ("source", "hf", "out"))
     for folder in (source, hf, out):
         shutil.rmtree(folder, ignore_errors=True)
     shape = Shape(layers=options.layers)
-    write_nemo(source, shape, tokenizer())
+    write_nemo(source, shape, golden_tokenizer())
     subprocess.run([NEMOTRON, "convert", source, "-o", hf, "--format", "hf"], check=True)
     commands = {
         "nemotron convert": [NEMOTRON, "convert", str(source), "-o", str(out), "--tp", "8"],
         "ModelOpt": [str(python), "-c", EXPORT, str(hf), str(out)],
     }
-    seconds: dict[str, list[float]] = {name: [] for name in commands}
-    peaks: dict[str, list[int]] = {name: [] for name in commands}
-    for _ in range(options.runs):
-        for name, command in commands.items():
-            shutil.rmtree(out, ignore_errors=True)
-            drop_caches()
-            took, peak = measure(command)
-            seconds[name].append(took)
-            peaks[name].append(peak)
+    costs: dict[str, list[CommandCost]] = {name: [] for name in commands}
+    for _, name in in_turn(options.runs, list(commands)):
+        shutil.rmtree(out, ignore_errors=True)
+        drop_page_cache()
+        costs[name].append(run_command(commands[name]))
     for folder in (source, hf, out):
-        shutil.rmtree(folder, ignore_errors=True)
-    ours, theirs = (statistics.median(seconds[name]) for name in commands)
-    result = {
-        "machine": machine(),
+        shutil.rmtree(folder)
+    seconds = {name: summary([cost.seconds for cost in costs[name]]) for name in commands}
+    peak_rss = {name: max(cost.peak_rss for cost in costs[name]) for name in commands}
+    ours, theirs = commands
+    return {
         "bytes": shape.nbytes,
-        "runs": options.runs,
-        "versions": PACKAGES,
-        "seconds": {name: summary(times) for name, times in seconds.items()},
-        "peak_rss": {name: max(values) for name, values in peaks.items()},
-        "modelopt_time_over_ours": theirs / ours,
-        "modelopt_rss_over_ours": max(peaks["ModelOpt"]) / max(peaks["nemotron convert"]),
+        "packages": PACKAGES,
+        "seconds": seconds,
+        "peak_rss": peak_rss,
+        "modelopt_time_over_ours": seconds[theirs]["median"] / seconds[ours]["median"],
+        "modelopt_rss_over_ours": peak_rss[theirs] / peak_rss[ours],
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if options.json:
-        options.json.write_text(text + "\n")
-
-
-if __name__ == "__main__":
-    main()

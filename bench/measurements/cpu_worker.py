@@ -1,9 +1,9 @@
-"""One engine on one CPU, loaded and timed in a process of its own; used by `cpu_peers`.
+"""A process that loads one engine on the CPU and times it, for the measurement `cpu_peers`.
 
     PYTHON bench/measurements/cpu_worker.py openvino|transformers|vllm FOLDER VOCABULARY
 
-Prints one JSON line. Run by another environment's Python, so it imports nothing of the project but
-for its own engine, whose decoding is then measured beside the memory's bandwidth, taking turns.
+Prints one JSON line. It also runs in environments of other engines, so it imports the project only
+for `openvino`, whose decoding is measured in turn with the memory's bandwidth.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 import psutil
 
 Generate = Callable[[list[list[int]], int], None]
-"""So many new tokens for each prompt, all prompts at once."""
+"""Generate a number of tokens for each prompt, all prompts at once."""
 PROMPT, ANSWER, LONG_PROMPT = 128, 64, 512
 BATCHES = (8, 16, 32)
 TURNS = 5
@@ -36,12 +36,12 @@ def openvino(folder: Path) -> Generate:
     names = itertools.count()
 
     def generate(prompts: list[list[int]], tokens: int) -> None:
-        ended = threading.Semaphore(0)
+        finished = threading.Semaphore(0)
 
         def on_chunk(chunk: object) -> None:
             assert isinstance(chunk, GenerationChunk), chunk
             if chunk.finish_reason:
-                ended.release()
+                finished.release()
 
         common = {"max_tokens": tokens, "min_tokens": tokens, "end_ids": ()}
         requests = [
@@ -50,7 +50,7 @@ def openvino(folder: Path) -> Generate:
         ]
         engine.submit_all([(request, on_chunk) for request in requests])
         for _ in prompts:
-            ended.acquire()
+            finished.acquire()
 
     return generate
 
@@ -64,7 +64,7 @@ def transformers(folder: Path) -> Generate:
     def generate(prompts: list[list[int]], tokens: int) -> None:
         ids = torch.tensor(prompts)
         with torch.inference_mode():
-            found = model.generate(
+            sequences = model.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=tokens,
@@ -72,7 +72,7 @@ def transformers(folder: Path) -> Generate:
                 do_sample=False,
                 pad_token_id=0,
             )
-        assert found.shape[1] == len(prompts[0]) + tokens
+        assert sequences.shape[1] == len(prompts[0]) + tokens
 
     return generate
 
@@ -86,31 +86,31 @@ def vllm(folder: Path) -> Generate:
         settings = SamplingParams(
             temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False
         )
-        asked = [{"prompt_token_ids": ids} for ids in prompts]
-        for one in engine.generate(asked, settings, use_tqdm=False):
-            assert len(one.outputs[0].token_ids) == tokens
+        requests = [{"prompt_token_ids": ids} for ids in prompts]
+        for result in engine.generate(requests, settings, use_tqdm=False):
+            assert len(result.outputs[0].token_ids) == tokens
 
     return generate
 
 
 def memory(pid: int, field: str) -> int:
-    """Bytes, of a field of its status."""
+    """Return a field of `/proc/PID/status` in bytes."""
     status = Path(f"/proc/{pid}/status").read_text()
     (line,) = (line for line in status.splitlines() if line.startswith(f"{field}:"))
     return int(line.split()[1]) * 1024
 
 
-def beside_bandwidth(decode: Callable[[], float]) -> list[tuple[float, float]]:
-    """Tokens/s, and the bytes/s at which memory was read just before and after, a few times."""
+def decode_with_bandwidth(decode: Callable[[], float]) -> list[tuple[float, float]]:
+    """Return pairs of tokens/s and the bytes/s at which memory was read just before and after."""
     from nemotron_build.hardware import read_bandwidth
 
-    found = []
+    pairs = []
     before = read_bandwidth()
     for _ in range(TURNS):
         rate, after = decode(), read_bandwidth()
-        found.append((rate, (before + after) / 2))
+        pairs.append((rate, (before + after) / 2))
         before = after
-    return found
+    return pairs
 
 
 def main() -> None:
@@ -124,16 +124,16 @@ def main() -> None:
     generate = {"openvino": openvino, "transformers": transformers, "vllm": vllm}[name](
         Path(folder)
     )
-    loaded = time.perf_counter() - start
+    load_seconds = time.perf_counter() - start
 
     def seconds(count: int, length: int, tokens: int) -> float:
-        asked = prompts(count, length)
+        batch = prompts(count, length)
         start = time.perf_counter()
-        generate(asked, tokens)
+        generate(batch, tokens)
         return time.perf_counter() - start
 
     for count, length in ((1, PROMPT), (1, LONG_PROMPT), (BATCHES[-1], PROMPT)):
-        seconds(count, length, 8)  # warm: what is compiled or packed at first use
+        seconds(count, length, 8)  # warm-up: kernels are compiled and weights packed at first use
 
     def decode() -> float:
         first = seconds(1, PROMPT, 1)
@@ -149,14 +149,14 @@ def main() -> None:
     processes = [this.pid, *(child.pid for child in this.children(recursive=True))]
     result = {
         "tokens_per_second": rates,
-        "load_seconds": loaded,
+        "load_seconds": load_seconds,
         "rss": sum(memory(pid, "VmRSS") for pid in processes),
         "peak_rss": sum(memory(pid, "VmHWM") for pid in processes),
     }
-    if name == "openvino":  # last, for it takes memory of its own
-        result["beside_bandwidth"] = beside_bandwidth(decode)
+    if name == "openvino":  # last, because it takes memory itself
+        result["decode_with_bandwidth"] = decode_with_bandwidth(decode)
     print("\n" + json.dumps(result), flush=True)
-    os._exit(0)  # without the engines' own ways down, some of which hang
+    os._exit(0)  # skips the engines' shutdown, which hangs in some
 
 
 if __name__ == "__main__":

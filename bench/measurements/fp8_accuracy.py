@@ -1,17 +1,15 @@
-"""What FP8 costs the tiny trained model: log-probabilities of its answers, beside BF16.
+"""Accuracy of checkpoints of the tiny trained model, in BF16 and FP8, on its known answers.
 
-    python -m bench.measurements.fp8_accuracy CHECKPOINT… [--json OUT]
-
-Teacher-forced on the CPU engine's graph in BF16: every answer's tokens behind its prompt.
+The answers are teacher-forced on the CPU engine's graph in BF16: the tokens of each answer follow
+its prompt, and each token is compared with the graph's prediction for its position.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,19 +23,30 @@ from tests.tiny_nemotron.dialogues import prompt_ids
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Over all tokens of all answers."""
+    """Accuracy of one checkpoint over all tokens of all answers."""
 
     checkpoint: str
     dtype: str
     tokens: int
     mean_log_prob: float
-    """Natural logarithm."""
+    """Mean natural logarithm of the probabilities of the answers' tokens."""
     exact_top1: float
-    """Share of the tokens that greedy decoding would choose, too."""
+    """Fraction of the tokens that greedy decoding also chooses."""
+    answers: int
+    exact_answers: int
+    """Number of answers of which greedy decoding chooses every token."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, nargs="+", help="checkpoint of the tiny model")
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    return {"rows": [asdict(measure_accuracy(folder, "bf16")) for folder in options.checkpoint]}
 
 
 def measure_accuracy(folder: Path, precision: Literal["bf16", "f32"]) -> Accuracy:
-    """Of the checkpoint in `folder`, which is of the tiny trained model."""
+    """Return the accuracy of a checkpoint of the tiny trained model, computed in `precision`."""
     checkpoint = Checkpoint.open(folder)
     tokenizer = Tokenizer(checkpoint.tokenizer_path)
     graph = openvino.Core().compile_model(
@@ -46,10 +55,12 @@ def measure_accuracy(folder: Path, precision: Literal["bf16", "f32"]) -> Accurac
         {"INFERENCE_PRECISION_HINT": precision},
     )
     log_probs: list[float] = []
-    hits = 0
-    for one in load_answers():
-        prompt = prompt_ids(tokenizer, one.question.messages)
-        ids = [*prompt, *one.token_ids]
+    chosen: list[bool] = []
+    exact_answers = 0
+    answers = load_answers()
+    for answer in answers:
+        prompt = prompt_ids(tokenizer, answer.question.messages)
+        ids = [*prompt, *answer.token_ids]
         feeds = {
             "input_ids": np.array([ids], np.int64),
             "attention_mask": np.ones((1, len(ids)), np.int64),
@@ -61,28 +72,16 @@ def measure_accuracy(folder: Path, precision: Literal["bf16", "f32"]) -> Accurac
         highest = logits.max(-1, keepdims=True)
         sums = highest[:, 0] + np.log(np.exp(logits - highest).sum(-1))
         rows = np.arange(len(logits))
-        log_probs += (logits[rows, one.token_ids] - sums).tolist()
-        hits += int((logits.argmax(-1) == one.token_ids).sum())
+        log_probs += (logits[rows, answer.token_ids] - sums).tolist()
+        matches = logits.argmax(-1) == answer.token_ids
+        chosen += matches.tolist()
+        exact_answers += bool(matches.all())
     return Accuracy(
         checkpoint=folder.name,
         dtype=checkpoint.precision.weights.value,
         tokens=len(log_probs),
         mean_log_prob=float(np.mean(log_probs)),
-        exact_top1=hits / len(log_probs),
+        exact_top1=sum(chosen) / len(chosen),
+        answers=len(answers),
+        exact_answers=exact_answers,
     )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", type=Path, nargs="+")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    rows = [asdict(measure_accuracy(folder, "bf16")) for folder in options.checkpoint]
-    for row in rows:
-        print(row)
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

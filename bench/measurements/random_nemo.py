@@ -1,15 +1,11 @@
-"""Write a `.nemo` folder of random weights, of any size and any chunk grid.
-
-    python -m bench.measurements.random_nemo FOLDER --layers 4 --hidden 4096 --heads 32 --kv-heads 8
+"""A `.nemo` folder of random weights, of any size and any chunk grid.
 
 The weights are random bits with bounded exponents, so that every byte differs and nothing
-compresses; they compute nothing sensible. With --small they are about as large as a trained
-model's, so that an engine computes with ordinary numbers.
+compresses. The outputs of such a model are meaningless.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Iterator
@@ -24,7 +20,7 @@ LAYERS = "model.decoder.layers."
 
 @dataclass(frozen=True)
 class Shape:
-    """A Nemotron-4 of these sizes; `tp` is the split it was saved with."""
+    """Sizes of a Nemotron-4; `tp` is the tensor parallelism with which it was saved."""
 
     layers: int = 4
     hidden: int = 4096
@@ -35,7 +31,7 @@ class Shape:
 
     @property
     def arrays(self) -> dict[str, tuple[tuple[int, ...], int]]:
-        """Shape of each array, and the axis along which it is split (-1: it is not)."""
+        """Shape of each array by name, and the axis along which it is split (-1: not split)."""
         size, ffn, n = self.hidden // self.heads, 4 * self.hidden, self.layers
         qkv = (self.heads + 2 * self.kv_heads) * size
         return {
@@ -61,7 +57,11 @@ class Shape:
 def write_nemo(
     folder: Path, shape: Shape, tokenizer: bytes = b"not a tokenizer", *, small: bool = False
 ) -> Path:
-    """The folder `folder`, which must not exist, as a zarr `.nemo`."""
+    """Write a zarr `.nemo` to `folder`, which must not exist, and return `folder`.
+
+    With `small`, the weights are about as large as a trained model's, so that an engine computes
+    with ordinary numbers.
+    """
     weights = folder / "model_weights"
     weights.mkdir(parents=True)
     (folder / "tokenizer.model").write_bytes(tokenizer)
@@ -103,20 +103,9 @@ def write_nemo(
 
 
 def _words(random: np.random.Generator, count: int, small: bool) -> Iterator[np.ndarray]:
-    """BF16 words between 2^-16 and 1 in size, or 2^-6 and 2^-5, a few MiB at a time."""
+    """Yield BF16 words of absolute value 2^-16 to 1, or 2^-6 to 2^-5, a few MiB at a time."""
     keep, add = (0x807F, 0x3C80) if small else (0x87FF, 0x3800)
     step = 4 << 20
     for first in range(0, count, step):
         bits = random.integers(0, 1 << 16, min(step, count - first), np.uint16)
         yield (bits & keep) | add
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    for field, default in vars(Shape()).items():
-        parser.add_argument(f"--{field.replace('_', '-')}", type=int, default=default)
-    parser.add_argument("--small", action="store_true")
-    options = vars(parser.parse_args())
-    folder, small = options.pop("folder"), options.pop("small")
-    print(write_nemo(folder, Shape(**options), small=small))

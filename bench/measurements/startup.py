@@ -1,26 +1,23 @@
-"""What takes the time from `nemotron serve` to a server that has answered.
+"""Time from `nemotron serve` to a server that answered, by step.
 
-    python -m bench.measurements.startup ENGINE [--runs 5] [--json OUT]
-
-Seconds after the start of the process, median over the runs; the steps are read from Triton's log,
-and the last is the port file, which is written when the engine and the gateway have answered.
+Seconds after the start of the process. The steps are read from Triton's log; the last one is the
+port file, which is written when the engine and the gateway have answered.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import signal
-import statistics
 import subprocess
 import tempfile
 import time
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
-from bench.measurements.convert_speed import NEMOTRON
-from nemotron_bench.results import machine, versions
+from bench.measurements.machine import NEMOTRON
+from bench.measurements.timing import summary
 
 PORTS = ("http", "grpc", "metrics", "health", "gateway")
 WAIT = 120
@@ -34,68 +31,53 @@ STEPS = {
     "the engine is loaded": "successfully loaded 'tensorrt_llm'",
     "Triton listens": "Started HTTPService",
 }
+"""Text of the first line of Triton's log that ends each step."""
 READY = "ready: engine and gateway have answered"
-TARGET = 5.0
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("engine", type=Path, help="engine folder of the CPU lane")
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    runs = [start(options.engine) for _ in range(options.runs)]
+    return {"steps": {step: summary([run[step] for run in runs]) for step in runs[0]}}
 
 
 def start(engine: Path) -> dict[str, float]:
-    """Seconds after the start, by step."""
+    """Start and stop one server. Returns the seconds from its start to the end of each step."""
     with tempfile.TemporaryDirectory() as name:
         ports, log = Path(name, "ports.json"), Path(name, "triton.log")
         command = [NEMOTRON, "serve", str(engine), *(f"--{port}-port=0" for port in PORTS)]
-        began = time.time()
+        started = time.time()
         process = subprocess.Popen(
             [*command, "--port-file", str(ports), "--log-file", str(log)],
             stdout=subprocess.DEVNULL,
         )
         try:
             while not ports.exists():
-                if process.poll() is not None or time.time() - began > WAIT:
+                if process.poll() is not None or time.time() - started > WAIT:
                     raise SystemExit(f"not ready: {log.read_text()[-2000:]}")
                 time.sleep(0.01)
-            ready = time.time() - began
+            ready = time.time() - started
             lines = log.read_text(errors="replace").splitlines()
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(WAIT)
     steps = {
-        step: next(logged(line) for line in lines if STAMP.match(line) and text in line) - began
+        step: next(log_time(line) for line in lines if STAMP.match(line) and text in line) - started
         for step, text in STEPS.items()
     }
     return steps | {READY: ready}
 
 
-def logged(line: str) -> float:
-    """When Triton wrote it: its log has no year, and UTC."""
+def log_time(line: str) -> float:
+    """Return the time of a line of Triton's log, in seconds since the epoch.
+
+    The log has UTC without a year.
+    """
     stamp = STAMP.match(line)
     assert stamp is not None
     year = datetime.now(timezone.utc).year
-    when = datetime.strptime(f"{year}{stamp[1]}", "%Y%m%d %H:%M:%S.%f")
-    return when.replace(tzinfo=timezone.utc).timestamp()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("engine", type=Path)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    runs = [start(options.engine) for _ in range(options.runs)]
-    steps = {
-        step: {
-            "median": statistics.median(times),
-            "min": min(times),
-            "max": max(times),
-        }
-        for step in runs[0]
-        if (times := [run[step] for run in runs])
-    }
-    result = {"machine": machine(), "versions": versions(), "runs": options.runs, "steps": steps}
-    text = json.dumps(result, indent=1)
-    print(text)
-    if options.json:
-        options.json.write_text(text + "\n")
-
-
-if __name__ == "__main__":
-    main()
+    logged = datetime.strptime(f"{year}{stamp[1]}", "%Y%m%d %H:%M:%S.%f")
+    return logged.replace(tzinfo=timezone.utc).timestamp()

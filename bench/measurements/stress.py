@@ -1,13 +1,11 @@
-"""Many streams at once with cancels, disconnects and bad requests: no wrong text, nothing left.
+"""Many concurrent streams with cancellations, disconnects and malformed requests.
 
-    python -m bench.measurements.stress CHECKPOINT [--minutes 10] [--streams 200] [--json OUT]
-        [--plot OUT.svg]
-
-CHECKPOINT is of the tiny trained model, whose answers are known to the letter. Each stream is a
-thread that asks one question after the other, of `ensemble` or of `tensorrt_llm_bls`, and at random
-reads to the end, cancels, hangs up, or sends nonsense. Sampled every second: RSS of each of the
-server's processes and the requests that the engine holds. How flat the memory is, is said by the
-slope of a straight line through the second half. Ends with 1 if anything was wrong or is left.
+Each stream is a thread that sends one question after the other to `ensemble` or `tensorrt_llm_bls`,
+and at random reads to the end, cancels, disconnects, or sends a malformed request. The checkpoint
+is the tiny trained model's, whose exact answers are known. Every second the RSS of each process of
+the server and the number of requests in the engine are sampled; the growth of memory is the slope
+of a straight line through the second half. Faults are wrong texts, stuck streams and requests that
+remain in the engine.
 """
 
 from __future__ import annotations
@@ -18,19 +16,17 @@ import json
 import random
 import re
 import statistics
-import tempfile
 import threading
 import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
-from bench.measurements.convert_speed import machine
-from nemotron_build.engine_folder import build_engine
-from nemotron_build.profile import load_profile
+from bench.measurements.serving import build_cpu_engine, serving
 from nemotron_client import (
     Client,
     ClientError,
@@ -52,13 +48,60 @@ BAD = (
     b'{"text_input": "a", "max_tokens": 5, "temperature": 1e999}', b'{"text_input": ["a", "b"]}',
     b'{"text_input": "a", "max_tokens": 5, "top_p": 7}', b'{"nothing": 1}', b"\0" * 100,
 )  # fmt: skip
+"""Bodies of malformed requests."""
+JOIN_SECONDS = 120
+"""Time after the end within which a stream must end, or it counts as stuck."""
+IDLE_SECONDS = 30
+"""Time within which the engine must have no requests after the streams ended."""
+SAMPLES = 120
+"""Number of samples to record, at most about twice as many."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, help="checkpoint of the tiny model")
+    parser.add_argument("--minutes", type=float, default=10, help="default 10")
+    parser.add_argument("--streams", type=int, default=200, help="default 200")
+    parser.add_argument("--seed", type=int, default=1, help="default 1")
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    engine = options.work / "engine"
+    if not engine.exists():
+        build_cpu_engine(options.checkpoint, engine)
+    with serving(engine) as server:
+        stress, samples = run(server, options.streams, options.minutes * 60, options.seed)
+        deadline = time.monotonic() + IDLE_SECONDS
+        while metric(server, RUNNING_METRIC) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        remaining = metric(server, RUNNING_METRIC)
+        last = sample(server, samples[-1].seconds)
+    faults = stress.faults[:20]
+    if stress.outcomes["stuck"]:
+        faults.append(f"{stress.outcomes['stuck']} streams are stuck")
+    if remaining:
+        faults.append(f"{remaining:g} requests remain in the engine")
+    return {
+        "outcomes": dict(stress.outcomes),
+        "faults": faults,
+        "requests_left_in_the_engine": remaining,
+        "rss_megabytes": {
+            "half way": round(samples[len(samples) // 2].total / 1e6, 1),
+            "at the end": round(last.total / 1e6, 1),
+        },
+        "growth_in_the_second_half_megabytes_per_minute": slopes(samples),
+        "samples": [vars(sample) for sample in samples[:: max(1, len(samples) // SAMPLES)]],
+    }
 
 
 @dataclass(frozen=True)
 class Sample:
+    """State of the server at one time."""
+
     seconds: float
     rss: dict[str, int]
+    """Bytes by process."""
     running: float
+    """Number of requests in the engine."""
 
     @property
     def total(self) -> int:
@@ -67,33 +110,33 @@ class Sample:
 
 @dataclass
 class Stress:
-    """What has happened so far."""
+    """Outcomes of the requests so far."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
-    wrong: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def count(self, outcome: str, wrong: str = "") -> None:
+    def count(self, outcome: str, fault: str = "") -> None:
         with self.lock:
             self.outcomes[outcome] += 1
-            if wrong:
-                self.wrong.append(wrong)
+            if fault:
+                self.faults.append(fault)
 
 
 def run(
     server: TritonServer, streams: int, seconds: float, seed: int
 ) -> tuple[Stress, list[Sample]]:
-    """Streams for that long; what happened, and one sample for each second."""
+    """Run the streams. Returns the outcomes, and one sample per second."""
     stress = Stress()
     answers = load_answers()
     end = time.monotonic() + seconds
     threads = [
         threading.Thread(
-            daemon=True,  # one that is stuck is counted, and keeps nobody
+            daemon=True,  # a stuck stream must not keep the process
             target=_stream,
-            args=(server, stress, answers, random.Random(seed + i), end),
+            args=(server, stress, answers, random.Random(seed + number), end),
         )
-        for i in range(streams)
+        for number in range(streams)
     ]
     for thread in threads:
         thread.start()
@@ -102,15 +145,15 @@ def run(
     while time.monotonic() < end:
         samples.append(sample(server, time.monotonic() - start))
         time.sleep(1)
-    patience = time.monotonic() + 120
+    deadline = time.monotonic() + JOIN_SECONDS
     for thread in threads:
-        thread.join(max(0, patience - time.monotonic()))
+        thread.join(max(0, deadline - time.monotonic()))
     stress.outcomes["stuck"] = sum(thread.is_alive() for thread in threads)
     return stress, samples
 
 
 def sample(server: TritonServer, seconds: float) -> Sample:
-    """RSS in bytes of Triton and of each of its models, and the requests that the engine holds."""
+    """Return the RSS of Triton and of each of its models, and the engine's requests."""
     triton = psutil.Process(server.process.pid)
     rss = {"tritonserver": triton.memory_info().rss}
     for process in triton.children(recursive=True):
@@ -120,21 +163,21 @@ def sample(server: TritonServer, seconds: float) -> Sample:
 
 
 def _model(process: psutil.Process) -> str:
-    """The name of the Triton model that runs in a process, else the process's own."""
-    found = re.search(r"/models/(\w+)/", " ".join(process.cmdline()))
-    return found[1] if found else process.name()
+    """Return the name of the Triton model that runs in a process, or the process's name."""
+    match = re.search(r"/models/(\w+)/", " ".join(process.cmdline()))
+    return match[1] if match else process.name()
 
 
 def slopes(samples: list[Sample]) -> dict[str, float]:
-    """MB a minute that each process, and all together, grow by in the second half."""
+    """Return the growth of each process, and of all, in the second half in MB per minute."""
     half = samples[len(samples) // 2 :]
-    minutes = [one.seconds / 60 for one in half]
-    names = [name for name in half[0].rss if all(name in one.rss for one in half)]
-    growing = {name: [one.rss[name] / 1e6 for one in half] for name in names}
-    growing["all"] = [one.total / 1e6 for one in half]
+    minutes = [sample.seconds / 60 for sample in half]
+    names = [name for name in half[0].rss if all(name in sample.rss for sample in half)]
+    megabytes = {name: [sample.rss[name] / 1e6 for sample in half] for name in names}
+    megabytes["all"] = [sample.total / 1e6 for sample in half]
     return {
         name: round(statistics.linear_regression(minutes, values).slope, 3)
-        for name, values in growing.items()
+        for name, values in megabytes.items()
     }
 
 
@@ -145,24 +188,24 @@ def _stream(
     rng: random.Random,
     end: float,
 ) -> None:
-    ends = server.endpoints
-    url = f"{ends.address}:{ends.grpc}"
+    endpoints = server.endpoints
+    url = f"{endpoints.address}:{endpoints.grpc}"
     with Client(url, timeouts=Timeouts(total=120), retries=Retries(attempts=1)) as client:
         while time.monotonic() < end:
-            one = rng.choice(answers)
-            kind = rng.random()
+            answer = rng.choice(answers)
+            draw = rng.random()
             try:
-                if kind < 0.5:
-                    _ask(client, stress, one)
-                elif kind < 0.65:
-                    _cancel(client, rng, one)
+                if draw < 0.5:
+                    _read_all(client, stress, answer)
+                elif draw < 0.65:
+                    _cancel(client, rng, answer)
                     stress.count("cancelled")
-                elif kind < 0.8:
-                    _over_http(server, stress, rng, one)
-                elif kind < 0.9:
-                    _nonsense(server, stress, rng)
+                elif draw < 0.8:
+                    _over_http(server, stress, rng, answer)
+                elif draw < 0.9:
+                    _send_malformed(server, stress, rng)
                 else:
-                    client.chat(_messages(one), Generation(max_tokens=0))
+                    client.chat(_messages(answer), Generation(max_tokens=0))
             except RequestRefused:
                 stress.count("refused")
             except ServerOverloaded:
@@ -172,39 +215,46 @@ def _stream(
                 stress.count("failed", f"{type(error).__name__}: {error}")
 
 
-def _messages(one: ExactAnswer) -> list[dict[str, str]]:
-    return [message.as_dict() for message in one.question.messages]
+def _messages(answer: ExactAnswer) -> list[dict[str, str]]:
+    return [message.as_dict() for message in answer.question.messages]
 
 
-def _ask(client: Client, stress: Stress, one: ExactAnswer) -> None:
-    text = "".join(p.text for p in client.stream_chat(_messages(one), Generation(max_tokens=256)))
-    same = text == one.question.answer
-    stress.count("answered", "" if same else f"{text!r}, not {one.question.answer!r}")
+def _read_all(client: Client, stress: Stress, answer: ExactAnswer) -> None:
+    text = "".join(
+        p.text for p in client.stream_chat(_messages(answer), Generation(max_tokens=256))
+    )
+    _check(stress, text, answer)
 
 
-def _cancel(client: Client, rng: random.Random, one: ExactAnswer) -> None:
-    pieces = client.stream_chat(_messages(one), Generation(max_tokens=256))
+def _check(stress: Stress, text: str, answer: ExactAnswer) -> None:
+    expected = answer.question.answer
+    stress.count("answered", "" if text == expected else f"{text!r}, not {expected!r}")
+
+
+def _cancel(client: Client, rng: random.Random, answer: ExactAnswer) -> None:
+    pieces = client.stream_chat(_messages(answer), Generation(max_tokens=256))
     for _ in range(rng.randrange(8)):
         next(pieces, None)
     pieces.close()
 
 
-def _over_http(server: TritonServer, stress: Stress, rng: random.Random, one: ExactAnswer) -> None:
-    """Read to the end, or hang up in the middle without a word."""
-    ends = server.endpoints
-    leaves = rng.random() < 0.6
-    body = {"messages": json.dumps(_messages(one)), "max_tokens": 256, "stream": True}
-    connection = http.client.HTTPConnection(ends.address, ends.http, timeout=120)
+def _over_http(
+    server: TritonServer, stress: Stress, rng: random.Random, answer: ExactAnswer
+) -> None:
+    """Read to the end, or disconnect in the middle of the answer."""
+    endpoints = server.endpoints
+    disconnects = rng.random() < 0.6
+    body = {"messages": json.dumps(_messages(answer)), "max_tokens": 256, "stream": True}
+    connection = http.client.HTTPConnection(endpoints.address, endpoints.http, timeout=120)
     try:
         path = f"/v2/models/{rng.choice(MODELS)}/generate_stream"
         connection.request("POST", path, json.dumps(body))
         response = connection.getresponse()
         if response.status != http.HTTPStatus.OK:
             text = response.read().decode(errors="replace")
-            known = "overloaded" in text
-            stress.count("overloaded" if known else "failed", "" if known else text)
+            _count_error(stress, text)
             return
-        if leaves:
+        if disconnects:
             response.read(rng.randrange(1, 600))
             stress.count("hung up")
             return
@@ -215,112 +265,26 @@ def _over_http(server: TritonServer, stress: Stress, rng: random.Random, one: Ex
         json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")
     ]
     if events and "error" in events[-1]:
-        known = "overloaded" in events[-1]["error"]
-        stress.count("overloaded" if known else "failed", "" if known else str(events[-1]))
+        _count_error(stress, events[-1]["error"])
         return
     text = "".join(event["text_output"] for event in events)
-    same = text == one.question.answer
-    stress.count("answered", "" if same else f"{text!r}, not {one.question.answer!r}")
+    _check(stress, text, answer)
 
 
-def _nonsense(server: TritonServer, stress: Stress, rng: random.Random) -> None:
-    ends = server.endpoints
-    connection = http.client.HTTPConnection(ends.address, ends.http, timeout=120)
+def _count_error(stress: Stress, text: str) -> None:
+    overloaded = "overloaded" in text
+    stress.count("overloaded" if overloaded else "failed", "" if overloaded else text)
+
+
+def _send_malformed(server: TritonServer, stress: Stress, rng: random.Random) -> None:
+    endpoints = server.endpoints
+    connection = http.client.HTTPConnection(endpoints.address, endpoints.http, timeout=120)
     try:
         body = rng.choice(BAD)
         connection.request("POST", f"/v2/models/{rng.choice(MODELS)}/generate_stream", body)
         response = connection.getresponse()
         text = response.read().decode(errors="replace")
         refused = response.status >= http.HTTPStatus.BAD_REQUEST or "error" in text
-        stress.count("refused", "" if refused else f"taken: {body!r}: {text[:200]}")
+        stress.count("refused", "" if refused else f"accepted: {body!r}: {text[:200]}")
     finally:
         connection.close()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--streams", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--plot", type=Path)
-    options = parser.parse_args()
-    profile = load_profile("cpu")
-    free = dict.fromkeys(type(profile.ports).model_fields, 0)
-    profile = profile.model_copy(update={"ports": profile.ports.model_copy(update=free)})
-    with tempfile.TemporaryDirectory() as folder:
-        build_engine(options.checkpoint, Path(folder, "engine"), profile)
-        with TritonServer(Path(folder, "engine"), profile) as server:
-            stress, samples = run(server, options.streams, options.minutes * 60, options.seed)
-            deadline = time.monotonic() + 30
-            while metric(server, RUNNING_METRIC) and time.monotonic() < deadline:
-                time.sleep(0.1)
-            left = metric(server, RUNNING_METRIC)
-            last = sample(server, samples[-1].seconds)
-    growth = slopes(samples)
-    result = {
-        "machine": machine(),
-        "minutes": options.minutes,
-        "streams": options.streams,
-        "seed": options.seed,
-        "outcomes": dict(stress.outcomes),
-        "wrong": stress.wrong[:20],
-        "requests_left_in_the_engine": left,
-        "rss_megabytes": {
-            "half way": round(samples[len(samples) // 2].total / 1e6, 1),
-            "at the end": round(last.total / 1e6, 1),
-        },
-        "growth_in_the_second_half_megabytes_per_minute": growth,
-        "samples": [vars(one) for one in samples[:: max(1, len(samples) // 120)]],
-    }
-    print(json.dumps({key: value for key, value in result.items() if key != "samples"}, indent=2))
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
-    if options.plot:
-        options.plot.write_text(plot(samples, growth["all"]))
-    raise SystemExit(bool(stress.wrong or left or stress.outcomes["stuck"]))
-
-
-COLOURS = ("#2a6", "#36c", "#c63", "#939", "#888", "#a80", "#088", "#b35")
-
-
-def plot(samples: list[Sample], growth: float) -> str:
-    """RSS over time as SVG: all together, and each process."""
-    width, height, margin = 760, 320, 50
-    plain = width - 3.6 * margin
-    longest = max(one.seconds for one in samples)
-    most = 1.15 * max(one.total for one in samples)
-
-    def line(values: list[tuple[float, float]], colour: str) -> str:
-        points = " ".join(
-            f"{margin + seconds / longest * plain:.1f},"
-            f"{height - margin - rss / most * (height - 2 * margin):.1f}"
-            for seconds, rss in values
-        )
-        return f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
-
-    series = {"all": [(one.seconds, one.total) for one in samples]} | {
-        name: [(one.seconds, one.rss[name]) for one in samples if name in one.rss]
-        for name in sorted(samples[-1].rss, key=lambda name: -samples[-1].rss[name])
-    }
-    drawn = "".join(
-        line(values, colour)
-        + f'<text x="{margin + plain + 12}" y="{margin + 18 * row}" fill="{colour}">{name}, '
-        f"{values[-1][1] / 1e6:,.0f} MB</text>"
-        for row, ((name, values), colour) in enumerate(zip(series.items(), COLOURS, strict=False))
-    )
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-        'font-family="sans-serif" font-size="12">'
-        f'<rect width="{width}" height="{height}" fill="white"/>{drawn}'
-        f'<path d="M{margin} {margin}V{height - margin}h{plain}" fill="none" stroke="#000"/>'
-        f'<text x="{margin}" y="{margin - 16}">RSS of the server, 0 to {most / 1e6:,.0f} MB; '
-        f"in the second half {growth:+.2f} MB a minute</text>"
-        f'<text x="{margin + plain}" y="{height - margin + 20}" text-anchor="end">'
-        f"{longest:,.0f} s</text></svg>\n"
-    )
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,7 @@
-"""An engine that only hands out tokens, as fast as they are taken: what it costs to serve them.
+"""An engine whose steps take no time, so that measurements show only the cost of serving tokens.
 
-It is put in the place of the CPU lane's engine, inside the model `tensorrt_llm`, by the benches of
-the serving path; the product knows nothing of it.
+Measurements of the serving path put it in the place of the CPU lane's engine, inside the model
+`tensorrt_llm`. The product has no reference to it.
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ from bench.measurements.synthetic_engine import SyntheticEngine
 nemotron_engine.adapters.open_engine = lambda lane, folder: SyntheticEngine(folder)
 from served import TritonPythonModel
 """
-"""Stands before the real model, which is `served` then."""
+"""Content of `model.py` with the synthetic engine; the real model is the module `served`."""
 
 
 class SyntheticEngine:
-    """See `Engine`: each step gives each request its next token, and takes no time."""
+    """See `Engine`. Each step gives each request its next token."""
 
     def __init__(self, folder: Path) -> None:
         settings = CpuEngineSettings.read(folder)
         self._admission = Admission(settings)
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._left: dict[str, int] = {}
+        self._remaining: dict[str, int] = {}
         self._on_chunk: dict[str, OnChunk] = {}
-        self._held: dict[str, list[int]] = {}
-        self._pace = Pace("pytorch")  # as beside a GPU: it takes nothing from who serves
+        self._unsent: dict[str, list[int]] = {}
+        self._pace = Pace("pytorch")  # as with a GPU: the engine takes no CPU from the server
         self._steps = 0
         self._thread = threading.Thread(target=self._run, name="engine step", daemon=True)
         self._thread.start()
 
     def submit_all(self, requests: Sequence[tuple[GenerationRequest, OnChunk]]) -> None:
         self._admission.admit([request for request, _ in requests])
-        for one in requests:
-            self._inbox.put(one)
+        for request in requests:
+            self._inbox.put(request)
 
     def cancel(self, request_id: str) -> bool:
         known = self._admission.has(request_id)
@@ -71,53 +71,54 @@ class SyntheticEngine:
 
     def _run(self) -> None:
         burst = 0
-        while self._take():
+        while self._receive():
             self._steps += 1
             start, sent = time.monotonic(), 0
-            due = self._pace.burst(start, len(self._left)) != burst
+            due = self._pace.burst(start, len(self._remaining)) != burst
             burst += due
-            for name, left in list(self._left.items()):
-                begins = name not in self._held
-                held = self._held.setdefault(name, [])
-                held.append(100 + left % 100)  # common pieces: printable text, never an end
-                self._left[name] = left - 1
-                if left == 1:
-                    self._end(name, GenerationChunk(tuple(held), finish_reason="length"))
-                elif due or begins:
-                    self._on_chunk[name](GenerationChunk(tuple(held)))
-                    held.clear()
+            for request_id, remaining in list(self._remaining.items()):
+                is_first = request_id not in self._unsent
+                unsent = self._unsent.setdefault(request_id, [])
+                unsent.append(100 + remaining % 100)  # printable pieces, never an end token
+                self._remaining[request_id] = remaining - 1
+                if remaining == 1:
+                    self._finish(request_id, GenerationChunk(tuple(unsent), finish_reason="length"))
+                elif due or is_first:
+                    self._on_chunk[request_id](GenerationChunk(tuple(unsent)))
+                    unsent.clear()
                     sent += 1
             if sent:
                 self._pace.sent((time.monotonic() - start) / sent)
-        for name in list(self._left):
-            self._end(name, GenerationChunk((), finish_reason="cancelled"))
+        for request_id in list(self._remaining):
+            self._finish(request_id, GenerationChunk((), finish_reason="cancelled"))
 
-    def _take(self) -> bool:
+    def _receive(self) -> bool:
+        """Take all new requests and cancellations. Returns `False` once the engine is closed."""
         while True:
             try:
-                item = self._inbox.get(block=not self._left)
+                item = self._inbox.get(block=not self._remaining)
             except queue.Empty:
                 return True
             if item is None:
                 return False
             if isinstance(item, str):
-                if item in self._left:
-                    self._end(item, GenerationChunk((), finish_reason="cancelled"))
+                if item in self._remaining:
+                    self._finish(item, GenerationChunk((), finish_reason="cancelled"))
             else:
                 request, on_chunk = item
-                self._left[request.request_id] = request.max_tokens
+                self._remaining[request.request_id] = request.max_tokens
                 self._on_chunk[request.request_id] = on_chunk
 
-    def _end(self, name: str, last: GenerationChunk | NemotronError) -> None:
-        del self._left[name]
-        self._held.pop(name, None)
-        self._admission.leave(name)
-        self._on_chunk.pop(name)(last)
+    def _finish(self, request_id: str, last: GenerationChunk | NemotronError) -> None:
+        del self._remaining[request_id]
+        self._unsent.pop(request_id, None)
+        self._admission.leave(request_id)
+        self._on_chunk.pop(request_id)(last)
 
 
 @contextmanager
-def in_place_of_the_engine() -> Iterator[None]:
-    """A `TritonServer` that is started meanwhile has this engine."""
+def synthetic_engines() -> Iterator[None]:
+    """Let each `TritonServer` that starts in this context have the synthetic engine."""
 
     def render(*arguments: Any, **named: Any) -> None:
         render_repository(*arguments, **named)

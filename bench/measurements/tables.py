@@ -1,0 +1,303 @@
+"""The tables of the pages, each made from one or more records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from bench.measurements.records import Record
+from nemotron_bench.report import table
+from nemotron_build.plan import plans
+from nemotron_build.profile import CpuProfile, load_profile, shipped_profiles
+
+Summary = Mapping[str, float]
+"""`median`, `min` and `max` of some runs; see `timing.summary`."""
+
+
+def spread(summary: Summary, form: str, scale: float = 1) -> str:
+    """Return `median (min–max)`, each multiplied by `scale` and formatted with `form`."""
+    median, low, high = (f"{summary[key] * scale:{form}}" for key in ("median", "min", "max"))
+    return f"{median} ({low}–{high})"
+
+
+def conditions(record: Record) -> str:
+    """Return the machine and the number of runs of a record as one line."""
+    machine = record.machine
+    return (
+        f"{machine['cores']} cores of {machine['cpu']}, {machine['memory'] / 2**30:.0f} GiB, "
+        f"Python {machine['python']}; {record.arguments['runs']} runs, median (lowest–highest)."
+    )
+
+
+def hops(name: str) -> list[str]:
+    record = Record.read(name)
+    rates = record.results["tokens_per_second"]
+    counts = list(next(iter(rates.values())))
+    rows = []
+    for hop, by_count in rates.items():
+        responses = record.results["responses_per_second"][hop]
+        cells = (
+            f"{spread(by_count[count], ',.0f')}: {responses[count]['median']:,.0f} responses/s"
+            for count in counts
+        )
+        rows.append([hop, *cells])
+    return [*table(["tokens/s at streams", *counts], rows), "", conditions(record)]
+
+
+def hops_real(name: str) -> list[str]:
+    record = Record.read(name)
+    rates = record.results["tokens_per_second"]
+    engine_rates = rates["engine alone"]
+    rows = []
+    for hop, by_count in rates.items():
+        cells = []
+        for count, rate in by_count.items():
+            fraction = rate["median"] / engine_rates[count]["median"]
+            responses = record.results["responses_per_second"][hop][count]["median"]
+            cells.append(
+                f"{spread(rate, ',.0f')}: {fraction:.2f}, "
+                f"{rate['median'] / responses:.1f} a response"
+            )
+        rows.append([hop, *cells])
+    head = ["tokens/s at streams: fraction", *engine_rates]
+    return [*table(head, rows), "", conditions(record)]
+
+
+def peers(name: str) -> list[str]:
+    record = Record.read(name)
+    results = record.results
+    engines: Mapping[str, Any] = results["engines"]
+    loads = list(engines["openvino"]["tokens_per_second"])
+    rows = []
+    for engine, values in engines.items():
+        rates = [spread(values["tokens_per_second"][load], ",.1f") for load in loads]
+        memory = (f"{values[key] / 1e6:,.0f}" for key in ("rss", "peak_rss"))
+        rows.append([engine, *rates, f"{values['load_seconds']:.1f}", *memory])
+    ratios = [f"{over_best_peer(engines, load):.2f}" for load in loads]
+    rows.append(["openvino over the best peer", *ratios, "", "", ""])
+    return [
+        *table(["tokens/s", *loads, "load s", "RSS MB", "peak RSS MB"], rows),
+        "",
+        f"Memory was read at {results['read_bandwidth']['median'] / 1e9:.1f} GB/s in turn with "
+        f"decoding, and a token reads {results['bytes_read_per_token'] / 1e6:,.0f} MB. So the "
+        f"limit at batch 1, which `nemotron plan` predicts, is {results['limit_batch_1']:.1f} "
+        "tokens/s. The CPU engine reached a fraction of "
+        f"{spread(results['openvino_over_limit'], '.2f')} of the limit at the same time.",
+        "",
+        conditions(record),
+    ]
+
+
+def over_best_peer(engines: Mapping[str, Any], load: str) -> float:
+    """Return the CPU engine's median tokens per second over those of the fastest other engine."""
+    medians = {
+        name: values["tokens_per_second"][load]["median"] for name, values in engines.items()
+    }
+    ours = medians.pop("openvino")
+    return float(ours / max(medians.values()))
+
+
+def startup() -> list[str]:
+    record = Record.read("startup")
+    rows = [[step, spread(times, ".2f")] for step, times in record.results["steps"].items()]
+    return [*table(["step", "seconds after the start"], rows), "", conditions(record)]
+
+
+def perf_analyzer(name: str) -> list[str]:
+    record = Record.read(name)
+    rows = [
+        [
+            load,
+            quantity,
+            *(
+                spread(values[tool], ",.0f" if values[tool]["median"] >= 100 else ".3g")
+                for tool in ("builtin", "perf_analyzer")
+            ),
+            f"{values['ratio']:.3f}",
+        ]
+        for load, quantities in record.results["rows"].items()
+        for quantity, values in quantities.items()
+    ]
+    head = ["load", "", "builtin", "perf_analyzer", "ratio"]
+    return [*table(head, rows), "", conditions(record)]
+
+
+def plan() -> list[str]:
+    """Return the table of `nemotron plan`, which is computed and needs no record."""
+    rows = []
+    for name in shipped_profiles():
+        profile = load_profile(name)
+        if isinstance(profile, CpuProfile) or name.endswith("-pytorch"):
+            continue
+        (profile_plan,) = plans(profile, [], None)
+        rows.append(
+            [
+                name,
+                f"{profile_plan.weights / 2**30:.1f} GiB",
+                f"{profile_plan.sequences}",
+                f"{profile_plan.weight_read_seconds * 1e3:.1f} ms",
+                f"{profile_plan.decode_rate(profile_plan.batch):,.0f} tokens/s",
+                f"{profile_plan.prefill_rate:,.0f} tokens/s",
+            ]
+        )
+    head = [
+        *("profile", "weights per GPU", "4k sequences", "token at batch 1"),
+        *("decode, batch 64", "prefill at 60 %"),
+    ]
+    return table(head, rows)
+
+
+def convert() -> list[str]:
+    cp, modelopt = Record.read("convert_speed"), Record.read("convert_modelopt")
+    cp_seconds, modelopt_seconds = cp.results["seconds"], modelopt.results["seconds"]
+    rss = modelopt.results["peak_rss"]
+    (version,) = (
+        package.partition("==")[2]
+        for package in modelopt.results["packages"]
+        if package.startswith("nvidia-modelopt==")
+    )
+
+    def conversion(record: Record) -> str:
+        size, runs = record.results["bytes"] / 1e9, record.arguments["runs"]
+        return f"`nemotron convert`: {size:.1f} GB, zarr → TP 8, {runs} runs"
+
+    rows = [
+        [conversion(cp), cp_seconds["convert"], f"{cp.results['peak_rss'] / 1e6:,.0f} MB"],
+        ["`cp -r` of the same bytes", cp_seconds["cp"], ""],
+        ["`cp -r` and `sync`, which gives the same guarantee", cp_seconds["cp and sync"], ""],
+        [
+            conversion(modelopt),
+            modelopt_seconds["nemotron convert"],
+            f"{rss['nemotron convert'] / 1e6:,.0f} MB",
+        ],
+        [
+            f"NVIDIA ModelOpt {version}: the same weights from a Hugging Face folder",
+            modelopt_seconds["ModelOpt"],
+            f"{rss['ModelOpt'] / 1e6:,.0f} MB",
+        ],
+    ]
+    return [
+        *table(
+            ["in turn in one run", "seconds", "peak RSS of all processes"],
+            [[label, spread(seconds, ".1f"), memory] for label, seconds, memory in rows],
+        ),
+        "",
+        f"The throughput was {cp.results['throughput_over_cp']:.1f} times that of `cp -r`, and "
+        f"{cp.results['throughput_over_cp_and_sync']:.2f} times that of `cp -r` and `sync`. "
+        f"ModelOpt took {modelopt.results['modelopt_time_over_ours']:.1f} times as long and "
+        f"{modelopt.results['modelopt_rss_over_ours']:.0f} times the memory.",
+        "",
+        f"{cp.machine['cores']} cores of {cp.machine['cpu']}; median (lowest–highest).",
+    ]
+
+
+def row_spread(row: Mapping[str, float], form: str) -> str:
+    """Return the spread of a row that has its summary of seconds in three fields."""
+    return spread({key: row[f"{key}_seconds"] for key in ("median", "min", "max")}, form)
+
+
+def convert_scaling() -> list[str]:
+    record = Record.read("convert_scaling")
+    rows = [
+        [
+            f"{row['bytes'] / 1e9:.1f} GB",
+            row_spread(row, ".1f"),
+            f"{row['peak_rss'] / 1e6:,.0f} MB",
+        ]
+        for row in record.results["rows"]
+    ]
+    return [*table(["bytes", "seconds", "peak RSS"], rows), "", conditions(record)]
+
+
+def fp8_quantize() -> list[str]:
+    record = Record.read("fp8_quantize")
+    labels = {
+        "table": "table look-up",
+        "torch": "PyTorch's conversion",
+        "amax": "amax",
+        "amax by torch": "amax by PyTorch",
+        "disk": "reading the same bytes from this machine's disk",
+    }
+    rates = record.results["gb_per_s"]
+    rows = [[label, spread(rates[name], ".2f")] for name, label in labels.items()]
+    return [*table(["method, on one core", "GB/s of BF16 input"], rows), "", conditions(record)]
+
+
+def fp8_accuracy() -> list[str]:
+    results = Record.read("fp8_accuracy").results
+    rows = [
+        [
+            row["dtype"].upper(),
+            f"{row['exact_answers']} of {row['answers']}",
+            f"{row['mean_log_prob']:.5f}".replace("-", "−"),
+            f"{row['exact_top1']:.2%} of {row['tokens']:,}",
+        ]
+        for row in results["rows"]
+    ]
+    head = [
+        *("", "answers exactly right", "mean log-probability of their tokens"),
+        "tokens that greedy decoding also chooses",
+    ]
+    return table(head, rows)
+
+
+def calibrate_memory() -> list[str]:
+    record = Record.read("calibrate_memory")
+    by_layers: dict[int, list[Mapping[str, Any]]] = {}
+    for row in sorted(record.results["rows"], key=lambda row: not row["states_in_memory"]):
+        by_layers.setdefault(row["layers"], []).append(row)
+    rows = []
+    for layers, pair in by_layers.items():
+        cells = [
+            f"{row['least_peak_rss'] / 1e6:,.0f}–{row['peak_rss'] / 1e6:,.0f} MB, "
+            f"{row_spread(row, '.1f')} s"
+            for row in pair
+        ]
+        rows.append([str(layers), f"{pair[0]['bytes'] / 1e9:.1f} GB", *cells])
+    head = [
+        *("layers", "weights", "hidden states in memory: peak RSS, time"),
+        "hidden states on disk: peak RSS, time",
+    ]
+    return [*table(head, rows), "", conditions(record)]
+
+
+def gateway_overhead() -> list[str]:
+    record = Record.read("gateway_overhead")
+    rows = []
+    for row in record.results["rows"]:
+        rate, first = row["tokens_per_second"], row["first_token_seconds"]
+        rows.append(
+            [
+                row["source"],
+                str(row["streams"]),
+                spread(rate["ratio"], ".3f"),
+                spread(first["grpc"], ".1f", 1e3),
+                spread(first["gateway"], ".1f", 1e3),
+                f"{row['gateway_core']['median']:.2f}",
+            ]
+        )
+    head = [
+        *("", "streams", "tokens/s through the gateway / direct", "first token ms, direct"),
+        *("first token ms, through the gateway", "fraction of a core that the gateway uses"),
+    ]
+    return [*table(head, rows), "", conditions(record)]
+
+
+TABLES: Mapping[str, Callable[[], list[str]]] = {
+    "plan": plan,
+    "hops": partial(hops, "hops"),
+    "hops_real": partial(hops_real, "hops_real"),
+    "cpu_peers": partial(peers, "cpu_peers"),
+    "cpu_peers_zen4": partial(peers, "cpu_peers_zen4"),
+    "startup": startup,
+    "perf_analyzer_check": partial(perf_analyzer, "perf_analyzer_check"),
+    "perf_analyzer_check_tiny": partial(perf_analyzer, "perf_analyzer_check_tiny"),
+    "convert": convert,
+    "convert_scaling": convert_scaling,
+    "fp8_quantize": fp8_quantize,
+    "fp8_accuracy": fp8_accuracy,
+    "calibrate_memory": calibrate_memory,
+    "gateway_overhead": gateway_overhead,
+}
+"""Tables by the name of their markers in a page."""
