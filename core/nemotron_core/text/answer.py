@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nemotron_core.text.detokenizer import StreamingDetokenizer
+from nemotron_core.text.detokenizer import StreamingDetokenizer, TokenTexts
 from nemotron_core.text.stop import StopStrings
-from nemotron_core.text.tokenizer import Tokenizer
 
 
 class AnswerStream:
@@ -27,7 +26,7 @@ class AnswerStream:
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
+        tokenizer: TokenTexts,
         *,
         chat: bool,
         end_ids: Sequence[int],

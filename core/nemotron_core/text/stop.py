@@ -9,7 +9,7 @@ from nemotron_core.text.prompt import check_text
 
 MAX_STOP_STRINGS = 64
 MAX_STOP_LENGTH = 1024
-"""Limit in characters. Both are limited because every piece of text is compared with all strings."""
+"""Limit in characters. Both have limits because every piece is compared with every stop string."""
 
 
 class StopStrings:
