@@ -238,7 +238,7 @@ def lane(
     models = shutil.copytree(models_folder(), tmp_path_factory.mktemp("models") / "models")
     shutil.copytree(STANDIN, models / "tensorrt_llm" / "1" / "tensorrt_llm")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(repository, "resource", lambda _name: models)
+        patch.setattr(repository, "resource", lambda *_: models)
         with TritonServer(folder, profile) as running:
             yield running
 

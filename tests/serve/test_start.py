@@ -44,7 +44,7 @@ def test_the_models_of_a_clone_without_empty_folders(
     for folder in clone.glob("*/1"):
         if not any(folder.iterdir()):
             folder.rmdir()
-    monkeypatch.setattr(repository, "resource", lambda _name: clone)
+    monkeypatch.setattr(repository, "resource", lambda *_: clone)
     record = open_engine(engine_bf16)
     repository.render_repository(
         engine_bf16, record, record.profile, tmp_path / "models", drain_file=tmp_path / "drain"
