@@ -1,4 +1,4 @@
-"""The engine folder and the profile: what is refused, and how."""
+"""Engine folders and profiles: which are refused, and with which message."""
 
 from __future__ import annotations
 

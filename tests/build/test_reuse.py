@@ -1,4 +1,4 @@
-"""Jobs that run again: what is whole is taken, what another process writes is waited for."""
+"""Jobs that run again keep complete folders, and wait for folders that other processes write."""
 
 from __future__ import annotations
 
@@ -73,25 +73,25 @@ def test_an_engine_is_built_once(
 
 
 def test_pods_that_start_together_share_the_work(tmp_path: Path) -> None:
-    """As a cluster starts them: the builders are there before the checkpoint is."""
+    """A cluster starts them together, so the builders start before the checkpoint exists."""
     checkpoint, engine = tmp_path / "checkpoint", tmp_path / "engine"
     build = [NEMOTRON, "build", str(checkpoint), "-o", str(engine), "--profile", "cpu"]
     convert_ = [NEMOTRON, "convert", str(NEMO), "-o", str(checkpoint), "--tp", "2"]
     together = ["--reuse", "--wait", str(WAIT)]
     commands = [build + together] * 2 + [convert_ + together] * 2
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    started = [subprocess.Popen(command, **pipes) for command in commands]  # type: ignore[call-overload]
-    ends = [(*one.communicate(timeout=WAIT), one.returncode) for one in started]
-    assert [code for _, _, code in ends] == [0] * 4, ends
-    assert len({out for out, _, _ in ends[:2]}) == 1
+    processes = [subprocess.Popen(command, **pipes) for command in commands]  # type: ignore[call-overload]
+    results = [(*process.communicate(timeout=WAIT), process.returncode) for process in processes]
+    assert [code for _, _, code in results] == [0] * 4, results
+    assert len({out for out, _, _ in results[:2]}) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "engine"]
 
 
 def test_without_patience(checkpoint_tp8: Path, tmp_path: Path) -> None:
-    none = tmp_path / "none"
-    done = run("build", none, "-o", tmp_path / "engine", "--profile", "cpu", "--reuse")
+    missing = tmp_path / "none"
+    done = run("build", missing, "-o", tmp_path / "engine", "--profile", "cpu", "--reuse")
     assert done.returncode == 1
-    assert f"no {MANIFEST_NAME}: not a whole checkpoint [{none}]" in done.stderr
+    assert f"no {MANIFEST_NAME}: not a whole checkpoint [{missing}]" in done.stderr
     output = tmp_path / "checkpoint"
     with unfinished_folder(output, keep=False):
         done = run("convert", NEMO, "-o", output, "--reuse", "--wait", "1")

@@ -1,7 +1,4 @@
-"""`nemotron build` for TensorRT: what it runs, what it records, what it refuses.
-
-With stand-ins for `trtllm-build` and for the GPUs.
-"""
+"""`nemotron build` for the TensorRT lane, with stand-ins for `trtllm-build` and for the GPUs."""
 
 from __future__ import annotations
 
@@ -44,7 +41,7 @@ BF16_TP8: dict[str, Any] = {
 
 
 def profile_file(folder: Path, name: str = "h200-bf16-tp8", **keys: Any) -> str:
-    """A shipped profile with other values, as a file of one's own."""
+    """Write a shipped profile with other values to a file, and return its path."""
     content = yaml.safe_load((profiles_folder() / f"{name}.yaml").read_text())
     path = folder / "own.yaml"
     path.write_text(yaml.safe_dump(content | keys))
@@ -92,11 +89,11 @@ def test_the_tokenizer_for_guided_decoding(
     pieces = tokenizer.get_vocab()
     assert info["encoded_vocab"] == sorted(pieces, key=pieces.__getitem__)
     assert info["stop_token_ids"][0] == pieces["<extra_id_1>"]
-    ours, theirs = (
+    written, expected = (
         json.loads(info["tokenizer_str"]),
         json.loads(tokenizer.backend_tokenizer.to_str()),
     )
-    assert ours["model"] == theirs["model"]
+    assert written["model"] == expected["model"]
 
 
 def test_a_dry_run_says_the_command_and_builds_nothing(
@@ -228,7 +225,7 @@ def record_of(profile: Profile) -> EngineRecord:
 
 
 def configs(text: str) -> Iterator[tuple[str, Any]]:
-    """Of each model in a dry run: its name, and its configuration as Triton parses it."""
+    """Yield the name of each model in a dry run, and its configuration as Triton parses it."""
     from google.protobuf import text_format
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
@@ -242,16 +239,16 @@ def configs(text: str) -> Iterator[tuple[str, Any]]:
 def test_every_profile_renders_what_triton_parses(name: str) -> None:
     profile = load_profile(name)
     text = describe_serve(Path("/engine"), record_of(profile), profile, ["/engine"])
-    found = dict(configs(text))
-    assert {"ensemble", "tensorrt_llm", "tensorrt_llm_bls", "generate"} <= set(found)
-    assert all(name == config.name for name, config in found.items())
+    rendered = dict(configs(text))
+    assert {"ensemble", "tensorrt_llm", "tensorrt_llm_bls", "generate"} <= set(rendered)
+    assert all(name == config.name for name, config in rendered.items())
     assert "${" not in text
-    engine = found["tensorrt_llm"]
+    engine = rendered["tensorrt_llm"]
     assert engine.model_transaction_policy.decoupled
     assert engine.parameters["gpt_model_path"].string_value == "/engine"
     assert engine.backend == ("tensorrtllm" if isinstance(profile, TensorRTProfile) else "python")
-    ours = profile.lane != "tensorrt"
-    assert (found["ensemble"].platform == "ensemble") == ours
+    is_ours = profile.lane != "tensorrt"
+    assert (rendered["ensemble"].platform == "ensemble") == is_ours
     if isinstance(profile, CpuProfile):
         assert "mpirun" not in text
 
@@ -272,7 +269,7 @@ def test_the_configuration_for_the_cpp_backend() -> None:
     assert {"tokenizer_dir", "guided_decoding_backend", "xgrammar_tokenizer_info_path"} <= set(
         parameters
     )
-    inputs = {one.name: one for one in engine.input}
+    inputs = {entry.name: entry for entry in engine.input}
     assert not inputs["input_lengths"].optional
     assert inputs["end_id"].HasField("reshape")
     assert list(inputs["end_id"].reshape.shape) == []

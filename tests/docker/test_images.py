@@ -1,6 +1,6 @@
 """The Dockerfiles, without a container engine.
 
-They are linted, and the CPU lane's is carried out in a folder, command by command.
+All are linted. The commands of the CPU lane's Dockerfile are run in a folder.
 """
 
 from __future__ import annotations
@@ -38,19 +38,21 @@ class Instruction:
 
 
 def instructions(path: Path) -> list[Instruction]:
-    """Of one Dockerfile, continuation lines joined."""
+    """Return the instructions of a Dockerfile, with continuation lines joined."""
     lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
-    found: list[Instruction] = []
+    instructions_so_far: list[Instruction] = []
     for line in "\n".join(lines).replace("\\\n", " ").splitlines():
         if line.strip():
             name, _, text = line.partition(" ")
-            stage = (found[-1].stage if found else -1) + (name == "FROM")
-            found.append(Instruction(name, text.strip(), stage))
-    return found
+            stage = (instructions_so_far[-1].stage if instructions_so_far else -1) + (
+                name == "FROM"
+            )
+            instructions_so_far.append(Instruction(name, text.strip(), stage))
+    return instructions_so_far
 
 
 def last(path: Path, name: str) -> str:
-    return [one.text for one in instructions(path) if one.name == name][-1]
+    return [instruction.text for instruction in instructions(path) if instruction.name == name][-1]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -62,26 +64,34 @@ def test_lint(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_what_every_image_has(path: Path) -> None:
-    every = instructions(path)
+    all_instructions = instructions(path)
     assert re.fullmatch(r"\d{5}:\d{5}", last(path, "USER"))
     assert json.loads(last(path, "ENTRYPOINT")) == ["nemotron"]
     assert "/health/ready" in last(path, "HEALTHCHECK")
     for label in ("title", "description", "licenses", "version", "revision", "base.name"):
         assert f"org.opencontainers.image.{label}=" in last(path, "LABEL")
-    bases = [one.text.split()[0] for one in every if one.name == "FROM"]
+    bases = [
+        instruction.text.split()[0]
+        for instruction in all_instructions
+        if instruction.name == "FROM"
+    ]
     assert len(bases) > 1
     assert all(re.search(r":\d[\w.-]+$", base) for base in bases)
     assert f'base.name="{bases[-1]}"' in last(path, "LABEL").replace("docker.io/library/", "")
-    names = {one.text.partition("=")[0] for one in every if one.name == "ARG"}
+    names = {
+        instruction.text.partition("=")[0]
+        for instruction in all_instructions
+        if instruction.name == "ARG"
+    }
     assert names == {"VERSION", "REVISION"}  # so no secret can be given, and none stays
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_what_is_copied_is_there_and_let_through(path: Path) -> None:
     let_through = (ROOT / ".dockerignore").read_text().splitlines()
-    for one in instructions(path):
-        if one.name == "COPY" and not one.text.startswith("--from"):
-            *sources, _target = one.text.split()
+    for instruction in instructions(path):
+        if instruction.name == "COPY" and not instruction.text.startswith("--from"):
+            *sources, _target = instruction.text.split()
             for source in sources:
                 assert (ROOT / source).exists()
                 assert f"!{source}" in let_through
@@ -91,18 +101,18 @@ def test_the_chart_runs_as_the_user_that_the_images_have() -> None:
     for path in FILES:
         user, group = map(int, last(path, "USER").split(":"))
         assert f"useradd --uid {user} " in path.read_text()
-        for one in render(CHART / "examples" / "cpu.yaml"):
-            if one["kind"] in ("StatefulSet", "Deployment"):
-                context = one["spec"]["template"]["spec"]["securityContext"]
+        for document in render(CHART / "examples" / "cpu.yaml"):
+            if document["kind"] in ("StatefulSet", "Deployment"):
+                context = document["spec"]["template"]["spec"]["securityContext"]
                 assert (context["runAsUser"], context["runAsGroup"]) == (user, group)
 
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The CPU lane's, carried out in a folder that stands for `/`.
+    """The CPU lane's image, built in a folder that stands for `/`.
 
-    What differs from `docker build`: paths, this machine's Python, no users, and dependencies that
-    are not downloaded again but found where the tests have theirs.
+    Unlike `docker build`, this uses other paths, this machine's Python, no users, and the
+    dependencies of the tests instead of a download.
     """
     root = tmp_path_factory.mktemp("image")
     for folder in MOUNTS:
@@ -116,15 +126,16 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     python = Path(sys.executable).parent
     environment = {"PATH": f"{python}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": packages}
     place = root
-    for one in instructions(CPU):
-        if one.name == "WORKDIR":
-            place = root / one.text[1:]
-        elif one.name == "COPY" and not one.text.startswith("--from"):  # all is one folder here
-            *sources, target = shlex.split(one.text)
+    for instruction in instructions(CPU):
+        if instruction.name == "WORKDIR":
+            place = root / instruction.text[1:]
+        elif instruction.name == "COPY" and not instruction.text.startswith("--from"):
+            # All stages are one folder here.
+            *sources, target = shlex.split(instruction.text)
             for source in sources:
                 copy(ROOT / source, inside(root, target) if target[0] == "/" else place / target)
-        elif one.name == "RUN" and not one.text.startswith("useradd"):
-            command = re.sub(r"(?<![\w.])/opt", str(root / "opt"), one.text)
+        elif instruction.name == "RUN" and not instruction.text.startswith("useradd"):
+            command = re.sub(r"(?<![\w.])/opt", str(root / "opt"), instruction.text)
             done = subprocess.run(
                 ["/bin/sh", "-c", command],
                 cwd=place,
@@ -193,16 +204,16 @@ def test_the_image_serves(image: Path, answers: list[ExactAnswer]) -> None:
             assert server.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        chosen = json.loads((tmp / "ports.json").read_text())
+        chosen_ports = json.loads((tmp / "ports.json").read_text())
         check = json.loads(last(CPU, "HEALTHCHECK").partition("CMD ")[2])
-        run(image, *(part.replace(":8003/", f":{chosen['health']}/") for part in check))
-        one = answers[0].question
-        said = run(
+        run(image, *(part.replace(":8003/", f":{chosen_ports['health']}/") for part in check))
+        question = answers[0].question
+        printed = run(
             image,
-            *(*nemotron, "chat", "--url", f"127.0.0.1:{chosen['grpc']}"),
-            one.messages[-1].content,
+            *(*nemotron, "chat", "--url", f"127.0.0.1:{chosen_ports['grpc']}"),
+            question.messages[-1].content,
         )
-        assert said == one.answer + "\n"
+        assert printed == question.answer + "\n"
         server.send_signal(signal.SIGTERM)
         assert server.wait(WAIT) == 0
     finally:

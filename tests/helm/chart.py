@@ -1,4 +1,4 @@
-"""The chart as Helm renders it, by real Helm, 3 and 4."""
+"""The chart, rendered by the real Helm 3 and 4."""
 
 from __future__ import annotations
 
@@ -34,11 +34,18 @@ def render(
     chart: Path = CHART,
     **changes: object,
 ) -> list[Document]:
-    """What `helm template` makes of these files and, by `__` for the dot, these single values."""
+    """Return the documents of `helm template` for files of values and single values.
+
+    In the names of single values, `__` stands for the dot.
+    """
     files = [part for path in values for part in ("--values", str(path))]
     single = [part for pair in changes.items() for part in ("--set-json", _assignment(*pair))]
     command = ("template", name, str(chart), "--namespace", "models", *files, *single)
-    return [one for one in yaml.load_all(_output(version, command), yaml.CSafeLoader) if one]
+    return [
+        document
+        for document in yaml.load_all(_output(version, command), yaml.CSafeLoader)
+        if document
+    ]
 
 
 @cache
@@ -53,23 +60,24 @@ def _assignment(name: str, value: object) -> str:
 
 
 def find(documents: list[Document], kind: str, ending: str = "") -> Document:
-    """The only one of this kind whose name ends so, before a hash."""
-    found = [
-        one
-        for one in documents
-        if one["kind"] == kind and ending in one["metadata"]["name"].removeprefix("demo-nemotron")
+    """Return the only document of a kind whose name has this ending, before a hash."""
+    matches = [
+        document
+        for document in documents
+        if document["kind"] == kind
+        and ending in document["metadata"]["name"].removeprefix("demo-nemotron")
     ]
-    assert len(found) == 1, [one["metadata"]["name"] for one in found]
-    return found[0]
+    assert len(matches) == 1, [document["metadata"]["name"] for document in matches]
+    return matches[0]
 
 
 def pod_templates(documents: list[Document]) -> Iterator[tuple[str, Document]]:
-    """Each pod that the documents bring about, and a name for it."""
-    for one in documents:
-        name, spec = one["metadata"]["name"], one.get("spec", {})
-        match one["kind"]:
+    """Yield the name and the template of each pod that the documents create."""
+    for document in documents:
+        name, spec = document["metadata"]["name"], document.get("spec", {})
+        match document["kind"]:
             case "Pod":
-                yield name, one
+                yield name, document
             case "StatefulSet" | "Deployment" | "Job":
                 yield name, spec["template"]
             case "LeaderWorkerSet":
@@ -78,7 +86,7 @@ def pod_templates(documents: list[Document]) -> Iterator[tuple[str, Document]]:
 
 
 def as_pods(documents: list[Document]) -> list[Document]:
-    """Everything, with the pods of a LeaderWorkerSet as Pods, for tools that know only those."""
+    """Replace each LeaderWorkerSet by its Pods, for tools that do not know LeaderWorkerSets."""
     pods = [
         {
             "apiVersion": "v1",
@@ -86,11 +94,11 @@ def as_pods(documents: list[Document]) -> list[Document]:
             **template,
             "metadata": {**template["metadata"], "name": name},
         }
-        for one in documents
-        if one["kind"] == "LeaderWorkerSet"
-        for name, template in pod_templates([one])
+        for document in documents
+        if document["kind"] == "LeaderWorkerSet"
+        for name, template in pod_templates([document])
     ]
-    return [one for one in documents if one["kind"] != "LeaderWorkerSet"] + pods
+    return [document for document in documents if document["kind"] != "LeaderWorkerSet"] + pods
 
 
 def containers(template: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -1,8 +1,7 @@
-"""A stand-in for a kubelet: it runs the containers of rendered pods here, as they are rendered.
+"""A stand-in for a kubelet, which runs the containers of rendered pods on this machine.
 
-Commands, arguments, environment, probes, preStop and grace come from the YAML. What is mapped is
-where they find themselves: mount paths to folders, Secrets and ConfigMaps to files, Services and
-Pods to addresses.
+Commands, arguments, environment, probes, preStop and grace come from the YAML. Mount paths are
+mapped to folders, Secrets and ConfigMaps to files, Services and Pods to addresses.
 """
 
 from __future__ import annotations
@@ -27,30 +26,34 @@ INHERITED = ("LANG", "PIP_CERT")
 
 @dataclass
 class Cluster:
-    """Folders for what pods mount, and what the cluster would know."""
+    """The folders that pods mount, and what the pods need to know of the cluster."""
 
     root: Path
     documents: list[Document]
     secrets: dict[str, dict[str, str]] = field(default_factory=dict)
     image: dict[str, Path] = field(default_factory=dict)
-    """Files of the image that lie elsewhere here."""
+    """Files of the image, by their paths there, with their paths on this machine."""
     hosts: dict[str, str] = field(default_factory=dict)
-    """Names of pods, and their addresses."""
+    """Addresses by the names of pods."""
     programs: tuple[Path, ...] = (BIN,)
-    """Folders that the image has on its PATH."""
+    """Folders on the PATH of the image."""
     environment: dict[str, str] = field(default_factory=dict)
-    """Of the image."""
+    """Environment variables of the image."""
 
     def config(self, name: str) -> dict[str, str]:
-        (found,) = (
-            one["data"]
-            for one in self.documents
-            if (one["kind"], one["metadata"]["name"]) == ("ConfigMap", name)
+        (data,) = (
+            document["data"]
+            for document in self.documents
+            if (document["kind"], document["metadata"]["name"]) == ("ConfigMap", name)
         )
-        return dict(found)
+        return dict(data)
 
     def services(self) -> list[str]:
-        names = [one["metadata"]["name"] for one in self.documents if one["kind"] == "Service"]
+        names = [
+            document["metadata"]["name"]
+            for document in self.documents
+            if document["kind"] == "Service"
+        ]
         return sorted(names, key=len, reverse=True)
 
 
@@ -63,7 +66,9 @@ class Pod:
         self.name = name
         self.folder = cluster.root / name
         self.folder.mkdir(exist_ok=True)
-        self.volumes = {one["name"]: self._volume(one) for one in self.spec.get("volumes", [])}
+        self.volumes = {
+            volume["name"]: self._volume(volume) for volume in self.spec.get("volumes", [])
+        }
 
     def _volume(self, volume: dict[str, Any]) -> Path:
         if "persistentVolumeClaim" in volume:  # shared by all
@@ -87,30 +92,30 @@ class Pod:
                 content = self.cluster.secrets[secret.get("secretName") or secret["name"]]
             for name, text in content.items():
                 (path / name).write_text(self._mapped(text, mounts))
-                (path / name).chmod(0o600)  # its owner is who reads it here
+                (path / name).chmod(0o600)  # on this machine its owner reads it
         return path
 
     def container(self, name: str) -> dict[str, Any]:
-        everyone = [*self.spec.get("initContainers", []), *self.spec["containers"]]
-        (found,) = (one for one in everyone if one["name"] == name)
-        return dict(found)
+        containers = [*self.spec.get("initContainers", []), *self.spec["containers"]]
+        (container,) = (container for container in containers if container["name"] == name)
+        return dict(container)
 
     def start(self, name: str, *place: str) -> Container:
-        """`place` is a command that runs another one elsewhere, such as on a second machine."""
-        one = self.container(name)
-        mounts = {mount["mountPath"]: self.volumes[mount["name"]] for mount in one["volumeMounts"]}
+        """Start a container. `place` is a command that runs another command on another machine."""
+        spec = self.container(name)
+        mounts = {mount["mountPath"]: self.volumes[mount["name"]] for mount in spec["volumeMounts"]}
         environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
         path = [*map(str, self.cluster.programs), "/usr/local/bin", "/usr/bin", "/bin"]
         environment |= self.cluster.environment
         environment["PATH"] = os.pathsep.join(path)
         environment["TMPDIR"] = str(mounts["/tmp"])
-        for source in one.get("envFrom", []):
+        for source in spec.get("envFrom", []):
             environment |= self.cluster.secrets[source["secretRef"]["name"]]
-        for entry in one.get("env", []):
+        for entry in spec.get("env", []):
             environment[entry["name"]] = self._value(entry, mounts)
         command = [
             self._mapped(self._expanded(part, environment), mounts)
-            for part in [*one["command"], *one.get("args", [])]
+            for part in [*spec["command"], *spec.get("args", [])]
         ]
         log = self.folder / f"{name}.log"
         with log.open("a") as file:
@@ -122,10 +127,10 @@ class Pod:
                 stdout=file,
                 stderr=subprocess.STDOUT,
             )
-        return Container(self, one, process, log, environment, mounts)
+        return Container(self, spec, process, log, environment, mounts)
 
     def run(self, name: str) -> str:
-        """To its end, which must be a good one; what it has printed."""
+        """Run a container until it ends successfully, and return its output."""
         return self.start(name).wait()
 
     def _value(self, entry: dict[str, Any], mounts: dict[str, Path]) -> str:
@@ -141,12 +146,12 @@ class Pod:
 
     @staticmethod
     def _expanded(text: str, environment: dict[str, str]) -> str:
-        return re.sub(r"\$\((\w+)\)", lambda found: environment[found[1]], text)
+        return re.sub(r"\$\((\w+)\)", lambda match: environment[match[1]], text)
 
     def _mapped(self, text: str, mounts: dict[str, Path]) -> str:
-        """The same text for this machine, where it names paths and services of the cluster."""
+        """Replace paths and services of the cluster in a text by those of this machine."""
         places = {**self.cluster.image, **mounts}
-        places.pop("/dev/shm", None)  # every process has that one here
+        places.pop("/dev/shm", None)  # every process of this machine has it
         if places:
             insides = "|".join(sorted(map(re.escape, places), key=len, reverse=True))
             text = re.sub(rf"(?<![\w/.])({insides})(?![\w-])", lambda m: str(places[m[1]]), text)
@@ -175,9 +180,9 @@ class Container:
         return self.log.read_text()
 
     def probe(self, kind: str) -> bool:
-        """As the kubelet asks; a probe that is not there is a bug of the test."""
+        """Run a probe like the kubelet. A container without the probe is a bug of the test."""
         get = self.spec[kind]["httpGet"]
-        (port,) = (one for one in self.spec["ports"] if one["name"] == get["port"])
+        (port,) = (entry for entry in self.spec["ports"] if entry["name"] == get["port"])
         url = f"http://127.0.0.1:{port['containerPort']}{get['path']}"
         try:
             with urllib.request.urlopen(
@@ -188,7 +193,7 @@ class Container:
             return False
 
     def wait_for(self, kind: str) -> None:
-        """As long as the probe allows. Its period is the cluster's; here it is asked more often."""
+        """Wait as long as the probe allows, but run the probe more often than its period."""
         probe = self.spec[kind]
         deadline = time.monotonic() + probe["periodSeconds"] * probe.get("failureThreshold", 3) + 60
         while not self.probe(kind):
@@ -197,7 +202,7 @@ class Container:
             time.sleep(0.1)
 
     def terminate(self) -> None:
-        """preStop, SIGTERM, and SIGKILL for which there must be no need."""
+        """Run preStop and send SIGTERM; the container must end before SIGKILL is due."""
         stop = self.spec["lifecycle"]["preStop"]["exec"]["command"]
         grace = self.pod.spec["terminationGracePeriodSeconds"]
         subprocess.run(stop, env=self.environment, check=True, timeout=grace)

@@ -1,4 +1,4 @@
-"""The chart itself: what Helm says of it, what it refuses, what an upgrade may change."""
+"""The chart itself: Helm's lint, the values that it refuses, and what an upgrade may change."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PRODUCTION = CHART / "examples" / "production.yaml"
 
 
 def test_what_follows_from_something_else_is_up_to_date() -> None:
-    """Profiles, schema and README's table; else: python scripts/helm_chart.py."""
+    """The profiles, the schema and README's table; `python scripts/helm_chart.py` renews them."""
     stale = [path.name for path, text in files().items() if path.read_text() != text]
     assert stale == []
     assert {path.stem for path in (CHART / "profiles").iterdir()} == set(shipped_profiles())
@@ -43,8 +43,8 @@ def test_what_follows_from_something_else_is_up_to_date() -> None:
 @pytest.mark.parametrize("version", HELMS)
 @pytest.mark.parametrize("values", [None, *VALUES], ids=lambda path: path.stem if path else "none")
 def test_lint(version: str, values: Path | None) -> None:
-    chosen = ["--values", values] if values else []
-    done = helm(version, "lint", "--strict", CHART, *chosen)
+    options = ["--values", values] if values else []
+    done = helm(version, "lint", "--strict", CHART, *options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "WARNING" not in done.stdout + done.stderr
 
@@ -100,7 +100,7 @@ def test_what_the_templates_refuse(changes: dict[str, Any], message: str) -> Non
 
 @pytest.mark.parametrize("name", shipped_profiles())
 def test_every_profile_is_what_the_server_reads(name: str, tmp_path: Path) -> None:
-    """The profile that lands in the pod is the shipped one, but for where and how long."""
+    """The pod's profile is the shipped one, except for the address and the startup time."""
     if name.endswith("pp2-pytorch"):
         with pytest.raises(AssertionError, match="several nodes are served by the lane tensorrt"):
             render(profile=name, **SOURCE)
@@ -127,8 +127,8 @@ def test_the_start_is_given_the_time_that_the_size_needs() -> None:
     assert profile["timeouts"]["startup"] == 3600 + 3175  # half of 635 GiB, at 0.1 a second
     (server,) = find(documents, "StatefulSet")["spec"]["template"]["spec"]["containers"]
     probe = server["startupProbe"]
-    given = probe["periodSeconds"] * probe["failureThreshold"]
-    assert given >= profile["timeouts"]["startup"] + profile["timeouts"]["stall"]
+    allowed_seconds = probe["periodSeconds"] * probe["failureThreshold"]
+    assert allowed_seconds >= profile["timeouts"]["startup"] + profile["timeouts"]["stall"]
 
 
 @pytest.mark.parametrize("values", VALUES, ids=lambda path: path.stem)
@@ -136,7 +136,9 @@ def test_grace_is_longer_than_the_drain(values: Path) -> None:
     documents = render(values)
     profile = yaml.safe_load(find(documents, "ConfigMap", "-profile")["data"]["profile.yaml"])
     for kind in ("StatefulSet", "LeaderWorkerSet"):
-        for _, template in pod_templates([one for one in documents if one["kind"] == kind]):
+        for _, template in pod_templates(
+            [document for document in documents if document["kind"] == kind]
+        ):
             (main,) = template["spec"]["containers"]
             pause = float(main["lifecycle"]["preStop"]["exec"]["command"][1])
             grace = template["spec"]["terminationGracePeriodSeconds"]
@@ -146,7 +148,7 @@ def test_grace_is_longer_than_the_drain(values: Path) -> None:
 
 @pytest.mark.parametrize("values", VALUES, ids=lambda path: path.stem)
 def test_pods_are_restricted(values: Path) -> None:
-    """Kubernetes' Pod Security Standard `restricted`, and a root that cannot be written."""
+    """Pods meet Kubernetes' Pod Security Standard `restricted`, with a read-only root."""
     for _, template in pod_templates(render(values)):
         spec = template["spec"]
         assert spec["automountServiceAccountToken"] is False
@@ -183,24 +185,29 @@ def test_nodes_of_one_group() -> None:
 @pytest.mark.parametrize("values", VALUES, ids=lambda path: path.stem)
 def test_two_releases_in_one_namespace(values: Path) -> None:
     def keys(name: str) -> set[tuple[str, str]]:
-        return {(one["kind"], one["metadata"]["name"]) for one in render(values, name=name)}
+        return {
+            (document["kind"], document["metadata"]["name"])
+            for document in render(values, name=name)
+        }
 
     assert keys("a") & keys("b") == set()
     for ours, theirs in itertools.permutations(render(values, name=n) for n in ("a", "b")):
         labels = [template["metadata"]["labels"] for _, template in pod_templates(theirs)]
         for selector in selectors(ours):
-            assert not [one for one in labels if selector.items() <= one.items()]
+            assert not [
+                pod_labels for pod_labels in labels if selector.items() <= pod_labels.items()
+            ]
 
 
 def selectors(documents: list[Document]) -> list[dict[str, str]]:
-    found = []
-    for one in documents:
-        spec = one.get("spec", {})
+    selectors_so_far = []
+    for document in documents:
+        spec = document.get("spec", {})
         selector = spec.get("selector") or spec.get("podSelector")
-        if selector and one["kind"] != "PersistentVolumeClaim":
-            found.append(selector.get("matchLabels", selector))
-    assert len(found) >= 5
-    return found
+        if selector and document["kind"] != "PersistentVolumeClaim":
+            selectors_so_far.append(selector.get("matchLabels", selector))
+    assert len(selectors_so_far) >= 5
+    return selectors_so_far
 
 
 @pytest.mark.parametrize("values", VALUES, ids=lambda path: path.stem)
@@ -217,7 +224,7 @@ def test_a_new_version_of_the_chart_restarts_nothing(tmp_path: Path) -> None:
     assert before != after
     workloads = ("StatefulSet", "Deployment")
     pods = [
-        list(pod_templates([one for one in documents if one["kind"] in workloads]))
+        list(pod_templates([document for document in documents if document["kind"] in workloads]))
         for documents in (before, after)
     ]
     assert pods[0] == pods[1]
@@ -225,7 +232,7 @@ def test_a_new_version_of_the_chart_restarts_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("values", VALUES, ids=lambda path: path.stem)
 def test_what_cannot_be_changed_is_not(values: Path) -> None:
-    """An upgrade keeps selectors, and a Job of another kind has another name."""
+    """An upgrade keeps selectors, and a changed Job has another name."""
     after: dict[str, Any] = {
         "image__version": "9.9.9",
         "server__preStopSeconds": 20,
@@ -237,14 +244,14 @@ def test_what_cannot_be_changed_is_not(values: Path) -> None:
         kinds = ("StatefulSet", "Deployment")
         immutable = ("selector", "serviceName", "podManagementPolicy", "volumeClaimTemplates")
         return {
-            one["metadata"]["name"]: {key: one["spec"].get(key) for key in immutable}
-            for one in documents
-            if one["kind"] in kinds
+            document["metadata"]["name"]: {key: document["spec"].get(key) for key in immutable}
+            for document in documents
+            if document["kind"] in kinds
         }
 
     assert fixed(before) == fixed(changed)
     names = [
-        {one["metadata"]["name"] for one in documents if one["kind"] == "Job"}
+        {document["metadata"]["name"] for document in documents if document["kind"] == "Job"}
         for documents in (before, changed)
     ]
     assert names[0] & names[1] == set()
@@ -266,7 +273,7 @@ def test_a_new_engine_beside_the_old_one() -> None:
 
 
 def test_a_metric_that_exists() -> None:
-    """What the autoscaler reads, the rule writes and the adapter passes on."""
+    """The autoscaler reads the metric that the rule records and the adapter exposes."""
     documents = render(PRODUCTION, autoscaling__kind="hpa")
     (metric,) = find(documents, "HorizontalPodAutoscaler")["spec"]["metrics"]
     name = metric["pods"]["metric"]["name"]

@@ -1,4 +1,4 @@
-"""The downloads of the conversion's Job: from an S3 server, and from a mirror of a model hub."""
+"""The conversion Job's downloads: from an S3 server, and from a mirror of a model hub."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ S3_KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As a hub has it: the unpacked `.nemo`."""
+    """The unpacked `.nemo`, as a hub has it."""
     return unpack(tmp_path_factory.mktemp("model") / "unpacked")
 
 
@@ -42,7 +42,7 @@ def converts(documents: list[Document], folder: Path, secrets: dict[str, str]) -
 
 
 def check(pod: Pod, model: Path) -> None:
-    """It is fetched whole and once, and the conversion takes it."""
+    """Check that all files are downloaded once and can be converted."""
     (volume,) = (path for path in pod.cluster.root.iterdir() if path.name.endswith("-models"))
     pod.run("download")
     source = volume / "source"
@@ -55,9 +55,9 @@ def check(pod: Pod, model: Path) -> None:
             if ".cache" not in path.parts
         }
 
-    wanted = {str(path.relative_to(model)) for path in model.rglob("*") if path.is_file()}
+    expected = {str(path.relative_to(model)) for path in model.rglob("*") if path.is_file()}
     before = state()
-    assert set(before) == wanted
+    assert set(before) == expected
     pod.run("download")
     assert state() == before
     assert "TP=1 PP=1" in pod.run("convert")
@@ -65,7 +65,7 @@ def check(pod: Pod, model: Path) -> None:
 
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """moto's server, which speaks S3."""
+    """URL of moto's S3 server."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -78,8 +78,8 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             while True:
                 assert server.poll() is None, log.read_text()
                 assert time.monotonic() < deadline
-                with socket.socket() as one:
-                    if one.connect_ex(("127.0.0.1", port)) == 0:
+                with socket.socket() as probe:
+                    if probe.connect_ex(("127.0.0.1", port)) == 0:
                         break
                 time.sleep(0.1)
             yield f"http://127.0.0.1:{port}"
@@ -105,7 +105,7 @@ def test_s3(s3: str, model: Path, tmp_path: Path) -> None:
 
 
 class Hub(BaseHTTPRequestHandler):
-    """A stand-in for a hub: what `hf download` asks, of one repository, for one token."""
+    """A stand-in for a hub with one repository and one token, as far as `hf download` needs it."""
 
     folder: Path
     protocol_version = "HTTP/1.1"
@@ -119,17 +119,17 @@ class Hub(BaseHTTPRequestHandler):
     def _answer(self, *, body: bool) -> None:
         path = self.path.partition("?")[0].removeprefix("/")
         files = {
-            str(one.relative_to(self.folder)): one
-            for one in self.folder.rglob("*")
-            if one.is_file()
+            str(file.relative_to(self.folder)): file
+            for file in self.folder.rglob("*")
+            if file.is_file()
         }
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             self._send(HTTPStatus.UNAUTHORIZED, b"", body=body)
         elif path.startswith(f"api/models/{REPOSITORY}"):
             tree = "/tree/" in path
             listing = [
-                {"type": "file", "path": name, "size": one.stat().st_size, "oid": etag(one)}
-                for name, one in files.items()
+                {"type": "file", "path": name, "size": file.stat().st_size, "oid": etag(file)}
+                for name, file in files.items()
             ]
             siblings = [{"rfilename": name} for name in files]
             info = {"id": REPOSITORY, "sha": COMMIT, "siblings": siblings}
@@ -158,7 +158,7 @@ class Hub(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Silent."""
+        """Log nothing."""
 
 
 def etag(path: Path) -> str:
@@ -185,11 +185,11 @@ def test_a_mirror_of_a_hub(model: Path, tmp_path: Path) -> None:
 
 
 def test_nothing_is_fetched_where_the_model_is_there(tmp_path: Path) -> None:
-    """Air-gapped: no pod of the release may leave the cluster, nor needs to."""
+    """Without a download, no pod of the release can connect to outside the cluster."""
     documents = render(TINY)
     job = find(documents, "Job", "-convert")
     assert "initContainers" not in job["spec"]["template"]["spec"]
-    policies = [one["spec"] for one in documents if one["kind"] == "NetworkPolicy"]
+    policies = [document["spec"] for document in documents if document["kind"] == "NetworkPolicy"]
     assert len(policies) == 4
     for policy in policies:
         assert "Egress" in policy["policyTypes"]

@@ -39,7 +39,7 @@ HERE, THERE = "10.213.87.1", "10.213.87.2"
 
 @dataclass(frozen=True)
 class Machine:
-    """Another network and another host name; the files are the same."""
+    """A network namespace with its own host name and the files of this machine."""
 
     address: str
     enter: tuple[str, ...]
@@ -76,7 +76,7 @@ def second_machine() -> Iterator[Machine]:
 
 
 def ssh_secret(folder: Path) -> dict[str, str]:
-    """As docs/kubernetes.md has it made."""
+    """Return the content of the Secret that docs/kubernetes.md says how to create."""
     key = folder / "id_ed25519"
     make = [debian_program("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", str(key)]
     subprocess.run(make, check=True)
@@ -89,11 +89,11 @@ def ssh_secret(folder: Path) -> dict[str, str]:
 
 
 def ranks() -> list[psutil.Process]:
-    found = []
-    for one in psutil.process_iter(["cmdline"]):
-        if "--load-model=tensorrt_llm" in (one.info["cmdline"] or []):
-            found.append(one)
-    return found
+    workers = []
+    for process in psutil.process_iter(["cmdline"]):
+        if "--load-model=tensorrt_llm" in (process.info["cmdline"] or []):
+            workers.append(process)
+    return workers
 
 
 def host_name(process: psutil.Process) -> str:
@@ -142,14 +142,18 @@ def test_a_server_over_two_nodes(tmp_path: Path, answers: list[ExactAnswer]) -> 
         leading.start("server") as server,
     ):
         server.wait_for("startupProbe")
-        mine = [one for one in ranks() if str(tmp_path) in " ".join(one.environ().values())]
-        assert sorted(map(host_name, mine)) == sorted([os.uname().nodename] * 3 + ["worker"] * 4)
+        workers = [
+            process for process in ranks() if str(tmp_path) in " ".join(process.environ().values())
+        ]
+        assert sorted(map(host_name, workers)) == sorted([os.uname().nodename] * 3 + ["worker"] * 4)
         test = Pod(cluster, find(documents, "Pod", "-test"), "test")
-        (one,) = (a for a in answers if a.question.messages[0].content == "Who are you?")
-        assert test.run("ask-triton") == one.question.answer + "\n"
+        (answer,) = (
+            answer for answer in answers if answer.question.messages[0].content == "Who are you?"
+        )
+        assert test.run("ask-triton") == answer.question.answer + "\n"
         server.terminate()
         deadline = time.monotonic() + WAIT
-        while any(one.is_running() for one in mine):
+        while any(process.is_running() for process in workers):
             assert time.monotonic() < deadline
             time.sleep(0.1)
         assert daemon.process.poll() is None

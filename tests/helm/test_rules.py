@@ -49,12 +49,12 @@ def test_when_alerts_fire(rules: Path) -> None:
         return {
             "eval_time": at,
             "alertname": name,
-            "exp_alerts": [{"exp_labels": one} for one in expected],
+            "exp_alerts": [{"exp_labels": labels} for labels in expected],
         }
 
     pod = {"namespace": "models", "pod": "demo-nemotron-server-0"}
     tests = [
-        {  # one that works, with another release beside it that does not count
+        {  # a server that works, beside another release's server, which does not count
             "interval": "1m",
             "input_series": [
                 {"series": f"{running}{{{POD}}}", "values": "5x60"},
@@ -87,7 +87,7 @@ def test_when_alerts_fire(rules: Path) -> None:
                 },
             ],
         },
-        {  # one that is stuck, full, and has been slow
+        {  # a server that is stuck, full, and has been slow
             "interval": "1m",
             "input_series": [
                 {"series": f'{running}{{{POD},model="ensemble"}}', "values": "40x60"},
@@ -105,7 +105,7 @@ def test_when_alerts_fire(rules: Path) -> None:
                 ),
             ],
         },
-        {  # none at all; absent() knows the labels that are asked for by name
+        {  # no server; absent() keeps the labels that its selector names
             "interval": "1m",
             "input_series": [{"series": "up", "values": "1x60"}],
             "alert_rule_test": [
@@ -126,7 +126,7 @@ def test_when_alerts_fire(rules: Path) -> None:
 
 
 def test_every_metric_exists(server: TritonServer) -> None:
-    """On the page of a real server, or among those that the rules record."""
+    """Each metric is on the metrics page of a real server or recorded by a rule."""
     stream(server, text_input="<extra_id_1>User\nHi", max_tokens=3)
     rules = find(render(PRODUCTION), "PrometheusRule")["spec"]["groups"]
     recorded = {rule["record"] for rule in rules[0]["rules"]}

@@ -1,4 +1,4 @@
-"""Every command of the rendered pods, run here in the order of a cluster, with the tiny model."""
+"""All commands of the rendered pods with the tiny model, in the order of a cluster."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ KEYS = "first-key\nsecond-key\n"
 
 def free_ports(*names: str) -> dict[str, int]:
     with ExitStack() as stack:
-        found = {}
+        ports = {}
         for name in names:
             listener = stack.enter_context(socket.socket())
             listener.bind(("127.0.0.1", 0))
-            found[name] = listener.getsockname()[1]
-        return found
+            ports[name] = listener.getsockname()[1]
+        return ports
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def pod(cluster: Cluster, kind: str, ending: str = "") -> Pod:
 
 @pytest.fixture(scope="module")
 def built(cluster: Cluster) -> Cluster:
-    """All pods start together, as in a cluster: those that build wait for what they need."""
+    """All pods start together, as in a cluster, and those that build wait for the checkpoint."""
     server, job = pod(cluster, "StatefulSet"), pod(cluster, "Job", "-build")
     with server.start("build") as first, job.start("build") as second:
         converted = pod(cluster, "Job", "-convert").run("convert")
@@ -94,11 +94,13 @@ def test_from_the_first_start_to_the_last_drain(built: Cluster, answers: list[Ex
         server.wait_for("readinessProbe")
         assert server.probe("livenessProbe")
         test = Pod(built, find(built.documents, "Pod", "-test"), "test")
-        asked = test.container("ask-triton")["args"][-1]
-        (one,) = (one for one in answers if one.question.messages[0].content == asked)
-        assert test.run("ask-triton") == one.question.answer + "\n"
+        question = test.container("ask-triton")["args"][-1]
+        (answer,) = (
+            answer for answer in answers if answer.question.messages[0].content == question
+        )
+        assert test.run("ask-triton") == answer.question.answer + "\n"
         gateway.wait_for("readinessProbe")
-        assert test.run("ask-gateway") == one.question.answer + "\n"
+        assert test.run("ask-gateway") == answer.question.answer + "\n"
         assert gateway.probe("livenessProbe")
         with urllib.request.urlopen(f"{url(gateway)}/metrics") as page:
             assert b"nemotron_gateway_requests_total" in page.read()

@@ -1,4 +1,4 @@
-"""Everything rendered, against Kubernetes' own schemas and those of the custom resources."""
+"""The rendered documents against the schemas of Kubernetes and of the custom resources."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.tools import python_tool
 
 CRDS = Path(__file__).with_name("crds")
 VERSIONS = ("1.25.0", "1.37.0")
-"""The lowest that Chart.yaml names, and the newest whose schema is at hand."""
+"""The lowest version in Chart.yaml, and the newest version whose schema is available here."""
 EVERYTHING: list[dict[str, object]] = [
     {"monitoring__scrape": "serviceMonitor", "monitoring__rules": True},
     {"autoscaling__kind": "hpa", "gateway__placement": "beside"},
@@ -35,17 +35,17 @@ CUSTOM = {
 
 @pytest.fixture(scope="module")
 def documents() -> list[Document]:
-    made = [one for values in VALUES for one in render(values)]
+    rendered = [document for values in VALUES for document in render(values)]
     for changes in EVERYTHING:
         for values in VALUES:
-            made += render(values, **changes)
-    return list({json.dumps(one, sort_keys=True): one for one in made}.values())
+            rendered += render(values, **changes)
+    return list({json.dumps(document, sort_keys=True): document for document in rendered}.values())
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_kubernetes(version: str, documents: list[Document], tmp_path: Path) -> None:
     rendered = tmp_path / "rendered.yaml"
-    core = [one for one in as_pods(documents) if one["kind"] not in CUSTOM]
+    core = [document for document in as_pods(documents) if document["kind"] not in CUSTOM]
     rendered.write_text(yaml.safe_dump_all(core))
     program = python_tool("kubernetes_validate", "kubernetes-validate")
     command = [str(program), "--strict", "--kubernetes-version", version, str(rendered)]
@@ -56,9 +56,9 @@ def test_kubernetes(version: str, documents: list[Document], tmp_path: Path) -> 
 
 
 def test_a_typo_does_not_pass(documents: list[Document], tmp_path: Path) -> None:
-    one = next(one for one in documents if one["kind"] == "StatefulSet")
+    document = next(document for document in documents if document["kind"] == "StatefulSet")
     rendered = tmp_path / "rendered.yaml"
-    rendered.write_text(yaml.safe_dump({**one, "spec": {**one["spec"], "replica": 1}}))
+    rendered.write_text(yaml.safe_dump({**document, "spec": {**document["spec"], "replica": 1}}))
     program = python_tool("kubernetes_validate", "kubernetes-validate")
     command = [str(program), "--strict", "--kubernetes-version", VERSIONS[0], str(rendered)]
     assert subprocess.run(command, capture_output=True, check=False).returncode != 0
@@ -67,12 +67,12 @@ def test_a_typo_does_not_pass(documents: list[Document], tmp_path: Path) -> None
 def test_custom_resources(documents: list[Document]) -> None:
     validators = dict(crds())
     checked = set()
-    for one in documents:
-        if one["kind"] in CUSTOM:
-            validators[one["apiVersion"], one["kind"]].validate(one)
-            checked.add(one["kind"])
+    for document in documents:
+        if document["kind"] in CUSTOM:
+            validators[document["apiVersion"], document["kind"]].validate(document)
+            checked.add(document["kind"])
     assert checked == CUSTOM
-    group = next(one for one in documents if one["kind"] == "LeaderWorkerSet")
+    group = next(document for document in documents if document["kind"] == "LeaderWorkerSet")
     wrong = json.loads(json.dumps(group))
     wrong["spec"]["leaderWorkerTemplate"]["sizes"] = 2
     with pytest.raises(jsonschema.ValidationError, match="sizes"):
@@ -80,31 +80,33 @@ def test_custom_resources(documents: list[Document]) -> None:
 
 
 def crds() -> list[tuple[tuple[str, str], jsonschema.Draft202012Validator]]:
-    found = []
+    validators = []
     for path in CRDS.glob("*.yaml"):
         spec = yaml.safe_load(path.read_text())["spec"]
         (version,) = spec["versions"]
         schema = strict(version["schema"]["openAPIV3Schema"])
         schema["properties"] |= {"apiVersion": {}, "kind": {}, "metadata": {}}
         key = (f"{spec['group']}/{version['name']}", spec["names"]["kind"])
-        found.append((key, jsonschema.Draft202012Validator(schema)))
-    return found
+        validators.append((key, jsonschema.Draft202012Validator(schema)))
+    return validators
 
 
 def strict(part: Any) -> Any:
-    """OpenAPI as Kubernetes means it: an object has no other keys, unless it says so."""
+    """Return an OpenAPI schema as Kubernetes reads it: objects have no unknown keys by default."""
     if isinstance(part, list):
-        return [strict(one) for one in part]
+        return [strict(child) for child in part]
     if not isinstance(part, dict):
         return part
-    made = {key: strict(one) for key, one in part.items() if not key.startswith("x-kubernetes")}
+    schema = {
+        key: strict(child) for key, child in part.items() if not key.startswith("x-kubernetes")
+    }
     if part.get("x-kubernetes-int-or-string"):
-        made.pop("type", None)
-    if part.get("nullable") and "type" in made:
-        made["type"] = [made["type"], "null"]
+        schema.pop("type", None)
+    if part.get("nullable") and "type" in schema:
+        schema["type"] = [schema["type"], "null"]
     if not isinstance(part.get("properties"), dict):
-        return made
-    made["properties"] = {name: strict(one) for name, one in part["properties"].items()}
+        return schema
+    schema["properties"] = {name: strict(child) for name, child in part["properties"].items()}
     if not part.get("x-kubernetes-preserve-unknown-fields"):
-        made.setdefault("additionalProperties", False)
-    return made
+        schema.setdefault("additionalProperties", False)
+    return schema

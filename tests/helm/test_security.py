@@ -1,4 +1,4 @@
-"""checkov's scan of everything that is rendered; a check that does not hold is here, with why."""
+"""checkov's scan of the rendered documents, with the reason for each check that fails."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_scan(tmp_path: Path) -> None:
     rendered = tmp_path / "rendered.yaml"
     files = [CHART / "examples" / f"{name}.yaml" for name in EXAMPLES]
     rendered.write_text(
-        yaml.safe_dump_all([one for path in files for one in as_pods(render(path))])
+        yaml.safe_dump_all([document for path in files for document in as_pods(render(path))])
     )
     command = [
         str(python_tool("checkov", "checkov")),
@@ -40,7 +40,9 @@ def test_scan(tmp_path: Path) -> None:
     quiet = os.environ | {"LOG_LEVEL": "ERROR"}
     done = subprocess.run(command, capture_output=True, check=False, env=quiet, cwd=tmp_path)
     report = json.loads(done.stdout)
-    failed = [(one["check_id"], one["resource"]) for one in report["results"]["failed_checks"]]
+    failed = [
+        (check["check_id"], check["resource"]) for check in report["results"]["failed_checks"]
+    ]
     of_the_test = {check for check, where in failed if where.endswith("-nemotron-test")}
     elsewhere = {check for check, where in failed if not where.endswith("-nemotron-test")}
     assert elsewhere == set(ACCEPTED)

@@ -1,4 +1,4 @@
-"""`nemotron doctor`: what it finds on this machine, and in a folder like NVIDIA's container."""
+"""`nemotron doctor` on this machine, and in a folder like NVIDIA's container."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NEMOTRON = str(Path(sys.executable).with_name("nemotron"))
 
 
 def failed(profile: Profile) -> dict[str, str]:
-    return {one.what: one.text for one in examine(profile) if not one.ok}
+    return {finding.what: finding.text for finding in examine(profile) if not finding.ok}
 
 
 def test_this_machine_runs_the_cpu_lane(cpu_profile: Profile) -> None:
@@ -29,9 +29,9 @@ def test_this_machine_runs_the_cpu_lane(cpu_profile: Profile) -> None:
 
 
 def test_this_machine_has_no_gpus() -> None:
-    found = failed(load_profile("h100-fp8-tp8"))
-    assert {"libraries", "Triton", "GPUs"} <= set(found)
-    assert all(": " in text for text in found.values())  # each says what to do
+    failures = failed(load_profile("h100-fp8-tp8"))
+    assert {"libraries", "Triton", "GPUs"} <= set(failures)
+    assert all(": " in text for text in failures.values())  # each says what to do
 
 
 @pytest.mark.parametrize(
@@ -56,10 +56,10 @@ def test_a_container(
     beside = str(Path(sys.executable).parent)  # mpirun
     monkeypatch.setenv("PATH", os.pathsep.join([beside, container.environment["PATH"]]))
     ports = dict.fromkeys(("http", "grpc", "metrics", "health", "gateway"), 0)
-    own = {"triton": str(container.triton), "ports": ports} | keys
-    found = failed(load_profile(profile_file(tmp_path, "h100-fp8-tp8", **own)))
-    assert set(found) == set(expected)
-    assert all(found[what].startswith(text) for what, text in expected.items())
+    settings = {"triton": str(container.triton), "ports": ports} | keys
+    failures = failed(load_profile(profile_file(tmp_path, "h100-fp8-tp8", **settings)))
+    assert set(failures) == set(expected)
+    assert all(failures[what].startswith(text) for what, text in expected.items())
 
 
 def test_a_port_in_use(cpu_profile: Profile) -> None:
@@ -68,8 +68,8 @@ def test_a_port_in_use(cpu_profile: Profile) -> None:
         listener.listen()
         port = listener.getsockname()[1]
         ports = cpu_profile.ports.model_copy(update={"grpc": port})
-        found = failed(cpu_profile.model_copy(update={"ports": ports}))
-    assert found["ports"].startswith(f"the grpc port {port} cannot be used")
+        failures = failed(cpu_profile.model_copy(update={"ports": ports}))
+    assert failures["ports"].startswith(f"the grpc port {port} cannot be used")
 
 
 def test_the_command(engine_bf16: Path) -> None:
@@ -80,7 +80,7 @@ def test_the_command(engine_bf16: Path) -> None:
         check=False,
     )
     assert done.returncode == 1
-    assert [one["what"] for one in json.loads(done.stdout)] == list(CHECKS)
+    assert [finding["what"] for finding in json.loads(done.stdout)] == list(CHECKS)
     done = subprocess.run(
         [NEMOTRON, "doctor", str(engine_bf16)], capture_output=True, text=True, check=False
     )

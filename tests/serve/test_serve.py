@@ -1,4 +1,4 @@
-"""`nemotron serve` as a process: ready, drained, refused, and nothing left behind."""
+"""`nemotron serve` as a process: it becomes ready, drains, refuses, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def serving(
 
 
 def ask_gateway(ports: dict[str, int], **more: int) -> http.client.HTTPResponse:
-    """A stream that has begun."""
+    """Start a stream over HTTP, and return it after its first event."""
     connection = http.client.HTTPConnection("127.0.0.1", ports["gateway"], timeout=WAIT)
     body = {"model": "nemotron-4-340b-instruct", "prompt": PROMPT, "stream": True} | more
     headers = {"Content-Type": "application/json", "Connection": "close"}
@@ -75,7 +75,7 @@ def ask_gateway(ports: dict[str, int], **more: int) -> http.client.HTTPResponse:
 
 
 def shared_memory(process: subprocess.Popen[str]) -> Callable[[], list[Path]]:
-    """What lies in shared memory of the Triton below `process`, asked now or after its end."""
+    """Return a function that lists the shared memory of the Triton below `process`."""
     children = psutil.Process(process.pid).children()
     command_lines = "\n".join(word for child in children for word in child.cmdline())
     (prefix,) = re.findall("shm-region-prefix-name=(.*)", command_lines)
@@ -143,7 +143,7 @@ def test_a_second_signal_ends_at_once(engine_bf16: Path, tmp_path: Path) -> None
 
 
 def health(ports: dict[str, int], what: str) -> int:
-    """The status of a health check; 0 if nobody listens."""
+    """Return the HTTP status of a health check, or 0 if no server listens."""
     url = f"http://127.0.0.1:{ports['health']}/health/{what}"
     try:
         with urllib.request.urlopen(url, timeout=WAIT) as response:
@@ -173,9 +173,11 @@ def test_health_while_it_serves_and_drains(engine_bf16: Path, tmp_path: Path) ->
 
 
 def engine_process(process: subprocess.Popen[str]) -> psutil.Process:
-    everyone = psutil.Process(process.pid).children(recursive=True)
-    (found,) = (one for one in everyone if "models/tensorrt_llm/1/model.py" in str(one.cmdline()))
-    return found
+    processes = psutil.Process(process.pid).children(recursive=True)
+    (engine,) = (
+        child for child in processes if "models/tensorrt_llm/1/model.py" in str(child.cmdline())
+    )
+    return engine
 
 
 def test_a_dead_engine_ends_the_server(engine_bf16: Path, tmp_path: Path) -> None:
@@ -202,7 +204,7 @@ def test_an_engine_that_hangs_ends_the_server(engine_bf16: Path, tmp_path: Path)
 
 
 class Collector(BaseHTTPRequestHandler):
-    """Takes what Triton exports as OTLP over HTTP."""
+    """An OpenTelemetry collector for OTLP over HTTP."""
 
     spans: ClassVar[queue.Queue[bytes]] = queue.Queue()
 
@@ -304,8 +306,8 @@ def test_the_configurations_are_what_triton_parses(engine_bf16: Path) -> None:
     assert all(name == config.name for name, config in configs.items())
     engine = configs["tensorrt_llm"].parameters["gpt_model_path"].string_value
     assert engine == str(engine_bf16)
-    # Every tensor of the ensemble's map is one of the step's model, and all of those are mapped.
+    # Every tensor of the ensemble's maps is one of the step's model.
     for step in configs["ensemble"].ensemble_scheduling.step:
         model = configs[step.model_name]
-        assert set(step.input_map) <= {one.name for one in model.input}
-        assert set(step.output_map) <= {one.name for one in model.output}
+        assert set(step.input_map) <= {tensor.name for tensor in model.input}
+        assert set(step.output_map) <= {tensor.name for tensor in model.output}

@@ -1,9 +1,8 @@
-"""What a request may ask for beside its prompt: done as asked, or refused by name."""
+"""The inputs besides the prompt: each has its effect or is refused by name."""
 
 from __future__ import annotations
 
 import queue
-import threading
 import time
 from typing import Any
 
@@ -42,35 +41,37 @@ LACKING: dict[str, tuple[Any, Any]] = {
 def test_what_this_engine_lacks_is_refused_by_name(
     name: str, model: str, server: TritonServer
 ) -> None:
-    wanted, neutral = LACKING[name]
+    unsupported, neutral = LACKING[name]
     with pytest.raises(InferenceServerException, match=f"{name} is not on the engine of the lane"):
-        stream(server, model, messages=ASK, max_tokens=5, **{name: wanted})
+        stream(server, model, messages=ASK, max_tokens=5, **{name: unsupported})
     if neutral is not None:  # many clients send their defaults
-        found = stream(server, model, messages=ASK, max_tokens=200, **{name: neutral})
-        assert text(found).startswith("I am")
+        responses = stream(server, model, messages=ASK, max_tokens=200, **{name: neutral})
+        assert text(responses).startswith("I am")
 
 
 def test_every_input_that_the_cpu_lane_lacks_is_tried() -> None:
-    lacking = {one.name for one in TEXT_INPUTS if "cpu" not in one.lanes}
+    lacking = {text_input.name for text_input in TEXT_INPUTS if "cpu" not in text_input.lanes}
     matrices = {"prompt_embedding_table", "lora_weights", "lora_config"}
     assert lacking - matrices == set(LACKING)
-    assert {lane for one in TEXT_INPUTS for lane in one.lanes} == set(LANES)
+    assert {lane for text_input in TEXT_INPUTS for lane in text_input.lanes} == set(LANES)
 
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("streaming", [True, False])
 def test_several_answers_to_one_prompt(streaming: bool, model: str, server: TritonServer) -> None:
-    """Each is what it would be alone with its own seed."""
+    """Each sequence equals the answer to a single request with its seed."""
     sampling = {"text_input": "<extra_id_1>Go", "max_tokens": 30, "temperature": 3.0, "end_id": 0}
-    found = stream(server, model, **sampling, seed=7, num_return_sequences=3, stream=streaming)
+    all_responses = stream(
+        server, model, **sampling, seed=7, num_return_sequences=3, stream=streaming
+    )
     sequences: dict[int, list[dict[str, Any]]] = {0: [], 1: [], 2: []}
-    for response in found:
+    for response in all_responses:
         sequences[int(response["sequence_index"].ravel()[0])].append(response)
     ids = [
         [id_ for r in responses for id_ in r["output_token_ids"].ravel().tolist()]
         for responses in sequences.values()
     ]
-    assert len({tuple(one) for one in ids}) == 3
+    assert len({tuple(sequence_ids) for sequence_ids in ids}) == 3
     for number, responses in sequences.items():
         assert responses[-1]["finish_reason"].ravel()[0] == b"length"
         alone = stream(server, model, **sampling, seed=7 + number)
@@ -83,27 +84,30 @@ def test_a_stop_string_ends_only_its_own_answer(model: str, server: TritonServer
     sampling = {"text_input": "<extra_id_1>Go", "max_tokens": 60, "temperature": 3.0, "end_id": 0}
     first, second = (text(stream(server, model, **sampling, seed=seed)) for seed in (20, 21))
     stop = next(word for word in first.split() if len(word) > 2 and word not in second)
-    found = stream(server, model, **sampling, seed=20, num_return_sequences=2, stop_words=[stop])
+    responses = stream(
+        server, model, **sampling, seed=20, num_return_sequences=2, stop_words=[stop]
+    )
     reasons = {
-        int(r["sequence_index"].ravel()[0]): r["finish_reason"].ravel()[0].decode() for r in found
+        int(response["sequence_index"].ravel()[0]): response["finish_reason"].ravel()[0].decode()
+        for response in responses
     }
     assert reasons == {0: "stop", 1: "length"}
-    texts = {int(r["sequence_index"].ravel()[0]): text([r]) for r in found}
+    texts = {int(response["sequence_index"].ravel()[0]): text([response]) for response in responses}
     assert texts == {0: first[: first.index(stop)], 1: second}
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_times_come_with_the_last_response_when_asked_for(model: str, server: TritonServer) -> None:
     before = time.time_ns()
-    found = stream(
+    responses = stream(
         server, model, messages=ASK, max_tokens=200, stream=True, return_perf_metrics=True
     )
     names = (
         *("arrival_time_ns", "first_scheduled_time_ns"),
         *("first_token_time_ns", "last_token_time_ns"),
     )
-    assert not any(name in response for name in names for response in found[:-1])
-    times = [int(found[-1][name].ravel()[0]) for name in names]
+    assert not any(name in response for name in names for response in responses[:-1])
+    times = [int(responses[-1][name].ravel()[0]) for name in names]
     assert before < times[0]
     assert times == sorted(times)
     assert times[-1] < time.time_ns()
@@ -113,7 +117,7 @@ def test_times_come_with_the_last_response_when_asked_for(model: str, server: Tr
 def narrow(
     checkpoint_tp8: Any, cpu_profile: Profile, tmp_path_factory: pytest.TempPathFactory
 ) -> Any:
-    """A server with room for two requests in a step and one that waits, two seconds each."""
+    """A server for two requests in a step and one in the queue, with two seconds per request."""
     limits = cpu_profile.limits.model_copy(
         update={"max_batch_size": 2, "max_queue_size": 1, "long_answers": "clamp"}
     )
@@ -126,31 +130,34 @@ def narrow(
 
 
 def start(server: TritonServer, model: str, count: int) -> tuple[Any, queue.Queue[Any]]:
-    """That many endless streams on one connection; what they answer."""
+    """Start endless streams on one connection, and return the client and its queue of results."""
     client = grpc_client(server)
-    found: queue.Queue[Any] = queue.Queue()
-    client.start_stream(lambda result, error: found.put(error or result))
+    results: queue.Queue[Any] = queue.Queue()
+    client.start_stream(lambda result, error: results.put(error or result))
     for number in range(count):
         fields = inputs(tritonclient.grpc, **ENDLESS)
         client.async_stream_infer(model, fields, request_id=f"{model}-{number}")
-    return client, found
+    return client, results
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_a_full_queue_refuses_at_once_and_a_deadline_ends_what_runs(
     model: str, narrow: TritonServer
 ) -> None:
-    client, found = start(narrow, model, 3)
+    client, results = start(narrow, model, 3)
     try:
         until(lambda: metric(narrow, RUNNING_METRIC) == 3)
         url = f"{narrow.endpoints.address}:{narrow.endpoints.grpc}"
         began = time.monotonic()
-        with Client(url) as other, pytest.raises(ServerOverloaded, match="3 requests run or wait"):
-            other.chat([{"role": "user", "content": "Hi"}], Generation(max_tokens=5))
+        with (
+            Client(url) as second_client,
+            pytest.raises(ServerOverloaded, match="3 requests run or wait"),
+        ):
+            second_client.chat([{"role": "user", "content": "Hi"}], Generation(max_tokens=5))
         assert time.monotonic() - began < 2
         errors = []
         while len(errors) < 3:
-            result = found.get(timeout=WAIT)
+            result = results.get(timeout=WAIT)
             if isinstance(result, InferenceServerException):
                 errors.append(str(result))
         assert all("deadline exceeded: " in error for error in errors)
@@ -171,22 +178,20 @@ def test_the_client_tells_a_deadline(narrow: TritonServer) -> None:
 def test_an_answer_is_as_long_as_fits_if_the_profile_says_so(
     model: str, narrow: TritonServer
 ) -> None:
-    asked = {"text_input": "<extra_id_1>" * 4090, "end_id": 0}
-    for wanted, length in ((3, 3), (6, 6), (7, 6), (2**31 - 1, 6)):
-        (found,) = stream(narrow, model, max_tokens=wanted, **asked)
-        assert found["num_output_tokens"].ravel()[0] == length
-        assert found["finish_reason"].ravel()[0] == b"length"
+    request = {"text_input": "<extra_id_1>" * 4090, "end_id": 0}
+    for max_tokens, length in ((3, 3), (6, 6), (7, 6), (2**31 - 1, 6)):
+        (response,) = stream(narrow, model, max_tokens=max_tokens, **request)
+        assert response["num_output_tokens"].ravel()[0] == length
+        assert response["finish_reason"].ravel()[0] == b"length"
     with pytest.raises(InferenceServerException, match=r"4096 prompt tokens.*shorten the prompt"):
         stream(narrow, model, text_input="<extra_id_1>" * 4096, max_tokens=5)
 
 
 def test_a_bls_client_that_goes_frees_its_slot_within_a_step(server: TritonServer) -> None:
-    """No further token is made for it than the few of the time in which the server looks."""
-    client, found = start(server, "tensorrt_llm_bls", 1)
-    assert not isinstance(found.get(timeout=WAIT), InferenceServerException)
-    gone = threading.Event()
+    """The server notices a cancelled stream within two seconds."""
+    client, results = start(server, "tensorrt_llm_bls", 1)
+    assert not isinstance(results.get(timeout=WAIT), InferenceServerException)
     client.stop_stream(cancel_requests=True)
-    gone.set()
     began = time.monotonic()
     while metric(server, RUNNING_METRIC):
         assert time.monotonic() - began < 2

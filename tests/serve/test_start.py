@@ -1,4 +1,4 @@
-"""How a server starts, and the ways in which it does not."""
+"""How a server starts, and how a start fails."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def test_a_proxy_of_the_environment_is_not_asked(
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     with TritonServer(engine_bf16, cpu_profile) as server:
-        ends = server.endpoints
-        assert len({ends.http, ends.grpc, ends.metrics}) == 3
+        endpoints = server.endpoints
+        assert len({endpoints.http, endpoints.grpc, endpoints.metrics}) == 3
     assert server.process.returncode == 0
 
 

@@ -1,6 +1,6 @@
-"""The TensorRT lane, whole: eight real ranks of Triton under a real mpirun.
+"""The whole TensorRT lane: eight real ranks of Triton under a real mpirun.
 
-Only the backend `tensorrtllm` and the GPUs are stand-ins; the engine behind it is the CPU's.
+Stand-ins replace only the GPUs and the backend `tensorrtllm`, behind which the CPU engine runs.
 """
 
 from __future__ import annotations
@@ -45,15 +45,17 @@ AS_ROOT = {
 
 @dataclass
 class Lane:
-    """A running server; `endpoints` is what the helpers of wire.py ask for."""
+    """A running server. The helpers of wire.py use `endpoints`."""
 
     process: subprocess.Popen[str]
     endpoints: Any
 
     @property
     def ranks(self) -> list[psutil.Process]:
-        everyone = psutil.Process(self.process.pid).children(recursive=True)
-        return [one for one in everyone if "--load-model=tensorrt_llm" in one.cmdline()]
+        processes = psutil.Process(self.process.pid).children(recursive=True)
+        return [
+            process for process in processes if "--load-model=tensorrt_llm" in process.cmdline()
+        ]
 
     def is_ready(self) -> bool:
         url = f"http://127.0.0.1:{self.endpoints.health}/health/ready"
@@ -74,11 +76,11 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def built(folder: Path, environment: dict[str, str], checkpoint: Path, **limits: int) -> Path:
-    own = {"triton": environment["TRITON"], "ports": FREE, **BF16_TP8}
+    settings = {"triton": environment["TRITON"], "ports": FREE, **BF16_TP8}
     if limits:
         base = {"max_batch_size": 64, "max_seq_len": 4096, "max_num_tokens": 8192}
-        own["limits"] = base | {"max_queue_size": 448, "long_answers": "refuse"} | limits
-    profile = profile_file(folder, **own)
+        settings["limits"] = base | {"max_queue_size": 448, "long_answers": "refuse"} | limits
+    profile = profile_file(folder, **settings)
     engine = folder / "engine"
     command = [NEMOTRON, "build", str(checkpoint), "-o", str(engine), "--profile", profile]
     subprocess.run(command, env=environment, check=True, capture_output=True)
@@ -124,18 +126,23 @@ def lane(
 
 @pytest.mark.parametrize("model", MODELS)
 def test_answers(model: str, lane: Lane, answers: list[ExactAnswer]) -> None:
-    chosen = answers[::24]
+    sample = answers[::24]
 
-    def ask(one: ExactAnswer) -> list[dict[str, Any]]:
-        prompt = messages_json(one.question.messages)
+    def ask(answer: ExactAnswer) -> list[dict[str, Any]]:
+        prompt = messages_json(answer.question.messages)
         return stream(lane, model, messages=prompt, max_tokens=200, stream=True)
 
-    with ThreadPoolExecutor(len(chosen)) as pool:
-        found = list(pool.map(ask, chosen))
-    assert [text(one) for one in found] == [one.question.answer for one in chosen]
-    assert {last(one, "finish_reason") for one in found} == {"stop"}
-    counts = [sum(len(part["output_token_ids"].ravel()) for part in one) for one in found]
-    assert counts == [last(one, "num_output_tokens") for one in found]
+    with ThreadPoolExecutor(len(sample)) as pool:
+        streams = list(pool.map(ask, sample))
+    assert [text(responses) for responses in streams] == [
+        answer.question.answer for answer in sample
+    ]
+    assert {last(responses, "finish_reason") for responses in streams} == {"stop"}
+    counts = [
+        sum(len(response["output_token_ids"].ravel()) for response in responses)
+        for responses in streams
+    ]
+    assert counts == [last(responses, "num_output_tokens") for responses in streams]
 
 
 def test_the_ranks(lane: Lane) -> None:
@@ -143,25 +150,29 @@ def test_the_ranks(lane: Lane) -> None:
     assert lane.is_ready()
     ports = {lane.endpoints.http, lane.endpoints.grpc, lane.endpoints.metrics}
     for rank in lane.ranks:
-        assert not [one for one in rank.net_connections() if one.laddr and one.laddr.port in ports]
+        assert not [
+            connection
+            for connection in rank.net_connections()
+            if connection.laddr and connection.laddr.port in ports
+        ]
 
 
 def test_length(lane: Lane, answers: list[ExactAnswer]) -> None:
     prompt = messages_json(answers[0].question.messages)
-    found = stream(lane, messages=prompt, max_tokens=3)
-    assert last(found, "finish_reason") == "length"
-    assert last(found, "num_output_tokens") == 3
+    responses = stream(lane, messages=prompt, max_tokens=3)
+    assert last(responses, "finish_reason") == "length"
+    assert last(responses, "num_output_tokens") == 3
 
 
 def test_a_stop_string_is_cut_and_frees_the_engine(lane: Lane, answers: list[ExactAnswer]) -> None:
-    answer = max((one.question.answer for one in answers), key=len)
-    one = next(one for one in answers if one.question.answer == answer)
-    stop = answer[20:26]
-    found = stream(
-        lane, messages=messages_json(one.question.messages), max_tokens=200, stop_words=stop
+    longest = max((answer.question.answer for answer in answers), key=len)
+    answer = next(answer for answer in answers if answer.question.answer == longest)
+    stop = longest[20:26]
+    responses = stream(
+        lane, messages=messages_json(answer.question.messages), max_tokens=200, stop_words=stop
     )
-    assert text(found) == answer[: answer.index(stop)]
-    assert last(found, "stop_reason") == stop
+    assert text(responses) == longest[: longest.index(stop)]
+    assert last(responses, "stop_reason") == stop
     wait_until_idle(lane)
 
 
@@ -170,13 +181,15 @@ def wait_until_idle(lane: Lane) -> None:
 
 
 def test_several_answers(lane: Lane, answers: list[ExactAnswer]) -> None:
-    one = answers[3]
-    prompt = messages_json(one.question.messages)
-    found = stream(lane, messages=prompt, max_tokens=200, num_return_sequences=3, stream=True)
+    answer = answers[3]
+    prompt = messages_json(answer.question.messages)
+    responses = stream(lane, messages=prompt, max_tokens=200, num_return_sequences=3, stream=True)
     for sequence in range(3):
-        own = [part for part in found if part["sequence_index"].ravel()[0] == sequence]
-        assert text(own) == one.question.answer
-        assert last(own, "finish_reason") == "stop"
+        sequence_responses = [
+            part for part in responses if part["sequence_index"].ravel()[0] == sequence
+        ]
+        assert text(sequence_responses) == answer.question.answer
+        assert last(sequence_responses, "finish_reason") == "stop"
 
 
 @pytest.mark.parametrize(
@@ -186,10 +199,10 @@ def test_sampling_means_the_same_as_on_the_cpu_lane(
     fields: dict[str, Any], lane: Lane, server: TritonServer
 ) -> None:
     prompt = {"text_input": "<extra_id_1>Go", "end_id": 0, "max_tokens": 30}
-    ours = text(stream(lane, **prompt, seed=7, **fields))
-    assert ours == text(stream(server, **prompt, seed=7, **fields))
+    sampled = text(stream(lane, **prompt, seed=7, **fields))
+    assert sampled == text(stream(server, **prompt, seed=7, **fields))
     greedy = text(stream(lane, **prompt))
-    assert (ours == greedy) == (fields == {"temperature": 0.0})
+    assert (sampled == greedy) == (fields == {"temperature": 0.0})
 
 
 def test_a_client_that_goes_frees_the_engine(lane: Lane) -> None:
@@ -216,8 +229,8 @@ def test_what_is_refused(fields: dict[str, Any], message: str, lane: Lane) -> No
 
 def test_words_become_tokens(lane: Lane) -> None:
     fields = {"bad_words": ["light"], "embedding_bias_words": ["sky"]}
-    found = stream(lane, messages=ASK, max_tokens=5, embedding_bias_weights=2.0, **fields)
-    assert last(found, "finish_reason") == "length"
+    responses = stream(lane, messages=ASK, max_tokens=5, embedding_bias_weights=2.0, **fields)
+    assert last(responses, "finish_reason") == "length"
     with pytest.raises(InferenceServerException, match="1 embedding_bias_words have 2 weights"):
         stream(lane, messages=ASK, max_tokens=5, embedding_bias_weights=[1.0, 2.0], **fields)
 
@@ -235,15 +248,17 @@ def test_metrics(lane: Lane) -> None:
     stream(lane, messages=ASK, max_tokens=1, stream=True)
     until(lambda: metric(lane, name) > 0)
     before = metric(lane, name)
-    found = stream(lane, messages=ASK, max_tokens=200, stream=True)
-    counted = before + last(found, "num_output_tokens")
+    responses = stream(lane, messages=ASK, max_tokens=200, stream=True)
+    counted = before + last(responses, "num_output_tokens")
     until(lambda: metric(lane, name) >= counted)
 
 
 def processes_of(folder: Path) -> list[psutil.Process]:
-    """That have something of this folder on their command line."""
-    everyone = psutil.process_iter(["cmdline"])
-    return [one for one in everyone if str(folder) in " ".join(one.info["cmdline"] or ())]
+    """Return the processes that have a path in this folder on their command line."""
+    processes = psutil.process_iter(["cmdline"])
+    return [
+        process for process in processes if str(folder) in " ".join(process.info["cmdline"] or ())
+    ]
 
 
 def test_a_full_queue_and_a_dead_rank(

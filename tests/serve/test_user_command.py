@@ -1,4 +1,4 @@
-"""`nemotron serve ENGINE -- COMMAND`, and what becomes of processes that it has no use for."""
+"""`nemotron serve ENGINE -- COMMAND`, and processes of a launcher that the engine does not need."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def run(
 def test_it_runs_when_the_server_is_ready_and_ends_it(
     engine_bf16: Path, answers: list[ExactAnswer]
 ) -> None:
-    one = next(one for one in answers if len(one.question.messages) == 1)
-    done = run(NEMOTRON, "chat", one.question.messages[0].content, engine=engine_bf16)
+    answer = next(answer for answer in answers if len(answer.question.messages) == 1)
+    done = run(NEMOTRON, "chat", answer.question.messages[0].content, engine=engine_bf16)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert one.question.answer in lines
+    assert answer.question.answer in lines
     assert lines[-1] == "stopped"
 
 

@@ -36,7 +36,7 @@ _LIBC = ctypes.CDLL(None)
 
 
 def wait_for(what: str, condition: Callable[[], bool], explain: Callable[[], object] = str) -> None:
-    """Until it holds; AssertionError with `explain()` after a generous time."""
+    """Wait until the condition holds. Raises `AssertionError` after `WAIT` seconds."""
     deadline = time.monotonic() + WAIT
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain: {what}\n{explain()}"
@@ -45,13 +45,13 @@ def wait_for(what: str, condition: Callable[[], bool], explain: Callable[[], obj
 
 @dataclass(frozen=True)
 class Job:
-    """A batch job; its output is in `output`."""
+    """A batch job."""
 
     cluster: Cluster
     number: str
 
     def show(self) -> dict[str, str]:
-        """Slurm's own record of it."""
+        """Return Slurm's record of the job."""
         text = self.cluster.run("scontrol", "--oneliner", "show", "job", self.number)
         return dict(re.findall(r"(\S+?)=(\S*)", text))
 
@@ -65,16 +65,16 @@ class Job:
         return path.read_text(errors="replace") if path.exists() else ""
 
     def wait_until_ended(self) -> tuple[str, int]:
-        """Its state and its exit code."""
+        """Wait, and return the job's state and exit code."""
         wait_for(f"end of job {self.number}", lambda: self.state in ENDED, lambda: self.output)
         shown = self.show()
         return shown["JobState"], int(shown["ExitCode"].partition(":")[0])
 
     def wait_for_output(self, text: str) -> None:
         def is_there() -> bool:
-            found = text in self.output
-            assert found or self.state not in ENDED, self.output
-            return found
+            is_printed = text in self.output
+            assert is_printed or self.state not in ENDED, self.output
+            return is_printed
 
         wait_for(text, is_there, lambda: f"{self.show()}\n{self.output}")
 
@@ -87,7 +87,7 @@ class Cluster:
     nodes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def run(self, *command: str, **environment: str) -> str:
-        """What a program of Slurm's prints; AssertionError if it fails."""
+        """Return the output of a Slurm program. Raises `AssertionError` if the program fails."""
         done = subprocess.run(
             command,
             env=self.environment | environment,
@@ -105,10 +105,10 @@ class Cluster:
         return Job(self, printed.strip())
 
     def start_node(self, name: str) -> None:
-        """Switch it on and wait until jobs can run there."""
-        for own in (self.folder / f"spool-{name}", self.folder / f"tmp-{name}"):
-            shutil.rmtree(own, ignore_errors=True)  # a node without a disk
-            own.mkdir()
+        """Start a node and wait until jobs can run on it."""
+        for node_folder in (self.folder / f"spool-{name}", self.folder / f"tmp-{name}"):
+            shutil.rmtree(node_folder, ignore_errors=True)  # a node without a disk
+            node_folder.mkdir()
         inside = f"hostname {name} && mount -t tmpfs tmpfs /dev/shm && exec slurmd -D -N {name}"
         namespaces = ["--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
         self.nodes[name] = self._start(
@@ -120,11 +120,11 @@ class Cluster:
         wait_for(f"node {name}", lambda: self.node_state(name) == "idle", self.logs)
 
     def node_state(self, name: str) -> str:
-        """As sinfo has it: idle, alloc, down…"""
+        """Return the state that sinfo prints: idle, alloc, down…"""
         return self.run("sinfo", "--noheader", "--nodes", name, "--format=%t").strip()
 
     def power_off(self, name: str) -> None:
-        """End all its processes at once, and have Slurm notice."""
+        """Kill all processes of a node, and set its state in Slurm."""
         _kill(self.nodes.pop(name))
         self.run("scontrol", "update", f"nodename={name}", "state=down", "reason=power")
 
@@ -175,7 +175,7 @@ def _die_with_parent() -> None:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """`unshare --kill-child` takes the namespace with it, and so every process of a node."""
+    """Kill a node: `unshare --kill-child` kills all processes of its namespace."""
     process.kill()
     process.wait()
 
@@ -183,9 +183,9 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 def _free_ports(number: int) -> list[int]:
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+        for listener in sockets:
+            listener.bind(("127.0.0.1", 0))
+        return [listener.getsockname()[1] for listener in sockets]
 
 
 def _configuration(folder: Path, plugins: Path) -> str:
@@ -232,9 +232,9 @@ def _configuration(folder: Path, plugins: Path) -> str:
 def slurm(
     folder: Path, environment: dict[str, str], *, pmix: bool = True, hide: Path | None = None
 ) -> Iterator[Cluster]:
-    """Two nodes, up; the jobs' environment is `environment`. Nothing is left running.
+    """Start two nodes, whose jobs have `environment`, and stop all processes at the end.
 
-    Containers do not see what is in the folder `hide`.
+    Containers do not see the folder `hide`.
     """
     for program in ("slurmd", "srun", "unshare", "gcc"):
         debian_program(program)

@@ -9,7 +9,7 @@ SOURCE = Path(__file__).with_suffix(".c")
 
 
 def compiled(folder: Path) -> Path:
-    """A plug-in for `plugstack.conf`, in `folder`."""
+    """Compile a plug-in for `plugstack.conf` into `folder`, and return its path."""
     plugin = folder / "container.so"
     flags = ["-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
     subprocess.run(["gcc", *flags, "-o", str(plugin), str(SOURCE)], check=True)

@@ -1,6 +1,6 @@
 """The shipped Slurm files, unchanged, on a real Slurm of 2 nodes with 8 tasks each.
 
-Stand-ins are pyxis (`container.c`) and, where it says so, what of TensorRT-LLM needs a GPU.
+Stand-ins replace pyxis (`container.c`) and, in one test, the parts of TensorRT-LLM that need a GPU.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PORTS = ("http", "grpc", "metrics", "health", "gateway")
 FREE_PORTS = " ".join(f"--{name}-port 0" for name in PORTS)
 DRAIN = "USR1"
 FEW_TASKS = "--ntasks-per-node=1"
-"""Where it is not about the tasks: starting 16 of them takes a small machine its time."""
+"""For tests that need few tasks: starting 16 tasks takes long on a small machine."""
 
 pytestmark = pytest.mark.timeout(900)  # whole journeys, on a machine that may be busy
 
@@ -45,15 +45,15 @@ class Site:
     cluster: Cluster
     shared: Path
     settings: dict[str, str]
-    """The variables of serve.sbatch that all jobs here have."""
+    """Variables of serve.sbatch for all jobs."""
 
     def submit(self, work: Path, *options: str, **settings: str) -> Job:
         work.mkdir(exist_ok=True)
-        given = self.settings | {"WORK": str(work)} | settings
-        return self.cluster.submit(SERVE, *options, **given)
+        variables = self.settings | {"WORK": str(work)} | settings
+        return self.cluster.submit(SERVE, *options, **variables)
 
     def wait_until_ready(self, job: Job, work: Path) -> dict[str, Any]:
-        """What the port file says."""
+        """Wait for the port file, and return its content."""
         ports = work / f"ports-{job.number}.json"
 
         def is_ready() -> bool:
@@ -82,12 +82,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @pytest.fixture
 def single(answers: list[ExactAnswer]) -> ExactAnswer:
-    return next(one for one in answers if len(one.question.messages) == 1)
+    return next(answer for answer in answers if len(answer.question.messages) == 1)
 
 
 @pytest.fixture(scope="module")
 def served(site: Site, checkpoint_tp8: Path, engine_bf16: Path) -> Path:
-    """A WORK in which all is there but the server."""
+    """A WORK folder with a checkpoint and an engine."""
     work = site.shared / "served"
     shutil.copytree(checkpoint_tp8, work / "checkpoint-cpu")
     shutil.copytree(engine_bf16, work / "engine-cpu")
@@ -115,16 +115,16 @@ def test_the_journey_in_a_container(site: Site, checkpoint_tp8: Path, single: Ex
     assert not list(work.glob("ports-*"))
 
 
-def check_checkpoint(found: Path, expected: Path) -> None:
-    manifest = read_manifest(found)
+def check_checkpoint(checkpoint: Path, expected: Path) -> None:
+    manifest = read_manifest(checkpoint)
     assert manifest.files == read_manifest(expected).files
-    assert changed_files(found, manifest) == []
+    assert changed_files(checkpoint, manifest) == []
 
 
 def test_three_jobs_without_pmix(
     tmp_path: Path, site: Site, checkpoint_tp8: Path, single: ExactAnswer
 ) -> None:
-    """Open MPI 5 has only PMIx, so without it the 16 tasks of a conversion do not find together."""
+    """Open MPI 5 needs PMIx: without it, each of the 16 tasks of a conversion runs alone."""
     question = single.question.messages[0].content
     with slurm(tmp_path / "cluster", environment(), pmix=False) as cluster:
         settings = site.settings | {"WORK": str(tmp_path), "COMMAND": f"nemotron chat '{question}'"}
@@ -172,16 +172,18 @@ def test_a_node_goes_down_and_comes_back(site: Site, served: Path) -> None:
 
 
 def processes(site: Site, text: str) -> list[psutil.Process]:
-    """Of all nodes, those with `text` on their command line."""
+    """Return the processes on all nodes with `text` on their command line."""
 
-    def is_one(process: psutil.Process) -> bool:
+    def matches(process: psutil.Process) -> bool:
         try:
             return any(text in word for word in process.cmdline())
         except psutil.Error:  # it has ended
             return False
 
     nodes = [psutil.Process(node.pid) for node in site.cluster.nodes.values()]
-    return [one for node in nodes for one in node.children(recursive=True) if is_one(one)]
+    return [
+        process for node in nodes for process in node.children(recursive=True) if matches(process)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -205,17 +207,17 @@ def test_what_is_missing_is_named_at_once(
 def test_sixteen_ranks_of_the_tensorrt_lane(
     site: Site, tmp_path: Path, single: ExactAnswer
 ) -> None:
-    """TP=8 × PP=2 over both nodes; stand-ins are the GPUs, trtllm-build and the C++ backend."""
-    own = make_container(tmp_path / "container", gpu=H100, version="1.2.1")
+    """TP=8 × PP=2 over both nodes, with stand-ins for GPUs, trtllm-build and the C++ backend."""
+    tensorrt = make_container(tmp_path / "container", gpu=H100, version="1.2.1")
     profile = profile_file(
         tmp_path,
         split={"tp": 8, "pp": 2, "nodes": 2, "gpus_per_node": 8},
-        triton=str(own.triton),
+        triton=str(tensorrt.triton),
         ports=dict.fromkeys(PORTS, 0),
         **BF16_TP8,
     )
-    paths = os.pathsep.join([own.environment["PATH"], site.cluster.environment["PATH"]])
-    settings = own.environment | {"PATH": paths, "PROFILE": profile, "STEPS": "build serve"}
+    paths = os.pathsep.join([tensorrt.environment["PATH"], site.cluster.environment["PATH"]])
+    settings = tensorrt.environment | {"PATH": paths, "PROFILE": profile, "STEPS": "build serve"}
     work = tmp_path / "work"
     convert(NEMO, work / "checkpoint-own", Options(Parallel(8, 2)))
     job = site.submit(work, COMMAND="exec sleep 987654321", **settings)
