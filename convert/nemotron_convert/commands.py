@@ -1,23 +1,28 @@
-"""The verbs `inspect`, `verify` and `convert`."""
+"""The verbs `inspect`, `verify` and `convert` of the command `nemotron`."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from typer import Argument, Option
 
-Nemo = Annotated[Path, typer.Argument(metavar="MODEL.nemo", help="A .nemo: file or folder.")]
+from nemotron_core.command_options import takes
+
+if TYPE_CHECKING:
+    from nemotron_convert.convert import Options
 
 
 def inspect(
     model: Annotated[
-        Path, typer.Argument(metavar="MODEL.nemo|CHECKPOINT", help="What to look at.")
+        Path, Argument(metavar="MODEL.nemo|CHECKPOINT", help="The file or folder to inspect.")
     ],
-    json: Annotated[bool, typer.Option("--json", help="For a program to read.")] = False,
+    json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
     check: Annotated[
-        bool, typer.Option("--check", help="Of a checkpoint: read every file, compare its hash.")
+        bool, Option("--check", help="Compare every file of a checkpoint with its hash.")
     ] = False,
 ) -> None:
     """Show what a .nemo or a checkpoint holds, and check it without reading the weights."""
@@ -41,138 +46,149 @@ def inspect(
 
 
 def verify(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="What to check.")],
+    checkpoint: Annotated[Path, Argument(metavar="CHECKPOINT", help="The checkpoint to verify.")],
     against: Annotated[
-        Path, typer.Option(metavar="MODEL.nemo", help="What it was converted from.")
+        Path, Option(metavar="MODEL.nemo", help="The .nemo that it was converted from.")
     ],
     ids: Annotated[
         Path | None,
-        typer.Option(metavar="IDS.json", help="Lists of token ids to run; else some texts."),
+        Option(metavar="IDS.json", help="Lists of token ids to run; by default, a few texts."),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="For a program to read.")] = False,
+    json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Run a checkpoint, rank by rank, beside its .nemo; exit code 1 if it is not safe to build.
+    """Run a checkpoint, rank by rank, beside its .nemo, and exit with 1 if it is not safe to build.
 
-    Under mpirun each process runs its share of the ranks.
+    Under mpirun, the processes divide the ranks among them.
     """
     from rich.console import Console
 
     from nemotron_convert.team import open_team
-    from nemotron_convert.verification.report import print_report, to_json
     from nemotron_convert.verification.verifier import verify as run
 
     with open_team() as team:
-        found = run(checkpoint, against, ids=ids, team=team)
+        verification = run(checkpoint, against, ids=ids, team=team)
     if team.is_leader:
         if json:
-            typer.echo(to_json(found))
+            typer.echo(verification.to_json())
         else:
-            print_report(found, Console())
-    if not found.is_safe:
+            verification.print(Console())
+    if not verification.is_safe:
         raise typer.Exit(1)
 
 
-def convert(
-    model: Nemo,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The checkpoint: a new folder.")],
+@dataclass(frozen=True)
+class ConvertArguments:
+    """Command-line arguments of `nemotron convert`."""
+
+    model: Annotated[Path, Argument(metavar="MODEL.nemo", help="The .nemo, a file or a folder.")]
+    output: Annotated[Path, Option("-o", "--output", help="The new folder that is written.")]
     format: Annotated[
-        Literal["trtllm", "hf"],
-        typer.Option(help="A TensorRT-LLM checkpoint, or a Hugging Face folder."),
-    ] = "trtllm",
+        Literal["trtllm", "hf"], Option(help="A TensorRT-LLM checkpoint or a Hugging Face folder.")
+    ] = "trtllm"
     tp: Annotated[
-        int | None, typer.Option(min=1, help="Tensor-parallel ranks, 8 if not given.")
-    ] = None,
-    pp: Annotated[int, typer.Option(min=1, help="Pipeline stages.")] = 1,
+        int | None,
+        Option(min=1, help="Tensor-parallel ranks: by default 8, or 1 for Hugging Face."),
+    ] = None
+    pp: Annotated[int, Option(min=1, help="Number of pipeline stages.")] = 1
     jobs: Annotated[
-        int, typer.Option(min=1, max=256, help="Threads that copy; each holds a few MiB.")
-    ] = min(16, 2 * (os.cpu_count() or 1)),
+        int, Option(min=1, max=256, help="Threads that copy. Each needs a few MiB of memory.")
+    ] = min(16, 2 * (os.cpu_count() or 1))
     plan: Annotated[
-        bool, typer.Option("--plan", help="Only say what would be done, and whether it can be.")
-    ] = False,
+        bool, Option("--plan", help="Only print what would be done and whether it is possible.")
+    ] = False
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where an earlier run was ended.")
-    ] = False,
+        bool, Option("--resume", help="Resume an interrupted run of the same conversion.")
+    ] = False
     reuse: Annotated[
-        bool,
-        typer.Option(
-            "--reuse", help="Take a finished output of the same conversion; else as --resume."
-        ),
-    ] = False,
+        bool, Option("--reuse", help="Accept a finished output of this conversion, or resume it.")
+    ] = False
     wait: Annotated[
-        float, typer.Option(min=0, help="Seconds to wait for another process that is at it.")
-    ] = 0,
-    strict: Annotated[bool, typer.Option("--strict", help="Refuse NaN and Inf.")] = False,
+        float, Option(min=0, help="Seconds to wait for another process that writes the output.")
+    ] = 0
+    strict: Annotated[bool, Option("--strict", help="Refuse weights that hold NaN or Inf.")] = False
     dtype: Annotated[
-        Literal["bf16", "fp8"], typer.Option(help="Of the linear layers; FP8 needs scales.")
-    ] = "bf16",
+        Literal["bf16", "fp8"], Option(help="Type of the linear layers; FP8 needs a calibration.")
+    ] = "bf16"
     kv_cache_dtype: Annotated[
         Literal["bf16", "fp8"],
-        typer.Option(help="fp8 halves the KV cache, and costs this model accuracy."),
-    ] = "bf16",
+        Option(help="FP8 halves the KV cache and costs this model accuracy."),
+    ] = "bf16"
     calibrate: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             metavar="TEXTS.jsonl",
-            help='For FP8: lines {"text": …} or {"messages": […]}; bring what the model will see.',
+            help='For FP8: lines {"text": …} or {"messages": […]} that resemble the later use.',
         ),
-    ] = None,
+    ] = None
     calibrate_ids: Annotated[
-        Path | None, typer.Option(metavar="IDS.json", help="The same as lists of token ids.")
-    ] = None,
+        Path | None, Option(metavar="IDS.json", help="Lists of token ids to calibrate on.")
+    ] = None
     calibrate_length: Annotated[
-        int, typer.Option(min=1, help="Tokens that are taken of each text.")
-    ] = 512,
+        int, Option(min=1, help="Largest number of tokens taken from each text.")
+    ] = 512
     calibrate_memory: Annotated[
-        float, typer.Option(min=0, help="GB of hidden states in memory; more go to the disk.")
-    ] = 8,
+        float, Option(min=0, help="GB of hidden states kept in memory; more are kept on disk.")
+    ] = 8
     scales: Annotated[
         Path | None,
-        typer.Option(metavar="CALIBRATION.json", help="For FP8: what an earlier run has found."),
-    ] = None,
-    device: Annotated[str, typer.Option(help="Where to calibrate: cpu, cuda.")] = "cpu",
-) -> None:
-    """Convert a .nemo to a TensorRT-LLM checkpoint or Hugging Face folder, in BF16 or FP8.
+        Option(metavar="CALIBRATION.json", help="For FP8: the calibration of an earlier run."),
+    ] = None
+    device: Annotated[str, Option(help="Device that calibrates: cpu or cuda.")] = "cpu"
 
-    Under mpirun or srun the files are shared out over the processes.
+    def options(self) -> Options:
+        """Return the conversion's options. Raises `NemotronError` if they contradict each other."""
+        from nemotron_convert.calibration.options import CalibrationOptions
+        from nemotron_convert.convert import Options
+        from nemotron_convert.shards import Parallel
+        from nemotron_convert.target.layout import Dtype, Format, Precision
+        from nemotron_core.errors import NemotronError
+
+        if self.dtype == "bf16" and (self.calibrate or self.calibrate_ids or self.scales):
+            raise NemotronError("there is nothing to calibrate in BF16", remedy="add --dtype fp8")
+        return Options(
+            Parallel(self.tp or (8 if self.format == "trtllm" else 1), self.pp),
+            Format(self.format),
+            self.jobs,
+            resume=self.resume or self.reuse,
+            reuse=self.reuse,
+            strict=self.strict,
+            precision=Precision(Dtype(self.dtype), Dtype(self.kv_cache_dtype)),
+            calibration=CalibrationOptions(
+                scales=self.scales,
+                texts=self.calibrate,
+                ids=self.calibrate_ids,
+                length=self.calibrate_length,
+                device=self.device,
+                memory=int(self.calibrate_memory * 1e9),
+            ),
+        )
+
+
+@takes(ConvertArguments)
+def convert(arguments: ConvertArguments) -> None:
+    """Convert a .nemo to a TensorRT-LLM checkpoint or a Hugging Face folder, in BF16 or FP8.
+
+    Under mpirun or srun, the processes divide the files among them.
     """
     from rich.console import Console
 
-    from nemotron_convert.calibration.calibrator import Scaling
-    from nemotron_convert.convert import Options
     from nemotron_convert.convert import convert as run
     from nemotron_convert.plan import make_plan
-    from nemotron_convert.shards import Parallel
-    from nemotron_convert.target.layout import Dtype, Format, Precision
     from nemotron_convert.team import open_team
-    from nemotron_core.errors import NemotronError
     from nemotron_core.files import partial_path
     from nemotron_core.folder import retry_until_ready
 
-    parallel = Parallel(tp or (8 if format == "trtllm" else 1), pp)
-    precision = Precision(Dtype(dtype), Dtype(kv_cache_dtype))
-    memory = int(calibrate_memory * 1e9)
-    scaling = Scaling(scales, calibrate, calibrate_ids, calibrate_length, device, memory)
-    if precision.weights is Dtype.BF16 and (calibrate or calibrate_ids or scales):
-        raise NemotronError("there is nothing to calibrate in BF16", remedy="add --dtype fp8")
-    options = Options(
-        parallel,
-        Format(format),
-        jobs,
-        resume=resume or reuse,
-        reuse=reuse,
-        strict=strict,
-        precision=precision,
-        scaling=scaling,
-    )
-    if plan:
-        made = make_plan(model, output, options)
-        made.print(Console())
-        made.check()
+    model, output, options = arguments.model, arguments.output, arguments.options()
+    if arguments.plan:
+        conversion_plan = make_plan(model, output, options)
+        conversion_plan.print(Console())
+        conversion_plan.check()
         return
     with open_team() as team:
         try:
             manifest = retry_until_ready(
-                lambda: run(model, output, options, team=team), wait if team.size == 1 else 0
+                lambda: run(model, output, options, team=team),
+                arguments.wait if team.size == 1 else 0,
             )
         except KeyboardInterrupt:
             typer.echo(f"{partial_path(output)} is kept: --resume goes on from it", err=True)
@@ -180,8 +196,8 @@ def convert(
     if team.is_leader:
         for name in manifest.nonfinite:
             typer.echo(f"warning: {name} holds NaN or Inf", err=True)
-        if precision.kv_cache is Dtype.FP8:
+        if manifest.kv_cache_dtype == "fp8":
             typer.echo("warning: an FP8 KV cache costs this model accuracy; measure it", err=True)
         size = sum(entry.size for entry in manifest.files.values())
-        split = f" TP={parallel.tp} PP={parallel.pp}" if format == "trtllm" else ""
+        split = f" TP={manifest.tp} PP={manifest.pp}" if manifest.format == "trtllm" else ""
         typer.echo(f"{output}: {size:,} bytes, {manifest.format} {manifest.dtype}{split}")

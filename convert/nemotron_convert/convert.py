@@ -1,15 +1,15 @@
-"""From a `.nemo` to a TensorRT-LLM checkpoint or a Hugging Face folder."""
+"""The conversion of a `.nemo` to a TensorRT-LLM checkpoint or a Hugging Face folder."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemotron_convert.calibration.calibrator import OWN_TEXTS, Calibrator, Scaling
+from nemotron_convert.calibration.calibrator import Calibrator
+from nemotron_convert.calibration.options import OWN_TEXTS, CalibrationOptions
 from nemotron_convert.shards import Parallel
 from nemotron_convert.source.nemo import Source
 from nemotron_convert.target import journal
@@ -17,6 +17,7 @@ from nemotron_convert.target.copier import Copier
 from nemotron_convert.target.fp8 import Scales
 from nemotron_convert.target.hf_config import write_hf_configs
 from nemotron_convert.target.hf_tokenizer import write_hf_tokenizer
+from nemotron_convert.target.json_files import write_json
 from nemotron_convert.target.layout import (
     BF16_ONLY,
     Dtype,
@@ -31,7 +32,7 @@ from nemotron_convert.target.tensor_file import TensorFile
 from nemotron_convert.target.trtllm_config import CONFIG_NAME, trtllm_config
 from nemotron_convert.team import ALONE, Team
 from nemotron_core.errors import NemotronError
-from nemotron_core.files import FileEntry, hash_file, partial_path
+from nemotron_core.files import FileEntry, hash_file, partial_path, write_atomically
 from nemotron_core.folder import unfinished_folder, writing_errors
 from nemotron_core.model_config import TOKENIZER_NAME
 from nemotron_core.progress import byte_progress
@@ -42,26 +43,26 @@ HF_INDEX_NAME = "model.safetensors.index.json"
 
 @dataclass(frozen=True)
 class Options:
-    """What is written, and how."""
+    """Options of a conversion."""
 
     parallel: Parallel
-    """Of the TensorRT-LLM format; the Hugging Face format is never split."""
+    """TP ranks and PP stages. The Hugging Face format must have one of each."""
     format: Format = Format.TRTLLM
     jobs: int = 2
-    """Threads of each process."""
+    """Number of threads of each process."""
     resume: bool = False
-    """Go on from where an earlier run of the same conversion was ended."""
+    """Whether to resume an interrupted run of the same conversion."""
     reuse: bool = False
-    """Take an output that an earlier run of the same conversion has finished."""
+    """Whether to accept the output of a finished run of the same conversion."""
     strict: bool = False
-    """Refuse NaN and Inf instead of noting them in the manifest."""
+    """Whether to refuse NaN and Inf instead of listing them in the manifest."""
     precision: Precision = BF16_ONLY
-    scaling: Scaling = OWN_TEXTS
-    """Of an FP8 conversion."""
+    calibration: CalibrationOptions = OWN_TEXTS
+    """Source of the scales of an FP8 conversion."""
 
     @property
     def identity(self) -> dict[str, object]:
-        """What decides the bytes that are written, but for the calibration."""
+        """The options that decide the bytes that are written, without the calibration."""
         return {
             "format": self.format.value,
             "tp": self.parallel.tp,
@@ -72,29 +73,35 @@ class Options:
 
 
 def convert(source_path: Path, output: Path, options: Options, *, team: Team = ALONE) -> Manifest:
-    """Write `source_path` in BF16 or FP8 to the new folder `output`.
+    """Convert the `.nemo` at `source_path` to the new folder `output` and return its manifest.
 
-    The folder appears under its name only when it is whole; what is unfinished stays beside it and
-    can be resumed. Memory is a few MiB per job, whatever the model's size. Every process of `team`
-    calls this alike and writes some of the files. NemotronError if the source, the split or the
-    output cannot be.
+    The folder gets its name only when it is complete; until then it stands beside it with the
+    suffix `.partial`, from which an interrupted run can be resumed. Memory is a few MiB per job,
+    whatever the model's size. Every process of `team` must call this alike and writes some of the
+    files. Raises `NemotronError` if the source cannot be read, the model cannot be split as
+    requested, or the output cannot be written.
     """
     with Source.open(source_path) as source:
         layout = lay_out(source, options)
         calibrator = None
         if options.precision.weights is Dtype.FP8:
-            calibrator = Calibrator(source, options.scaling, team)
+            calibrator = Calibrator(source, options.calibration, team)
         identity = options.identity | ({"calibration": calibrator.identity} if calibrator else {})
-        now = team.broadcast(journal.fingerprint(source, identity) if team.is_leader else None)
+        fingerprint = team.broadcast(
+            journal.fingerprint(source, identity) if team.is_leader else None
+        )
         if options.reuse and team.broadcast((output / MANIFEST_NAME).exists()):
-            return _finished_before(output, now)
+            return _finished_manifest(output, fingerprint)
         with _shared_folder(output, options, team) as folder:
-            return _write(source, folder, layout, options, team, calibrator, now)
+            return _Conversion(source, folder, layout, options, team).run(calibrator, fingerprint)
 
 
-def _finished_before(output: Path, now: dict[str, object]) -> Manifest:
-    """NemotronError if it is of something else, or files are missing or cut short."""
-    journal.require_same(output, now)
+def _finished_manifest(output: Path, fingerprint: dict[str, object]) -> Manifest:
+    """Return the manifest of a finished output.
+
+    Raises `NemotronError` if the output is of another conversion or a file is missing or too short.
+    """
+    journal.require_same(output, fingerprint)
     manifest = read_manifest(output)
     for name, entry in manifest.files.items():
         path = output / name
@@ -106,7 +113,11 @@ def _finished_before(output: Path, now: dict[str, object]) -> Manifest:
 
 
 def lay_out(source: Source, options: Options) -> Layout:
-    """The files that a conversion writes; NemotronError if the model cannot be split so."""
+    """Return the files and tensors that a conversion writes.
+
+    Raises `NemotronError` if the model cannot be split as requested, or the options contradict
+    each other.
+    """
     precision = options.precision
     if precision.kv_cache is Dtype.FP8 and precision.weights is not Dtype.FP8:
         raise NemotronError(
@@ -124,19 +135,34 @@ def lay_out(source: Source, options: Options) -> Layout:
     return trtllm_layout(source.config, source.vocab_size, options.parallel, precision)
 
 
-def room_needed(layout: Layout, folder: Path) -> int:
-    """Bytes that the files of `layout` need beyond what `folder` already holds of them."""
-    need = 0
+def tensor_bytes(layout: Layout) -> int:
+    """Return the number of bytes of all tensors of `layout`."""
+    return sum(spec.nbytes for tensors in layout.files.values() for spec in tensors.values())
+
+
+def missing_bytes(layout: Layout, folder: Path) -> int:
+    """Return the number of bytes that the files of `layout` still need on the disk of `folder`."""
+    missing = 0
     for name, tensors in layout.files.items():
         path = folder / name
         held = path.stat().st_blocks * 512 if path.exists() else 0
-        need += max(0, TensorFile(path, tensors).size - held)
-    return need
+        missing += max(0, TensorFile(path, tensors).size - held)
+    return missing
+
+
+def require_space(needed: int, free: int, folder: Path) -> None:
+    """Raise `NemotronError` if fewer than `needed` bytes are free on the disk of `folder`."""
+    if needed > free:
+        raise NemotronError(
+            f"the checkpoint needs {needed:,} more bytes, {free:,} are free",
+            where=folder,
+            remedy="make room or name another disk with -o",
+        )
 
 
 @contextmanager
 def _shared_folder(output: Path, options: Options, team: Team) -> Iterator[Path]:
-    """The leader makes and at last renames the folder, the others use it in between."""
+    """Open the unfinished folder on every process; the leader creates and finally renames it."""
     with ExitStack() as stack:
         if team.is_leader:
             stack.enter_context(unfinished_folder(output, keep=options.resume))
@@ -146,113 +172,100 @@ def _shared_folder(output: Path, options: Options, team: Team) -> Iterator[Path]
     team.barrier()
 
 
-def _write(
-    source: Source,
-    folder: Path,
-    layout: Layout,
-    options: Options,
-    team: Team,
-    calibrator: Calibrator | None,
-    now: dict[str, object],
-) -> Manifest:
-    finished = team.broadcast(_begin(folder, layout, options, now) if team.is_leader else None)
-    scales = None
-    if calibrator:
-        fp8_kv_cache = options.precision.kv_cache is Dtype.FP8
-        scales = calibrator.scales(folder, options.jobs, fp8_kv_cache=fp8_kv_cache)
-    mine = layout.restrict(frozenset(list(layout.files)[team.rank :: team.size]))
-    entries, nonfinite = _copy(source, folder, mine, finished, options, team, scales)
-    hashed = {name: entry for part in team.gather(entries) for name, entry in part.items()}
-    found = set().union(*team.gather(nonfinite))
-    return team.broadcast(
-        _finish(source, folder, layout, options, hashed, found) if team.is_leader else None
-    )
+@dataclass(frozen=True)
+class _Conversion:
+    """One process's part of a conversion into an unfinished folder."""
 
+    source: Source
+    folder: Path
+    layout: Layout
+    options: Options
+    team: Team
 
-def _finish(
-    source: Source,
-    folder: Path,
-    layout: Layout,
-    options: Options,
-    hashed: dict[str, FileEntry],
-    nonfinite: set[str],
-) -> Manifest:
-    """What stands beside the weights, once they are all written."""
-    _write_side_files(source, folder, layout, options)
-    for path in folder.iterdir():
-        if path.is_file() and path.name not in layout.files:
-            hashed[path.name] = hash_file(path)
-    manifest = Manifest(
-        source=source.archive.path.name,
-        format=options.format.value,
-        dtype=options.precision.weights.value,
-        kv_cache_dtype=options.precision.kv_cache.value,
-        tp=options.parallel.tp,
-        pp=options.parallel.pp,
-        nonfinite=sorted(nonfinite),
-        files=dict(sorted(hashed.items())),
-    )
-    manifest.write(folder)
-    journal.finish(folder)
-    return manifest
+    def run(self, calibrator: Calibrator | None, fingerprint: dict[str, object]) -> Manifest:
+        team = self.team
+        finished = team.broadcast(self._start(fingerprint) if team.is_leader else None)
+        scales = None
+        if calibrator:
+            fp8_kv_cache = self.options.precision.kv_cache is Dtype.FP8
+            scales = calibrator.scales(self.folder, self.options.jobs, fp8_kv_cache=fp8_kv_cache)
+        entries, nonfinite = self._copy(finished, scales)
+        all_entries = {name: entry for part in team.gather(entries) for name, entry in part.items()}
+        all_nonfinite = set().union(*team.gather(nonfinite))
+        manifest = self._finish(all_entries, all_nonfinite) if team.is_leader else None
+        return team.broadcast(manifest)
 
+    def _start(self, fingerprint: dict[str, object]) -> journal.Finished:
+        """Return the tensors that an earlier run finished, after a check of the free space."""
+        finished = journal.start(self.folder, fingerprint, resume=self.options.resume)
+        needed = missing_bytes(self.layout, self.folder)
+        require_space(needed, shutil.disk_usage(self.folder).free, self.folder.parent)
+        return frozenset(pair for pair in finished if (self.folder / pair[0]).exists())
 
-def _begin(
-    folder: Path, layout: Layout, options: Options, now: dict[str, object]
-) -> journal.Finished:
-    """What an earlier run has left to go on from, and room for the rest."""
-    finished = journal.start(folder, now, resume=options.resume)
-    need, free = room_needed(layout, folder), shutil.disk_usage(folder).free
-    if need > free:
-        raise NemotronError(
-            f"the checkpoint needs {need:,} more bytes, {free:,} are free",
-            where=folder.parent,
-            remedy="make room or name another disk with -o",
+    def _copy(
+        self, finished: journal.Finished, scales: Scales | None
+    ) -> tuple[dict[str, FileEntry], set[str]]:
+        """Write this process's files; return their hashes and the tensors that hold NaN or Inf."""
+        own_files = list(self.layout.files)[self.team.rank :: self.team.size]
+        layout = self.layout.restrict(frozenset(own_files))
+        files = {
+            name: TensorFile(self.folder / name, tensors) for name, tensors in layout.files.items()
+        }
+        with ExitStack() as stack:
+            for file in files.values():
+                stack.callback(file.close)
+                file.open()
+            log = journal.Journal(self.folder, self.team.rank, files)
+            stack.callback(log.close)
+            copier = Copier(
+                self.source, layout, files, finished, strict=self.options.strict, scales=scales
+            )
+            process = f"process {self.team.rank} of {self.team.size}"
+            what = "converting" if self.team.size == 1 else process
+            with byte_progress(what, copier.nbytes, shown=self.team.is_leader) as report:
+                copier.run(self.options.jobs, log, report)
+            for file in files.values():
+                file.sync()
+            return {name: file.entry() for name, file in files.items()}, copier.nonfinite
+
+    def _finish(self, entries: dict[str, FileEntry], nonfinite: set[str]) -> Manifest:
+        """Write the files beside the weights and the manifest, once all weights are written."""
+        self._write_side_files()
+        for path in self.folder.iterdir():
+            if path.is_file() and path.name not in self.layout.files:
+                entries[path.name] = hash_file(path)
+        options = self.options
+        manifest = Manifest(
+            source=self.source.archive.path.name,
+            format=options.format.value,
+            dtype=options.precision.weights.value,
+            kv_cache_dtype=options.precision.kv_cache.value,
+            tp=options.parallel.tp,
+            pp=options.parallel.pp,
+            nonfinite=sorted(nonfinite),
+            files=dict(sorted(entries.items())),
         )
-    return frozenset(pair for pair in finished if (folder / pair[0]).exists())
+        manifest.write(self.folder)
+        journal.finish(self.folder)
+        return manifest
 
-
-def _copy(
-    source: Source,
-    folder: Path,
-    layout: Layout,
-    finished: journal.Finished,
-    options: Options,
-    team: Team,
-    scales: Scales | None,
-) -> tuple[dict[str, FileEntry], set[str]]:
-    """Fill this process's files; their hashes, and the tensors that hold NaN or Inf."""
-    files = {name: TensorFile(folder / name, tensors) for name, tensors in layout.files.items()}
-    with ExitStack() as stack:
-        for file in files.values():
-            stack.callback(file.close)
-            file.open()
-        log = journal.Journal(folder, team.rank, files)
-        stack.callback(log.close)
-        copying = Copier(source, layout, files, finished, strict=options.strict, scales=scales)
-        what = "converting" if team.size == 1 else f"process {team.rank} of {team.size}"
-        with byte_progress(what, copying.nbytes, shown=team.is_leader) as report:
-            copying.run(options.jobs, log, report)
-        for file in files.values():
-            file.sync()
-        return {name: file.entry() for name, file in files.items()}, copying.nonfinite
-
-
-def _write_side_files(source: Source, folder: Path, layout: Layout, options: Options) -> None:
-    tokenizer = source.read_tokenizer()
-    (folder / TOKENIZER_NAME).write_bytes(tokenizer)
-    if options.format is Format.TRTLLM:
-        config = trtllm_config(
-            source.config, source.vocab_size, options.parallel, options.precision
-        )
-        text = config.model_dump_json(indent=2) + "\n"
-        (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
-        return
-    write_hf_tokenizer(folder, tokenizer, source.config.max_positions)
-    pieces = SentencePieceModel.parse(tokenizer)
-    write_hf_configs(folder, source.config, source.vocab_size, pieces, options.precision)
-    if len(layout.files) > 1:
-        total = sum(spec.nbytes for tensors in layout.files.values() for spec in tensors.values())
-        places = {tensor: name for name, tensors in layout.files.items() for tensor in tensors}
-        index = {"metadata": {"total_size": total}, "weight_map": places}
-        (folder / HF_INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    def _write_side_files(self) -> None:
+        source, precision = self.source, self.options.precision
+        tokenizer = source.read_tokenizer()
+        (self.folder / TOKENIZER_NAME).write_bytes(tokenizer)
+        if self.options.format is Format.TRTLLM:
+            config = trtllm_config(
+                source.config, source.vocab_size, self.options.parallel, precision
+            )
+            write_atomically(self.folder / CONFIG_NAME, config.model_dump_json(indent=2) + "\n")
+            return
+        write_hf_tokenizer(self.folder, tokenizer, source.config.max_positions)
+        pieces = SentencePieceModel.parse(tokenizer)
+        write_hf_configs(self.folder, source.config, source.vocab_size, pieces, precision)
+        files = self.layout.files
+        if len(files) > 1:
+            index = {
+                "metadata": {"total_size": tensor_bytes(self.layout)},
+                "weight_map": {tensor: name for name in files for tensor in files[name]},
+            }
+            write_json(self.folder / HF_INDEX_NAME, index)

@@ -1,4 +1,4 @@
-"""What a `.nemo` holds, for people and for programs."""
+"""Reports on a `.nemo` and on a checkpoint, as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nemotron_convert.tensor_map import TENSOR_MAP
 
 
 class TensorReport(BaseModel):
-    """Shape of a tensor and of the chunks it was saved in, in elements."""
+    """Shape of a tensor and of its stored chunks, in elements."""
 
     name: str
     shape: tuple[int, ...]
@@ -28,21 +28,23 @@ class TensorReport(BaseModel):
 
 
 class ModelReport(BaseModel):
-    """The answer of `nemotron inspect`; its fields are the keys of `--json`."""
+    """Report on a `.nemo`. The fields are the keys of `nemotron inspect --json`."""
 
     source: str
     layout: str
+    """Name of the format in which the weights are stored."""
     dtype: str
     parameters: int
     weight_bytes: int
     config: dict[str, int | float | bool | str]
     vocab_size: int
     allowed_tp: list[int]
+    """Numbers of tensor-parallel ranks that the model can be split over."""
     tensors: list[TensorReport]
 
     def print(self, console: Console) -> None:
-        """As two tables."""
-        facts = _facts(
+        """Print a table of the model and a table of its tensors."""
+        facts = _facts_table(
             {
                 "layout": f"{self.layout}, {self.dtype}",
                 "parameters": self.parameters,
@@ -54,15 +56,14 @@ class ModelReport(BaseModel):
         )
         tensors = Table("tensor", "shape", "chunks", box=None)
         for tensor in self.tensors:
-            sizes = ("×".join(map(str, sizes)) for sizes in (tensor.shape, tensor.chunks))
-            tensors.add_row(tensor.name, *sizes)
+            tensors.add_row(tensor.name, _format_shape(tensor.shape), _format_shape(tensor.chunks))
         console.print(facts)
         console.print()
         console.print(tensors)
 
 
 class CheckpointReport(BaseModel):
-    """The answer for a checkpoint folder."""
+    """Report on a checkpoint. The fields are the keys of `nemotron inspect --json`."""
 
     checkpoint: str
     source: str
@@ -72,17 +73,21 @@ class CheckpointReport(BaseModel):
     pp: int
     bytes: int
     files: int
+    """Number of files."""
     hash: str
     checked: bool
-    """Every file was read and is what the manifest says."""
+    """Whether every file was read and matches its hash in the manifest."""
 
     def print(self, console: Console) -> None:
-        """As a table."""
-        console.print(_facts(self.model_dump(exclude={"checkpoint"})))
+        """Print a table of the checkpoint."""
+        console.print(_facts_table(self.model_dump(exclude={"checkpoint"})))
 
 
 def inspect(path: Path) -> ModelReport:
-    """Read and check everything but the weights themselves; NemotronError if something is off."""
+    """Check a `.nemo` without reading its weights, and report on it.
+
+    Raises `NemotronError` if the `.nemo` cannot be read or is not consistent.
+    """
     with Source.open(path) as source:
         tensors = [source.tensors[rule.source] for rule in TENSOR_MAP]
         return ModelReport(
@@ -102,7 +107,10 @@ def inspect(path: Path) -> ModelReport:
 
 
 def inspect_checkpoint(folder: Path, *, check: bool) -> CheckpointReport:
-    """Check a checkpoint's headers and, with `check`, every byte; NemotronError if one is wrong."""
+    """Check a checkpoint's headers and, with `check`, the hash of every file, and report on it.
+
+    Raises `NemotronError` if a file is missing or does not match the manifest.
+    """
     manifest = read_manifest(folder)
     if manifest.format == "trtllm":
         Checkpoint.open(folder)
@@ -122,8 +130,17 @@ def inspect_checkpoint(folder: Path, *, check: bool) -> CheckpointReport:
     )
 
 
-def _facts(values: Mapping[str, object]) -> Table:
+def _format_shape(shape: tuple[int, ...]) -> str:
+    """Return a shape as text.
+
+    >>> _format_shape((96, 256))
+    '96×256'
+    """
+    return "×".join(map(str, shape))
+
+
+def _facts_table(facts: Mapping[str, object]) -> Table:
     table = Table(show_header=False, box=None)
-    for key, value in values.items():
+    for key, value in facts.items():
         table.add_row(key.replace("_", " "), f"{value:,}" if type(value) is int else str(value))
     return table

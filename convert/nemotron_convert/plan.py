@@ -1,4 +1,4 @@
-"""What a conversion would do, and whether it can be done here, before it is begun."""
+"""The plan of a conversion: what it would read and write, and whether that is possible here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from nemotron_convert.convert import Options, lay_out, room_needed
+from nemotron_convert.convert import Options, lay_out, missing_bytes, require_space, tensor_bytes
 from nemotron_convert.source.arrays import BAND_BYTES
 from nemotron_convert.source.nemo import Source
 from nemotron_convert.target.layout import Layout
@@ -33,82 +33,80 @@ CARDS = {
     "H200 141 GB": 143771 * MIB,
     "B200 180 GB": 183359 * MIB,
 }
-"""Memory as nvidia-smi shows it."""
-WEIGHT_SHARE = 0.9
-"""Of a card's memory: the rest is for the KV cache, activations and the CUDA context."""
+"""Memory of each GPU in bytes, as nvidia-smi shows it."""
+WEIGHT_FRACTION = 0.9
+"""Largest fraction of a GPU's memory for weights. The KV cache, the activations and the CUDA
+context need the rest."""
 PROCESS_BYTES = 200 * MIB
-"""Python and the libraries."""
+"""Memory of a process without its jobs: Python and the libraries."""
 BANDS_PER_JOB = 5
-"""The band, its masked and its split copies, and the hash's buffer."""
+"""Bands that a job holds at a time: the band, its masked and its split copies, and the buffer of
+the hash."""
 SAMPLE_BYTES = 256 * MIB
+"""Bytes that are copied to measure the speed."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes in bytes, times in seconds."""
+    """A conversion that has not started. Sizes are in bytes."""
 
     source: str
     output: Path
     layout: Layout
     shapes: dict[str, tuple[int, ...]]
-    """Of the source's tensors."""
+    """Shapes of the source's tensors, by name."""
     to_read: int
     to_write: int
-    room: int
+    missing: int
+    """Bytes of disk that are needed beyond those of an interrupted run."""
     free: int
+    """Bytes that are free on the disk."""
     memory: int
+    """Memory of each process."""
     rate: float
-    """Bytes per second that were read here and written there, just now."""
+    """Measured speed of reading the source and writing the output, in bytes per second."""
 
     @property
     def seconds(self) -> float:
+        """Estimated duration in seconds."""
         return self.to_write / self.rate
 
     @property
     def largest_file(self) -> int:
-        """The weights of one GPU, where a file is a rank."""
+        """Size of the largest file. In a TensorRT-LLM checkpoint these are one GPU's weights."""
         return max(
             sum(spec.nbytes for spec in tensors.values()) for tensors in self.layout.files.values()
         )
 
     def check(self) -> None:
-        """NemotronError if the conversion would fail for what is known now."""
+        """Raise `NemotronError` if the output exists or the disk is too small."""
         check_output(self.output)
-        if self.room > self.free:
-            raise NemotronError(
-                f"the checkpoint needs {self.room:,} more bytes, {self.free:,} are free",
-                where=self.output.parent,
-                remedy="make room or name another disk with -o",
-            )
+        require_space(self.missing, self.free, self.output.parent)
 
     def print(self, console: Console) -> None:
-        """As tables."""
+        """Print tables of the tensors, the sizes and, for a TensorRT-LLM checkpoint, the GPUs."""
         tensors = Table(box=None)
         for title in ("source tensor", "shape", "becomes", "shape", "files"):
             tensors.add_column(title, overflow="fold")
         for name, shape in self.shapes.items():
-            layers = [layer for source, layer in self.layout.targets if source == name]
-            targets = self.layout.targets[name, layers[0]]
-            for target in dict.fromkeys(target.name for target in targets):
-                files = [t.file for t in targets if t.name == target]
-                spec = self.layout.files[files[0]][target]
-                shown = (name, _sizes(shape), target, _sizes(spec.shape), str(len(files)))
-                tensors.add_row(*shown)
+            layer = next(layer for source, layer in self.layout.targets if source == name)
+            targets = self.layout.targets[name, layer]
+            for target_name in dict.fromkeys(target.name for target in targets):
+                files = [target.file for target in targets if target.name == target_name]
+                target_shape = _format_shape(self.layout.files[files[0]][target_name].shape)
+                tensors.add_row(
+                    name, _format_shape(shape), target_name, target_shape, str(len(files))
+                )
         facts = Table(show_header=False, box=None)
-        for fact in (
-            ("read", f"{self.to_read:,} bytes from {self.source}"),
-            ("write", f"{self.to_write:,} bytes in {len(self.layout.files)} files"),
-            ("disk", f"{self.room:,} bytes needed, {self.free:,} free"),
-            ("memory", f"about {decimal(self.memory)} per process"),
-            (
-                "time",
-                f"about {_duration(self.seconds)} at {decimal(int(self.rate))}/s, just measured",
-            ),
-        ):
-            facts.add_row(*fact)
+        speed = f"{decimal(int(self.rate))}/s"
+        facts.add_row("read", f"{self.to_read:,} bytes from {self.source}")
+        facts.add_row("write", f"{self.to_write:,} bytes in {len(self.layout.files)} files")
+        facts.add_row("disk", f"{self.missing:,} bytes needed, {self.free:,} free")
+        facts.add_row("memory", f"about {decimal(self.memory)} per process")
+        facts.add_row("time", f"about {_duration(self.seconds)} at {speed}, just measured")
         cards = Table("card", "memory", "weights per GPU", "", box=None)
         for card, memory in CARDS.items():
-            fits = self.largest_file <= memory * WEIGHT_SHARE
+            fits = self.largest_file <= memory * WEIGHT_FRACTION
             cards.add_row(
                 card,
                 f"{memory / GIB:.1f} GiB",
@@ -123,61 +121,64 @@ class Plan:
 
 
 def make_plan(source_path: Path, output: Path, options: Options) -> Plan:
-    """NemotronError if the source or the split cannot be; `Plan.check` says the rest."""
+    """Plan a conversion without writing anything.
+
+    Raises `NemotronError` if the source cannot be read or the model cannot be split as requested.
+    `Plan.check` checks the output.
+    """
     with Source.open(source_path) as source:
         layout = lay_out(source, options)
-        parent = _existing(output.parent)
+        parent = _existing_folder(output.parent)
         return Plan(
             source=str(source_path),
             output=output,
             layout=layout,
             shapes={name: tensor.shape for name, tensor in source.tensors.items()},
             to_read=source.nbytes,
-            to_write=sum(
-                spec.nbytes for tensors in layout.files.values() for spec in tensors.values()
-            ),
-            room=room_needed(layout, partial_path(output)),
+            to_write=tensor_bytes(layout),
+            missing=missing_bytes(layout, partial_path(output)),
             free=shutil.disk_usage(parent).free,
             memory=PROCESS_BYTES + options.jobs * BANDS_PER_JOB * BAND_BYTES,
-            rate=_measure(source, parent),
+            rate=_measure_rate(source, parent),
         )
 
 
-def _measure(source: Source, folder: Path) -> float:
-    """Copy a sample of the weights into an unnamed file and make it durable; bytes per second."""
-    done = 0
+def _measure_rate(source: Source, folder: Path) -> float:
+    """Copy some weights durably into an unnamed file; return the speed in bytes per second."""
+    copied = 0
     start = time.perf_counter()
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             for band in _sample(source):
-                done += file.write(band)
+                copied += file.write(band)
             os.fdatasync(file.fileno())
     except OSError as error:
         raise NemotronError(f"cannot write: {error.strerror}", where=folder) from error
-    return done / (time.perf_counter() - start)
+    return copied / (time.perf_counter() - start)
 
 
 def _sample(source: Source) -> Iterator[bytes]:
-    """The first bands of the largest tensor, at most SAMPLE_BYTES of them."""
-    left = SAMPLE_BYTES
+    """Yield the first bands of the largest tensor, in all about `SAMPLE_BYTES` of them."""
+    remaining = SAMPLE_BYTES
     tensor = max(source.tensors.values(), key=lambda tensor: tensor.nbytes)
     for chunk in tensor.chunks:
         rows = max(1, BAND_BYTES // chunk.pitch)
         for first in range(0, chunk.rows, rows):
-            if left <= 0:
+            if remaining <= 0:
                 return
             band = tensor.read(chunk, first, min(rows, chunk.rows - first)).tobytes()
-            left -= len(band)
+            remaining -= len(band)
             yield band
 
 
-def _existing(folder: Path) -> Path:
+def _existing_folder(folder: Path) -> Path:
+    """Return the folder or its nearest parent that exists."""
     while not folder.exists():
         folder = folder.parent
     return folder
 
 
-def _sizes(shape: tuple[int, ...]) -> str:
+def _format_shape(shape: tuple[int, ...]) -> str:
     return "×".join(map(str, shape))
 
 

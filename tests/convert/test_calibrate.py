@@ -1,4 +1,4 @@
-"""Calibration: what it sees, where it keeps it, how it goes on."""
+"""Tests of calibration: its data, its hidden states and how it is resumed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from nemotron_convert.calibration import hidden_states as activations
-from nemotron_convert.calibration.calibrator import Scaling
+from nemotron_convert.calibration import hidden_states
+from nemotron_convert.calibration.calibration_pass import CalibrationPass
 from nemotron_convert.calibration.data import read_ids, read_texts
+from nemotron_convert.calibration.options import CalibrationOptions
 from nemotron_convert.calibration.record import CALIBRATION_NAME
 from nemotron_convert.convert import Options, convert
 from nemotron_convert.shards import Parallel
@@ -32,8 +33,10 @@ IDS = GOLDEN / "calibration_ids.json"
 FP8 = Precision(Dtype.FP8)
 
 
-def options(**scaling: object) -> Options:
-    return Options(Parallel(2, 1), precision=FP8, scaling=Scaling(**scaling))
+def options(resume: bool = False, **calibration: object) -> Options:
+    return Options(
+        Parallel(2, 1), resume=resume, precision=FP8, calibration=CalibrationOptions(**calibration)
+    )
 
 
 def layers(folder: Path) -> object:
@@ -48,11 +51,11 @@ def test_the_largest_inputs_are_transformers_own(tmp_path: Path) -> None:
     (tmp_path / "ids.json").write_text(json.dumps(rows))
     convert(TRAINED, tmp_path / "out", options(ids=tmp_path / "ids.json"))
     model = load_hf_model(TRAINED)
-    seen: dict[str, float] = {}
+    largest: dict[str, float] = {}
 
     def watch(name: str) -> object:
         def hook(_module: object, inputs: tuple[torch.Tensor, ...]) -> None:
-            seen[name] = max(seen.get(name, 0.0), inputs[0].abs().max().item())
+            largest[name] = max(largest.get(name, 0.0), inputs[0].abs().max().item())
 
         return hook
 
@@ -65,12 +68,12 @@ def test_the_largest_inputs_are_transformers_own(tmp_path: Path) -> None:
     with torch.inference_mode():
         for row in rows:
             model(torch.tensor([row]))
-    found = layers(tmp_path / "out")
-    assert isinstance(found, list)
-    assert len(seen) == 4 * len(found)
-    for number, layer in enumerate(found):
+    calibrated = layers(tmp_path / "out")
+    assert isinstance(calibrated, list)
+    assert len(largest) == 4 * len(calibrated)
+    for number, layer in enumerate(calibrated):
         for name, amax in layer["linears"].items():
-            assert amax["input"] == pytest.approx(seen[f"{number} {name}"], rel=0.03), name
+            assert amax["input"] == pytest.approx(largest[f"{number} {name}"], rel=0.03), name
 
 
 def test_disk_and_memory_calibrate_alike(tmp_path: Path) -> None:
@@ -79,18 +82,17 @@ def test_disk_and_memory_calibrate_alike(tmp_path: Path) -> None:
     assert layers(tmp_path / "memory") == layers(tmp_path / "disk")
 
 
-KILLED = """
+KILLED_IN_LAYER_2 = """
 import os, signal, sys
-from pathlib import Path
-from nemotron_convert.calibration import hidden_states as activations
-from nemotron_convert.calibration import calibration_pass as calibrate
-activations.SNAPSHOT_SECONDS = 0.0
-ran = calibrate._run_layer
-def run(source, layer, *rest):
+from nemotron_convert.calibration import hidden_states
+from nemotron_convert.calibration.calibration_pass import CalibrationPass
+hidden_states.SNAPSHOT_SECONDS = 0.0
+original = CalibrationPass._run_layer
+def run_layer(self, layer, report):
     if layer == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-    return ran(source, layer, *rest)
-calibrate._run_layer = run
+    return original(self, layer, report)
+CalibrationPass._run_layer = run_layer
 sys.argv[0] = "nemotron"
 from nemotron_cli.main import main
 main()
@@ -104,28 +106,21 @@ def test_a_killed_calibration_goes_on_from_its_layer(
     convert(NEMO, tmp_path / "expected", options(ids=IDS))
     arguments = ["convert", str(NEMO), "-o", str(tmp_path / "out"), "--tp", "2", "--dtype", "fp8"]
     arguments += ["--calibrate-ids", str(IDS), "--calibrate-memory", memory]
-    killed = subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False)
+    killed = subprocess.run([sys.executable, "-c", KILLED_IN_LAYER_2, *arguments], check=False)
     assert killed.returncode == -signal.SIGKILL
     state = tmp_path / "out.partial" / "journal" / "calibration" / "0-of-1" / "state.json"
     assert len(json.loads(state.read_text())["layers"]) == 2
-    ran = []
-    from nemotron_convert.calibration import calibration_pass as calibrate
+    computed_layers = []
+    run_layer = CalibrationPass._run_layer
 
-    run_layer = calibrate._run_layer
+    def recording(self: CalibrationPass, layer: int, report: object) -> object:
+        computed_layers.append(layer)
+        return run_layer(self, layer, report)
 
-    def counted(source: Source, layer: int, *rest: object) -> object:
-        ran.append(layer)
-        return run_layer(source, layer, *rest)
-
-    monkeypatch.setattr(calibrate, "_run_layer", counted)
-    resumed = Options(
-        Parallel(2, 1),
-        resume=True,
-        precision=FP8,
-        scaling=Scaling(ids=IDS, memory=int(float(memory) * 1e9)),
-    )
+    monkeypatch.setattr(CalibrationPass, "_run_layer", recording)
+    resumed = options(resume=True, ids=IDS, memory=int(float(memory) * 1e9))
     manifest = convert(NEMO, tmp_path / "out", resumed)
-    assert ran == [2, 3]
+    assert computed_layers == [2, 3]
     assert manifest == read_manifest(tmp_path / "expected")
     assert changed_files(tmp_path / "out", manifest) == []
 
@@ -137,12 +132,10 @@ def test_other_texts_are_another_conversion(tmp_path: Path) -> None:
         data = read_ids(IDS, source)
     (tmp_path / "ids.json").write_text(json.dumps(data.sequences[:4]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nemotron_convert.convert._copy", lambda *_: 1 / 0)
+        patch.setattr("nemotron_convert.convert._Conversion._copy", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             convert(NEMO, tmp_path / "out", first)
-    again = Options(
-        Parallel(2, 1), resume=True, precision=FP8, scaling=Scaling(ids=tmp_path / "ids.json")
-    )
+    again = options(resume=True, ids=tmp_path / "ids.json")
     with pytest.raises(NemotronError, match="begun with another calibration"):
         convert(NEMO, tmp_path / "out", again)
 
@@ -226,26 +219,26 @@ def test_a_device_that_is_not_there(tmp_path: Path) -> None:
         convert(NEMO, tmp_path / "out2", options(ids=IDS, device="fast"))
 
 
-def test_activations_are_taken_up_only_when_whole(tmp_path: Path) -> None:
+def test_hidden_states_are_loaded_only_when_whole(tmp_path: Path) -> None:
     import numpy as np
 
     words = np.arange(6, dtype=np.uint16).reshape(3, 2)
     for in_memory in (True, False):
         folder = tmp_path / str(in_memory)
-        states = activations.Activations(folder, 3, 2, in_memory=in_memory)
+        states = hidden_states.HiddenStates(folder, 3, 2, in_memory=in_memory)
         assert states.load() is None
         states.write(0, words)
         states.commit({"layers": ["one"]}, save=True)
         states.write(1, words[:2])
-        again = activations.Activations(folder, 3, 2, in_memory=in_memory)
+        again = hidden_states.HiddenStates(folder, 3, 2, in_memory=in_memory)
         state = again.load()
         assert state is not None
         assert state["layers"] == ["one"]
         assert again.read(0, 3).tolist() == words.tolist()
-        other = activations.Activations(folder, 4, 2, in_memory=in_memory)
+        other = hidden_states.HiddenStates(folder, 4, 2, in_memory=in_memory)
         assert other.load() is None
-        os.truncate(folder / activations.FILE_NAMES[state["current"]], 5)
-        assert activations.Activations(folder, 3, 2, in_memory=in_memory).load() is None
+        os.truncate(folder / hidden_states.FILE_NAMES[state["current"]], 5)
+        assert hidden_states.HiddenStates(folder, 3, 2, in_memory=in_memory).load() is None
 
 
 def test_bf16_has_nothing_to_calibrate(tmp_path: Path) -> None:

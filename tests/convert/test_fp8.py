@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from nemotron_convert.calibration.calibrator import Scaling
+from nemotron_convert.calibration.options import CalibrationOptions
 from nemotron_convert.calibration.record import CALIBRATION_NAME
 from nemotron_convert.convert import Options, convert
 from nemotron_convert.shards import Parallel
@@ -40,7 +40,10 @@ def fp8(
     tp: int, pp: int = 1, format: Format = Format.TRTLLM, precision: Precision = FP8
 ) -> Options:
     return Options(
-        Parallel(tp, pp), format, precision=precision, scaling=Scaling(ids=IDS, memory=1 << 30)
+        Parallel(tp, pp),
+        format,
+        precision=precision,
+        calibration=CalibrationOptions(ids=IDS, memory=1 << 30),
     )
 
 
@@ -190,8 +193,8 @@ def test_fp8_for_the_cache_alone_is_refused(tmp_path: Path) -> None:
 
 def test_scales_of_an_earlier_run(tp2: Path, tmp_path: Path) -> None:
     """The same bytes, from the same file and from a copy, whose weights are then looked up."""
-    scaling = Scaling(scales=tp2 / CALIBRATION_NAME)
-    options = Options(Parallel(2, 1), precision=FP8, scaling=scaling)
+    calibration = CalibrationOptions(scales=tp2 / CALIBRATION_NAME)
+    options = Options(Parallel(2, 1), precision=FP8, calibration=calibration)
     expected = read_manifest(tp2).files
     assert convert(NEMO, tmp_path / "same", options).files == expected
     assert convert(unpack(tmp_path / "copy"), tmp_path / "other", options).files == expected
@@ -208,7 +211,7 @@ DAMAGE = {
 def test_a_calibration_file_that_is_none(content: str, tmp_path: Path) -> None:
     path = tmp_path / "calibration.json"
     path.write_text(content)
-    options = Options(Parallel(2, 1), precision=FP8, scaling=Scaling(scales=path))
+    options = Options(Parallel(2, 1), precision=FP8, calibration=CalibrationOptions(scales=path))
     with pytest.raises(NemotronError, match=DAMAGE[content]):
         convert(NEMO, tmp_path / "out", options)
     assert not (tmp_path / "out").exists()
@@ -237,7 +240,7 @@ def test_a_calibration_of_something_else(
     edit(content)
     path = tmp_path / "calibration.json"
     path.write_text(json.dumps(content))
-    options = Options(Parallel(2, 1), precision=FP8, scaling=Scaling(scales=path))
+    options = Options(Parallel(2, 1), precision=FP8, calibration=CalibrationOptions(scales=path))
     with pytest.raises(NemotronError, match=message):
         convert(NEMO, tmp_path / "out", options)
 

@@ -10,7 +10,7 @@ import pytest
 
 from bench.measurements.random_nemo import Shape
 from nemotron_convert.convert import Options, convert
-from nemotron_convert.plan import CARDS, WEIGHT_SHARE, Plan, make_plan
+from nemotron_convert.plan import CARDS, WEIGHT_FRACTION, Plan, make_plan
 from nemotron_convert.shards import Parallel
 from nemotron_convert.target.layout import BF16_ONLY, Format, hf_layout, trtllm_layout
 from nemotron_core.errors import NemotronError
@@ -44,7 +44,7 @@ def plan_of_the_real_model(parallel: Parallel) -> Plan:
         shapes={},
         to_read=2 * PARAMETERS,
         to_write=0,
-        room=0,
+        missing=0,
         free=0,
         memory=0,
         rate=1.0,
@@ -61,7 +61,7 @@ def plan_of_the_real_model(parallel: Parallel) -> Plan:
 def test_the_340b_against_known_cards(parallel: Parallel, gib: float, fitting: set[str]) -> None:
     plan = plan_of_the_real_model(parallel)
     assert plan.largest_file / 2**30 == pytest.approx(gib, abs=0.06)
-    fits = {card for card, memory in CARDS.items() if plan.largest_file <= memory * WEIGHT_SHARE}
+    fits = {card for card, memory in CARDS.items() if plan.largest_file <= memory * WEIGHT_FRACTION}
     assert fits == fitting
 
 
@@ -80,7 +80,7 @@ def test_the_plan_is_what_happens(options: Options, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     manifest = convert(NEMO, tmp_path / "out", options)
     tensors = {name: entry for name, entry in manifest.files.items() if name in plan.layout.files}
-    assert sum(entry.size for entry in tensors.values()) == plan.room
+    assert sum(entry.size for entry in tensors.values()) == plan.missing
     with pytest.raises(NemotronError, match="not an empty folder"):
         plan.check()
 

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from nemotron_convert.convert import Options, convert
 from nemotron_convert.shards import Parallel
 from nemotron_convert.target.layout import Dtype, Precision
-from nemotron_convert.verification.verifier import Verification, verify
+from nemotron_convert.verification.report import Verification
+from nemotron_convert.verification.verifier import verify
 from nemotron_core.errors import NemotronError
 from tests.convert.nemo import GOLDEN, unpack
 from tests.convert.nemo import NEMO as RANDOM
@@ -106,11 +107,11 @@ def source_gamma(tmp_path_factory: pytest.TempPathFactory) -> None:
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "ranks swapped": (
         swap_ranks,
-        r"^rank 2: transformer\.vocab_embedding\.weight: .*this is the share of TP rank 5",
+        r"^rank 2: transformer\.vocab_embedding\.weight: .*this is the shard of TP rank 5",
     ),
     "one tensor of two ranks swapped": (
         lambda f: swap_ranks(f, (LAYER_1 + "mlp.fc.weight",)),
-        r"^layer 1, rank 2: transformer\.layers\.1\.mlp\.fc\.weight: .*share of TP rank 5",
+        r"^layer 1, rank 2: transformer\.layers\.1\.mlp\.fc\.weight: .*shard of TP rank 5",
     ),
     "column shards swapped": (
         lambda f: swap_ranks(f, (LAYER_1 + "mlp.proj.weight",)),
@@ -199,7 +200,7 @@ FP8_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         on_every_rank(scaled(LAYER_1 + "attention.qkv.activation_scaling_factor", 1 / 16)),
         r"^layer 1, rank 0: .*attention\.qkv\.weight \(Q\)",
     ),
-    "ranks swapped": (swap_ranks, "share of TP rank 5"),
+    "ranks swapped": (swap_ranks, "shard of TP rank 5"),
     "K and V swapped": (
         on_every_rank(swap_fp8_keys_and_values),
         "K and V are swapped",

@@ -1,0 +1,1 @@
+"""Verification: run a checkpoint rank by rank and compare each operation with its source."""

@@ -1,23 +1,24 @@
-"""The unsharded source, run layer by layer in F32 with little of it in memory."""
+"""The unsharded source, computed layer by layer in F32 with a small part of it in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nemotron_convert.calibration.calibration_pass import SOURCES, read_norm
 from nemotron_convert.calibration.decoder import (
-    Trace,
+    LayerTrace,
+    RotaryEmbedding,
     from_words,
     layer_norm,
-    rotary_of,
     run_layer,
     split_groups,
 )
+from nemotron_convert.calibration.layer_weights import LINEAR_SOURCES, read_norm
 from nemotron_convert.source.arrays import StoredArray
 from nemotron_convert.source.nemo import Source
 from nemotron_convert.target.copier import add_gamma
@@ -26,31 +27,45 @@ from nemotron_convert.tensor_map import EMBEDDING, HEAD
 
 CPU = torch.device("cpu")
 BAND_BYTES = 16 << 20
-"""Of a matrix, multiplied at a time."""
+"""Bytes of a matrix in BF16 that are multiplied at a time."""
+
+
+@dataclass(frozen=True)
+class MatrixResults:
+    """Results of a layer's matrix products that the comparison with a checkpoint needs."""
+
+    amaxes: dict[str, float] = field(default_factory=dict)
+    """Largest magnitudes of the matrices, by TensorRT-LLM's names."""
+    rank_products: dict[str, Tensor] = field(default_factory=dict)
+    """[TP, T, out]: for each matrix that is split by columns, the product of each rank's columns;
+    their sum over the ranks is the matrix product."""
 
 
 class ReferenceModel:
-    """Hidden states of a few sequences, from the embedding to the logits."""
+    """The source's hidden states for a few sequences, from the embedding to the logits.
+
+    Shapes use T tokens of all sequences, laid end to end, and the hidden size H. Everything is F32.
+    """
 
     def __init__(self, source: Source, tp: int, lengths: Sequence[int]) -> None:
         self._source, self._tp, self._lengths = source, tp, lengths
-        self._rotary = rotary_of(source.config, lengths)
+        self._rotary = RotaryEmbedding(source.config, lengths)
 
     def embed(self, ids: Tensor) -> Tensor:
-        """[T, H] of token ids [T]."""
-        wanted, places = np.unique(ids.numpy(), return_inverse=True)
-        return from_words(self._source.tensors[EMBEDDING].read_rows(wanted)[places]).float()
+        """Return the embeddings [T, H] of token ids [T]."""
+        distinct_ids, indexes = np.unique(ids.numpy(), return_inverse=True)
+        return from_words(self._source.tensors[EMBEDDING].read_rows(distinct_ids)[indexes]).float()
 
-    def layer(self, layer: int, hidden: Tensor) -> tuple[Trace, StreamedLayer]:
-        """One layer on hidden [T, H]."""
+    def layer(self, layer: int, hidden: Tensor) -> tuple[LayerTrace, MatrixResults]:
+        """Compute one layer on hidden [T, H]."""
         weights = StreamedLayer(self._source, layer, self._tp)
-        return run_layer(weights, hidden, self._rotary, self._lengths), weights
+        return run_layer(weights, hidden, self._rotary, self._lengths), weights.results
 
     def final_norm(self, hidden: Tensor) -> Tensor:
-        """What the vocabulary is multiplied with, [T, H]."""
+        """Return the input of the output layer, [T, H], for the last layer's hidden [T, H]."""
         weight, bias = (
-            self._source.tensors[f"model.decoder.final_layernorm.{kind}"].read_layer(0)[0]
-            for kind in ("weight", "bias")
+            self._source.tensors[f"model.decoder.final_layernorm.{part}"].read_layer(0)[0]
+            for part in ("weight", "bias")
         )
         if self._source.config.gamma_is_centered:
             weight = add_gamma(weight, 1)
@@ -58,26 +73,25 @@ class ReferenceModel:
         return layer_norm(hidden, from_words(weight), from_words(bias), eps)
 
     def logits(self, normed: Tensor, rows: slice) -> Tensor:
-        """[T, rows] of some of the vocabulary."""
-        out = torch.zeros(len(normed), rows.stop - rows.start)
+        """Return the logits [T, rows] of a slice of the vocabulary for normed [T, H]."""
+        logits = torch.zeros(len(normed), rows.stop - rows.start)
         for top, left, words in _bands(self._source.tensors[HEAD], 0):
             band = from_words(words).float()
             start, end = max(top, rows.start), min(top + len(band), rows.stop)
             if start < end:
-                part = normed[:, left : left + band.shape[1]] @ band[start - top : end - top].T
-                out[:, start - rows.start : end - rows.start] += part
-        return out
+                columns = normed[:, left : left + band.shape[1]]
+                product = columns @ band[start - top : end - top].T
+                logits[:, start - rows.start : end - rows.start] += product
+        return logits
 
 
 class StreamedLayer:
-    """A layer whose matrices are read band by band, each time they are wanted."""
+    """`LayerWeights` whose matrices are read from the source band by band at each use."""
 
     def __init__(self, source: Source, layer: int, tp: int) -> None:
         self._source, self._layer, self._tp = source, layer, tp
-        self.amaxes: dict[str, float] = {}
-        """Largest magnitudes of the matrices used so far."""
-        self.parts: dict[str, Tensor] = {}
-        """[TP, T, out]: what each rank's columns contribute to a matrix that is split by them."""
+        self.results = MatrixResults()
+        """Results of the products so far."""
 
     def norm(self, name: str, hidden: Tensor) -> Tensor:
         """See `LayerWeights`."""
@@ -86,25 +100,25 @@ class StreamedLayer:
 
     def linear(self, name: str, values: Tensor) -> Tensor:
         """See `LayerWeights`."""
-        array = self._source.tensors[SOURCES[name]]
-        by_columns = name in ("attention.dense", "mlp.proj")
-        ranks = self._tp if by_columns else 1
-        share = values.shape[1] // ranks
-        parts = torch.zeros(ranks, len(values), array.shape[1])
+        array = self._source.tensors[LINEAR_SOURCES[name]]
+        is_split_by_columns = name in ("attention.dense", "mlp.proj")
+        ranks = self._tp if is_split_by_columns else 1
+        columns = values.shape[1] // ranks
+        products = torch.zeros(ranks, len(values), array.shape[1])
         bits = 0
         for top, left, words in _bands(array, self._layer):
             bits = max(bits, amax_bits(words))
             band = from_words(words).float()
             for rank in range(ranks):
-                start = max(left, rank * share)
-                end = min(left + band.shape[1], (rank + 1) * share)
+                start = max(left, rank * columns)
+                end = min(left + band.shape[1], (rank + 1) * columns)
                 if start < end:
-                    part = values[:, start:end] @ band[:, start - left : end - left].T
-                    parts[rank, :, top : top + len(band)] += part
-        self.amaxes[name] = bf16_from_bits(bits)
-        if by_columns:
-            self.parts[name] = parts
-        return parts.sum(0)
+                    product = values[:, start:end] @ band[:, start - left : end - left].T
+                    products[rank, :, top : top + len(band)] += product
+        self.results.amaxes[name] = bf16_from_bits(bits)
+        if is_split_by_columns:
+            self.results.rank_products[name] = products
+        return products.sum(0)
 
     def qkv(self, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See `LayerWeights`."""
@@ -112,7 +126,7 @@ class StreamedLayer:
 
 
 def _bands(array: StoredArray, layer: int) -> Iterator[tuple[int, int, NDArray[np.uint16]]]:
-    """(row, column, BF16 words) of the parts of a matrix."""
+    """Yield (first row, first column, BF16 words) of the bands of one layer's matrix."""
     for chunk in array.layer_chunks(layer):
         for first, words in array.read_bands(chunk, BAND_BYTES):
             yield chunk.row + first, chunk.column, np.ascontiguousarray(words)

@@ -1,4 +1,4 @@
-"""What a verification has found, in itself, for a person and for a program."""
+"""The result of a verification, and its output as text and as JSON."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from rich.console import Console
 from rich.table import Table
 
 SHOWN_FAULTS = 20
+"""Largest number of faults that are printed."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """An operation that does not compute what the source computes."""
+    """An operation or a setting that differs from the source's."""
 
     where: str
     error: float
+    """Relative error."""
     hint: str = ""
+    """Probable mistake, or the wrong and the right value."""
 
     def __str__(self) -> str:
         text = f"{self.where}: relative error {self.error:.3g}"
@@ -26,39 +29,42 @@ class Fault:
 
 @dataclass(frozen=True)
 class LayerReport:
-    """Relative errors, Frobenius norm of the difference over that of the reference."""
+    """Relative errors of one layer: ‖actual − expected‖ / ‖expected‖ in the Frobenius norm."""
 
     layer: int
     hidden: float
-    """Of the hidden state behind the layer, all layers before it computed by the ranks."""
+    """Error of the hidden states after the layer, with all layers so far computed by the ranks."""
     worst: float
-    """Of one operation on the reference's input."""
+    """Largest error of one operation on the reference's input."""
     worst_tensor: str
+    """Place and name of that operation's tensor."""
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What a run of the checkpoint beside its source has shown."""
+    """Result of running a checkpoint beside its source."""
 
     dtype: str
     tp: int
     pp: int
     tokens: int
+    """Number of tokens that were run."""
     layers: list[LayerReport]
     logits: float
-    """Relative error."""
+    """Relative error of the logits."""
     top1: float
-    """Share of the tokens after which both would go on alike."""
+    """Fraction of the tokens whose most probable next token is the same in both models."""
     faults: list[Fault] = field(default_factory=list)
-    """In the order in which data flows."""
+    """Faults in the order in which data flows through the model."""
 
     @property
     def is_safe(self) -> bool:
+        """Whether the checkpoint is safe to build an engine from."""
         return not self.faults
 
     @property
     def verdict(self) -> str:
-        """One line."""
+        """One line that states whether the checkpoint is safe, and the first fault if not."""
         if self.is_safe:
             return (
                 f"safe to build: {len(self.layers)} layers at TP={self.tp} PP={self.pp} in "
@@ -66,28 +72,25 @@ class Verification:
             )
         return f"NOT safe to build: first at {self.faults[0]}; {len(self.faults)} faults in all"
 
+    def to_json(self) -> str:
+        """Return all fields, `safe` and `verdict` as one JSON object."""
+        return json.dumps(asdict(self) | {"safe": self.is_safe, "verdict": self.verdict}, indent=2)
 
-def to_json(found: Verification) -> str:
-    """One object; errors are relative."""
-    content = asdict(found) | {"safe": found.is_safe, "verdict": found.verdict}
-    return json.dumps(content, indent=2)
-
-
-def print_report(found: Verification, console: Console) -> None:
-    """A row for each layer, the faults in the order of the data, and the verdict in one line."""
-    table = Table(box=None)
-    for title in ("layer", "hidden state", "worst operation", "of"):
-        table.add_column(title, justify="left" if title == "of" else "right", overflow="fold")
-    for row in found.layers:
-        tensor = row.worst_tensor.partition(", ")[2]
-        table.add_row(str(row.layer), f"{row.hidden:.2e}", f"{row.worst:.2e}", tensor)
-    console.print(table)
-    console.print(
-        f"\nlogits: relative error {found.logits:.2e}, top-1 agreement {found.top1:.1%} "
-        f"of {found.tokens} tokens"
-    )
-    for fault in found.faults[:SHOWN_FAULTS]:
-        console.print(f"wrong: {fault}", highlight=False, markup=False, soft_wrap=True)
-    if len(found.faults) > SHOWN_FAULTS:
-        console.print(f"… and {len(found.faults) - SHOWN_FAULTS} more")
-    console.print(found.verdict, highlight=False, markup=False, soft_wrap=True)
+    def print(self, console: Console) -> None:
+        """Print a row per layer, the errors of the logits, the first faults and the verdict."""
+        table = Table(box=None)
+        for title in ("layer", "hidden state", "worst operation", "of"):
+            table.add_column(title, justify="left" if title == "of" else "right", overflow="fold")
+        for row in self.layers:
+            tensor = row.worst_tensor.partition(", ")[2]
+            table.add_row(str(row.layer), f"{row.hidden:.2e}", f"{row.worst:.2e}", tensor)
+        console.print(table)
+        console.print(
+            f"\nlogits: relative error {self.logits:.2e}, top-1 agreement {self.top1:.1%} "
+            f"of {self.tokens} tokens"
+        )
+        for fault in self.faults[:SHOWN_FAULTS]:
+            console.print(f"wrong: {fault}", highlight=False, markup=False, soft_wrap=True)
+        if len(self.faults) > SHOWN_FAULTS:
+            console.print(f"… and {len(self.faults) - SHOWN_FAULTS} more")
+        console.print(self.verdict, highlight=False, markup=False, soft_wrap=True)
