@@ -1,1 +1,1 @@
-"""FP8 calibration: find the largest inputs of every linear layer and derive the scales from them."""
+"""FP8 calibration: measure the largest inputs of every linear layer and make scales from them."""

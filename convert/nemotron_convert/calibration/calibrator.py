@@ -1,17 +1,12 @@
-"""Where an FP8 conversion has its scales from: a calibration of now or of before."""
+"""The scales of an FP8 conversion, from a new calibration or an earlier one."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from nemotron_convert.calibration.amax import weight_amaxes
-from nemotron_convert.calibration.data import (
-    DEFAULT_LENGTH,
-    CalibrationData,
-    read_ids,
-    read_texts,
-)
+from nemotron_convert.calibration.data import CalibrationData, read_ids, read_texts
+from nemotron_convert.calibration.options import CalibrationOptions
 from nemotron_convert.calibration.record import CALIBRATION_NAME, Calibration, read_calibration
 from nemotron_convert.source.nemo import Source
 from nemotron_convert.target import journal
@@ -21,87 +16,79 @@ from nemotron_core.errors import NemotronError
 from nemotron_core.files import text_digest
 
 
-@dataclass(frozen=True)
-class Scaling:
-    """At most one of `scales`, `texts` and `ids`; with none, the project's own texts."""
-
-    scales: Path | None = None
-    """An earlier `calibration.json`."""
-    texts: Path | None = None
-    ids: Path | None = None
-    length: int = DEFAULT_LENGTH
-    """Tokens of each text."""
-    device: str = "cpu"
-    """torch's name for where to calibrate."""
-    memory: int = 8 << 30
-    """Bytes of hidden states that a process keeps in memory; more go to the disk."""
-
-
-OWN_TEXTS = Scaling()
-
-
 class Calibrator:
-    """A Scaling whose files were read and found right."""
+    """Source of the scales, with its input files read and checked.
 
-    def __init__(self, source: Source, scaling: Scaling, team: Team) -> None:
-        given = [path for path in (scaling.scales, scaling.texts, scaling.ids) if path]
-        if len(given) > 1:
+    Raises `NemotronError` if the options contradict each other, a file is not valid, or there are
+    fewer sequences than processes.
+    """
+
+    def __init__(self, source: Source, options: CalibrationOptions, team: Team) -> None:
+        if sum(map(bool, (options.scales, options.texts, options.ids))) > 1:
             raise NemotronError(
                 "--calibrate, --calibrate-ids and --scales exclude each other",
                 remedy="give one of them",
             )
-        self._source, self._scaling, self._team = source, scaling, team
-        self._given: Calibration | None = None
-        self._data: CalibrationData | None = None
-        if scaling.scales:
-            self._given = read_calibration(scaling.scales, source.config)
-        elif scaling.ids:
-            self._data = read_ids(scaling.ids, source)
+        self._source, self._options, self._team = source, options, team
+        self._input: Calibration | CalibrationData
+        if options.scales:
+            self._input = read_calibration(options.scales, source.config)
+            return
+        if options.ids:
+            self._input = read_ids(options.ids, source)
         else:
-            self._data = read_texts(scaling.texts, source, scaling.length)
-        if self._data and len(self._data.sequences) < team.size:
+            self._input = read_texts(options.texts, source, options.length)
+        if len(self._input.sequences) < team.size:
             raise NemotronError(
-                f"{len(self._data.sequences)} sequences cannot be shared out over {team.size} "
+                f"{len(self._input.sequences)} sequences cannot be shared out over {team.size} "
                 "processes",
                 remedy="give more texts or start fewer processes",
             )
 
     @property
     def identity(self) -> str:
-        """What decides the scales."""
-        if self._data:
-            return self._data.sha256
-        assert self._given is not None
-        return text_digest(self._given.model_dump_json())
+        """SHA-256 (hex) of the input that decides the scales."""
+        if isinstance(self._input, CalibrationData):
+            return self._input.sha256
+        return text_digest(self._input.model_dump_json())
 
     def scales(self, folder: Path, jobs: int, *, fp8_kv_cache: bool) -> Scales:
-        """Calibrate if need be; `folder` then has a `calibration.json` to take up."""
-        digest = self._team.broadcast(
-            journal.source_digest(self._source) if self._team.is_leader else None
-        )
-        calibration = self._given or self._calibrate(folder, digest)
-        if self._team.is_leader:
+        """Return all scales and leave a `calibration.json` in `folder`.
+
+        Calibrates unless there is an earlier calibration, given by the user or left in `folder` by
+        a run that is being resumed. `jobs` is the number of threads that read weights.
+        """
+        team = self._team
+        digest = team.broadcast(journal.source_digest(self._source) if team.is_leader else None)
+        if isinstance(self._input, Calibration):
+            calibration = self._input
+        else:
+            calibration = self._calibrate(self._input, folder, digest)
+        if team.is_leader:
             calibration.write(folder / CALIBRATION_NAME)
         if calibration.source == digest:
             weights = calibration.weight_amaxes
-        else:  # of another copy of the model: the inputs' amax hold, the weights' are looked up
-            weights = weight_amaxes(self._source, jobs, self._team)
+        else:  # another copy of the model: the inputs' amax are valid, the weights' are read again
+            weights = weight_amaxes(self._source, jobs, team)
         return calibration.scales(weights, fp8_kv_cache=fp8_kv_cache)
 
-    def _calibrate(self, folder: Path, digest: str) -> Calibration:
-        done = folder / CALIBRATION_NAME
-        if self._team.broadcast(done.exists()):
-            return read_calibration(done, self._source.config)
-        # Here, for torch takes seconds to load and is wanted for nothing else.
-        from nemotron_convert.calibration.calibration_pass import calibrate  # noqa: PLC0415
+    def _calibrate(self, data: CalibrationData, folder: Path, digest: str) -> Calibration:
+        finished = folder / CALIBRATION_NAME
+        if self._team.broadcast(finished.exists()):
+            return read_calibration(finished, self._source.config)
+        # Imported here because torch takes seconds to load and nothing else needs it.
+        from nemotron_convert.calibration.calibration_pass import CalibrationPass  # noqa: PLC0415
 
-        assert self._data is not None
-        return calibrate(
-            self._source,
-            digest,
-            self._data,
-            folder / journal.FOLDER / "calibration",
-            self._team,
-            device=self._scaling.device,
-            memory=self._scaling.memory,
+        state_folder = folder / journal.FOLDER / "calibration"
+        calibration_pass = CalibrationPass(
+            self._source, data.sequences, state_folder, self._options, self._team
+        )
+        return Calibration(
+            model=self._source.archive.path.name,
+            source=digest,
+            data=data.name,
+            data_sha256=data.sha256,
+            sequences=len(data.sequences),
+            tokens=data.tokens,
+            layers=calibration_pass.run(),
         )

@@ -76,7 +76,7 @@ def read_ids(path: Path, source: Source) -> CalibrationData:
 def _checked(
     name: str, rows: Sequence[Sequence[int]], source: Source, where: object
 ) -> CalibrationData:
-    """Return the rows that are not empty. Raises `NemotronError` if a row does not fit the model."""
+    """Return the rows that are not empty. Raises `NemotronError` if one does not fit the model."""
     sequences = tuple(tuple(row) for row in rows if row)
     if not sequences:
         raise NemotronError("there is nothing to calibrate on", where=where)

@@ -1,12 +1,12 @@
 """Nemotron-4's decoder layer in torch, operation by operation.
 
-Tokens of all sequences lie end to end in the first axis, T; only attention looks at where one ends.
-Everything is F32 but the products, whose precision is the weights' affair.
+The tokens of all sequences lie end to end on the first axis, T; only attention separates the
+sequences. Shapes use T tokens, H hidden size and D head size. Everything is F32 except the matrix
+products, whose precision `LayerWeights` decides.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -21,64 +21,70 @@ from nemotron_core.model_config import ModelConfig
 
 
 class LayerWeights(Protocol):
-    """One decoder layer as its operations see it."""
+    """The operations of one decoder layer that use its weights."""
 
     def norm(self, name: str, hidden: Tensor) -> Tensor:
-        """LayerNorm `input_layernorm` or `post_layernorm` of hidden [T, H]."""
+        """Apply LayerNorm `input_layernorm` or `post_layernorm` to hidden [T, H]."""
 
     def linear(self, name: str, values: Tensor) -> Tensor:
-        """`attention.dense`, `mlp.fc` or `mlp.proj` of values [T, in]: [T, out], F32."""
+        """Multiply values [T, in] by `attention.dense`, `mlp.fc` or `mlp.proj`: [T, out] in F32."""
 
     def qkv(self, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [T, heads, D], keys and values [T, KV heads, D], not yet rotated."""
+        """Return queries [T, heads, D], keys and values [T, KV heads, D], before the rotation."""
 
 
 @dataclass(frozen=True)
-class Trace:
-    """Every intermediate result of one layer, [T, …] in F32."""
+class LayerTrace:
+    """All intermediate results of one layer, [T, …] in F32, in the order of computation."""
 
     normed: Tensor
+    """Input of `attention.qkv`."""
     query: Tensor
-    """Not yet rotated, nor are the keys."""
+    """Queries before the rotary embedding."""
     key: Tensor
+    """Keys before the rotary embedding."""
     value: Tensor
     cached_key: Tensor
-    """Rotated."""
+    """Keys after the rotary embedding, as the KV cache holds them."""
     attended: Tensor
+    """Input of `attention.dense`."""
     middle: Tensor
-    """Hidden state between attention and MLP."""
+    """Hidden states between attention and MLP."""
     post_normed: Tensor
+    """Input of `mlp.fc`."""
     wide: Tensor
-    """What `mlp.fc` makes."""
+    """Output of `mlp.fc`."""
     hidden: Tensor
-    """The layer's output."""
+    """Hidden states after the layer."""
 
     @property
     def squared(self) -> Tensor:
-        """What `mlp.proj` gets."""
+        """Input of `mlp.proj`."""
         return squared_relu(self.wide)
 
 
-class Rotary:
-    """NeoX rotary embedding of the first `width` of each head, the rest stays as it is.
+class RotaryEmbedding:
+    """Rotary position embedding (RoPE) for sequences of the given lengths.
 
-    Angles are position · base^(-2i / width), after Su et al., arXiv:2104.09864.
+    Su et al., arXiv:2104.09864, in GPT-NeoX's order: of each head's first `rotary_pct` · D = W
+    numbers, numbers i and i + W/2 are rotated together by position · rotary_base^(-2i / W). The
+    rest of the head does not change.
     """
 
-    def __init__(self, head_size: int, share: float, base: float, lengths: Sequence[int]) -> None:
-        self._half = int(head_size * share) // 2
-        steps = torch.arange(self._half, dtype=torch.float32) / self._half
+    def __init__(self, config: ModelConfig, lengths: Sequence[int]) -> None:
+        self._half = int(config.head_size * config.rotary_pct) // 2
+        exponents = torch.arange(self._half, dtype=torch.float32) / self._half
         positions = torch.cat([torch.arange(n, dtype=torch.float32) for n in lengths])
-        angles = torch.outer(positions, 1.0 / base**steps)[:, None, :]
+        angles = torch.outer(positions, 1.0 / config.rotary_base**exponents)[:, None, :]
         self._cos, self._sin = angles.cos(), angles.sin()
 
-    def to(self, device: torch.device) -> Rotary:
-        """The tables moved to a device."""
+    def to(self, device: torch.device) -> RotaryEmbedding:
+        """Move the tables of sines and cosines to `device` and return this object."""
         self._cos, self._sin = self._cos.to(device), self._sin.to(device)
         return self
 
-    def turn(self, heads: Tensor) -> Tensor:
-        """Heads [T, n, D], rotated."""
+    def rotate(self, heads: Tensor) -> Tensor:
+        """Return queries or keys [T, n, D] rotated by their positions."""
         half = self._half
         first, second, rest = heads.tensor_split((half, 2 * half), dim=-1)
         return torch.cat(
@@ -91,55 +97,61 @@ class Rotary:
         )
 
 
-def rotary_of(config: ModelConfig, lengths: Sequence[int]) -> Rotary:
-    """For sequences of these lengths."""
-    return Rotary(config.head_size, config.rotary_pct, config.rotary_base, lengths)
-
-
 def attend(
     query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], scale: float
 ) -> Tensor:
-    """Causal attention within each sequence, softmax(scale · q·k) · v: [T, heads · D]."""
-    groups = query.shape[1] // key.shape[1]
-    ends = list(itertools.accumulate(lengths))
+    """Return causal attention within each sequence, softmax(scale · q·kᵀ) · v: [T, heads · D].
+
+    Query is [T, heads, D], key and value are [T, KV heads, D]. Consecutive query heads use the same
+    KV head (grouped-query attention, Ainslie et al., arXiv:2305.13245).
+    """
+    group_size = query.shape[1] // key.shape[1]
     parts = []
-    for start, end in zip([0, *ends], ends, strict=False):
-        # [1, heads, tokens of this sequence, D]
-        q, k, v = (x[start:end].transpose(0, 1)[None] for x in (query, key, value))
-        k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
-        done = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
-        parts.append(done[0].transpose(0, 1).flatten(1))
+    for sequence in zip(*(torch.split(x, list(lengths)) for x in (query, key, value)), strict=True):
+        q, k, v = (x.transpose(0, 1)[None] for x in sequence)  # [1, heads, sequence length, D]
+        k, v = (x.repeat_interleave(group_size, dim=1) for x in (k, v))
+        part = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+        parts.append(part[0].transpose(0, 1).flatten(1))
     return torch.cat(parts)
 
 
 def run_layer(
-    weights: LayerWeights, hidden: Tensor, rotary: Rotary, lengths: Sequence[int]
-) -> Trace:
-    """One decoder layer on hidden [T, H], F32."""
+    weights: LayerWeights, hidden: Tensor, rotary: RotaryEmbedding, lengths: Sequence[int]
+) -> LayerTrace:
+    """Compute one decoder layer on hidden [T, H] in F32."""
     normed = weights.norm("input_layernorm", hidden)
     query, key, value = weights.qkv(normed)
-    cached_key = rotary.turn(key)
+    cached_key = rotary.rotate(key)
     scale = query.shape[-1] ** -0.5
-    attended = attend(rotary.turn(query), cached_key, value, lengths, scale)
+    attended = attend(rotary.rotate(query), cached_key, value, lengths, scale)
     middle = hidden + weights.linear("attention.dense", attended)
     post_normed = weights.norm("post_layernorm", middle)
     wide = weights.linear("mlp.fc", post_normed)
     out = middle + weights.linear("mlp.proj", squared_relu(wide))
-    return Trace(normed, query, key, value, cached_key, attended, middle, post_normed, wide, out)
+    return LayerTrace(
+        normed, query, key, value, cached_key, attended, middle, post_normed, wide, out
+    )
 
 
 def squared_relu(values: Tensor) -> Tensor:
-    """max(x, 0)²: So et al., arXiv:2109.08668."""
+    """Return max(x, 0)² of each number: So et al., arXiv:2109.08668."""
     return values.relu().square()
 
 
 def layer_norm(hidden: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """LayerNorm over the last axis in F32; `weight` is gamma, 1 included."""
+    """Return (x − mean) / √(variance + eps) · weight + bias over the last axis of [T, H], in F32.
+
+    Ba et al., arXiv:1607.06450. `weight` [H] is gamma itself: where the source stores gamma − 1, as
+    Megatron's LayerNorm1P does, the 1 has been added.
+    """
     return functional.layer_norm(hidden, hidden.shape[-1:], weight.float(), bias.float(), eps)
 
 
 def split_groups(qkv: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """Megatron's [T, groups of (queries, key, value)] as queries, keys and values by heads."""
+    """Split Megatron's output of `attention.qkv` into queries, keys and values by head.
+
+    Megatron's rows are KV groups of (query heads, key head, value head): [T, groups · (n + 2) · D].
+    """
     size, groups = config.head_size, config.num_kv_heads
     grouped = qkv.reshape(len(qkv), groups, -1, size)
     query, key, value = grouped.tensor_split((-2, -1), dim=2)
@@ -147,11 +159,11 @@ def split_groups(qkv: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor, Tens
 
 
 def from_words(words: NDArray[np.uint16]) -> Tensor:
-    """BF16 words as a tensor on the same memory."""
+    """Return BF16 words as a BF16 tensor that shares their memory."""
     return torch.from_numpy(words).view(torch.bfloat16)
 
 
 def to_words(values: Tensor) -> NDArray[np.uint16]:
-    """F32 values rounded to BF16 words."""
+    """Return F32 values rounded to BF16, as words in the CPU's memory."""
     words: NDArray[np.uint16] = values.to(torch.bfloat16).cpu().view(torch.uint16).numpy()
     return words

@@ -53,7 +53,7 @@ class HiddenStates:
         return state
 
     def read(self, first: int, end: int) -> NDArray[np.uint16]:
-        """Return the states [end - first, width] of tokens `first` to `end` after the last layer."""
+        """Return the last layer's states [end - first, width] of tokens `first` to `end`."""
         if self._memory is not None:
             return self._memory[first:end]
         width = self._shape[1]

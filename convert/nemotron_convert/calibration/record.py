@@ -1,4 +1,4 @@
-"""`calibration.json`: the largest inputs of every linear layer, seen on some texts."""
+"""`calibration.json`: the largest inputs of every linear layer, measured on some texts."""
 
 from __future__ import annotations
 
@@ -7,18 +7,22 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from nemotron_convert.calibration.amax import Amaxes
 from nemotron_convert.target.fp8 import LinearScale, Scales, scale_of
+from nemotron_convert.target.json_files import parse_json
 from nemotron_convert.tensor_map import LINEARS
 from nemotron_core.errors import NemotronError
+from nemotron_core.files import write_atomically
 from nemotron_core.model_config import ModelConfig
 
 CALIBRATION_NAME = "calibration.json"
 CALIBRATION_LIMIT = 64 << 20
+"""Largest size in bytes of a `calibration.json` that is read."""
 KV_SCALE_FLOOR = np.float32(1)
-"""As ModelOpt's: below 448 nothing overflows, and a finer scale would only move the small ones."""
+"""Smallest scale of the KV cache, as in ModelOpt: at an amax below 448 nothing overflows at scale
+1, and a finer scale would only move the small numbers."""
 
 Magnitude = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -38,35 +42,37 @@ class LayerAmax(_Strict):
     """Largest magnitudes of one decoder layer."""
 
     linears: dict[str, LinearAmax]
-    """By TensorRT-LLM's short names: `attention.qkv`, `attention.dense`, `mlp.fc`, `mlp.proj`."""
+    """Keyed by TensorRT-LLM's names: `attention.qkv`, `attention.dense`, `mlp.fc`, `mlp.proj`."""
     key: Magnitude
-    """Of the keys as they are cached: after the rotary embedding."""
+    """Largest magnitude of the keys as they are cached, after the rotary embedding."""
     value: Magnitude
 
 
 class Calibration(_Strict):
-    """What one calibration has found."""
+    """Result of one calibration."""
 
     format_version: Literal[1] = 1
     model: str
     """Name of the `.nemo`."""
     source: str
-    """Digest of the `.nemo`'s files by name, size and time: the weights' amax are of these."""
+    """Digest of the `.nemo`'s files by name, size and time; the weights' amax belong to them."""
     data: str
-    """What the model was shown."""
+    """Name of the calibration data's file."""
     data_sha256: str
-    """SHA-256 (hex) of its token ids."""
+    """SHA-256 (hex) of the calibration data's token ids."""
     sequences: int
+    """Number of sequences in the calibration data."""
     tokens: int
+    """Number of tokens in the calibration data."""
     layers: list[LayerAmax]
 
     def write(self, path: Path) -> None:
-        text = json.dumps(self.model_dump(), indent=1) + "\n"
-        path.write_text(text, encoding="utf-8")
+        """Write `calibration.json`. Raises `NemotronError` if the file cannot be written."""
+        write_atomically(path, json.dumps(self.model_dump(), indent=1) + "\n")
 
     @property
     def weight_amaxes(self) -> Amaxes:
-        """Only for the very files that `source` names."""
+        """Largest magnitudes of the weights; valid only for the files that `source` names."""
         return {
             (source, layer): amax.linears[name].weight
             for layer, amax in enumerate(self.layers)
@@ -74,7 +80,10 @@ class Calibration(_Strict):
         }
 
     def scales(self, weights: Amaxes, *, fp8_kv_cache: bool) -> Scales:
-        """F32 scales for FP8, with these amax of the weights."""
+        """Return F32 scales, amax / 448, of these inputs and of weights with the given amax.
+
+        The KV cache has one scale per layer for keys and values, at least `KV_SCALE_FLOOR`.
+        """
         linears = {
             (source, layer): LinearScale(
                 weight=scale_of(weights[source, layer]), input=scale_of(amax.linears[name].input)
@@ -90,25 +99,25 @@ class Calibration(_Strict):
 
 
 def read_calibration(path: Path, config: ModelConfig) -> Calibration:
-    """A calibration of a model of this shape; NemotronError says what is wrong with the file."""
+    """Read a `calibration.json` for a model of this shape.
+
+    Raises `NemotronError` if the file cannot be read, is not valid or is of another shape.
+    """
     try:
         if path.stat().st_size > CALIBRATION_LIMIT:
             raise NemotronError(f"larger than {CALIBRATION_LIMIT:,} bytes", where=path)
-        found = Calibration.model_validate_json(path.read_bytes())
+        data = path.read_bytes()
     except OSError as error:
         raise NemotronError(f"cannot read: {error.strerror}", where=path) from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "file"
+    remedy = "name a calibration.json that this converter wrote"
+    calibration = parse_json(Calibration, data, path, remedy=remedy)
+    if len(calibration.layers) != config.num_layers:
         raise NemotronError(
-            f"{key}: {first['msg']}", where=path, remedy="name a calibration.json of this converter"
-        ) from error
-    if len(found.layers) != config.num_layers:
-        raise NemotronError(
-            f"it is of a model with {len(found.layers)} layers, this one has {config.num_layers}",
+            f"it is of a model with {len(calibration.layers)} layers, this one has "
+            f"{config.num_layers}",
             where=path,
         )
-    for number, layer in enumerate(found.layers):
+    for number, layer in enumerate(calibration.layers):
         if set(layer.linears) != set(LINEARS.values()):
             raise NemotronError(f"layers.{number}.linears: not those of this model", where=path)
         for name, amax in layer.linears.items():
@@ -117,4 +126,4 @@ def read_calibration(path: Path, config: ModelConfig) -> Calibration:
                     f"layers.{number}.linears.{name}.input: 0, so nothing has passed through",
                     where=path,
                 )
-    return found
+    return calibration
