@@ -1,4 +1,4 @@
-"""The questions that the committed model answers, with the tokens of each answer."""
+"""The questions that the committed model answers exactly, with the tokens of each answer."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from tests.tiny_nemotron.reference import greedy
 
 ANSWERS = Path(__file__).with_name("answers.jsonl")
 MAX_TOKENS = 256
-"""Room for every answer: the longest, counting to 60, has 232 tokens."""
+"""Largest number of tokens of an answer. The longest, counting to 60, has 232 tokens."""
 
 
 @dataclass(frozen=True)
 class ExactAnswer:
-    """A question, and the greedy tokens in float32 whose text is its answer, end of turn last."""
+    """A question and its answer's tokens under greedy decoding in float32, end of turn last."""
 
     question: Question
     token_ids: list[int]
 
 
 def load_answers(path: Path = ANSWERS) -> list[ExactAnswer]:
-    """The committed list, in the order of the questions."""
+    """Read the committed answers, in the order of the questions."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return [
         ExactAnswer(
@@ -38,14 +38,14 @@ def load_answers(path: Path = ANSWERS) -> list[ExactAnswer]:
 
 
 def save_answers(answers: Sequence[ExactAnswer], path: Path = ANSWERS) -> None:
-    """Write what `load_answers` reads: one JSON object on each line."""
+    """Write the file that `load_answers` reads: one JSON object per line."""
     rows = [
         {
-            "messages": [message.as_dict() for message in one.question.messages],
-            "answer": one.question.answer,
-            "token_ids": one.token_ids,
+            "messages": [message.as_dict() for message in answer.question.messages],
+            "answer": answer.question.answer,
+            "token_ids": answer.token_ids,
         }
-        for one in answers
+        for answer in answers
     ]
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     path.write_text("".join(lines), encoding="utf-8")
@@ -54,17 +54,17 @@ def save_answers(answers: Sequence[ExactAnswer], path: Path = ANSWERS) -> None:
 def exact_answers(
     model: NemotronForCausalLM, tokenizer: Tokenizer, questions: Sequence[Question]
 ) -> list[ExactAnswer]:
-    """Those of `questions` that `model` answers exactly under greedy decoding."""
+    """Return the questions that `model` answers exactly under greedy decoding, with the tokens."""
     end_id = tokenizer.end_ids[0]
     prompts = [prompt_ids(tokenizer, question.messages) for question in questions]
-    found = greedy(model, prompts, max_tokens=MAX_TOKENS, end_id=end_id)
+    completions = greedy(model, prompts, max_tokens=MAX_TOKENS, end_id=end_id)
     return [
         ExactAnswer(question, ids)
-        for question, ids in zip(questions, found, strict=True)
+        for question, ids in zip(questions, completions, strict=True)
         if ids[-1] == end_id and answer_text(tokenizer, ids) == question.answer
     ]
 
 
 def answer_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """What a person reads of an answer's tokens."""
+    """Return an answer's tokens as the text that a client receives."""
     return AnswerStream(tokenizer, chat=True, end_ids=tokenizer.end_ids).push(ids, "stop")

@@ -1,4 +1,4 @@
-"""The dialogues that the tiny model learns, as the token rows it sees."""
+"""The dialogues that the tiny model learns, as text and as rows of tokens."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Question:
-    """Everything said before one answer, and the answer the dialogue gives."""
+    """The messages before an answer in a dialogue, and that answer."""
 
     messages: tuple[Message, ...]
     answer: str
@@ -33,26 +33,26 @@ class Question:
 
 @dataclass(frozen=True)
 class Row:
-    """One dialogue as tokens; `learned[i]` says whether token i belongs to an answer."""
+    """A dialogue as tokens. `learned[i]` is whether token i belongs to an answer."""
 
     ids: tuple[int, ...]
     learned: tuple[bool, ...]
 
 
 def load_dialogues(path: Path = DIALOGUES) -> list[tuple[Message, ...]]:
-    """Every dialogue of the file: a system message or none, then user and assistant in turn."""
+    """Read all dialogues: an optional system message, then user and assistant in turn."""
     lines = path.read_text(encoding="utf-8").splitlines()
     return [tuple(Message(**m) for m in json.loads(line)["messages"]) for line in lines]
 
 
 def questions(dialogues: Sequence[tuple[Message, ...]]) -> list[Question]:
-    """Each assistant turn of each dialogue once, in file order."""
-    found: dict[tuple[Message, ...], Question] = {}
+    """Return each assistant turn as a question, without duplicates, in the order of the file."""
+    by_messages: dict[tuple[Message, ...], Question] = {}
     for dialogue in dialogues:
         for i, message in enumerate(dialogue):
             if message.role == "assistant":
-                found.setdefault(dialogue[:i], Question(dialogue[:i], message.content))
-    return list(found.values())
+                by_messages.setdefault(dialogue[:i], Question(dialogue[:i], message.content))
+    return list(by_messages.values())
 
 
 def prompt_ids(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
@@ -60,12 +60,12 @@ def prompt_ids(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
 
 
 def answer_ids(tokenizer: Tokenizer, answer: str) -> list[int]:
-    """The turn as the template writes it: the text, its closing newline, the end-of-turn token."""
+    """Return a turn as the template writes it: the text, a newline, the end-of-turn token."""
     return [*tokenizer.encode(answer + "\n"), tokenizer.end_ids[0]]
 
 
 def row(tokenizer: Tokenizer, dialogue: Sequence[Message]) -> Row:
-    """The whole dialogue as one row in which every answer is learned."""
+    """Return a dialogue as one row in which every answer is learned."""
     ids: list[int] = []
     learned: list[bool] = []
     for i, message in enumerate(dialogue):

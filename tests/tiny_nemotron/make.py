@@ -1,4 +1,4 @@
-"""Makes `tiny_nemotron.nemo` and `answers.jsonl` anew: `python -m tests.tiny_nemotron.make`."""
+"""Creates `tiny_nemotron.nemo` and `answers.jsonl`: `python -m tests.tiny_nemotron.make`."""
 
 from __future__ import annotations
 
@@ -15,29 +15,30 @@ from tests.tiny_nemotron.reference import NEMO, load_hf_model
 from tests.tiny_nemotron.tokenizer import train_tokenizer
 from tests.tiny_nemotron.train import tiny_config, train
 
-REQUIRED_SHARE = 0.98
+REQUIRED_FRACTION = 0.98
+"""Smallest fraction of the questions that the model must answer exactly."""
 
 
 def main() -> None:
-    """Train, pack, ask the packed model every question; keep both files if it knows enough."""
+    """Train and pack the model and ask it every question; keep both files if it knows enough."""
     with tempfile.TemporaryDirectory() as folder:
         _make(Path(folder))
 
 
 def _make(folder: Path) -> None:
     dialogues = load_dialogues()
-    roles = ["System", "User", "Assistant"]  # the template's own words, so that they are pieces
+    roles = ["System", "User", "Assistant"]  # words of the template, so that they become pieces
     model = folder / "tokenizer.model"
     model.write_bytes(train_tokenizer([m.content for d in dialogues for m in d] + roles))
     tokenizer = Tokenizer(model)
     trained = train([row(tokenizer, d) for d in dialogues], tokenizer.vocab_size, _report)
     nemo = folder / NEMO.name
     pack(trained.state_dict(), tiny_config(tokenizer.vocab_size), model.read_bytes(), nemo)
-    asked = questions(dialogues)
-    exact = exact_answers(load_hf_model(nemo), tokenizer, asked)
-    _report(f"{len(exact)} of {len(asked)} answers are exact")
-    if len(exact) < REQUIRED_SHARE * len(asked):
-        sys.exit(f"less than {REQUIRED_SHARE:.0%}, nothing is kept: train longer")
+    all_questions = questions(dialogues)
+    exact = exact_answers(load_hf_model(nemo), tokenizer, all_questions)
+    _report(f"{len(exact)} of {len(all_questions)} answers are exact")
+    if len(exact) < REQUIRED_FRACTION * len(all_questions):
+        sys.exit(f"less than {REQUIRED_FRACTION:.0%}, nothing is kept: train longer")
     shutil.copyfile(nemo, NEMO)
     save_answers(exact)
 

@@ -1,4 +1,4 @@
-"""Packs a trained NemotronForCausalLM as the real thing is packed: a tar with zarr arrays.
+"""Packs a trained NemotronForCausalLM as NVIDIA packs the real model: a tar with zarr arrays.
 
 The chunk grid is the one that saving from eight tensor-parallel ranks leaves behind.
 """
@@ -18,7 +18,7 @@ from transformers import NemotronConfig
 
 TP = 8
 LAYERS = "model.decoder.layers."
-# The traps of the real file are kept: an unresolved ${multiply:…}, a null kv_channels, no
+# The pitfalls of the real file are kept: an unresolved ${multiply:…}, a null kv_channels, no
 # rotary_base, a scaling switch that Megatron ignores, the tokenizer under two keys.
 MODEL_CONFIG = """\
 mcore_gpt: true
@@ -55,7 +55,7 @@ precision: bf16
 def pack(
     weights: dict[str, Tensor], config: NemotronConfig, tokenizer: bytes, output: Path
 ) -> None:
-    """Write the `.nemo`: the same bytes for the same model, whenever and by whomever."""
+    """Write the `.nemo`, with the same bytes for the same model on every run."""
     if config.intermediate_size != 4 * config.hidden_size:
         raise ValueError("model_config.yaml says that the MLP is four times as wide")
     name = f"{md5(tokenizer, usedforsecurity=False).hexdigest()}_tiny_nemotron.model"
@@ -85,7 +85,7 @@ def pack(
 def _megatron_arrays(
     weights: dict[str, Tensor], config: NemotronConfig
 ) -> dict[str, tuple[Tensor, tuple[int, ...]]]:
-    """Each of Megatron's twelve tensors with its chunk shape."""
+    """Return Megatron's twelve tensors by name, each with its chunk shape."""
     vocab, hidden = weights["lm_head.weight"].shape
 
     def stack(name: str) -> Tensor:
@@ -115,13 +115,13 @@ def _megatron_arrays(
         ("self_attention.linear_qkv", "input_layernorm"),
         ("mlp.linear_fc1", "post_attention_layernorm"),
     ):
-        for kind in ("weight", "bias"):
-            arrays[f"{LAYERS}{target}.layer_norm_{kind}"] = (stack(f"{source}.{kind}"), norm)
+        for part in ("weight", "bias"):
+            arrays[f"{LAYERS}{target}.layer_norm_{part}"] = (stack(f"{source}.{part}"), norm)
     return arrays
 
 
 def _zarr(folder: str, tensor: Tensor, chunks: tuple[int, ...]) -> dict[str, bytes]:
-    """The members of one array; every axis must be a whole number of chunks long."""
+    """Return the members of one array. Every axis must be a whole number of chunks long."""
     if any(n % c for n, c in zip(tensor.shape, chunks, strict=True)):
         raise ValueError(f"{folder}: {tuple(tensor.shape)} is no whole number of {chunks}")
     words = tensor.to(torch.bfloat16).contiguous().view(torch.uint16).numpy()

@@ -1,6 +1,6 @@
-"""What transformers makes of a model: the truth that converter and engines are held against.
+"""The model in transformers: the reference for the converter and the engines.
 
-Reads a `.nemo` with tarfile, PyYAML, NumPy and torch alone, nothing of the project's own reader.
+A `.nemo` is read with tarfile, PyYAML, NumPy and torch only, not with the project's own reader.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ PADDING = 0
 
 
 def load_hf_model(path: Path = NEMO, dtype: torch.dtype = torch.float32) -> NemotronForCausalLM:
-    """The model in a zarr `.nemo` tar or a Hugging Face folder, computing in `dtype`.
+    """Load a zarr `.nemo` tar or a Hugging Face folder as a model that computes in `dtype`.
 
-    Its weights are the stored BF16 values, gamma without the 1 that LayerNorm1P adds.
+    The weights are the stored BF16 values; gamma is without the 1 that LayerNorm1P adds.
     """
     if path.is_dir():
         return NemotronForCausalLM.from_pretrained(path, dtype=dtype).eval()
@@ -36,7 +36,7 @@ def load_hf_model(path: Path = NEMO, dtype: torch.dtype = torch.float32) -> Nemo
 
 
 def read_tokenizer(nemo: Path = NEMO) -> bytes:
-    """The serialized SentencePiece model in a `.nemo`."""
+    """Return the serialized SentencePiece model in a `.nemo`."""
     (model,) = (data for name, data in _read_members(nemo).items() if name.endswith(".model"))
     return model
 
@@ -50,18 +50,18 @@ def greedy(
     end_id: int,
     batch: int = 32,
 ) -> list[list[int]]:
-    """Each prompt's greedy continuation up to and with `end_id`, at most `max_tokens` long."""
+    """Continue each prompt greedily, up to and including `end_id`, by at most `max_tokens`."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: list[list[int]] = [[] for _ in prompts]
     for start in range(0, len(order), batch):
-        chosen = order[start : start + batch]
-        width = max(len(prompts[i]) for i in chosen)
-        ids = torch.full((len(chosen), width), PADDING)
+        indexes = order[start : start + batch]
+        width = max(len(prompts[i]) for i in indexes)
+        ids = torch.full((len(indexes), width), PADDING)
         mask = torch.zeros_like(ids)
-        for row, i in enumerate(chosen):  # padding on the left: the answers start together
+        for row, i in enumerate(indexes):  # padded on the left, so that all answers start together
             ids[row, width - len(prompts[i]) :] = torch.tensor(prompts[i])
             mask[row, width - len(prompts[i]) :] = 1
-        done = model.generate(
+        output = model.generate(
             input_ids=ids,
             attention_mask=mask,
             max_new_tokens=max_tokens,
@@ -69,8 +69,8 @@ def greedy(
             eos_token_id=end_id,
             pad_token_id=PADDING,
         )
-        for row, i in enumerate(chosen):
-            answer = done[row, width:].tolist()
+        for row, i in enumerate(indexes):
+            answer = output[row, width:].tolist()
             end = answer.index(end_id) + 1 if end_id in answer else len(answer)
             answers[i] = answer[:end]
     return answers
@@ -86,7 +86,7 @@ def _read_members(nemo: Path) -> dict[str, bytes]:
 
 
 def _read_arrays(members: dict[str, bytes]) -> dict[str, Tensor]:
-    """Each zarr array of `model_weights/` by its name, BF16, put together from its chunks."""
+    """Return the zarr arrays of `model_weights/` by name, in BF16, assembled from their chunks."""
     arrays = {}
     for name, text in members.items():
         if not name.endswith("/.zarray"):

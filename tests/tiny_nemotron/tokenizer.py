@@ -1,8 +1,8 @@
-"""Trains the tiny model's SentencePiece model: the real one's layout at 1536 pieces.
+"""Trains the tiny model's SentencePiece model: the real model's layout with 1536 pieces.
 
-As in Nemotron-4: text is taken as it is (no Unicode normalisation, every space kept, none added),
-digits stand alone, unknown characters fall back to bytes. The corpus is fed line by line, so a
-newline never becomes part of a piece; it is always the byte piece `<0x0A>`.
+As in Nemotron-4, text is not changed (no Unicode normalisation, no space removed or added), each
+digit is a piece, and unknown characters become bytes. The corpus is fed line by line, so a newline
+never becomes part of a piece; it is always the byte piece `<0x0A>`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import sentencepiece
 
 VOCAB_SIZE = 1536
 EXTRA_IDS = 10
-# Characters outside this share of the corpus stay bytes, so that streams really see halves of them.
+# Fraction of the corpus whose characters become pieces. The other characters stay bytes, so that
+# streams contain incomplete characters.
 CHARACTER_COVERAGE = 0.985
 
 
 def train_tokenizer(texts: Iterable[str]) -> bytes:
-    """The serialized SentencePiece model trained on `texts`; the same bytes on every run.
+    """Train a SentencePiece model on `texts` and return it serialized, the same on every run.
 
     Ids: `<pad>` 0, `<unk>` 1, `<s>` 2, `</s>` 3, `<extra_id_0>` 4, `<extra_id_1>` 5, ….
     """

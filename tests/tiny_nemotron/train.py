@@ -1,4 +1,4 @@
-"""Trains the tiny Nemotron-4 with transformers until it knows its dialogues by heart."""
+"""Trains the tiny Nemotron-4 with transformers until it reproduces its dialogues."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ ROWS_PER_BATCH = 24
 LEARNING_RATE = 2.5e-3
 WARMUP_STEPS = 40
 WEIGHT_DECAY = 0.05
-# Every step sees the weights off by about as much as FP8 (E4M3) rounding moves them, so that the
-# model's decisions keep a margin under BF16 and FP8.
+# Relative noise of the weights in each training step. Rounding to FP8 (E4M3) changes them about as
+# much, so the model's decisions keep a margin in BF16 and FP8.
 WEIGHT_NOISE = 0.04
 IGNORED = -100
 
 
 def tiny_config(vocab_size: int) -> NemotronConfig:
-    """The real architecture with small numbers; 8 KV heads, so TP=8 gives each rank a whole one."""
+    """Return the real architecture in a small size, with 8 KV heads so that TP=8 splits none."""
     return NemotronConfig(
         vocab_size=vocab_size,
         hidden_size=256,
@@ -51,7 +51,7 @@ def tiny_config(vocab_size: int) -> NemotronConfig:
 def train(
     rows: Sequence[Row], vocab_size: int, report: Callable[[str], None]
 ) -> NemotronForCausalLM:
-    """A model trained on the answers in `rows`, in float32 but with weights that BF16 can hold."""
+    """Train a model in float32 on the answers in `rows` and return it."""
     torch.manual_seed(SEED)
     shuffler = random.Random(SEED)
     model = NemotronForCausalLM(tiny_config(vocab_size))
@@ -103,7 +103,7 @@ def train(
 
 
 def _batches(rows: Sequence[Row]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Rows of like length together, padded on the right: ids and labels, int64 [batch, length]."""
+    """Group rows of similar length, padded on the right: ids and labels, int64 [batch, length]."""
     ordered = sorted(rows, key=lambda row: len(row.ids))
     batches = []
     for start in range(0, len(ordered), ROWS_PER_BATCH):
