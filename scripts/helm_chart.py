@@ -1,7 +1,8 @@
-"""What of the chart follows from something else: python scripts/helm_chart.py writes it.
+"""Write the generated parts of the Helm chart: python scripts/helm_chart.py.
 
-The profiles are copies of build/profiles; the schema of the values follows from values.yaml and
-from the profiles' own types; the table in the chart's README from the comments in values.yaml.
+The profiles are copies of those in build/profiles. The schema of the values is generated from
+values.yaml and from the types of the profiles. The table in the chart's README is generated from
+the comments in values.yaml.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
-from nemotron_build.profile import CpuProfile, PyTorchProfile, TensorRTProfile, shipped_profiles
+from nemotron_build.profile import Profile, shipped_profiles
 
 ROOT = Path(__file__).parents[1]
 CHART = ROOT / "helm" / "nemotron"
@@ -83,16 +84,16 @@ BY_PATH: dict[str, Any] = {
     "networkPolicy.downloadPorts": {"type": "array", "minItems": 1, "items": POSITIVE},
     "podDisruptionBudget.maxUnavailable": COUNT,
 }
-"""What a default does not say about its type."""
+"""Schemas of values whose default does not determine the type."""
 
 
 def schema(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON Schema of the values; a key that values.yaml does not have is refused."""
+    """Return the JSON Schema of the values. It refuses a key that values.yaml does not have."""
     override, definitions = _override()
-    made = _schema(values, "")
-    made["properties"]["profileOverride"] = override
-    made["properties"]["global"] = {"type": "object"}  # Helm's own, for charts within charts
-    return {"$schema": "http://json-schema.org/draft-07/schema#", **made, "$defs": definitions}
+    root = _schema(values, "")
+    root["properties"]["profileOverride"] = override
+    root["properties"]["global"] = {"type": "object"}  # Helm adds this key for subcharts
+    return {"$schema": "http://json-schema.org/draft-07/schema#", **root, "$defs": definitions}
 
 
 def _schema(value: Any, path: str) -> dict[str, Any]:
@@ -101,47 +102,54 @@ def _schema(value: Any, path: str) -> dict[str, Any]:
         return dict(known)
     match value:
         case dict():
-            parts = {
-                name: _schema(one, f"{path}.{name}".lstrip(".")) for name, one in value.items()
+            properties = {
+                name: _schema(child, f"{path}.{name}".lstrip(".")) for name, child in value.items()
             }
-            return {"type": "object", "additionalProperties": False, "properties": parts}
+            return {"type": "object", "additionalProperties": False, "properties": properties}
         case bool():
             return {"type": "boolean"}
         case str():
             return {"type": "string"}
-    raise TypeError(f"{path}: say in BY_PATH what it is")
+    raise TypeError(f"{path}: add its schema to BY_PATH")
 
 
 def _override() -> tuple[dict[str, Any], dict[str, Any]]:
-    """Some keys of a profile of one of the lanes, each as the profile itself takes it."""
-    lanes, definitions = [], {}
-    for lane in (CpuProfile, TensorRTProfile, PyTorchProfile):
-        whole = _partial(lane.model_json_schema())
-        definitions |= whole.pop("$defs")
-        whole["properties"].pop("lane")
-        lanes.append(whole)
-    return {"anyOf": lanes}, dict(sorted(definitions.items()))
+    """Return the schema of `profileOverride` and its definitions.
+
+    An override has any keys of a profile of one lane, except `lane` itself.
+    """
+    schemas, definitions = [], {}
+    for profile_type in get_args(Profile):
+        profile = _optional(profile_type.model_json_schema())
+        definitions |= profile.pop("$defs")
+        profile["properties"].pop("lane")
+        schemas.append(profile)
+    return {"anyOf": schemas}, dict(sorted(definitions.items()))
 
 
-def _partial(part: Any) -> Any:
+def _optional(part: Any) -> Any:
+    """Return a schema, or a part of one, in which no key is required."""
     if isinstance(part, dict):
         return {
-            name: _partial(one)
-            for name, one in part.items()
+            name: _optional(child)
+            for name, child in part.items()
             if name not in ("required", "title", "description", "prefixItems")
         }
-    return [_partial(one) for one in part] if isinstance(part, list) else part
+    return [_optional(child) for child in part] if isinstance(part, list) else part
 
 
 def table(text: str) -> str:
-    """Markdown: each value of values.yaml, its default and the comment above it."""
+    """Return a Markdown table of the values in values.yaml: name, default and comment."""
     rows = ["| value | default | |", "|---|---|---|"]
     rows += [f"| `{path}` | `{default}` | {note} |" for path, default, note in _leaves(text)]
     return "\n".join(rows) + "\n"
 
 
 def _leaves(text: str) -> Iterator[tuple[str, str, str]]:
-    """Path, default and comment; a line `key:` with nothing behind it opens a level."""
+    """Yield the path, the default and the comment of each value.
+
+    A line `key:` without a value opens a level, except in front of a list.
+    """
     path: list[str] = []
     comment: list[str] = []
     lines = text.splitlines()
@@ -163,14 +171,14 @@ def _leaves(text: str) -> Iterator[tuple[str, str, str]]:
 
 
 def files() -> dict[Path, str]:
-    """Everything that this script writes."""
+    """Return the path and the text of each file that this script writes."""
     text = (CHART / "values.yaml").read_text()
-    made = {CHART / "profiles" / path.name: path.read_text() for path in PROFILES.glob("*.yaml")}
-    made[CHART / "values.schema.json"] = json.dumps(schema(yaml.safe_load(text)), indent=2) + "\n"
+    texts = {CHART / "profiles" / path.name: path.read_text() for path in PROFILES.glob("*.yaml")}
+    texts[CHART / "values.schema.json"] = json.dumps(schema(yaml.safe_load(text)), indent=2) + "\n"
     readme = (CHART / "README.md").read_text()
     before, _, rest = readme.partition(START)
-    made[CHART / "README.md"] = before + START + table(text) + END + rest.partition(END)[2]
-    return made
+    texts[CHART / "README.md"] = before + START + table(text) + END + rest.partition(END)[2]
+    return texts
 
 
 if __name__ == "__main__":
