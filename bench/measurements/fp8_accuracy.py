@@ -39,14 +39,25 @@ class Accuracy:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, nargs="+", help="checkpoint of the tiny model")
+    parser.add_argument("--answers", type=int, help="number of answers; default: all")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    return {"rows": [asdict(measure_accuracy(folder, "bf16")) for folder in options.checkpoint]}
+    return {
+        "rows": [
+            asdict(measure_accuracy(folder, "bf16", options.answers))
+            for folder in options.checkpoint
+        ]
+    }
 
 
-def measure_accuracy(folder: Path, precision: Literal["bf16", "f32"]) -> Accuracy:
-    """Return the accuracy of a checkpoint of the tiny trained model, computed in `precision`."""
+def measure_accuracy(
+    folder: Path, precision: Literal["bf16", "f32"], answer_count: int | None = None
+) -> Accuracy:
+    """Return the accuracy of a checkpoint of the tiny trained model, computed in `precision`.
+
+    `answer_count` limits the number of answers; `None` takes all.
+    """
     checkpoint = Checkpoint.open(folder)
     tokenizer = Tokenizer(checkpoint.tokenizer_path)
     graph = openvino.Core().compile_model(
@@ -57,7 +68,7 @@ def measure_accuracy(folder: Path, precision: Literal["bf16", "f32"]) -> Accurac
     log_probs: list[float] = []
     chosen: list[bool] = []
     exact_answers = 0
-    answers = load_answers()
+    answers = load_answers()[:answer_count]
     for answer in answers:
         prompt = prompt_ids(tokenizer, answer.question.messages)
         ids = [*prompt, *answer.token_ids]

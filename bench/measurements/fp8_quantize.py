@@ -16,7 +16,7 @@ import torch
 
 from bench.measurements.machine import drop_page_cache
 from bench.measurements.timing import in_turn, summary
-from nemotron_convert.target.fp8 import amax_bits, bf16_from_bits, look_up, scale_of, e4m3_table
+from nemotron_convert.target.fp8 import amax_bits, bf16_from_bits, e4m3_table, look_up, scale_of
 
 WORDS = 1 << 27
 BAND = 1 << 19

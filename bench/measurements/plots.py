@@ -8,7 +8,8 @@ from bench.measurements.records import Record
 
 COLOURS = ("#2a6", "#36c", "#c63", "#939", "#888", "#a80", "#088", "#b35")
 WIDTH, HEIGHT, MARGIN = 760, 320, 50
-PLOT_WIDTH = WIDTH - 3.6 * MARGIN
+LABEL_WIDTH = 170
+PLOT_WIDTH = WIDTH - MARGIN - LABEL_WIDTH
 PLOT_HEIGHT = HEIGHT - 2 * MARGIN
 RSS_LIMIT = 4 * 2**30
 """Top of the RSS axis of the conversion's plot in bytes: the limit that conversions keep to."""
