@@ -11,12 +11,10 @@ import typer
 def plan(
     profile: Annotated[str, typer.Option(help="Name of a shipped profile, or path of a .yaml.")],
     gpu: Annotated[
-        list[str] | None,
-        typer.Option(help="Name of a GPU to plan for instead of the profile's. May be repeated."),
+        list[str] | None, typer.Option(help="GPU to plan for instead of the profile's. Repeatable.")
     ] = None,
     checkpoint: Annotated[
-        Path | None,
-        typer.Option(help="Checkpoint of the model to plan for, instead of Nemotron-4-340B."),
+        Path | None, typer.Option(help="Checkpoint to plan for instead of Nemotron-4-340B.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

@@ -30,8 +30,7 @@ class ServeOptions:
         ),
     ] = None
     profile: Annotated[
-        str | None,
-        typer.Option(help="Profile to serve with, instead of the profile of the build."),
+        str | None, typer.Option(help="Profile to serve with, instead of the build's profile.")
     ] = None
     http_port: Port = None
     grpc_port: Port = None
@@ -42,8 +41,7 @@ class ServeOptions:
         bool, typer.Option("--gateway/--no-gateway", help="Start the HTTP gateway beside Triton.")
     ] = True
     port_file: Annotated[
-        Path | None,
-        typer.Option(help="File to write when ready, with the address and the ports as JSON."),
+        Path | None, typer.Option(help="File to write when ready: address and ports, as JSON.")
     ] = None
     log_file: Annotated[Path | None, typer.Option(help="File for Triton's log.")] = None
     hosts: Annotated[
@@ -58,8 +56,7 @@ class ServeOptions:
         str | None, typer.Option(help="URL of an OpenTelemetry collector (OTLP over HTTP).")
     ] = None
     dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Print the commands and the files, and start nothing."),
+        bool, typer.Option("--dry-run", help="Print the commands and the files, and start nothing.")
     ] = False
 
     @property

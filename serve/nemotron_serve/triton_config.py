@@ -11,6 +11,8 @@ from tritonclient.grpc import model_config_pb2 as pb
 from nemotron_build.lanes.deployment import EngineModel
 from nemotron_core.wire import ENGINE_OUTPUTS, PROMPT_OUTPUTS, TEXT_INPUTS, TEXT_OUTPUTS, Tensor
 
+ANSWER_INPUTS = [tensor for tensor in ENGINE_OUTPUTS if tensor.name != "sequence_length"]
+"""The engine's outputs that the ensemble's last step reads."""
 ENGINE_PREFIX = "_engine_"
 PROMPT_PREFIX = "_"
 """Prefixes of tensors between two steps, which are no inputs or outputs of the ensemble."""
@@ -62,7 +64,7 @@ def ensemble() -> pb.ModelConfig:
     for tensor in PROMPT_OUTPUTS:
         prompt.output_map[tensor.name] = PROMPT_PREFIX + tensor.name
         engine.input_map[tensor.name] = PROMPT_PREFIX + tensor.name
-    for tensor in _answer_inputs():
+    for tensor in ANSWER_INPUTS:
         engine.output_map[tensor.name] = ENGINE_PREFIX + tensor.name
         answer.input_map[tensor.name] = ENGINE_PREFIX + tensor.name
     for tensor in TEXT_OUTPUTS:
@@ -104,7 +106,7 @@ def postprocessing(parameters: Mapping[str, str]) -> pb.ModelConfig:
     tokens from the batcher's queue, and from then on its count of them is wrong. Without batching
     the tokens reach the model, which then stops the engine.
     """
-    return _decoupled(_python("postprocessing", _answer_inputs(), TEXT_OUTPUTS, parameters))
+    return _decoupled(_python("postprocessing", ANSWER_INPUTS, TEXT_OUTPUTS, parameters))
 
 
 def generate(parameters: Mapping[str, str]) -> pb.ModelConfig:
@@ -115,10 +117,6 @@ def generate(parameters: Mapping[str, str]) -> pb.ModelConfig:
 def bls(name: str, parameters: Mapping[str, str]) -> pb.ModelConfig:
     """Return the model that does the same as the ensemble in one step, under any name."""
     return _decoupled(_python(name, TEXT_INPUTS, TEXT_OUTPUTS, parameters))
-
-
-def _answer_inputs() -> list[Tensor]:
-    return [tensor for tensor in ENGINE_OUTPUTS if tensor.name != "sequence_length"]
 
 
 def _python(

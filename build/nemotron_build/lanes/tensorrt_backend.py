@@ -34,8 +34,7 @@ def _parameters(profile: TensorRTProfile, engine: Path) -> dict[str, str]:
     The parameters of encoders, LoRA, draft models and lookahead are left out: the backend takes a
     missing parameter for "not used".
     """
-    is_paged = profile.build_flags.get("use_paged_context_fmha") == "enable"
-    chunked = "true" if is_paged else "false"
+    chunked = str(profile.build_flags.get("use_paged_context_fmha") == "enable").lower()
     return {
         "gpt_model_type": "inflight_fused_batching",
         "gpt_model_path": str(engine),
