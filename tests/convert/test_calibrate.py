@@ -44,7 +44,7 @@ def layers(folder: Path) -> object:
 
 
 def test_the_largest_inputs_are_transformers_own(tmp_path: Path) -> None:
-    """In float32, over sequences of different lengths, none of them padded."""
+    """Compared with a float32 model on sequences of different lengths, without padding."""
     with Source.open(TRAINED) as source:
         data = read_texts(None, source, 48)
     rows = [list(row) for row in data.sequences[:5]] + [list(data.sequences[5][:7])]

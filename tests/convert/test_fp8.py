@@ -1,4 +1,4 @@
-"""FP8 checkpoints against ModelOpt's own, and the rules behind them."""
+"""FP8 checkpoints against those of ModelOpt, and the arithmetic of FP8."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_modelopts_own_checkpoint(tp2: Path, rank: int) -> None:
-    """Weights and their scales bit for bit; the inputs' scales come of another forward pass."""
+    """Weights and their scales are equal; the inputs' scales come from another forward pass."""
     ours = load_file(tp2 / f"rank{rank}.safetensors")
     theirs = load_file(GOLDEN_FP8 / f"rank{rank}.safetensors")
     assert ours.keys() == theirs.keys()
@@ -85,13 +85,13 @@ def test_modelopts_own_quantization_entry(tp2: Path) -> None:
 @pytest.mark.parametrize(("tp", "pp"), [(1, 1), (4, 2), (16, 1), (8, 3)])
 def test_every_split_holds_the_same_model(tp2: Path, tp: int, pp: int, tmp_path: Path) -> None:
     convert(NEMO, tmp_path / "out", fp8(tp, pp))
-    one, other = Checkpoint.open(tp2), Checkpoint.open(tmp_path / "out")
+    at_tp2, split = Checkpoint.open(tp2), Checkpoint.open(tmp_path / "out")
     for layer in range(4):
         for linear in ("attention.qkv", "attention.dense", "mlp.fc", "mlp.proj"):
             name = f"transformer.layers.{layer}.{linear}.weight"
-            assert one.tensor(name).tobytes() == other.tensor(name).tobytes()
+            assert at_tp2.tensor(name).tobytes() == split.tensor(name).tobytes()
             for kind in (ScaleKind.WEIGHT, ScaleKind.INPUT):
-                assert one.scale(name, kind) == other.scale(name, kind)
+                assert at_tp2.scale(name, kind) == split.scale(name, kind)
     for rank in range(tp * pp):  # a scale is the same on every rank of a stage
         ranks = load_file(tmp_path / "out" / f"rank{rank}.safetensors")
         first = load_file(tmp_path / "out" / f"rank{rank // tp * tp}.safetensors")
@@ -113,8 +113,8 @@ def test_hugging_face_holds_the_same_numbers(tp2: Path, tmp_path: Path) -> None:
         for trtllm, hf in pairs.items():
             weight = checkpoint.tensor(f"transformer.layers.{layer}.{trtllm}.weight")
             assert ours[f"model.layers.{layer}.{hf}.weight"].dtype == torch.float8_e4m3fn
-            found = ours[f"model.layers.{layer}.{hf}.weight"].view(torch.uint8).numpy()
-            assert found.tobytes() == weight.tobytes()
+            stored = ours[f"model.layers.{layer}.{hf}.weight"].view(torch.uint8).numpy()
+            assert stored.tobytes() == weight.tobytes()
         attention = f"model.layers.{layer}.self_attn."
         together = [ours[f"{attention}{x}_proj.weight"].view(torch.uint8) for x in "qkv"]
         qkv = f"transformer.layers.{layer}.attention.qkv.weight"
@@ -149,13 +149,13 @@ def test_an_fp8_kv_cache_has_scales_of_at_least_one(tmp_path: Path) -> None:
 
 @given(st.floats(2**-120, 2**120, width=32))
 def test_the_table_is_torchs_conversion(amax: float) -> None:
-    """Every BF16 number within ±amax, at any scale; beyond it the largest E4M3 number."""
+    """BF16 numbers within ±amax agree at any scale; beyond it, the largest E4M3 number is taken."""
     scale = scale_of(amax)
     bits = torch.arange(1 << 16, dtype=torch.int32).to(torch.uint16).view(torch.bfloat16)
     numbers = bits[bits.abs() <= amax]
     expected = (numbers.float() / torch.tensor(scale)).to(torch.float8_e4m3fn)
-    found = look_up(e4m3_table(scale), numbers.view(torch.uint16).numpy())
-    assert found.tobytes() == expected.view(torch.uint8).numpy().tobytes()
+    quantized = look_up(e4m3_table(scale), numbers.view(torch.uint16).numpy())
+    assert quantized.tobytes() == expected.view(torch.uint8).numpy().tobytes()
     beyond = e4m3_table(scale)[[0x7F7F, 0xFF7F]].view("uint8")
     if amax < 2**110:
         assert beyond.tolist() == [0x7E, 0xFE]  # ±448
@@ -171,7 +171,7 @@ def test_amax_is_a_maximum_of_bits() -> None:
     assert scale_of(E4M3_MAX) == 1
 
 
-def spoil(folder: Path) -> Path:
+def write_nan(folder: Path) -> Path:
     path = folder / WEIGHTS / "model.decoder.layers.mlp.linear_fc1.weight" / "2.0.0"
     words = np.fromfile(path, np.uint16)
     words[777] = 0x7FC0
@@ -180,7 +180,7 @@ def spoil(folder: Path) -> Path:
 
 
 def test_nan_has_no_scale(tmp_path: Path) -> None:
-    folder = spoil(unpack(tmp_path / "in"))
+    folder = write_nan(unpack(tmp_path / "in"))
     with pytest.raises(NemotronError, match=r"linear_fc1\.weight, layer 2 holds NaN or Inf"):
         convert(folder, tmp_path / "out", fp8(2))
 
@@ -192,7 +192,7 @@ def test_fp8_for_the_cache_alone_is_refused(tmp_path: Path) -> None:
 
 
 def test_scales_of_an_earlier_run(tp2: Path, tmp_path: Path) -> None:
-    """The same bytes, from the same file and from a copy, whose weights are then looked up."""
+    """They give the same bytes for the same file and for a copy, whose weights are read again."""
     calibration = CalibrationOptions(scales=tp2 / CALIBRATION_NAME)
     options = Options(Parallel(2, 1), precision=FP8, calibration=calibration)
     expected = read_manifest(tp2).files
@@ -208,7 +208,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("content", DAMAGE)
-def test_a_calibration_file_that_is_none(content: str, tmp_path: Path) -> None:
+def test_an_invalid_calibration_file(content: str, tmp_path: Path) -> None:
     path = tmp_path / "calibration.json"
     path.write_text(content)
     options = Options(Parallel(2, 1), precision=FP8, calibration=CalibrationOptions(scales=path))
@@ -229,7 +229,7 @@ def test_a_calibration_file_that_is_none(content: str, tmp_path: Path) -> None:
         (lambda c: c["layers"][2].update(key=-1), r"layers\.2\.key: .*greater than or equal to 0"),
     ],
 )
-def test_a_calibration_of_something_else(
+def test_a_calibration_of_another_model(
     tp2: Path,
     edit: object,
     message: str,
@@ -246,7 +246,7 @@ def test_a_calibration_of_something_else(
 
 
 def test_gamma_without_its_one_calibrates_alike(tp2: Path, tmp_path: Path) -> None:
-    """A source that stores gamma itself sees the same inputs."""
+    """A source that stores gamma itself gives the same inputs."""
     folder = edit_config(
         unpack(tmp_path / "in"),
         lambda text: text.replace("layernorm1p", "layernorm").replace(

@@ -1,3 +1,5 @@
+"""`nemotron inspect` on a `.nemo` and on a checkpoint."""
+
 from __future__ import annotations
 
 import json

@@ -1,4 +1,4 @@
-"""`--plan`: what is said beforehand is what happens."""
+"""`nemotron convert --plan` predicts what the conversion does."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PARAMETERS = 341_029_195_776
 
 
 def plan_of_the_real_model(parallel: Parallel) -> Plan:
-    """Nemotron-4-340B itself, of which only the sizes are known here."""
+    """Return a plan for the sizes of Nemotron-4-340B; the rest is left empty."""
     return Plan(
         source="real",
         output=Path("out"),
@@ -73,7 +73,7 @@ def test_the_340b_in_hugging_face_shards() -> None:
 
 
 @pytest.mark.parametrize("options", [Options(Parallel(8, 1)), Options(Parallel(1, 1), Format.HF)])
-def test_the_plan_is_what_happens(options: Options, tmp_path: Path) -> None:
+def test_the_plan_predicts_the_conversion(options: Options, tmp_path: Path) -> None:
     plan = make_plan(NEMO, tmp_path / "out", options)
     plan.check()
     assert plan.rate > 0
@@ -85,7 +85,7 @@ def test_the_plan_is_what_happens(options: Options, tmp_path: Path) -> None:
         plan.check()
 
 
-def test_the_command_says_it_and_fails_early(tmp_path: Path) -> None:
+def test_the_command_prints_the_plan_and_fails_early(tmp_path: Path) -> None:
     command = [NEMOTRON, "convert", str(NEMO), "-o", str(tmp_path / "out"), "--plan"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     for word in ("model.output_layer.weight", "lm_head.weight", "H200", "free", "memory", "time"):

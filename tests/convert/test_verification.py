@@ -1,4 +1,4 @@
-"""`nemotron verify`: right checkpoints are green, and each seeded fault is red and named."""
+"""`nemotron verify` accepts right checkpoints and names each seeded fault."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def edit_config(folder: Path, **keys: object) -> None:
 
 
 def swap_ranks(folder: Path, names: tuple[str, ...] = ("",)) -> None:
-    """Exchange ranks 2 and 5, or the tensors that are named so."""
+    """Exchange ranks 2 and 5, or only the tensors whose names contain one of `names`."""
     first, second = (load_file(folder / f"rank{rank}.safetensors") for rank in (2, 5))
     for name in first:
         if any(part in name for part in names):
@@ -85,8 +85,8 @@ def on_every_rank(edit: Edit) -> Callable[[Path], None]:
     return damage
 
 
-def without_one(tensors: dict[str, torch.Tensor]) -> None:
-    """As if the source's gamma had been taken as it is stored."""
+def without_the_one(tensors: dict[str, torch.Tensor]) -> None:
+    """Replace gamma by the source's stored value, which is 1 less."""
     tensors[NORM] = SOURCE_GAMMA
 
 
@@ -127,11 +127,11 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "head transposed": (transposed("lm_head.weight"), r"^rank 3: lm_head\.weight"),
     "gamma without its one": (
-        on_every_rank(without_one),
+        on_every_rank(without_the_one),
         r"^layer 1, rank 0: transformer\.layers\.1\.post_layernorm\.weight: .*without its 1",
     ),
     "gamma without its one on a rank": (
-        lambda f: edit_rank(f, 6, without_one),
+        lambda f: edit_rank(f, 6, without_the_one),
         r"^layer 1, rank 6: transformer\.layers\.1\.post_layernorm\.weight: .*without its 1",
     ),
     "K and V swapped": (
@@ -161,7 +161,9 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-def found_by(checkpoint: Path, damage: Callable[[Path], object], tmp_path: Path) -> Verification:
+def verify_damaged(
+    checkpoint: Path, damage: Callable[[Path], object], tmp_path: Path
+) -> Verification:
     folder = shutil.copytree(checkpoint, tmp_path / "damaged")
     damage(folder)
     return verify(folder, NEMO)
@@ -170,14 +172,14 @@ def found_by(checkpoint: Path, damage: Callable[[Path], object], tmp_path: Path)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_seeded_fault_is_named(fault: str, checkpoint_tp8: Path, tmp_path: Path) -> None:
     damage, message = FAULTS[fault]
-    found = found_by(checkpoint_tp8, damage, tmp_path)
-    assert not found.is_safe
-    first = found.faults[0]
+    verification = verify_damaged(checkpoint_tp8, damage, tmp_path)
+    assert not verification.is_safe
+    first = verification.faults[0]
     assert re.search(message, str(first)), first
-    assert found.verdict.startswith(f"NOT safe to build: first at {first}; ")
-    # What the config says wrong is seen at work, too: attention goes wrong.
+    assert verification.verdict.startswith(f"NOT safe to build: first at {first}; ")
+    # A wrong setting also makes the attention compute something else.
     if first.where.startswith("config.json"):
-        assert any("attention: " in str(fault) for fault in found.faults[1:])
+        assert any("attention: " in str(fault) for fault in verification.faults[1:])
 
 
 def swap_fp8_keys_and_values(tensors: dict[str, torch.Tensor]) -> None:
@@ -211,9 +213,9 @@ FP8_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
 @pytest.mark.parametrize("fault", FP8_FAULTS)
 def test_a_seeded_fault_in_fp8(fault: str, checkpoint_fp8: Path, tmp_path: Path) -> None:
     damage, message = FP8_FAULTS[fault]
-    found = found_by(checkpoint_fp8, damage, tmp_path)
-    assert not found.is_safe
-    assert re.search(message, str(found.faults[0])), found.faults[0]
+    verification = verify_damaged(checkpoint_fp8, damage, tmp_path)
+    assert not verification.is_safe
+    assert re.search(message, str(verification.faults[0])), verification.faults[0]
 
 
 @pytest.mark.parametrize("layout", ["tp8", "tp4pp2", "fp8"])
@@ -221,16 +223,16 @@ def test_a_right_checkpoint_is_safe(
     layout: str, checkpoint_tp8: Path, checkpoint_fp8: Path, pipelined: Path
 ) -> None:
     folder = {"tp8": checkpoint_tp8, "tp4pp2": pipelined, "fp8": checkpoint_fp8}[layout]
-    found = verify(folder, NEMO)
-    assert found.faults == []
-    assert len(found.layers) == 4
-    assert found.tokens > 100
+    verification = verify(folder, NEMO)
+    assert verification.faults == []
+    assert len(verification.layers) == 4
+    assert verification.tokens > 100
     worst, logits, top1 = (0.08, 0.1, 0.9) if layout == "fp8" else (1e-4, 1e-4, 1.0)
-    assert max(row.worst for row in found.layers) < worst
-    assert max(row.hidden for row in found.layers) < logits
-    assert found.logits < logits
-    assert found.top1 >= top1
-    assert found.verdict.startswith("safe to build: 4 layers")
+    assert max(row.worst for row in verification.layers) < worst
+    assert max(row.hidden for row in verification.layers) < logits
+    assert verification.logits < logits
+    assert verification.top1 >= top1
+    assert verification.verdict.startswith("safe to build: 4 layers")
 
 
 @pytest.mark.parametrize(("tp", "pp"), [(1, 1), (16, 1), (2, 3)])
@@ -241,25 +243,25 @@ def test_every_split_of_a_random_model(tp: int, pp: int, dtype: Dtype, tmp_path:
     assert verify(tmp_path / "out", RANDOM, ids=ids).faults == []
 
 
-def report(done: subprocess.CompletedProcess[str]) -> dict[str, object]:
-    found = json.loads(done.stdout)
-    assert isinstance(found, dict)
-    return found
+def json_report(done: subprocess.CompletedProcess[str]) -> dict[str, object]:
+    fields = json.loads(done.stdout)
+    assert isinstance(fields, dict)
+    return fields
 
 
 @pytest.mark.parametrize("layout", ["tp8", "tp4pp2", "fp8"])
 def test_under_mpirun(
     layout: str, checkpoint_tp8: Path, checkpoint_fp8: Path, pipelined: Path
 ) -> None:
-    """Eight processes, one for each rank, see what one process sees."""
+    """Eight processes, one for each rank, report what one process reports."""
     folder = {"tp8": checkpoint_tp8, "tp4pp2": pipelined, "fp8": checkpoint_fp8}[layout]
     done = mpirun(8, "verify", str(folder), "--against", str(NEMO), "--json")
     assert done.returncode == 0, done.stderr
-    found = report(done)
-    assert found["safe"] is True
+    fields = json_report(done)
+    assert fields["safe"] is True
     alone = verify(folder, NEMO)
-    assert found["top1"] == pytest.approx(alone.top1, abs=0.03)
-    assert found["logits"] == pytest.approx(alone.logits, rel=0.3, abs=1e-5)
+    assert fields["top1"] == pytest.approx(alone.top1, abs=0.03)
+    assert fields["logits"] == pytest.approx(alone.logits, rel=0.3, abs=1e-5)
 
 
 def test_a_fault_under_mpirun(pipelined: Path, tmp_path: Path) -> None:
@@ -288,7 +290,7 @@ def test_a_shard_of_another_shape_is_refused(checkpoint_tp8: Path, tmp_path: Pat
         verify(folder, NEMO)
 
 
-def test_the_command_says_it_in_one_line(pipelined: Path) -> None:
+def test_the_command_ends_with_one_line(pipelined: Path) -> None:
     command = [str(Path(sys.executable).with_name("nemotron")), "verify", str(pipelined)]
     done = subprocess.run(
         [*command, "--against", str(NEMO)], capture_output=True, text=True, check=False
