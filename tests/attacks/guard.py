@@ -1,4 +1,4 @@
-"""What an attack may not do, watched while it is tried."""
+"""Runs an attack on the converter and checks that it is refused without any effect."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ RUNS_SOMETHING = re.compile(
 )
 
 Build = Callable[[Path], Path]
-"""Makes the hostile checkpoint in a folder of its own; beside that lies the file `canary`."""
+"""Makes the hostile checkpoint in a folder of its own, beside which is the file `canary`."""
 
 
 @dataclass(frozen=True)
 class Attack:
-    """A checkpoint, and what the refusal says: that should name the member."""
+    """A hostile checkpoint and a pattern of the expected error, which should name the member."""
 
     build: Build
     message: str
@@ -48,7 +48,7 @@ sys.addaudithook(_watch)
 
 @contextmanager
 def _watched() -> Iterator[list[tuple[str, tuple[Any, ...]]]]:
-    global _events  # noqa: PLW0603 - an audit hook cannot be taken off again
+    global _events  # noqa: PLW0603 - an audit hook cannot be removed
     _events = []
     try:
         yield _events
@@ -57,7 +57,7 @@ def _watched() -> Iterator[list[tuple[str, tuple[Any, ...]]]]:
 
 
 def try_attack(attack: Attack, tmp_path: Path) -> None:
-    """The attack is refused in a line, in little memory, and touches nothing outside."""
+    """Check that the attack is refused in one line, in little memory, without access outside."""
     canary = tmp_path / "canary"
     canary.write_bytes(CANARY)
     (tmp_path / "attack").mkdir()
@@ -78,6 +78,6 @@ def try_attack(attack: Attack, tmp_path: Path) -> None:
     assert not [
         path for _, (path, *_) in events if isinstance(path, str) and path.endswith("canary")
     ]
-    left = [path for path in sorted(tmp_path.rglob("*")) if path not in before]
-    assert all(path.is_relative_to(tmp_path / "results" / "out.partial") for path in left)
+    created = [path for path in sorted(tmp_path.rglob("*")) if path not in before]
+    assert all(path.is_relative_to(tmp_path / "results" / "out.partial") for path in created)
     assert canary.read_bytes() == CANARY

@@ -1,4 +1,4 @@
-"""YAML that would run, grow or point elsewhere."""
+"""Configurations whose YAML would run code, expand to gigabytes or point outside."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tars, gzips and folders that are not what they seem."""
+"""Hostile tars, gzips and folders."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def tar(*members: tarfile.TarInfo) -> Build:
 
 
 def header(name: str, kind: bytes, size: bytes = b"0" * 11 + b"\0") -> bytes:
-    """A member's header that `tarfile` would not write."""
+    """Return a member's header that `tarfile` would not write."""
     block = bytearray(512)
     block[: len(name)] = name.encode()
     block[124:136] = size
@@ -60,7 +60,7 @@ def raw(data: bytes, *, compressed: bool = False) -> Build:
 
 
 def endless_header(folder: Path) -> Path:
-    """A few kilobytes of gzip: one member's extended header of 256 MiB."""
+    """Write a member's extended header of 256 MiB as a few kilobytes of gzip."""
     size = b"%011o\0" % (256 << 20)
     with gzip.open(folder / "model.nemo", "wb", 1) as file:
         file.write(header("a", b"x", size))
@@ -69,10 +69,10 @@ def endless_header(folder: Path) -> Path:
     return folder / "model.nemo"
 
 
-def cut(share: float, mode: str) -> Build:
+def cut(fraction: float, mode: str) -> Build:
     def build(folder: Path) -> Path:
         whole = pack(unpack(folder / "whole"), folder / "whole.nemo", mode)
-        os.truncate(whole, int(whole.stat().st_size * share))
+        os.truncate(whole, int(whole.stat().st_size * fraction))
         return whole
 
     return build

@@ -1,4 +1,4 @@
-"""Each wrong input: one line that says what and where, and nothing left behind."""
+"""Each wrong input gives one line that says what is wrong where, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ QKV = "model.decoder.layers.self_attention.linear_qkv.weight"
 
 
 def refused(source: Path, message: str, tmp_path: Path) -> None:
-    """`source` is refused with `message`: no output, and nothing read or written elsewhere."""
+    """Check that `source` is refused with `message` in one line, and that there is no output."""
     (tmp_path / "results").mkdir()
     with pytest.raises(NemotronError, match=message) as caught:
         convert(source, tmp_path / "results" / "out", Options(Parallel(2, 1)))
@@ -31,7 +31,7 @@ def refused(source: Path, message: str, tmp_path: Path) -> None:
 
 
 def bomb(folder: Path, chunk: bytes, compressor: str) -> None:
-    """Every chunk of QKV decodes, by what it says itself, to far more than an array has."""
+    """Replace every chunk of QKV by one that decodes to far more bytes than a chunk has."""
     edit_zarray(folder, QKV, compressor={"id": compressor})
     for layer in range(4):
         (folder / WEIGHTS / QKV / f"{layer}.0.0").write_bytes(chunk)

@@ -1,4 +1,4 @@
-"""Pickles and zips of `torch.save` that would run, hang, or lie about their size."""
+"""Pickles and zips of `torch.save` that would run code, hang, or state a false size."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 QKV = "model.decoder.layers.self_attention.linear_qkv.weight"
 PAIRS = b"K\x00" + b"2\x86" * 60
-"""(x, x) of (x, x) of …: two to the sixtieth zeros for whoever hashes, compares or prints them."""
+"""Pairs nested 60 deep: hashing, comparing or printing them visits 2⁶⁰ zeros."""
 PACKED_SIZE, SIZE = 20, 24
-"""Where a zip's directory says how large an entry is."""
+"""Offsets of an entry's two sizes in the zip's directory."""
 
 
 def index(data: bytes) -> Build:
-    """A checkpoint of torch.distributed whose index is `data`."""
+    """Return a builder of a torch_dist checkpoint whose index is `data`."""
 
     def build(folder: Path) -> Path:
         nemo = unpack_torch_dist(folder / "in")
@@ -37,7 +37,7 @@ def index(data: bytes) -> Build:
 
 
 def saved(data: bytes, rank: str = "", **directory: int) -> Build:
-    """A rank's file whose pickle is `data`; `directory` changes its zip's."""
+    """Return a builder of a rank's file with the pickle `data` and edited directory fields."""
 
     def build(folder: Path) -> Path:
         nemo = unpack(folder / "in")
@@ -57,7 +57,7 @@ def saved(data: bytes, rank: str = "", **directory: int) -> Build:
 
 
 def vast(*, packed: bool) -> Build:
-    """2³⁸ layers in one chunk that takes no room on the disk."""
+    """Return a builder of an array with 2³⁸ layers in one chunk that takes no space on disk."""
 
     def build(folder: Path) -> Path:
         nemo = unpack(folder / "in")

@@ -1,7 +1,7 @@
-"""The checkpoint that a Hugging Face Nemotron should become, derived with torch alone.
+"""The expected TensorRT-LLM checkpoint of a Hugging Face Nemotron, computed with torch alone.
 
-Nothing of `nemotron_convert` is used: whole-tensor operations on head-major q, k and v, not blocks
-of Megatron's groups.
+Nothing of `nemotron_convert` is used: these are operations on whole tensors, with q, k and v in the
+order of the heads, and not blocks of Megatron's groups.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from transformers import NemotronConfig
 def rank_tensors(
     weights: dict[str, Tensor], config: NemotronConfig, tp: int, pp: int
 ) -> list[dict[str, Tensor]]:
-    """Every rank's tensors, rank = stage · tp + TP rank."""
+    """Return the tensors of every rank; rank = stage · tp + TP rank."""
     ranks = []
     stages = torch.tensor_split(torch.arange(config.num_hidden_layers), pp)
     for stage, layers in enumerate(stages):
@@ -29,7 +29,7 @@ def rank_tensors(
                 for name, tensor in _layer(weights, config, layer, tp, rank).items():
                     tensors[f"transformer.layers.{local}.{name}"] = tensor
             if stage == pp - 1:
-                tensors["transformer.ln_f.weight"] = _one_more(weights["model.norm.weight"])
+                tensors["transformer.ln_f.weight"] = _plus_one(weights["model.norm.weight"])
                 tensors["transformer.ln_f.bias"] = weights["model.norm.bias"]
                 tensors["lm_head.weight"] = _vocabulary_rows(weights["lm_head.weight"], tp, rank)
             ranks.append(tensors)
@@ -48,18 +48,18 @@ def _layer(
         return by_head.chunk(tp)[rank].flatten(0, 1)
 
     return {
-        "input_layernorm.weight": _one_more(weights[prefix + "input_layernorm.weight"]),
+        "input_layernorm.weight": _plus_one(weights[prefix + "input_layernorm.weight"]),
         "input_layernorm.bias": weights[prefix + "input_layernorm.bias"],
         "attention.qkv.weight": torch.cat([heads("q"), heads("k", repeats), heads("v", repeats)]),
         "attention.dense.weight": weights[prefix + "self_attn.o_proj.weight"].chunk(tp, 1)[rank],
-        "post_layernorm.weight": _one_more(weights[prefix + "post_attention_layernorm.weight"]),
+        "post_layernorm.weight": _plus_one(weights[prefix + "post_attention_layernorm.weight"]),
         "post_layernorm.bias": weights[prefix + "post_attention_layernorm.bias"],
         "mlp.fc.weight": weights[prefix + "mlp.up_proj.weight"].chunk(tp)[rank],
         "mlp.proj.weight": weights[prefix + "mlp.down_proj.weight"].chunk(tp, 1)[rank],
     }
 
 
-def _one_more(gamma: Tensor) -> Tensor:
+def _plus_one(gamma: Tensor) -> Tensor:
     return (gamma.float() + 1).to(gamma.dtype)
 
 

@@ -1,4 +1,4 @@
-"""The golden `.nemo` in other shapes: unpacked, packed, re-chunked, damaged."""
+"""Variants of the golden `.nemo`: unpacked, packed, edited, compressed, with other chunks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WEIGHTS = "model_weights"
 
 
 def unpack(folder: Path) -> Path:
-    """The golden `.nemo` as a folder."""
+    """Unpack the golden `.nemo` into `folder`."""
     with tarfile.open(NEMO) as tar:
         tar.extractall(folder, filter="data")
     return folder
@@ -41,14 +41,14 @@ def edit_zarray(folder: Path, tensor: str, **keys: object) -> None:
 
 
 def compress(folder: Path, tensor: str, compressor: Codec) -> None:
-    """Store a tensor's chunks compressed, as zarr does."""
+    """Compress the chunks of a tensor, as zarr does."""
     for chunk in (folder / WEIGHTS / tensor).glob("[0-9]*"):
         chunk.write_bytes(bytes(compressor.encode(chunk.read_bytes())))
     edit_zarray(folder, tensor, compressor=compressor.get_config())
 
 
 def rechunk(folder: Path, tensor: str, chunks: tuple[int, ...]) -> None:
-    """Store a tensor of the folder on another grid, full chunks at its far edges."""
+    """Store a tensor with chunks of another size; those at its far edges are padded."""
     path = folder / WEIGHTS / tensor
     meta = json.loads((path / ".zarray").read_text())
     shape, old = meta["shape"], meta["chunks"]

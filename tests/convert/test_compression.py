@@ -1,4 +1,4 @@
-"""Compressed zarr chunks: the same checkpoint, and no chunk decoded twice or beyond its size."""
+"""Compressed zarr chunks give the same checkpoint; none is decoded twice or beyond its size."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_each_compressor_gives_the_same_checkpoint(name: str, tmp_path: Path) ->
 @pytest.mark.parametrize("name", CODECS)
 @pytest.mark.parametrize("size", [1, 255, 256, 300, 65_791, 65_792, 1_000_000])
 def test_a_chunk_of_any_size_and_none_of_another(name: str, size: int) -> None:
-    """Sizes on both sides of each width that Zstandard's header field has."""
+    """The sizes are on both sides of each limit of Zstandard's Frame_Content_Size."""
     decode = DECODERS[CODECS[name].codec_id]
     for data in (bytes(size), np.random.default_rng(0).bytes(size)):
         compressed = bytes(CODECS[name].encode(data))
@@ -64,10 +64,10 @@ def test_a_chunk_of_any_size_and_none_of_another(name: str, size: int) -> None:
 def test_a_chunk_is_decoded_once_however_many_threads_read_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoded = []
+    decoded_sizes = []
 
     def decode(compressed: bytes, size: int) -> bytes:
-        decoded.append(size)
+        decoded_sizes.append(size)
         return bytes(numcodecs.Zlib().decode(compressed))
 
     monkeypatch.setitem(DECODERS, "zlib", decode)
@@ -84,7 +84,7 @@ def test_a_chunk_is_decoded_once_however_many_threads_read_it(
 
             rows = b"".join(pool.map(read, range(0, 256, 64)))
             assert rows == tensor.read(chunk, 0, 256).tobytes()
-    assert len(decoded) == len(tensor.chunks)
+    assert len(decoded_sizes) == len(tensor.chunks)
 
 
 def test_the_cache_keeps_one_chunk_for_a_thread() -> None:

@@ -1,4 +1,4 @@
-"""The checkpoint, bit for bit: against ModelOpt's own files and against transformers' weights."""
+"""Checkpoints compared bit for bit with ModelOpt's own files and with transformers' weights."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_every_container_gives_the_same_bytes(container: str, tmp_path: Path) ->
 )
 @given(data=st.data())
 def test_the_grid_is_read_never_assumed(data: st.DataObject, tmp_path: Path) -> None:
-    """Any chunk grid, also one that no TP gives: the same checkpoint."""
+    """Any chunk grid gives the same checkpoint, also one that no TP would produce."""
     for folder in tmp_path.iterdir():
         shutil.rmtree(folder)
     folder = unpack(tmp_path / "in")

@@ -96,9 +96,9 @@ def test_transformers_gives_the_trained_answers(trained: Path, answers: list[Exa
     """From text through AutoTokenizer's chat template to text, greedily, as a user would."""
     tokenizer = AutoTokenizer.from_pretrained(trained)
     model = AutoModelForCausalLM.from_pretrained(trained, dtype=torch.float32)
-    right = 0
-    asked = answers[:12]
-    for answer in asked:
+    correct = 0
+    sample = answers[:12]
+    for answer in sample:
         prompt = tokenizer.apply_chat_template(
             [vars(message) for message in answer.question.messages],
             add_generation_prompt=True,
@@ -107,11 +107,11 @@ def test_transformers_gives_the_trained_answers(trained: Path, answers: list[Exa
         )
         length = prompt["input_ids"].shape[1]
         ids = model.generate(**prompt, max_new_tokens=200, do_sample=False)[0, length:]
-        right += (
+        correct += (
             tokenizer.decode(ids, skip_special_tokens=True).strip()
             == answer.question.answer.strip()
         )
-    assert right == len(asked)
+    assert correct == len(sample)
 
 
 def test_inspect_knows_it_and_build_refuses_it(golden: Path) -> None:

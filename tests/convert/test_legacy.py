@@ -1,4 +1,4 @@
-"""One pickle per rank, as NeMo saved before distributed checkpoints."""
+"""Checkpoints with one pickle per rank, as NeMo saved them before distributed checkpoints."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BY_COLUMNS = ("linear_proj.weight", "linear_fc2.weight")
 
 
 def legacy(folder: Path, tp: int, pp: int) -> Path:
-    """The golden model as TP × PP ranks would have saved it."""
+    """Write the golden model as TP × PP ranks would have saved it."""
     unpack(folder)
     zarrs = sorted((folder / WEIGHTS).glob("*/.zarray"))
     tensors = {path.parent.name: read_zarr(path.parent) for path in zarrs}
@@ -39,21 +39,21 @@ def legacy(folder: Path, tp: int, pp: int) -> Path:
                 first = name.startswith("model.embedding") and stage == 0
                 last = name.startswith(("model.output", "model.decoder.final")) and stage == pp - 1
                 if first or last:
-                    state[name] = share(name, tensor, rank, tp)
+                    state[name] = rank_shard(name, tensor, rank, tp)
                 elif name.startswith(LAYERS):
                     for local, layer in enumerate(layers.tolist()):
                         rest = name.removeprefix(LAYERS)
-                        state[f"{LAYERS}{local}.{rest}"] = share(name, tensor[layer], rank, tp)
+                        state[f"{LAYERS}{local}.{rest}"] = rank_shard(name, tensor[layer], rank, tp)
             state[LAYERS + "0.mlp.linear_fc1._extra_state"] = io.BytesIO(b"scales")
             state[LAYERS + "0.mlp.linear_fc2._extra_state"] = None
-            place = "" if tp == pp == 1 else f"mp_rank_{rank:02d}"
-            place = f"tp_rank_{rank:02d}_pp_rank_{stage:03d}" if pp > 1 else place
-            (folder / place).mkdir(exist_ok=True)
-            torch.save(state, folder / place / "model_weights.ckpt")
+            name = "" if tp == pp == 1 else f"mp_rank_{rank:02d}"
+            name = f"tp_rank_{rank:02d}_pp_rank_{stage:03d}" if pp > 1 else name
+            (folder / name).mkdir(exist_ok=True)
+            torch.save(state, folder / name / "model_weights.ckpt")
     return folder
 
 
-def share(name: str, tensor: torch.Tensor, rank: int, tp: int) -> torch.Tensor:
+def rank_shard(name: str, tensor: torch.Tensor, rank: int, tp: int) -> torch.Tensor:
     if tensor.ndim == 1:
         return tensor.clone()
     return tensor.chunk(tp, 1 if name.endswith(BY_COLUMNS) else 0)[rank].clone()
@@ -106,11 +106,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: os.truncate(f / "mp_rank_01" / "model_weights.ckpt", 300_000),
         "not a file of torch.save",
     ),
-    "share of another size": (
+    "shard of another size": (
         change(output_layer__weight=lambda t: t[:-1].clone()),
         r"output_layer\.weight has shape \[511, 128\]",
     ),
-    "share that is a vector": (
+    "shard that is a vector": (
         change(output_layer__weight=lambda t: t[0].clone()),
         r"output_layer\.weight is missing or misshapen",
     ),

@@ -1,4 +1,4 @@
-"""The converter as several processes under a real mpirun."""
+"""Conversions by several processes under a real `mpirun`."""
 
 from __future__ import annotations
 

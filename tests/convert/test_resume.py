@@ -1,4 +1,4 @@
-"""Conversions that are ended at a bad moment, and go on."""
+"""Conversions that are interrupted at any moment and resumed."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from tests.convert.nemo import NEMO, edit_config, rechunk, unpack
 
 NEMOTRON = str(Path(sys.executable).with_name("nemotron"))
 TP8 = Options(Parallel(8, 1))
-AGAIN = Options(Parallel(8, 1), resume=True)
+RESUMED = Options(Parallel(8, 1), resume=True)
 
 
 def break_after(bands: int, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> list[str]:
-    """Copier fails after so many bands; the list gets the source tensor of each band copied."""
+    """Make `Copier` raise `error` after `bands` bands; the list gets the bands that were copied."""
     copied: list[str] = []
     copy_band = Copier._copy_band
 
@@ -81,7 +81,7 @@ def test_killed_again_and_again(tmp_path: Path) -> None:
         time.sleep(generator.uniform(0, 0.15))
         process.send_signal(generator.choice([signal.SIGKILL, signal.SIGINT, signal.SIGTERM]))
         process.wait()
-        if out.exists():  # it was faster: then it is whole
+        if out.exists():  # the conversion ended before the signal, so the folder is complete
             assert changed_files(out, expected) == []
             shutil.rmtree(out)
     subprocess.run(command, check=True, capture_output=True)
@@ -127,7 +127,7 @@ def test_another_source_is_refused(
     else:
         os.utime(folder / "model_weights" / "model.output_layer.weight" / "0.0")
     with pytest.raises(NemotronError, match="begun with another source"):
-        convert(folder, tmp_path / "out", AGAIN)
+        convert(folder, tmp_path / "out", RESUMED)
     assert convert(folder, tmp_path / "out", TP8)  # from the beginning
 
 
@@ -141,7 +141,7 @@ def test_a_torn_journal_loses_only_its_last_tensor(
     assert len(lines) > 2
     log.write_text("\n".join(lines)[:-5])
     copied = break_after(1 << 30, monkeypatch, KeyboardInterrupt())
-    assert convert(NEMO, tmp_path / "out", AGAIN).files == expected.files
+    assert convert(NEMO, tmp_path / "out", RESUMED).files == expected.files
     torn = json.loads(lines[-1])
     assert torn[0].startswith("rank")
     assert copied
@@ -153,7 +153,7 @@ def test_a_file_that_has_gone_is_written_again(
     expected = convert(NEMO, tmp_path / "expected", TP8)
     begin(NEMO, tmp_path / "out", TP8, monkeypatch)
     (tmp_path / "out.partial" / "rank3.safetensors").unlink()
-    assert convert(NEMO, tmp_path / "out", AGAIN).files == expected.files
+    assert convert(NEMO, tmp_path / "out", RESUMED).files == expected.files
     assert changed_files(tmp_path / "out", expected) == []
 
 
@@ -167,7 +167,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
-    """A real one: a file system of our own, first too small for anything, then for the end."""
+    """On a real file system that is first too small for anything, then for the last tensors."""
     expected = convert(NEMO, tmp_path / "expected", TP8)
     (tmp_path / "disk").mkdir()
     convert_here = f"{NEMOTRON} convert {NEMO} -o disk/out --tp 8 --resume"
@@ -187,11 +187,11 @@ def test_a_full_disk(tmp_path: Path) -> None:
         check=True,
     )
     partial, whole = "out.partial", "out"
-    told = done.stdout.splitlines()
-    told = [
-        line for line in told if line.split()[0] in ("first", "second", "third", partial, whole)
+    lines = done.stdout.splitlines()
+    lines = [
+        line for line in lines if line.split()[0] in ("first", "second", "third", partial, whole)
     ]
-    assert told == ["first 1", partial, "second 1", partial, "third 0", whole]
+    assert lines == ["first 1", partial, "second 1", partial, "third 0", whole]
     assert "more bytes" in done.stderr
     assert "No space left on device" in done.stderr
     assert read_manifest(tmp_path).files == expected.files

@@ -1,4 +1,4 @@
-"""PyTorch's distributed checkpoints: the same bytes out, and nothing in them is run."""
+"""PyTorch's distributed checkpoints give the same bytes, and nothing in them is run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from nemotron_convert.target.manifest import read_manifest
 from nemotron_core.errors import NemotronError
 from tests.convert.nemo import GOLDEN, NEMO, WEIGHTS, pack, unpack
 
-# torch says this of every save outside a process group, also when told that there is none.
+# torch warns at every save outside a process group, even with `no_dist`.
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 TORCH_DIST = GOLDEN / "tiny_torch_dist_tp1pp1.nemo"
@@ -80,7 +80,7 @@ tokenizer:
 
 
 def nemo2(folder: Path, *, zarr: bool) -> Path:
-    """The golden model as a NeMo 2 folder."""
+    """Write the golden model as a NeMo 2 folder."""
     unpack(folder)
     (folder / "context" / "nemo_tokenizer").mkdir(parents=True)
     next(folder.glob("*.model")).rename(folder / "context" / "nemo_tokenizer" / "tokenizer.model")
@@ -142,7 +142,7 @@ def read_zarr(folder: Path) -> torch.Tensor:
 
 
 def test_this_pytorchs_own_file_gives_it_too(tmp_path: Path) -> None:
-    """Another version of the format than Megatron's, and one block for a whole tensor."""
+    """A newer version of the format than Megatron's file has, with one block per tensor."""
     folder = unpack(tmp_path / "in")
     zarrs = sorted((folder / WEIGHTS).glob("*/.zarray"))
     tensors = {path.parent.name: read_zarr(path.parent) for path in zarrs}
@@ -165,7 +165,7 @@ def nested(depth: int) -> bytes:
     return b"\x80\x04" + b"]" * depth + b"a" * (depth - 1) + b"."
 
 
-# LONG_BINPUT to index 2³¹: the C unpickler would reserve room for all of them.
+# LONG_BINPUT to index 2³¹ - 1: the unpickler in C would reserve memory for all indexes.
 MEMO_BOMB = b"\x80\x04Nr" + struct.pack("<I", 2**31 - 1) + b"."
 
 PICKLES: dict[str, tuple[bytes, str]] = {
@@ -199,7 +199,7 @@ def test_a_hostile_index_is_refused_and_nothing_in_it_runs(name: str, tmp_path: 
 
 
 def test_a_pickle_cannot_change_a_class_for_the_next_one() -> None:
-    """BUILD on a class instead of an instance, as an attack would."""
+    """The pickle applies BUILD to a class instead of an instance."""
     allowed = [("torch", "Size")]
     data = b"\x80\x02ctorch\nSize\n}X\x01\x00\x00\x00aK\x01sb."
     with pytest.raises(NemotronError, match="not a whole pickle"):

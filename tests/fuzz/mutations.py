@@ -1,6 +1,6 @@
-"""Checkpoints made wrong on purpose, with an eye to their structure: members, JSON, pickles, tar.
+"""Mutations of checkpoints that know their structure: members, JSON, YAML, pickles, zip, tar.
 
-Everything is drawn from the `Random` that is given, so a seed says all.
+All choices come from the `Random` argument, so a seed reproduces them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"
 
 
 def mutated(random: Random, members: Members) -> bytes:
-    """A `.nemo` with one to three faults in what it holds, and now and then in the tar itself."""
+    """Return a `.nemo` with up to three faults in its members, and sometimes one in the tar."""
     members = dict(members)
     names: list[tuple[str, str]] = []
     if random.random() < 0.85:
@@ -58,7 +58,7 @@ def mutated(random: Random, members: Members) -> bytes:
 
 
 def pack(members: Members, names: list[tuple[str, str]] | None = None) -> bytes:
-    """A tar of the members; `names` renames some, which a dict could not hold twice."""
+    """Return a tar of the members; `names` renames some, also to names that exist already."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as tar:
         for name, data in members.items():
@@ -69,9 +69,9 @@ def pack(members: Members, names: list[tuple[str, str]] | None = None) -> bytes:
 
 
 def _mutate_member(random: Random, members: Members) -> None:
-    # What describes the tensors is more telling than the many chunks.
-    described = [name for name in members if not name.rpartition("/")[2][:1].isdigit()]
-    name = random.choice(described if described and random.random() < 0.8 else sorted(members))
+    # Metadata are worth more faults than the many chunks.
+    metadata = [name for name in members if not name.rpartition("/")[2][:1].isdigit()]
+    name = random.choice(metadata if metadata and random.random() < 0.8 else sorted(members))
     kind = random.random()
     if kind < 0.06:
         del members[name]
@@ -102,26 +102,28 @@ def _mutate_structure(random: Random, name: str, data: bytes) -> bytes:
         if name.endswith(".distcp"):
             return _mutate_zip_in_place(random, data)
     except (ValueError, KeyError, IndexError, RecursionError, zipfile.BadZipFile):
-        pass  # an earlier fault has left nothing to parse
+        pass  # an earlier fault result it impossible to parse
     return _mutate_bytes(random, data)
 
 
 def _mutate_bytes(random: Random, data: bytes) -> bytes:
-    made = bytearray(data)
+    result = bytearray(data)
     kind = random.randrange(6)
-    place = random.randrange(len(made) + 1)
+    place = random.randrange(len(result) + 1)
     if kind == 0:
-        return bytes(made[:place])
+        return bytes(result[:place])
     if kind == 1:
-        return bytes(made[:place] + random.randbytes(random.choice((1, 8, 1000))) + made[place:])
+        return bytes(
+            result[:place] + random.randbytes(random.choice((1, 8, 1000))) + result[place:]
+        )
     if kind == 2:
-        return bytes(made[:place] + made[place + random.choice((1, 2, 100)) :])
+        return bytes(result[:place] + result[place + random.choice((1, 2, 100)) :])
     if kind == 3:
-        return bytes(len(made))
+        return bytes(len(result))
     for _ in range(random.choice((1, 1, 2, 8))):
-        if made:
-            made[random.randrange(len(made))] = _byte(random)
-    return bytes(made)
+        if result:
+            result[random.randrange(len(result))] = _byte(random)
+    return bytes(result)
 
 
 def _byte(random: Random) -> int:
@@ -158,7 +160,7 @@ def _mutate_yaml(random: Random, data: bytes) -> bytes:
 
 
 def _mutate_pickle(random: Random, data: bytes) -> bytes:
-    """Whole opcodes taken out, repeated, exchanged or put in, so that most of it still parses."""
+    """Remove, repeat, exchange or insert whole opcodes, so that most of the pickle still parses."""
     starts = [position for _, _, position in pickletools.genops(data) if position is not None]
     codes = [data[a:b] for a, b in zip(starts, [*starts[1:], len(data)], strict=True)]
     for _ in range(random.choice((1, 1, 2, 4))):
@@ -190,9 +192,9 @@ OPCODES = (
 
 
 def _mutate_zip(random: Random, data: bytes) -> bytes:
-    """The pickle in a file of torch.save, the entries around it as they were."""
-    made = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(made, "w") as new:
+    """Mutate the pickle in a file of `torch.save`, and rarely another entry."""
+    result = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(result, "w") as new:
         for entry in old.infolist():
             content = old.read(entry)
             if entry.filename.endswith("/data.pkl"):
@@ -200,28 +202,32 @@ def _mutate_zip(random: Random, data: bytes) -> bytes:
             elif random.random() < 0.01:
                 content = _mutate_bytes(random, content)
             new.writestr(entry.filename, content)
-    return made.getvalue()
+    return result.getvalue()
 
 
 ZIP_MARKS = (b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06", b"PK\x06\x06", b"data.pkl")
 
 
 def _mutate_zip_in_place(random: Random, data: bytes) -> bytes:
-    """Bytes near a zip's signatures, where its sizes and offsets are, and of the pickle."""
-    made = bytearray(data)
+    """Change bytes near a zip's signatures, where its sizes and offsets are, and in the pickle."""
+    result = bytearray(data)
     for _ in range(random.choice((1, 2, 4))):
         signature = random.choice(ZIP_MARKS)
-        found = data.find(signature, random.randrange(len(data)))
-        if found >= 0:
-            place = min(found + random.randrange(60), len(made) - 1)
-            made[place] = _byte(random)
-    return bytes(made)
+        position = data.find(signature, random.randrange(len(data)))
+        if position >= 0:
+            place = min(position + random.randrange(60), len(result) - 1)
+            result[place] = _byte(random)
+    return bytes(result)
 
 
 def _mutate_tar(random: Random, data: bytes) -> bytes:
-    """A field of a member's header, its checksum made right again most of the time."""
-    made = bytearray(data)
-    headers = [at for at in range(0, len(made) - 511, 512) if made[at + 257 : at + 262] == b"ustar"]
+    """Change a field of a member's header, and correct its checksum most of the time."""
+    result = bytearray(data)
+    headers = [
+        start
+        for start in range(0, len(result) - 511, 512)
+        if result[start + 257 : start + 262] == b"ustar"
+    ]
     if not headers:
         return _mutate_bytes(random, data)
     start = random.choice(headers)
@@ -237,8 +243,8 @@ def _mutate_tar(random: Random, data: bytes) -> bytes:
     )
     kind = bytes([random.choice(b"0123456789gxLKSVDX")])
     field = kind if length == 1 else random.choice(fields)
-    made[start + offset : start + offset + length] = field
+    result[start + offset : start + offset + length] = field
     if random.random() < 0.8:
-        made[start + 148 : start + 156] = b" " * 8
-        made[start + 148 : start + 156] = b"%06o\0 " % sum(made[start : start + 512])
-    return bytes(made)
+        result[start + 148 : start + 156] = b" " * 8
+        result[start + 148 : start + 156] = b"%06o\0 " % sum(result[start : start + 512])
+    return bytes(result)

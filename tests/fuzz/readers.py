@@ -2,9 +2,9 @@
 
     python -m tests.fuzz.readers --minutes 10 --seed 1
 
-Anything else is a finding: another exception, more than TIME_LIMIT or MEMORY_LIMIT, a message that
-is no single line. It is kept in the folder of findings as `{seed}-{number}.nemo`, and the text
-beside it says what happened; what ends the process itself is left as `running.nemo`.
+Anything else is a finding: another exception, more than TIME_LIMIT or MEMORY_LIMIT, or a message of
+several lines. It is kept in the folder of findings as `{seed}-{number}.nemo` with a traceback in a
+`.txt` of the same name. A checkpoint that ends the process itself is left as `running.nemo`.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ from tests.convert.test_torch_dist import nemo2, unpack_torch_dist
 from tests.fuzz.mutations import Members, mutated
 
 TIME_LIMIT = 20
-"""Seconds for one checkpoint; the sound ones take a few milliseconds."""
+"""Seconds for one checkpoint; an undamaged one takes a few milliseconds."""
 MEMORY_LIMIT = 512 << 20
 MESSAGE_LIMIT = 2000
 BANDS = 2
 
 
 class TimeUp(BaseException):
-    """The reader has taken longer than TIME_LIMIT."""
+    """Raised when the reader takes longer than TIME_LIMIT."""
 
 
 def sound_checkpoints(folder: Path) -> list[Members]:
-    """One of each layout that is read."""
+    """Return the members of one undamaged checkpoint for each layout that is read."""
     compressed = unpack(folder / "compressed")
     codecs = (numcodecs.Blosc(), numcodecs.Zstd(), numcodecs.Zlib(), numcodecs.LZ4())
     tensors = sorted(path.name for path in (compressed / "model_weights").glob("*.weight"))
     for tensor, codec in zip(tensors, codecs, strict=False):
         compress(compressed, tensor, codec)
-    made = (
+    folders = (
         unpack(folder / "zarr"),
         compressed,
         unpack_torch_dist(folder / "torch_dist"),
@@ -60,12 +60,12 @@ def sound_checkpoints(folder: Path) -> list[Members]:
     )
     return [
         {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
-        for root in made
+        for root in folders
     ]
 
 
 def read_all(path: Path) -> bool:
-    """Every byte that a conversion would read, in bands; False if the checkpoint is refused."""
+    """Read every byte that a conversion would read; return False if the checkpoint is refused."""
     try:
         with Source.open(path) as source:
             source.read_tokenizer()
@@ -83,7 +83,7 @@ def read_all(path: Path) -> bool:
 
 @contextmanager
 def limits() -> Iterator[None]:
-    """MEMORY_LIMIT more than now, and TIME_LIMIT from each `signal.alarm` on."""
+    """Allow MEMORY_LIMIT more than is used now, and TIME_LIMIT after each `signal.alarm`."""
 
     def time_up(_signal: int, _frame: FrameType | None) -> None:
         raise TimeUp(f"more than {TIME_LIMIT} s")
@@ -102,7 +102,7 @@ def limits() -> Iterator[None]:
 
 
 def fuzz(seed: int, numbers: Iterator[int], findings: Path) -> Counter[str]:
-    """How many were read, refused and found, by those words."""
+    """Return how many checkpoints were read and refused, and how many are findings (found)."""
     findings.mkdir(parents=True, exist_ok=True)
     outcomes: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -119,8 +119,8 @@ def fuzz(seed: int, numbers: Iterator[int], findings: Path) -> Counter[str]:
                     signal.alarm(0)
                     outcomes["found"] += 1
                     running.rename(findings / f"{seed}-{number}.nemo")
-                    said = traceback.format_exc().encode(errors="backslashreplace")
-                    (findings / f"{seed}-{number}.txt").write_bytes(said)
+                    report = traceback.format_exc().encode(errors="backslashreplace")
+                    (findings / f"{seed}-{number}.txt").write_bytes(report)
                 signal.alarm(0)
     running.unlink(missing_ok=True)
     return outcomes

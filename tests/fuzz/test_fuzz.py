@@ -1,4 +1,4 @@
-"""A short run of the fuzzer, the same every time; see `readers` for the long one."""
+"""A short run of the fuzzer with a fixed seed; see `readers` for long runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_whatever_the_bytes_a_checkpoint_or_one_error(tmp_path: Path) -> None:
     outcomes = fuzz(0, iter(range(RUNS)), tmp_path)
     assert [path.read_text() for path in tmp_path.glob("*.txt")] == []
     assert outcomes["found"] == 0
-    # Both ways out are taken: the faults are neither all fatal nor all harmless.
+    # Many checkpoints are read and many refused: the faults are neither all fatal nor harmless.
     assert min(outcomes["read"], outcomes["refused"]) > RUNS // 10
 
 
