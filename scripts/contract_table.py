@@ -1,8 +1,8 @@
-"""The tables of docs/contract.md, from the contract itself: python scripts/contract_table.py."""
+"""Print the tables of docs/contract.md from the contract: python scripts/contract_table.py."""
 
 from __future__ import annotations
 
-from nemotron_core.wire import LANES, TEXT_INPUTS, TEXT_OUTPUTS, Input, Tensor
+from nemotron_core.wire import LANES, TEXT_INPUTS, TEXT_OUTPUTS, Tensor
 
 NOTES = {
     "text_input": "a raw prompt; exactly one of this and the two below",
@@ -43,23 +43,20 @@ NOTES = {
 
 
 def tables() -> str:
-    """Markdown: the inputs with the lanes that have them, and the outputs."""
+    """Return Markdown: the inputs with the lanes that support them, and the outputs."""
     lines = ["| input | type | cpu | tensorrt | pytorch | |", "|---|---|---|---|---|---|"]
-    for one in TEXT_INPUTS:
-        lanes = " | ".join("yes" if lane in one.lanes else "–" for lane in LANES)
-        lines.append(f"| {_name(one)} | {_type(one)} | {lanes} | {NOTES.get(one.name, '')} |")
+    for entry in TEXT_INPUTS:
+        lanes = " | ".join("yes" if lane in entry.lanes else "–" for lane in LANES)
+        name = f"`{entry.name}`" + (" (ours)" if entry.is_extension else "")
+        lines.append(f"| {name} | {_type(entry)} | {lanes} | {NOTES.get(entry.name, '')} |")
     lines += ["", "| output | type | |", "|---|---|---|"]
-    lines += [f"| {_name(o)} | {_type(o)} | {NOTES.get(o.name, '')} |" for o in TEXT_OUTPUTS]
+    for output in TEXT_OUTPUTS:
+        lines.append(f"| `{output.name}` | {_type(output)} | {NOTES.get(output.name, '')} |")
     return "\n".join(lines)
 
 
-def _name(one: Tensor) -> str:
-    ours = isinstance(one, Input) and one.is_extension
-    return f"`{one.name}`" + (" (ours)" if ours else "")
-
-
-def _type(one: Tensor) -> str:
-    return f"{one.dtype}[{','.join(map(str, one.dims))}]"
+def _type(tensor: Tensor) -> str:
+    return f"{tensor.dtype}[{','.join(map(str, tensor.dims))}]"
 
 
 if __name__ == "__main__":

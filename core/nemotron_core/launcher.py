@@ -15,7 +15,7 @@ RANK_VARIABLES = {
 
 A batch script has SLURM_PROCID and SLURM_NTASKS too, but it is not a step of several tasks.
 """
-LAUNCHER_PREFIXES = ("OMPI_COMM_WORLD_", "PMI_", "PMIX_", "MV2_COMM_WORLD_", "SLURM_STEP_")
+PREFIXES = ("OMPI_COMM_WORLD_", "PMI_", "PMIX_", "MV2_COMM_WORLD_", "SLURM_STEP_")
 """Prefixes of the variables that a launcher sets for one process."""
 
 
@@ -32,6 +32,4 @@ def without_rank(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
 
     With the launcher's variables, such a program would wait for the other ranks.
     """
-    return {
-        name: text for name, text in environment.items() if not name.startswith(LAUNCHER_PREFIXES)
-    }
+    return {name: text for name, text in environment.items() if not name.startswith(PREFIXES)}

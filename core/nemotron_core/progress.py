@@ -24,12 +24,10 @@ LINE_SECONDS = 10.0
 
 
 @contextmanager
-def byte_progress(
-    description: str, total: int, *, shown: bool = True
-) -> Iterator[Callable[[int], None]]:
-    """Show progress towards `total` bytes: a bar on a terminal, lines in a log.
+def byte_progress(name: str, total: int, *, shown: bool = True) -> Iterator[Callable[[int], None]]:
+    """Show the progress of the operation `name`: a bar on a terminal, lines in a log.
 
-    Yields a function to call, from any thread, with each further number of bytes that are done.
+    Yields a function to call, from any thread, with each further number of bytes done of `total`.
     Nothing is shown unless `shown`.
     """
     console = Console(stderr=True)
@@ -45,15 +43,15 @@ def byte_progress(
             console=console,
         )
         with progress:
-            task = progress.add_task(description, total=total)
+            task = progress.add_task(name, total=total)
             yield lambda done: progress.advance(task, done)
     else:
-        yield _Log(description, total).report
+        yield _Log(name, total).report
 
 
 class _Log:
-    def __init__(self, description: str, total: int) -> None:
-        self._description, self._total, self._done = description, total, 0
+    def __init__(self, name: str, total: int) -> None:
+        self._name, self._total, self._done = name, total, 0
         self._start = self._last_line = time.monotonic()
         self._lock = threading.Lock()
 
@@ -66,7 +64,7 @@ class _Log:
             self._last_line = now
             rate = self._done / (now - self._start)
             print(
-                f"{self._description}: {decimal(self._done)} of {decimal(self._total)}, "
+                f"{self._name}: {decimal(self._done)} of {decimal(self._total)}, "
                 f"{decimal(int(rate))}/s, {int((self._total - self._done) / rate)} s left",
                 file=sys.stderr,
                 flush=True,

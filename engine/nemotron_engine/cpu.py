@@ -35,8 +35,8 @@ class CpuEngine:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._settings = CpuEngineSettings.read(folder)
-        self._admission = Admission(self._settings)
+        self.settings = CpuEngineSettings.read(folder)
+        self._admission = Admission(self.settings)
         self._numbers = itertools.count()
         self._running: dict[int, tuple[str, OnChunk]] = {}
         self._numbers_by_id: dict[str, int] = {}
@@ -56,14 +56,6 @@ class CpuEngine:
         for thread in self._threads:
             thread.start()
 
-    @property
-    def settings(self) -> CpuEngineSettings:
-        return self._settings
-
-    def submit(self, request: GenerationRequest, on_chunk: OnChunk) -> None:
-        """Queue one request; see `submit_all`."""
-        self.submit_all([(request, on_chunk)])
-
     def submit_all(self, requests: Sequence[tuple[GenerationRequest, OnChunk]]) -> None:
         """See `Engine`."""
         self._admission.admit([request for request, _ in requests])
@@ -74,7 +66,7 @@ class CpuEngine:
             with self._lock:
                 self._running[number] = request.request_id, on_chunk
                 self._numbers_by_id[request.request_id] = number
-            seconds = min(request.seconds or math.inf, self._settings.request_seconds)
+            seconds = min(request.seconds or math.inf, self.settings.request_seconds)
             asks.append(Ask(number, request, now + seconds))
         self._outbox.put(asks)
 

@@ -14,7 +14,7 @@ import numpy as np
 from nemotron_core.errors import NemotronError
 from nemotron_core.text import AnswerSettings, StopStrings, Tokenizer, check_text, parse_messages
 from nemotron_core.wire import TEXT_INPUTS, Lane
-from nemotron_engine.triton import parameter, refuse_parameters, required, tensor, value, values
+from nemotron_engine.triton import parameter, refuse_unsupported, required, tensor, value, values
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,7 @@ class PromptBuilder:
 
     def build(self, request: Any) -> Prompt:
         """Return a request's prompt. Raises `NemotronError` if the request is invalid."""
-        refuse_parameters(request)
-        for text_input in TEXT_INPUTS:
-            if self.lane in text_input.lanes:
-                continue
-            if (sent := values(request, text_input.name)) is not None:
-                text_input.refuse(self.lane, sent)
+        refuse_unsupported(request, TEXT_INPUTS, self.lane)
         if not value(request, "exclude_input_in_output", default=True):
             raise NemotronError(
                 "an answer never repeats its prompt",

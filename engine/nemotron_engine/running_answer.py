@@ -56,17 +56,13 @@ class RunningAnswer:
             end_ids=settings.end_ids,
             stop_strings=settings.stop_strings,
         )
-        self._finished = False
+        self.is_finished = False
+        """Whether the last outputs were made."""
         self._engine_stopped = False
         self._unsent_text = ""
         self._unsent_ids: list[int] = []
         self._unsent_log_probs: list[float] = []
         self._num_tokens = 0
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether the last outputs were made."""
-        return self._finished
 
     def with_reason(self, step: Step, *, last: bool = False) -> Step:
         """Return the step with a finish reason derived from its tokens.
@@ -87,7 +83,7 @@ class RunningAnswer:
         The list is empty while a character is incomplete, while the client waits for one whole
         response, and after the answer has ended.
         """
-        if self._finished:  # tokens that the engine generated before it received the stop
+        if self.is_finished:  # tokens that the engine generated before it received the stop
             return []
         finish_reason = step.finish_reason
         step = self._take(step)
@@ -98,8 +94,8 @@ class RunningAnswer:
             if not finish_reason:
                 self.stop_engine()
             finish_reason = "stop"
-        self._finished = bool(finish_reason)
-        if not self._finished and not (self._settings.stream and self._unsent_text):
+        self.is_finished = bool(finish_reason)
+        if not self.is_finished and not (self._settings.stream and self._unsent_text):
             return []
         outputs = self._outputs(step, finish_reason)
         self._unsent_text, self._unsent_ids, self._unsent_log_probs = "", [], []

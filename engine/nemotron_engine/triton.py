@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from nemotron_core.errors import ErrorKind, NemotronError
-from nemotron_core.wire import DATATYPES
+from nemotron_core.wire import DATATYPES, Input, Lane
 
 KNOWN_PARAMETERS = {"id"}
 """Parameters of a request that are not inputs: `/generate` passes on the request's id as one."""
-NUMPY_TYPES: dict[str, type[np.generic]] = {
-    "BYTES": np.object_,
-    "BOOL": np.bool_,
-    "INT32": np.int32,
-    "INT64": np.int64,
-    "FP32": np.float32,
-}
-"""NumPy's types for the types of our outputs."""
 
 
 def values(request: Any, name: str) -> list[Any] | None:
@@ -77,9 +70,21 @@ def refuse_parameters(request: Any) -> None:
         raise NemotronError(f"there is no input {unknown[0]!r}", remedy="leave it out")
 
 
+def refuse_unsupported(request: Any, inputs: Sequence[Input], lane: Lane) -> None:
+    """Raise `NemotronError` if the request asks for something that the lane does not support.
+
+    Its parameters are checked too; see `refuse_parameters`.
+    """
+    refuse_parameters(request)
+    for entry in inputs:
+        if lane not in entry.lanes and (sent := values(request, entry.name)) is not None:
+            entry.refuse(lane, sent)
+
+
 def tensor(name: str, elements: Any) -> Any:
     """Return the tensor `name` of the contract, with the batch axis in front of `elements`."""
-    return pb_utils.Tensor(name, np.array([elements], NUMPY_TYPES[DATATYPES[name]]))
+    dtype = "TYPE_" + DATATYPES[name].replace("BYTES", "STRING")
+    return pb_utils.Tensor(name, np.array([elements], pb_utils.triton_string_to_numpy(dtype)))
 
 
 def error_response(error: NemotronError) -> Any:
@@ -104,9 +109,7 @@ def is_engine_failure(text: str) -> bool:
 def error_response_of_text(text: str) -> Any:
     """Return the response that passes on another model's error, with its kind and its words."""
     kind = ErrorKind.of_text(text)
-    if kind is None:
-        return _error(ErrorKind.FAILED, text)
-    return _error(kind, text[text.index(kind.value) :])
+    return _error(kind, text[text.index(kind.value) :]) if kind else _error(ErrorKind.FAILED, text)
 
 
 def shutting_down() -> Any:

@@ -1,4 +1,4 @@
-"""Text out of tokens: whatever the pieces, the same text as SentencePiece's own."""
+"""The tokenizer, the prompt format and the settings of an answer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MODEL = GOLDEN / "hf_tiny" / "tokenizer.model"
 
 @given(text=st.text(alphabet=st.characters(exclude_categories=["Cs"], exclude_characters="\0")))
 def test_encode_then_decode_gives_what_sentencepiece_gives(tokenizer_path: Path, text: str) -> None:
-    """Behind a first piece, where a continuation's leading space is a space for tokenizer_path."""
+    """Behind a first piece, where a continuation's leading space is a space for both."""
     tokenizer = Tokenizer(tokenizer_path)
     plain = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_path))
     prefix = tokenizer.encode("a")

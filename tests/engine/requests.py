@@ -52,5 +52,5 @@ def request(ids: list[int], name: str = "one", **fields: Any) -> GenerationReque
 
 def ask(engine: CpuEngine, ids: list[int], name: str = "one", **fields: Any) -> Answer:
     answer = Answer()
-    engine.submit(request(ids, name, **fields), answer.push)
+    engine.submit_all([(request(ids, name, **fields), answer.push)])
     return answer

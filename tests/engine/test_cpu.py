@@ -46,25 +46,28 @@ def bf16(engine_bf16: Path) -> Iterator[CpuEngine]:
     engine.close()
 
 
-def exact_share(engine: CpuEngine, answers: list[ExactAnswer], tokenizer: Tokenizer) -> float:
-    found = [
-        ask(engine, prompt_ids(tokenizer, one.question.messages), str(i), max_tokens=200)
-        for i, one in enumerate(answers)
+def exact_fraction(engine: CpuEngine, answers: list[ExactAnswer], tokenizer: Tokenizer) -> float:
+    running = [
+        ask(engine, prompt_ids(tokenizer, exact.question.messages), str(i), max_tokens=200)
+        for i, exact in enumerate(answers)
     ]
-    same = [a.wait().token_ids == one.token_ids for a, one in zip(found, answers, strict=True)]
-    return sum(same) / len(same)
+    is_exact = [
+        answer.wait().token_ids == exact.token_ids
+        for answer, exact in zip(running, answers, strict=True)
+    ]
+    return sum(is_exact) / len(is_exact)
 
 
 def test_f32_is_transformers_on_every_answer(
     f32: CpuEngine, answers: list[ExactAnswer], tokenizer: Tokenizer
 ) -> None:
-    assert exact_share(f32, answers, tokenizer) == 1
+    assert exact_fraction(f32, answers, tokenizer) == 1
 
 
 def test_bf16_keeps_the_answers(
     bf16: CpuEngine, answers: list[ExactAnswer], tokenizer: Tokenizer
 ) -> None:
-    assert exact_share(bf16, answers, tokenizer) >= 0.98
+    assert exact_fraction(bf16, answers, tokenizer) >= 0.98
 
 
 @pytest.mark.parametrize("length", [200, 1000, 3500])
@@ -73,22 +76,22 @@ def test_bf16_is_near_transformers_however_long_the_prompt(bf16: CpuEngine, leng
     model = load_hf_model()
     generator = torch.Generator().manual_seed(length)
     ids = torch.randint(300, model.config.vocab_size, (length,), generator=generator).tolist()
-    found = ask(bf16, ids, max_tokens=32, end_ids=(NEVER,), log_probs=True).wait()
+    answer = ask(bf16, ids, max_tokens=32, end_ids=(NEVER,), log_probs=True).wait()
     with torch.inference_mode():
-        logits = model(torch.tensor([ids + found.token_ids[:-1]])).logits[0, length - 1 :]
+        logits = model(torch.tensor([ids + answer.token_ids[:-1]])).logits[0, length - 1 :]
     expected = logits.log_softmax(-1)
-    chosen = torch.tensor(found.token_ids)
+    chosen = torch.tensor(answer.token_ids)
     assert (expected.argmax(-1) == chosen).float().mean() >= 0.9
-    difference = expected.gather(1, chosen[:, None])[:, 0] - torch.tensor(found.log_probs)
+    difference = expected.gather(1, chosen[:, None])[:, 0] - torch.tensor(answer.log_probs)
     assert difference.abs().mean() < 0.05
 
 
 def test_f32_is_transformers_one_request_at_a_time(
     f32: CpuEngine, answers: list[ExactAnswer], tokenizer: Tokenizer
 ) -> None:
-    for one in answers[::25]:
-        alone = ask(f32, prompt_ids(tokenizer, one.question.messages), max_tokens=200).wait()
-        assert alone.token_ids == one.token_ids
+    for exact in answers[::25]:
+        alone = ask(f32, prompt_ids(tokenizer, exact.question.messages), max_tokens=200).wait()
+        assert alone.token_ids == exact.token_ids
         assert alone.finish_reason == "stop"
         assert alone.chunks > 1
 
@@ -131,13 +134,13 @@ def test_f32_is_transformers_on_random_weights_with_32_requests_joining_and_leav
     lengths = [8 + 3 * i % 60 for i in range(32)]
     expected = greedy(model, prompts, max_tokens=max(lengths), end_id=NEVER, batch=1)
     running: queue.Queue[Answer] = queue.Queue()
-    found = []
+    collected = []
     for i, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
-        found.append(ask(golden, prompt, str(i), max_tokens=length, end_ids=(NEVER,)))
-        running.put(found[-1])
+        collected.append(ask(golden, prompt, str(i), max_tokens=length, end_ids=(NEVER,)))
+        running.put(collected[-1])
         if i % 3 == 2:  # wait for the oldest to speak, so that the next joins in the middle
             assert running.get().first.wait(WAIT)
-    for answer, ids, length in zip(found, expected, lengths, strict=True):
+    for answer, ids, length in zip(collected, expected, lengths, strict=True):
         assert answer.wait().token_ids == ids[:length]
         assert answer.finish_reason == ("stop" if NEVER in ids[:length] else "length")
     for i, (prompt, ids) in enumerate(zip(prompts[:6], expected, strict=False)):
@@ -148,16 +151,16 @@ def test_f32_is_transformers_on_random_weights_with_32_requests_joining_and_leav
 def test_log_probabilities_are_transformers(
     f32: CpuEngine, answers: list[ExactAnswer], tokenizer: Tokenizer
 ) -> None:
-    one = answers[0]
-    prompt = prompt_ids(tokenizer, one.question.messages)
-    found = ask(f32, prompt, log_probs=True, max_tokens=200).wait()
+    exact = answers[0]
+    prompt = prompt_ids(tokenizer, exact.question.messages)
+    answer = ask(f32, prompt, log_probs=True, max_tokens=200).wait()
     model = load_hf_model()
     round_norms(model)
     with torch.inference_mode():
-        logits = model(torch.tensor([prompt + one.token_ids])).logits[0]
+        logits = model(torch.tensor([prompt + exact.token_ids])).logits[0]
     log_probs = logits.log_softmax(-1)[len(prompt) - 1 : -1]
-    expected = log_probs.gather(1, torch.tensor(one.token_ids)[:, None])[:, 0]
-    assert found.log_probs == pytest.approx(expected.tolist(), abs=1e-3)
+    expected = log_probs.gather(1, torch.tensor(exact.token_ids)[:, None])[:, 0]
+    assert answer.log_probs == pytest.approx(expected.tolist(), abs=1e-3)
 
 
 def test_a_seed_repeats_its_sample_and_another_does_not(f32: CpuEngine) -> None:
@@ -183,11 +186,11 @@ def test_top_k_alone_samples_and_top_p_0_is_none() -> None:
 def test_temperature_with_top_k_1_and_temperature_0_are_greedy(
     f32: CpuEngine, answers: list[ExactAnswer], tokenizer: Tokenizer
 ) -> None:
-    one = answers[1]
-    prompt = prompt_ids(tokenizer, one.question.messages)
+    exact = answers[1]
+    prompt = prompt_ids(tokenizer, exact.question.messages)
     for fields in ({"temperature": 3.0, "top_k": 1}, {"temperature": 0.0}):
-        found = ask(f32, prompt, max_tokens=200, **fields).wait()
-        assert found.token_ids == one.token_ids
+        answer = ask(f32, prompt, max_tokens=200, **fields).wait()
+        assert answer.token_ids == exact.token_ids
 
 
 def test_a_cancelled_request_ends_and_the_others_do_not(f32: CpuEngine) -> None:
@@ -208,13 +211,13 @@ def test_a_cancelled_request_ends_and_the_others_do_not(f32: CpuEngine) -> None:
 def test_without_an_end_id_only_the_length_ends(
     f32: CpuEngine, answers: list[ExactAnswer], tokenizer: Tokenizer
 ) -> None:
-    one = answers[0]
-    count = len(one.token_ids) + 20
-    prompt = prompt_ids(tokenizer, one.question.messages)
-    found = ask(f32, prompt, max_tokens=count, end_ids=()).wait()
-    assert found.finish_reason == "length"
-    assert len(found.token_ids) == count
-    assert found.token_ids[: len(one.token_ids)] == one.token_ids
+    exact = answers[0]
+    count = len(exact.token_ids) + 20
+    prompt = prompt_ids(tokenizer, exact.question.messages)
+    answer = ask(f32, prompt, max_tokens=count, end_ids=()).wait()
+    assert answer.finish_reason == "length"
+    assert len(answer.token_ids) == count
+    assert answer.token_ids[: len(exact.token_ids)] == exact.token_ids
 
 
 def test_closing_ends_what_runs(engine_f32: Path) -> None:
@@ -252,7 +255,7 @@ def test_a_request_that_makes_no_sense_is_refused_at_once(
     f32: CpuEngine, fields: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(NemotronError, match=message):
-        f32.submit(replace(GOOD, **fields), Answer().push)
+        f32.submit_all([(replace(GOOD, **fields), Answer().push)])
     assert ask(f32, [4, 20, 30], max_tokens=2).wait().token_ids
 
 
@@ -282,12 +285,12 @@ def test_requests_wait_for_room_in_the_kv_cache_and_one_without_hope_ends(
     prompts = [[4, 20 + number, 30] for number in range(8)]
     endless = {"max_tokens": 150, "end_ids": (NEVER,)}
     try:
-        found, expected = (
+        in_small, in_large = (
             [ask(engine, ids, str(n), **endless) for n, ids in enumerate(prompts)]
             for engine in (small, f32)
         )
-        for answer, same in zip(found, expected, strict=True):
-            assert answer.wait().token_ids == same.wait().token_ids
+        for answer, expected in zip(in_small, in_large, strict=True):
+            assert answer.wait().token_ids == expected.wait().token_ids
         for ids, length in (([4] * 500, 100), ([4] * 600, 10)):
             with pytest.raises(NemotronError, match="the KV cache has no room"):
                 ask(small, ids, max_tokens=length, end_ids=(NEVER,)).wait()

@@ -29,9 +29,9 @@ PROMPT = [4, 20, 30]
 
 def processes_of(folder: Path) -> list[psutil.Process]:
     return [
-        one
-        for one in psutil.process_iter(["cmdline"])
-        if str(folder) in (one.info["cmdline"] or [])
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if str(folder) in (process.info["cmdline"] or [])
     ]
 
 
@@ -82,9 +82,12 @@ def test_what_is_submitted_together_begins_in_one_step(folder: Path) -> None:
         for round_ in range(20):
             chunks: queue.SimpleQueue[GenerationChunk | NemotronError] = queue.SimpleQueue()
             names = [f"{round_}/{number}" for number in range(32)]
-            engine.submit_all([(request(PROMPT, one, max_tokens=1), chunks.put) for one in names])
+            engine.submit_all([(request(PROMPT, name, max_tokens=1), chunks.put) for name in names])
             answers = [chunks.get(timeout=WAIT) for _ in names]
-            assert len({one.scheduled_ns for one in answers if not isinstance(one, Exception)}) == 1
+            starts = {
+                answer.scheduled_ns for answer in answers if not isinstance(answer, Exception)
+            }
+            assert len(starts) == 1
         assert not other.done.is_set()
     finally:
         over.set()
@@ -105,8 +108,8 @@ def test_tokens_come_together_where_handing_them_on_takes_long(folder: Path) -> 
     try:
         fast = ask(engine, PROMPT, max_tokens=600, end_ids=(NEVER,), log_probs=True).wait()
         slow = Answer()
-        one = request(PROMPT, "slow", max_tokens=600, end_ids=(NEVER,), log_probs=True)
-        engine.submit(one, slowly)
+        slow_request = request(PROMPT, "slow", max_tokens=600, end_ids=(NEVER,), log_probs=True)
+        engine.submit_all([(slow_request, slowly)])
         slow.wait()
         assert slow.token_ids == fast.token_ids
         assert slow.log_probs == fast.log_probs
@@ -120,13 +123,13 @@ def test_a_killed_process_fails_what_it_had_and_another_takes_its_place(folder: 
     engine = CpuEngine(folder)
     try:
         running = [ask(engine, PROMPT, str(n), max_tokens=4000, end_ids=(NEVER,)) for n in range(3)]
-        assert all(one.first.wait(WAIT) for one in running)
+        assert all(answer.first.wait(WAIT) for answer in running)
         steps = engine.state().steps
         (process,) = processes_of(folder)
         process.kill()
-        for one in running:
+        for answer in running:
             with pytest.raises(NemotronError, match="the engine's process ended with code -9"):
-                one.wait()
+                answer.wait()
         assert not engine.cancel("0")
         assert ask(engine, PROMPT, "0", max_tokens=5, end_ids=(NEVER,)).wait().token_ids
         assert engine.state().steps > steps

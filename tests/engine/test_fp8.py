@@ -18,7 +18,7 @@ from nemotron_convert.target.layout import ScaleKind
 from nemotron_core.openvino import openvino
 from nemotron_core.text import Tokenizer
 from nemotron_engine.cpu import CpuEngine
-from tests.engine.test_cpu import exact_share
+from tests.engine.test_cpu import exact_fraction
 from tests.tiny_nemotron.answers import ExactAnswer
 from tests.tiny_nemotron.dialogues import prompt_ids
 from tests.tiny_nemotron.reference import load_hf_model
@@ -43,7 +43,7 @@ def test_fp8_keeps_the_answers(
     build_engine(checkpoint_fp8, tmp_path / "engine", cpu_profile)
     engine = CpuEngine(tmp_path / "engine")
     try:
-        assert exact_share(engine, answers, tokenizer) >= 0.95
+        assert exact_fraction(engine, answers, tokenizer) >= 0.95
     finally:
         engine.close()
 
@@ -92,8 +92,8 @@ def test_the_graph_computes_with_the_checkpoints_numbers(
     graph = openvino.Core().compile_model(
         build_model(checkpoint, "f32"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )
-    for one in answers[::60]:
-        ids = [*prompt_ids(tokenizer, one.question.messages), *one.token_ids]
+    for exact in answers[::60]:
+        ids = [*prompt_ids(tokenizer, exact.question.messages), *exact.token_ids]
         with torch.inference_mode():
             expected = model(torch.tensor([ids])).logits[0].log_softmax(-1)
         request = graph.create_infer_request()
@@ -103,10 +103,10 @@ def test_the_graph_computes_with_the_checkpoints_numbers(
             "position_ids": np.arange(len(ids), dtype=np.int64)[None],
             "beam_idx": np.zeros(1, np.int32),
         }
-        found = torch.from_numpy(request.infer(feeds)["logits"][0].copy()).log_softmax(-1)
-        assert (found.argmax(-1) == expected.argmax(-1)).float().mean() >= 0.95
+        log_probs = torch.from_numpy(request.infer(feeds)["logits"][0].copy()).log_softmax(-1)
+        assert (log_probs.argmax(-1) == expected.argmax(-1)).float().mean() >= 0.95
         chosen = torch.tensor(ids[1:])[:, None]
-        difference = found[:-1].gather(1, chosen) - expected[:-1].gather(1, chosen)
+        difference = log_probs[:-1].gather(1, chosen) - expected[:-1].gather(1, chosen)
         assert difference.abs().mean() < 0.05
 
 

@@ -36,8 +36,8 @@ def space(pace: Pace, running: int, start: float = 1000.0) -> float:
 @pytest.mark.parametrize("cost", [1e-4, 1e-3, 1e-2])
 def test_sending_takes_its_share_of_the_time(lane: Lane, running: int, cost: float) -> None:
     expected = min(max(running * cost / SENDING_FRACTIONS[lane], MIN_SECONDS[lane]), MAX_SECONDS)
-    found = space(settled(lane, cost), running)
-    assert found == pytest.approx(expected, rel=0.02, abs=MAX_SECONDS / 500)
+    actual = space(settled(lane, cost), running)
+    assert actual == pytest.approx(expected, rel=0.02, abs=MAX_SECONDS / 500)
 
 
 def test_an_answer_is_sent_once_in_a_burst() -> None:

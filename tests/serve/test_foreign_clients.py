@@ -66,10 +66,10 @@ def test_perf_analyzer_streams_from_the_ensemble(server: TritonServer, tmp_path:
     whole = json.loads(report.read_text("utf-8", errors="replace"), strict=False)
     requests = whole["experiments"][0]["requests"]
     assert len(requests) == 20
-    asked = {"text_input": "<extra_id_1>Count", "max_tokens": TOKENS, "end_id": 0}
-    expected = text(stream(server, stream=True, **asked))
-    for one in requests:
-        assert "".join(output["text_output"] for output in one["response_outputs"]) == expected
+    request_inputs = {"text_input": "<extra_id_1>Count", "max_tokens": TOKENS, "end_id": 0}
+    expected = text(stream(server, stream=True, **request_inputs))
+    for request in requests:
+        assert "".join(output["text_output"] for output in request["response_outputs"]) == expected
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
@@ -110,17 +110,17 @@ def first_text(result: Any) -> str:
 def test_tritonclients_asynchronous_clients(
     server: TritonServer, answers: list[ExactAnswer]
 ) -> None:
-    one = answers[7]
-    fields = {"messages": messages_json(one.question.messages), "max_tokens": 200}
-    ends = server.endpoints
+    exact = answers[7]
+    fields = {"messages": messages_json(exact.question.messages), "max_tokens": 200}
+    endpoints = server.endpoints
 
     async def requests() -> AsyncIterator[dict[str, Any]]:
-        asked = inputs(tritonclient.grpc, stream=True, **fields)
-        yield {"model_name": "ensemble", "inputs": asked}
+        request_inputs = inputs(tritonclient.grpc, stream=True, **fields)
+        yield {"model_name": "ensemble", "inputs": request_inputs}
 
     async def ask() -> list[str]:
-        grpc = tritonclient.grpc.aio.InferenceServerClient(f"127.0.0.1:{ends.grpc}")
-        http = tritonclient.http.aio.InferenceServerClient(f"127.0.0.1:{ends.http}")
+        grpc = tritonclient.grpc.aio.InferenceServerClient(f"127.0.0.1:{endpoints.grpc}")
+        http = tritonclient.http.aio.InferenceServerClient(f"127.0.0.1:{endpoints.http}")
         async with grpc, http:
             whole = await grpc.infer("generate", inputs(tritonclient.grpc, **fields))
             over_http = await http.infer("generate", inputs(tritonclient.http, **fields))
@@ -132,4 +132,4 @@ def test_tritonclients_asynchronous_clients(
         assert len(pieces) > 1
         return [first_text(whole), first_text(over_http), "".join(pieces)]
 
-    assert asyncio.run(ask()) == [one.question.answer] * 3
+    assert asyncio.run(ask()) == [exact.question.answer] * 3

@@ -43,7 +43,7 @@ def junk(rng: random.Random) -> Any:
 
 def body_of_json(rng: random.Random) -> bytes:
     """A right body with a few keys made wrong, and at times the text itself cut or turned."""
-    names = [one.name for one in TEXT_INPUTS]
+    names = [text_input.name for text_input in TEXT_INPUTS]
     fields: dict[str, Any] = dict(RIGHT)
     for _ in range(rng.randrange(1, 4)):
         unknown = "".join(rng.choices(string.printable, k=rng.randrange(12)))
@@ -58,7 +58,7 @@ def body_of_json(rng: random.Random) -> bytes:
 
 def over_http(server: TritonServer, rng: random.Random) -> int:
     """Status of one wrong request; 0 if the server closed the connection."""
-    ends = server.endpoints
+    endpoints = server.endpoints
     verb = rng.choice(["generate"] * 4 + ["generate_stream"] * 4 + ["infer", "%ff"])
     path = f"/v2/models/{rng.choice([*MODELS * 9, 'none', '%00', 'x' * 2000])}/{verb}"
     method = rng.choice(["POST"] * 20 + ["GET", "PUT", "DELETE"])
@@ -68,7 +68,7 @@ def over_http(server: TritonServer, rng: random.Random) -> int:
     if rng.random() < 0.1:
         headers["Content-Encoding"] = rng.choice(["gzip", "deflate", "br"])
     body = rng.choice([body_of_json] * 5 + [random_bytes])(rng)
-    connection = http.client.HTTPConnection(ends.address, ends.http, timeout=WAIT)
+    connection = http.client.HTTPConnection(endpoints.address, endpoints.http, timeout=WAIT)
     try:
         connection.request(method, path, body, headers)
         response = connection.getresponse()
@@ -92,17 +92,19 @@ def infer_request(model: str, rng: random.Random) -> service_pb2.ModelInferReque
     request = service_pb2.ModelInferRequest(model_name=model if rng.random() < 0.95 else "none\0")
     request.id = "".join(rng.choices(string.printable, k=rng.randrange(20)))
     right = RIGHT_TOKENS if engine else RIGHT
-    tensors = [one for one in known if one.name in right]
-    for one in [*tensors, *rng.choices(known, k=rng.randrange(1, 3))]:
-        wrong = one.name not in right or rng.random() < 0.1
-        dtype = rng.choice(list(SIZES)) if wrong and rng.random() < 0.15 else one.dtype
+    tensors = [tensor for tensor in known if tensor.name in right]
+    for tensor in [*tensors, *rng.choices(known, k=rng.randrange(1, 3))]:
+        wrong = tensor.name not in right or rng.random() < 0.1
+        dtype = rng.choice(list(SIZES)) if wrong and rng.random() < 0.15 else tensor.dtype
         shape = [1, 1]
         if wrong and rng.random() < 0.2:
             shape = rng.choices([-1, 0, 1, 2, 3, 2**40], k=rng.randrange(4))
-        name = one.name if not wrong or rng.random() < 0.95 else "\u202e"
+        name = tensor.name if not wrong or rng.random() < 0.95 else "\u202e"
         datatype = "BYTES" if dtype == "STRING" else dtype
         request.inputs.add(name=name, datatype=datatype, shape=shape)
-        data = element(right.get(one.name, 0)) if not wrong else rng.randbytes(SIZES[dtype] or 20)
+        data = (
+            element(right.get(tensor.name, 0)) if not wrong else rng.randbytes(SIZES[dtype] or 20)
+        )
         if wrong and dtype == "STRING" and rng.random() < 0.8:
             data = (len(data) - 4).to_bytes(4, "little") + data[4:]
         if wrong and rng.random() < 0.1:
@@ -139,41 +141,43 @@ def over_grpc(stub: Any, rng: random.Random) -> str:
 
 
 @pytest.fixture(scope="module")
-def rightly(answers: list[ExactAnswer]) -> Callable[[TritonServer], None]:
+def check_server(answers: list[ExactAnswer]) -> Callable[[TritonServer], None]:
     """Asserts that nothing runs and that answers are what they were."""
 
     def check(server: TritonServer) -> None:
         assert metric(server, RUNNING_METRIC) == 0
-        for one in answers[11::90]:
-            prompt = messages_json(one.question.messages)
+        for exact in answers[11::90]:
+            prompt = messages_json(exact.question.messages)
             for model in ("ensemble", "tensorrt_llm_bls"):
-                found = stream(server, model, messages=prompt, max_tokens=200, stream=True)
-                assert text(found) == one.question.answer
+                responses = stream(server, model, messages=prompt, max_tokens=200, stream=True)
+                assert text(responses) == exact.question.answer
 
     return check
 
 
 def test_malformed_http_requests(
-    server: TritonServer, rightly: Callable[[TritonServer], None]
+    server: TritonServer, check_server: Callable[[TritonServer], None]
 ) -> None:
     rng = random.Random(SEED)
-    found = Counter(over_http(server, rng) for _ in range(OVER_HTTP))
+    outcomes = Counter(over_http(server, rng) for _ in range(OVER_HTTP))
     assert server.process.poll() is None
-    assert set(found) <= {0, 200, *REFUSALS}, found
-    assert found[400] > OVER_HTTP / 8, found  # by our models; most others fail Triton's own parser
-    assert found[200] < OVER_HTTP / 10, found
-    rightly(server)
+    assert set(outcomes) <= {0, 200, *REFUSALS}, outcomes
+    assert outcomes[400] > OVER_HTTP / 8, (
+        outcomes
+    )  # by our models; most others fail Triton's own parser
+    assert outcomes[200] < OVER_HTTP / 10, outcomes
+    check_server(server)
 
 
 def test_malformed_grpc_requests(
-    server: TritonServer, rightly: Callable[[TritonServer], None]
+    server: TritonServer, check_server: Callable[[TritonServer], None]
 ) -> None:
     rng = random.Random(SEED)
-    ends = server.endpoints
-    with grpc.insecure_channel(f"{ends.address}:{ends.grpc}") as channel:
+    endpoints = server.endpoints
+    with grpc.insecure_channel(f"{endpoints.address}:{endpoints.grpc}") as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        found = Counter(over_grpc(stub, rng) for _ in range(OVER_GRPC))
+        outcomes = Counter(over_grpc(stub, rng) for _ in range(OVER_GRPC))
     assert server.process.poll() is None
-    assert found["refused"] > OVER_GRPC / 4, found
-    assert "StatusCode.DEADLINE_EXCEEDED" not in found, found
-    rightly(server)
+    assert outcomes["refused"] > OVER_GRPC / 4, outcomes
+    assert "StatusCode.DEADLINE_EXCEEDED" not in outcomes, outcomes
+    check_server(server)

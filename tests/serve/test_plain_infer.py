@@ -29,33 +29,33 @@ from tests.waiting import until
 
 
 def test_plain_infer_over_grpc_and_http(server: TritonServer, answers: list[ExactAnswer]) -> None:
-    one = answers[0]
-    fields = {"messages": messages_json(one.question.messages), "max_tokens": 200}
+    exact = answers[0]
+    fields = {"messages": messages_json(exact.question.messages), "max_tokens": 200}
     with grpc_client(server) as client:
         result = client.infer("generate", inputs(tritonclient.grpc, **fields))
-        assert result.as_numpy("text_output").ravel()[0].decode() == one.question.answer
+        assert result.as_numpy("text_output").ravel()[0].decode() == exact.question.answer
         with pytest.raises(InferenceServerException, match="decoupled"):
             client.infer("ensemble", inputs(tritonclient.grpc, **fields))
         bad = inputs(tritonclient.grpc, messages="[]", max_tokens=5)
         with pytest.raises(InferenceServerException, match="messages must be a non-empty list"):
             client.infer("generate", bad)
-    ends = server.endpoints
-    with tritonclient.http.InferenceServerClient(f"{ends.address}:{ends.http}") as client:
+    endpoints = server.endpoints
+    with tritonclient.http.InferenceServerClient(f"{endpoints.address}:{endpoints.http}") as client:
         result = client.infer("generate", inputs(tritonclient.http, **fields))
-        assert result.as_numpy("text_output").ravel()[0].decode() == one.question.answer
-        assert result.as_numpy("output_token_ids").ravel().tolist() == one.token_ids
+        assert result.as_numpy("text_output").ravel()[0].decode() == exact.question.answer
+        assert result.as_numpy("output_token_ids").ravel().tolist() == exact.token_ids
 
 
 def test_plain_infer_answers_many_at_once(server: TritonServer, answers: list[ExactAnswer]) -> None:
-    def ask(one: ExactAnswer) -> str:
-        body = {"messages": messages_json(one.question.messages), "max_tokens": 200}
+    def ask(exact: ExactAnswer) -> str:
+        body = {"messages": messages_json(exact.question.messages), "max_tokens": 200}
         status, reply = post(server, "/v2/models/generate/generate", body)
         assert status == 200
         return str(json.loads(reply)["text_output"])
 
     chosen = answers[5:37]
     with ThreadPoolExecutor(32) as pool:
-        assert list(pool.map(ask, chosen)) == [one.question.answer for one in chosen]
+        assert list(pool.map(ask, chosen)) == [exact.question.answer for exact in chosen]
 
 
 def test_plain_infer_does_not_wait_for_a_longer_one(server: TritonServer) -> None:

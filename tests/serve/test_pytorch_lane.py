@@ -117,10 +117,10 @@ class Answer:
         self.chunks: queue.Queue[GenerationChunk | NemotronError] = queue.Queue()
 
     def rest(self) -> list[GenerationChunk | NemotronError]:
-        found = [self.chunks.get(timeout=WAIT)]
-        while not isinstance(found[-1], NemotronError) and found[-1].finish_reason is None:
-            found.append(self.chunks.get(timeout=WAIT))
-        return found
+        chunks = [self.chunks.get(timeout=WAIT)]
+        while not isinstance(chunks[-1], NemotronError) and chunks[-1].finish_reason is None:
+            chunks.append(self.chunks.get(timeout=WAIT))
+        return chunks
 
 
 @pytest.fixture
@@ -175,11 +175,11 @@ def test_what_the_library_is_asked(alone: Any, engine: tuple[Path, Profile]) -> 
 
 
 def test_answers_in_pieces(alone: Any, answers: list[ExactAnswer], tokenizer: Tokenizer) -> None:
-    one = answers[2]
-    prompt = tuple(prompt_ids(tokenizer, one.question.messages))
+    exact = answers[2]
+    prompt = tuple(prompt_ids(tokenizer, exact.question.messages))
     pieces = ask(alone, input_ids=prompt, max_tokens=200, log_probs=True).rest()
     ids = [id_ for piece in pieces for id_ in piece.token_ids]  # type: ignore[union-attr]
-    assert ids == list(one.token_ids)
+    assert ids == list(exact.token_ids)
     assert len(pieces) > 1  # the first token waits for nothing
     logs = [value for piece in pieces for value in piece.log_probs]  # type: ignore[union-attr]
     assert len(logs) == len(ids)
@@ -201,8 +201,8 @@ def test_cancel_deadline_and_queue(alone: Any) -> None:
         ask(alone, "one more")
     for number in range(len(many)):
         alone.cancel(str(number))
-    ends = {getattr(one.rest()[-1], "finish_reason", "an error") for one in many}
-    assert ends == {"cancelled"}
+    finish_reasons = {getattr(answer.rest()[-1], "finish_reason", "an error") for answer in many}
+    assert finish_reasons == {"cancelled"}
 
 
 def test_what_the_library_refuses_is_the_requests_own_fault(alone: Any) -> None:
@@ -214,11 +214,11 @@ def test_what_the_library_refuses_is_the_requests_own_fault(alone: Any) -> None:
 def test_an_end_token_that_is_not_the_first_one_is_in_the_answer(
     alone: Any, answers: list[ExactAnswer], tokenizer: Tokenizer
 ) -> None:
-    one = answers[2]
-    prompt = tuple(prompt_ids(tokenizer, one.question.messages))
-    pieces = ask(alone, input_ids=prompt, max_tokens=200, end_ids=(3, one.token_ids[-1])).rest()
+    exact = answers[2]
+    prompt = tuple(prompt_ids(tokenizer, exact.question.messages))
+    pieces = ask(alone, input_ids=prompt, max_tokens=200, end_ids=(3, exact.token_ids[-1])).rest()
     ids = [id_ for piece in pieces for id_ in piece.token_ids]  # type: ignore[union-attr]
-    assert ids == list(one.token_ids)
+    assert ids == list(exact.token_ids)
 
 
 def test_a_dead_engine_says_so_to_everybody(alone: Any) -> None:
@@ -245,26 +245,26 @@ def lane(
 
 @pytest.mark.parametrize("model", MODELS)
 def test_the_lane_answers(model: str, lane: TritonServer, answers: list[ExactAnswer]) -> None:
-    for one in answers[::60]:
-        prompt = messages_json(one.question.messages)
-        found = stream(lane, model, messages=prompt, max_tokens=200, stream=True)
-        assert text(found) == one.question.answer
-        assert last(found, "finish_reason") == "stop"
+    for exact in answers[::60]:
+        prompt = messages_json(exact.question.messages)
+        responses = stream(lane, model, messages=prompt, max_tokens=200, stream=True)
+        assert text(responses) == exact.question.answer
+        assert last(responses, "finish_reason") == "stop"
 
 
 def test_several_answers_and_a_stop_string(lane: TritonServer, answers: list[ExactAnswer]) -> None:
-    one = max(answers, key=lambda one: len(one.question.answer))
-    stop = one.question.answer[20:26]
-    asked = {"messages": messages_json(one.question.messages), "max_tokens": 200}
-    found = stream(lane, stop_words=stop, num_return_sequences=2, **asked)
-    assert [text([part]) for part in found] == [one.question.answer[:20]] * 2
+    exact = max(answers, key=lambda exact: len(exact.question.answer))
+    stop = exact.question.answer[20:26]
+    fields = {"messages": messages_json(exact.question.messages), "max_tokens": 200}
+    responses = stream(lane, stop_words=stop, num_return_sequences=2, **fields)
+    assert [text([part]) for part in responses] == [exact.question.answer[:20]] * 2
 
 
 def test_sampling_means_the_same_as_on_the_cpu_lane(
     lane: TritonServer, server: TritonServer
 ) -> None:
-    asked = {"messages": ASK, "max_tokens": 60, "seed": 7, "temperature": 1.5}
-    assert text(stream(lane, **asked)) == text(stream(server, **asked))
+    fields = {"messages": ASK, "max_tokens": 60, "seed": 7, "temperature": 1.5}
+    assert text(stream(lane, **fields)) == text(stream(server, **fields))
 
 
 def test_a_client_that_goes_frees_the_engine(lane: TritonServer) -> None:

@@ -108,11 +108,11 @@ def test_a_client_that_just_goes_frees_the_engine(
     cpu_profile: Profile,
 ) -> None:
     """Nobody sends a stop. Triton itself then ends in good order: it lost count of no request."""
-    with TritonServer(engine_bf16, cpu_profile) as own:
+    with TritonServer(engine_bf16, cpu_profile) as server_alone:
         with ThreadPoolExecutor(8) as pool:
-            list(pool.map(leave, [own] * 8, [model] * 8))
-        until(lambda: metric(own, RUNNING_METRIC) == 0)
-        assert text(stream(own, messages=ASK, max_tokens=200)).startswith("I am")
+            list(pool.map(leave, [server_alone] * 8, [model] * 8))
+        until(lambda: metric(server_alone, RUNNING_METRIC) == 0)
+        assert text(stream(server_alone, messages=ASK, max_tokens=200)).startswith("I am")
         time.sleep(2 * FLUSH_SECONDS)
-        assert 0 < metric(own, GENERATED_TOKENS_METRIC) < 8 * 4000 / 2
-    assert own.process.returncode == 0
+        assert 0 < metric(server_alone, GENERATED_TOKENS_METRIC) < 8 * 4000 / 2
+    assert server_alone.process.returncode == 0

@@ -14,47 +14,75 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc
 import tritonclient.http
-from tritonclient.utils import InferenceServerException
+from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 from nemotron_serve.server import TritonServer
 from tests.tiny_nemotron.dialogues import Message
 
-DTYPES = {
-    "text_input": ("BYTES", np.object_),
-    "messages": ("BYTES", np.object_),
-    "stop_words": ("BYTES", np.object_),
-    "max_tokens": ("INT32", np.int32),
-    "end_id": ("INT32", np.int32),
-    "top_k": ("INT32", np.int32),
-    "min_tokens": ("INT32", np.int32),
-    "temperature": ("FP32", np.float32),
-    "top_p": ("FP32", np.float32),
-    "seed": ("UINT64", np.uint64),
-    "stream": ("BOOL", np.bool_),
-    "stop": ("BOOL", np.bool_),
-    "exclude_input_in_output": ("BOOL", np.bool_),
-    "return_num_input_tokens": ("BOOL", np.bool_),
-    "bad_words": ("BYTES", np.object_),
-    "num_return_sequences": ("INT32", np.int32),
-    "return_perf_metrics": ("BOOL", np.bool_),
-    "decoder_text_input": ("BYTES", np.object_),
-    "length_penalty": ("FP32", np.float32),
-    "return_context_logits": ("BOOL", np.bool_),
-    "return_generation_logits": ("BOOL", np.bool_),
-    "beam_width": ("INT32", np.int32),
-    "prompt_table_extra_id": ("UINT64", np.uint64),
-    "prompt_vocab_size": ("INT32", np.int32),
-    "embedding_bias_words": ("BYTES", np.object_),
-    "embedding_bias_weights": ("FP32", np.float32),
-    "lora_task_id": ("UINT64", np.uint64),
-    "guided_decoding_guide_type": ("BYTES", np.object_),
-    "guided_decoding_guide": ("BYTES", np.object_),
-    "pad_id": ("INT32", np.int32),
-    "return_log_probs": ("BOOL", np.bool_),
-    "input_ids": ("INT32", np.int32),
-    "input_lengths": ("INT32", np.int32),
-    "request_output_len": ("INT32", np.int32),
+# The tests' own tables, independent of the product's: copied from TensorRT-LLM's last classic
+# ensemble, except the entries of ours. Shapes are without the batch axis.
+INPUTS = {
+    "text_input": ("BYTES", [1]),
+    "messages": ("BYTES", [1]),  # ours
+    "input_token_ids": ("INT32", [-1]),  # ours
+    "decoder_text_input": ("BYTES", [1]),
+    "max_tokens": ("INT32", [1]),
+    "num_return_sequences": ("INT32", [1]),
+    "bad_words": ("BYTES", [-1]),
+    "stop_words": ("BYTES", [-1]),
+    "exclude_input_in_output": ("BOOL", [1]),
+    "end_id": ("INT32", [1]),
+    "pad_id": ("INT32", [1]),
+    "top_k": ("INT32", [1]),
+    "top_p": ("FP32", [1]),
+    "temperature": ("FP32", [1]),
+    "length_penalty": ("FP32", [1]),
+    "repetition_penalty": ("FP32", [1]),
+    "min_tokens": ("INT32", [1]),
+    "presence_penalty": ("FP32", [1]),
+    "frequency_penalty": ("FP32", [1]),
+    "seed": ("UINT64", [1]),
+    "return_log_probs": ("BOOL", [1]),
+    "return_context_logits": ("BOOL", [1]),
+    "return_generation_logits": ("BOOL", [1]),
+    "return_perf_metrics": ("BOOL", [1]),
+    "return_num_input_tokens": ("BOOL", [1]),
+    "return_num_output_tokens": ("BOOL", [1]),
+    "beam_width": ("INT32", [1]),
+    "stream": ("BOOL", [1]),
+    "prompt_embedding_table": ("FP16", [-1, -1]),
+    "prompt_table_extra_id": ("UINT64", [1]),
+    "prompt_vocab_size": ("INT32", [1]),
+    "embedding_bias_words": ("BYTES", [-1]),
+    "embedding_bias_weights": ("FP32", [-1]),
+    "lora_task_id": ("UINT64", [1]),
+    "lora_weights": ("FP16", [-1, -1]),
+    "lora_config": ("INT32", [-1, 3]),
+    "guided_decoding_guide_type": ("BYTES", [1]),
+    "guided_decoding_guide": ("BYTES", [1]),
 }
+OUTPUTS = {
+    "text_output": ("BYTES", [-1]),
+    "output_token_ids": ("INT32", [-1]),  # ours
+    "finish_reason": ("BYTES", [1]),  # ours
+    "stop_reason": ("BYTES", [1]),  # ours
+    "num_input_tokens": ("INT32", [1]),
+    "num_output_tokens": ("INT32", [1]),
+    "sequence_index": ("INT32", [1]),
+    "cum_log_probs": ("FP32", [-1]),
+    "output_log_probs": ("FP32", [-1, -1]),
+    "arrival_time_ns": ("INT64", [1]),
+    "first_scheduled_time_ns": ("INT64", [1]),
+    "first_token_time_ns": ("INT64", [1]),
+    "last_token_time_ns": ("INT64", [1]),
+}
+ENGINE_INPUTS = {
+    "stop": ("BOOL", [1]),
+    "input_ids": ("INT32", [-1]),
+    "input_lengths": ("INT32", [1]),
+    "request_output_len": ("INT32", [1]),
+}
+"""Inputs of `tensorrt_llm` that the tests send."""
 WAIT = 120
 MODELS = ("ensemble", "tensorrt_llm_bls")
 """The two that stream text."""
@@ -70,30 +98,31 @@ def messages_json(messages: Sequence[Message]) -> str:
 
 
 def inputs(client: ModuleType, **fields: Any) -> list[Any]:
-    made = []
+    """The fields as tensors of `client`, which is tritonclient's module for gRPC or HTTP."""
+    tensors = []
     for name, value in fields.items():
-        datatype, dtype = DTYPES[name]
+        datatype, _shape = (INPUTS | ENGINE_INPUTS)[name]
         elements = value if isinstance(value, list) else [value]
         if datatype == "BYTES":
             elements = [e.encode() if isinstance(e, str) else e for e in elements]
         tensor = client.InferInput(name, [1, len(elements)], datatype)
-        tensor.set_data_from_numpy(np.array([elements], dtype))
-        made.append(tensor)
-    return made
+        tensor.set_data_from_numpy(np.array([elements], triton_to_np_dtype(datatype)))
+        tensors.append(tensor)
+    return tensors
 
 
 def grpc_client(server: TritonServer) -> Any:
-    ends = server.endpoints
-    return tritonclient.grpc.InferenceServerClient(f"{ends.address}:{ends.grpc}")
+    endpoints = server.endpoints
+    return tritonclient.grpc.InferenceServerClient(f"{endpoints.address}:{endpoints.grpc}")
 
 
 def stream(
     server: TritonServer, model: str = "ensemble", request_id: str = "", **fields: Any
 ) -> list[dict[str, Any]]:
     """All responses of one streamed request; InferenceServerException if it fails."""
-    found: queue.Queue[Any] = queue.Queue()
+    results: queue.Queue[Any] = queue.Queue()
     with grpc_client(server) as client:
-        client.start_stream(lambda result, error: found.put(error or result))
+        client.start_stream(lambda result, error: results.put(error or result))
         client.async_stream_infer(
             model,
             inputs(tritonclient.grpc, **fields),
@@ -102,7 +131,7 @@ def stream(
         )
         responses = []
         while True:
-            result = found.get(timeout=WAIT)
+            result = results.get(timeout=WAIT)
             if isinstance(result, InferenceServerException):
                 raise result
             response = result.get_response()
@@ -116,8 +145,10 @@ def stream(
 
 def metric(server: TritonServer, name: str) -> float:
     """The value of a metric; `name` with its labels, if it has any. NaN until it is counted."""
-    ends = server.endpoints
-    with urllib.request.urlopen(f"http://{ends.address}:{ends.metrics}/metrics") as response:
+    endpoints = server.endpoints
+    with urllib.request.urlopen(
+        f"http://{endpoints.address}:{endpoints.metrics}/metrics"
+    ) as response:
         lines = response.read().decode().splitlines()
     values = [float(line.split()[-1]) for line in lines if line.rsplit(" ", 1)[0] == name]
     assert len(values) < 2, values
@@ -135,9 +166,11 @@ def last(responses: Sequence[dict[str, Any]], name: str) -> Any:
 
 def post(server: TritonServer, path: str, body: object) -> tuple[int, bytes]:
     """Status and body of an HTTP POST."""
-    ends = server.endpoints
+    endpoints = server.endpoints
     request = urllib.request.Request(
-        f"http://{ends.address}:{ends.http}{path}", data=json.dumps(body).encode(), method="POST"
+        f"http://{endpoints.address}:{endpoints.http}{path}",
+        data=json.dumps(body).encode(),
+        method="POST",
     )
     try:
         with urllib.request.urlopen(request, timeout=WAIT) as response:

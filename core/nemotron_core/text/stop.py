@@ -52,13 +52,11 @@ class StopStrings:
         if self.matched is not None:
             return ""
         text = self._held + text
-        matches = [
-            (start + len(s), start, s) for s in self._strings if (start := text.find(s)) >= 0
-        ]
+        matches = [(at + len(s), at, s) for s in self._strings if (at := text.find(s)) >= 0]
         if matches:
-            _, start, self.matched = min(matches)
+            _, at, self.matched = min(matches)
             self._held = ""
-            return text[:start]
+            return text[:at]
         keep = len(text) - self._undecided(text)
         self._held = text[keep:]
         return text[:keep]

@@ -56,9 +56,7 @@ def _inner(request: Any) -> Any:
         request_id=request.request_id(),
         requested_output_names=list(request.requested_output_names()),
         # Copies, because Triton reuses the memory of a request's inputs when `execute` returns.
-        inputs=[
-            pb_utils.Tensor(tensor.name(), tensor.as_numpy().copy()) for tensor in request.inputs()
-        ],
+        inputs=[pb_utils.Tensor(i.name(), i.as_numpy().copy()) for i in request.inputs()],
     )
 
 

@@ -25,6 +25,8 @@ from nemotron_engine.triton import (
 from nemotron_engine.watchdog import start_watchdog
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+Key = tuple[str, int]
+"""A request's answer settings as JSON, and the index of the sequence."""
 MAX_ANSWERS = 16384
 """Limit of the running answers, more than ever run at once. An answer is left behind only if the
 engine fails in the middle; past the limit, the answer without tokens for longest is dropped."""
@@ -34,9 +36,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         start_watchdog()
         self._tokenizer = Tokenizer(Path(parameter(args, "tokenizer_path")))
-        self._answers: OrderedDict[tuple[str, int], tuple[RunningAnswer, CancellationPoll]] = (
-            OrderedDict()
-        )
+        self._answers: OrderedDict[Key, tuple[RunningAnswer, CancellationPoll]] = OrderedDict()
 
     def finalize(self) -> None:
         release_all()
@@ -68,12 +68,12 @@ class TritonPythonModel:
         tensors = answer.push(step)
         return pb_utils.InferenceResponse(tensors) if tensors else None
 
-    def _begin(self, key: tuple[str, int]) -> tuple[RunningAnswer, CancellationPoll]:
+    def _begin(self, key: Key) -> tuple[RunningAnswer, CancellationPoll]:
         text, sequence = key
         settings = AnswerSettings.from_json(text)
         stop = partial(stop_engine, settings.sequence_id(sequence))
         answer = RunningAnswer(self._tokenizer, settings, stop)
-        self._answers[key] = answer, CancellationPoll()
+        entry = self._answers[key] = answer, CancellationPoll()
         if len(self._answers) > MAX_ANSWERS:
             self._answers.popitem(last=False)
-        return self._answers[key]
+        return entry

@@ -33,7 +33,7 @@ from nemotron_engine.triton import (
     error_response,
     error_response_of_text,
     parameter,
-    refuse_parameters,
+    refuse_unsupported,
     required,
     tensor,
     value,
@@ -262,12 +262,7 @@ def _sequences(request: Any) -> int:
 
 
 def _generation(request: Any, lane: Lane) -> GenerationRequest:
-    refuse_parameters(request)
-    for engine_input in ENGINE_INPUTS:
-        if lane in engine_input.lanes:
-            continue
-        if (sent := values(request, engine_input.name)) is not None:
-            engine_input.refuse(lane, sent)
+    refuse_unsupported(request, ENGINE_INPUTS, lane)
     input_ids = tuple(values(request, "input_ids") or ())
     if (length := required(request, "input_lengths")) != len(input_ids):
         raise NemotronError(

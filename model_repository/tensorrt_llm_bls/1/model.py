@@ -43,9 +43,7 @@ FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 WATCH_SECONDS = 0.05
 QUEUE_IS_FULL = "Maximum queue size"
 """Part of the error text of TensorRT-LLM's C++ backend when its queue is full."""
-ENGINE_NAMES = {
-    text_input.name: text_input.engine_name for text_input in TEXT_INPUTS if text_input.engine_name
-}
+ENGINE_NAMES = {entry.name: entry.engine_name for entry in TEXT_INPUTS if entry.engine_name}
 """Name at the engine of each input that is passed on unchanged."""
 
 
@@ -88,17 +86,14 @@ class TritonPythonModel:
 
     def _start(self, request: Any, sender: Any) -> None:
         with self._lock:
-            num_running = len(self._running)
-        if num_running >= self._max_requests:
-            raise Overloaded(
-                f"{num_running} requests run or wait already", remedy="try again later"
-            )
+            active = len(self._running)
+        if active >= self._max_requests:
+            raise Overloaded(f"{active} requests run or wait already", remedy="try again later")
         prompt = self._prompts.build(request)
-        seconds = min(request.timeout() / 1e6 or math.inf, self._seconds)
+        deadline = time.monotonic() + min(request.timeout() / 1e6 or math.inf, self._seconds)
         count = value(request, "num_return_sequences", default=1)
         request_type = _RunningForeign if self._meter else _Running
-        tokenizer = self._prompts.tokenizer
-        running = request_type(sender, prompt, tokenizer, count, time.monotonic() + seconds)
+        running = request_type(sender, prompt, self._prompts.tokenizer, count, deadline)
         with self._lock:
             running.choose_request_id(request.request_id(), self._running)
             self._running[running.engine_id] = running
@@ -270,11 +265,9 @@ class _RunningForeign(_Running):
 
     def fail(self, error: Any) -> None:
         if QUEUE_IS_FULL in error.message():
-            super().fail(
-                pb_utils.TritonError(f"{ErrorKind.OVERLOADED.value}{error.message()}", error.code())
-            )
-        else:
-            super().fail(error)
+            text = f"{ErrorKind.OVERLOADED.value}{error.message()}"
+            error = pb_utils.TritonError(text, error.code())
+        super().fail(error)
         self._failed = True
 
     def end(self) -> None:

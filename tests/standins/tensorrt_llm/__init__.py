@@ -93,14 +93,14 @@ class LLM:
         params = sampling_params or SamplingParams()
         assert streaming
         guide = params.guided_decoding
-        asked = {
+        noted = {
             k: v for k, v in vars(params).items() if k not in ("guided_decoding", "embedding_bias")
         }
         if params.embedding_bias is not None:
-            asked["embedding_bias"] = params.embedding_bias.tolist()
+            noted["embedding_bias"] = params.embedding_bias.tolist()
         if guide is not None:
-            asked["guided_decoding"] = vars(guide)
-        self._note(asked)
+            noted["guided_decoding"] = vars(guide)
+        self._note(noted)
         if params.max_tokens == UNWANTED:
             raise ValueError("max_tokens is one too many")
         if params.max_tokens == DEADLY:
@@ -124,15 +124,15 @@ class CompletionOutput:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[dict[int, llmapi.Logprob]] = field(default_factory=list)
     finish_reason: str | None = None
-    _told: int = 0
+    _reported: int = 0
 
     @property
     def token_ids_diff(self) -> list[int]:
-        return self.token_ids[self._told :]
+        return self.token_ids[self._reported :]
 
     @property
     def logprobs_diff(self) -> list[dict[int, llmapi.Logprob]]:
-        return self.logprobs[self._told :]
+        return self.logprobs[self._reported :]
 
 
 class RequestOutput:
@@ -145,16 +145,16 @@ class RequestOutput:
         self._id = uuid.uuid4().hex
         self._chunks: asyncio.Queue[GenerationChunk | NemotronError] = asyncio.Queue()
         loop = asyncio.get_running_loop()
-        ends = list(params.stop_token_ids or ())
-        self._cut = [] if params.include_stop_str_in_output else ends.copy()
+        end_ids = list(params.stop_token_ids or ())
+        self._cut = [] if params.include_stop_str_in_output else end_ids.copy()
         if params.end_id is not None and not params.ignore_eos:
-            ends.append(params.end_id)
+            end_ids.append(params.end_id)
         greedy = params.top_k == 1 or not (params.temperature or params.top_p or params.top_k)
         request = GenerationRequest(
             request_id=self._id,
             input_ids=tuple(ids),
             max_tokens=params.max_tokens,
-            end_ids=tuple(ends),
+            end_ids=tuple(end_ids),
             temperature=None if greedy else params.temperature,
             top_k=params.top_k,
             top_p=params.top_p,
@@ -167,7 +167,7 @@ class RequestOutput:
         )
         put = self._chunks.put_nowait
         try:
-            engine.submit(request, lambda chunk: loop.call_soon_threadsafe(put, chunk))
+            engine.submit_all([(request, lambda chunk: loop.call_soon_threadsafe(put, chunk))])
         except NemotronError as error:
             raise RequestError(str(error)) from error
 
@@ -184,7 +184,7 @@ class RequestOutput:
         if isinstance(chunk, NemotronError):
             raise RequestError(str(chunk))
         (output,) = self.outputs
-        output._told = len(output.token_ids)
+        output._reported = len(output.token_ids)
         output.token_ids += chunk.token_ids
         output.logprobs += [
             {id_: llmapi.Logprob(value)}

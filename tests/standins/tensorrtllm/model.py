@@ -108,10 +108,10 @@ class TritonPythonModel:
         stops = _stop_ids(request)
         count = value(request, "num_return_sequences", default=1)
         drawn = value(request, "runtime_top_k") or value(request, "runtime_top_p")
-        parts = []
+        submissions = []
         group = _Group(sender, count)
         for number in range(count):
-            one = GenerationRequest(
+            generation = GenerationRequest(
                 request_id=uuid.uuid4().hex,
                 input_ids=tuple(values(request, "input_ids") or ()),
                 max_tokens=required(request, "request_output_len"),
@@ -126,17 +126,17 @@ class TritonPythonModel:
                 group,
                 number if count > 1 else None,
                 end_id,
-                log_probs=one.log_probs,
-                ended=partial(self._forget, one.request_id),
+                log_probs=generation.log_probs,
+                ended=partial(self._forget, generation.request_id),
             )
             with self._lock:
-                self._running[one.request_id] = (request.request_id(), answer)
-            parts.append((one, answer.push))
+                self._running[generation.request_id] = (request.request_id(), answer)
+            submissions.append((generation, answer.push))
         try:
-            self._engine.submit_all(parts)
+            self._engine.submit_all(submissions)
         except NemotronError:
-            for one, _push in parts:
-                self._forget(one.request_id)
+            for generation, _push in submissions:
+                self._forget(generation.request_id)
             raise
 
     def _forget(self, id_: str) -> None:
@@ -145,8 +145,8 @@ class TritonPythonModel:
 
 
 class _Group:
-    def __init__(self, sender: Any, left: int) -> None:
-        self.sender, self.left = sender, left
+    def __init__(self, sender: Any, remaining: int) -> None:
+        self.sender, self.remaining = sender, remaining
         self.lock = threading.Lock()
 
 
@@ -178,8 +178,8 @@ class _Answer:
             flags = 0
             if last:
                 self._done = True
-                self._group.left -= 1
-                flags = 0 if self._group.left else int(FINAL)
+                self._group.remaining -= 1
+                flags = 0 if self._group.remaining else int(FINAL)
             self._group.sender.send(response, flags=flags)
 
     def _response(self, chunk: GenerationChunk) -> Any:
@@ -216,10 +216,10 @@ def _check_shapes(request: Any, vocab_size: int) -> None:
 
 
 def _stop_ids(request: Any) -> tuple[int, ...]:
-    both = pb_utils.get_input_tensor_by_name(request, "stop_words_list")
-    if both is None:
+    ids_and_ends = pb_utils.get_input_tensor_by_name(request, "stop_words_list")
+    if ids_and_ends is None:
         return ()
-    ids, ends = both.as_numpy().reshape(2, -1).tolist()
+    ids, ends = ids_and_ends.as_numpy().reshape(2, -1).tolist()
     return tuple(ids[end - 1] for end in ends if end > 0)
 
 
