@@ -67,7 +67,7 @@ class Index:
             raise NemotronError(f"more than {MEMBER_LIMIT:,} files and folders", where=self._path)
 
     def add(self, member: Member) -> None:
-        """Add a member. Raises `NemotronError` if its name is not a usable or not a new one.
+        """Add a member. Raises `NemotronError` if its name is not usable or is already taken.
 
         Two names that differ only in case are refused as well: on many disks they are one file, so
         the file that was checked need not be the file that is read.

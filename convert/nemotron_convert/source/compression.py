@@ -171,6 +171,7 @@ def _zstd_content_size(frame: bytes) -> int:
 
 
 def _check_header(nbytes: int, size: int) -> None:
+    """Raise `ValueError` if a header states another size than expected, before decoding."""
     if nbytes != size:
         raise ValueError(f"its header says {nbytes}")
 

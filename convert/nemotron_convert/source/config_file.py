@@ -71,6 +71,7 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 def _load_yaml(data: bytes, where: str) -> Any:
+    """Return the value of a YAML file. Raises `NemotronError` for anything but plain values."""
     try:
         return yaml.load(data, _PlainLoader)  # noqa: S506 - it is a SafeLoader
     except (
@@ -135,6 +136,7 @@ class _Reader:
         return fraction
 
     def _tokenizer_member(self) -> str:
+        """Return the name of the archive's member that is the SentencePiece model."""
         tokenizer = self._raw.get("tokenizer")
         tokenizer = tokenizer if isinstance(tokenizer, dict) else {}
         for key in ("model", "tokenizer_model"):

@@ -155,11 +155,13 @@ class Copier:
         self._hash_some()
 
     def _hash_some(self) -> None:
+        """Hash complete tensors of the files that no other thread is hashing."""
         for file in self._files.values():
             if file.can_hash:
                 file.hash_some(lambda: self._stopped)
 
     def _note_nonfinite(self, piece: Piece) -> None:
+        """Record a tensor with NaN or Inf, or raise `NemotronError` if that is refused."""
         name = piece.name
         if name.startswith(LAYERS):
             name += f", layer {piece.chunk.layer}"
@@ -173,6 +175,7 @@ class Copier:
 
 
 def _write_scales(layout: Layout, files: Mapping[str, TensorFile], scales: Scales) -> None:
+    """Write all scales of an FP8 layout."""
     for (name, layer), targets in layout.scales.items():
         for target in targets:
             if target.kind is ScaleKind.KV_CACHE:

@@ -18,12 +18,16 @@ class _Strict(BaseModel):
 
 
 class Mapping(_Strict):
+    """The split of the model over ranks."""
+
     world_size: int
     tp_size: int
     pp_size: int
 
 
 class Quantization(_Strict):
+    """The parts of the model that are quantized."""
+
     quant_algo: Literal["FP8"] | None = None
     kv_cache_quant_algo: Literal["FP8"] | None = None
     exclude_modules: list[str] | None = None
