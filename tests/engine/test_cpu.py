@@ -72,7 +72,7 @@ def test_bf16_keeps_the_answers(
 
 @pytest.mark.parametrize("length", [200, 1000, 3500])
 def test_bf16_is_near_transformers_however_long_the_prompt(bf16: CpuEngine, length: int) -> None:
-    """In BF16 itself, positions above 256 would be rounded, and answers would be others."""
+    """Computed in BF16, positions above 256 would be rounded, and the answers would differ."""
     model = load_hf_model()
     generator = torch.Generator().manual_seed(length)
     ids = torch.randint(300, model.config.vocab_size, (length,), generator=generator).tolist()
@@ -97,7 +97,7 @@ def test_f32_is_transformers_one_request_at_a_time(
 
 
 def round_norms(model: NemotronForCausalLM) -> None:
-    """Give transformers what a checkpoint holds: gamma + 1 rounded to BF16, bit for bit ModelOpt's.
+    """Give transformers the checkpoint's values: gamma + 1 rounded to BF16, bit for bit ModelOpt's.
 
     Transformers adds the 1 in float32, which moves the log-probabilities of these random weights
     by 0.02; the model the engine is built from has lost that difference.
@@ -174,7 +174,7 @@ def test_a_seed_repeats_its_sample_and_another_does_not(f32: CpuEngine) -> None:
 
 
 def test_top_k_alone_samples_and_top_p_0_is_none() -> None:
-    """As TensorRT-LLM takes them."""
+    """The same rules as TensorRT-LLM's."""
     assert request([1], top_k=5).samples
     assert request([1], temperature=1.0, top_p=0.0).samples
     assert not request([1]).samples

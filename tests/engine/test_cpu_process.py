@@ -1,4 +1,4 @@
-"""The process of the CPU engine: what it holds in memory, and what its end does to the others."""
+"""The process of the CPU engine: its memory, its steps, and the effects of its end."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def processes_of(folder: Path) -> list[psutil.Process]:
 
 @pytest.fixture
 def folder(engine_bf16: Path, tmp_path: Path) -> Path:
-    """An engine that nobody else has open."""
+    """An engine folder that no other test has open."""
     return shutil.copytree(engine_bf16, tmp_path / "engine")
 
 
@@ -95,7 +95,7 @@ def test_what_is_submitted_together_begins_in_one_step(folder: Path) -> None:
 
 
 def test_tokens_come_together_where_handing_them_on_takes_long(folder: Path) -> None:
-    """But for the first, which nobody waits for longer than it takes."""
+    """Except the first token, which is sent at once."""
     engine = CpuEngine(folder)
     sizes = []
 

@@ -1,4 +1,4 @@
-"""FP8 on the CPU engine: the checkpoint's own numbers, and answers that are still right."""
+"""FP8 on the CPU engine: it computes with the checkpoint's numbers, and answers stay correct."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_fp8_keeps_the_answers(
 
 
 class Fp8Linear(torch.nn.Module):
-    """What TensorRT-LLM computes: E4M3 weight and E4M3 input, times both scales."""
+    """TensorRT-LLM's linear layer: E4M3 weight times E4M3 input times both scales."""
 
     def __init__(self, weight: torch.Tensor, weight_scale: float, input_scale: float) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A mapped file's pages are given back, and nothing that could be lost is touched."""
+"""A mapped file's pages are given back, and pages that were written stay."""
 
 from __future__ import annotations
 

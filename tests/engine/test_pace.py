@@ -1,4 +1,4 @@
-"""Responses go out in bursts, spaced by what they cost; one stall is no cost."""
+"""Responses are sent in bursts, spaced by their cost; a single stall does not count."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers of the ensemble on a real Triton, asked by NVIDIA's own client and by plain HTTP."""
+"""Answers of the ensemble on a real Triton, to NVIDIA's own client and over plain HTTP."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_a_stop_string_is_cut_and_ends_the_answer(
 
 
 def test_a_stop_string_stops_the_engine_too(server: TritonServer) -> None:
-    """Without it the answer has 3,900 tokens; the text must end long before."""
+    """Without the stop string the answer has 3,900 tokens; the text must end long before."""
     prompt = {"text_input": "<extra_id_1>Count", "end_id": 0, "max_tokens": 3900}
     piece = text(stream(server, **(prompt | {"max_tokens": 40})))
     stop = piece[len(piece) // 2 :][:3]

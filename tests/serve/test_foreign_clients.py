@@ -1,4 +1,4 @@
-"""Clients of other people, unmodified: perf_analyzer, litellm, and every kind of tritonclient."""
+"""Unmodified clients of others: perf_analyzer, litellm, and every kind of tritonclient."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LITELLM = Path(__file__).with_name("litellm_client.py")
 
 
 def perf_analyzer(server: TritonServer, folder: Path, *options: str, **fields: Any) -> str:
-    """Its report on 20 requests, two at a time."""
+    """Return perf_analyzer's report on 20 requests, two at a time."""
     data = folder / "input.json"
     data.write_text(json.dumps({"data": [{name: [value] for name, value in fields.items()}]}))
     (cuda,) = (TOOLS / "perf_analyzer").glob("lib/python3*/site-packages/nvidia/cuda_runtime/lib")

@@ -1,4 +1,4 @@
-"""Hundreds of malformed requests, drawn with a seed, and the server still right afterwards."""
+"""Hundreds of malformed requests, drawn with a seed, after which the server still works."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ RIGHT_TOKENS = {"input_ids": 5, "input_lengths": 1, "request_output_len": 2}
 
 
 def junk(rng: random.Random) -> Any:
-    """A JSON value that is seldom right anywhere."""
+    """Return a JSON value that few inputs accept."""
     return rng.choice(
         [
             *(None, True, -1, 0, 2**31, -(2**63), 2**64, 1e308, -0.5, "", "a\0b", "\ud800", "no"),
@@ -42,7 +42,7 @@ def junk(rng: random.Random) -> Any:
 
 
 def body_of_json(rng: random.Random) -> bytes:
-    """A right body with a few keys made wrong, and at times the text itself cut or turned."""
+    """Return a valid body with a few invalid values, whose bytes are sometimes cut or changed."""
     names = [text_input.name for text_input in TEXT_INPUTS]
     fields: dict[str, Any] = dict(RIGHT)
     for _ in range(rng.randrange(1, 4)):
@@ -57,7 +57,7 @@ def body_of_json(rng: random.Random) -> bytes:
 
 
 def over_http(server: TritonServer, rng: random.Random) -> int:
-    """Status of one wrong request; 0 if the server closed the connection."""
+    """Send an invalid request. Return its status, or 0 if the server closed the connection."""
     endpoints = server.endpoints
     verb = rng.choice(["generate"] * 4 + ["generate_stream"] * 4 + ["infer", "%ff"])
     path = f"/v2/models/{rng.choice([*MODELS * 9, 'none', '%00', 'x' * 2000])}/{verb}"
@@ -86,7 +86,7 @@ def random_bytes(rng: random.Random) -> bytes:
 
 
 def infer_request(model: str, rng: random.Random) -> service_pb2.ModelInferRequest:
-    """A right one and a few inputs more, of wrong types, shapes, lengths and values."""
+    """Return a valid request with a few more inputs of wrong types, shapes, lengths and values."""
     engine = model == "tensorrt_llm"
     known: tuple[Tensor, ...] = ENGINE_INPUTS if engine else TEXT_INPUTS
     request = service_pb2.ModelInferRequest(model_name=model if rng.random() < 0.95 else "none\0")
@@ -114,7 +114,7 @@ def infer_request(model: str, rng: random.Random) -> service_pb2.ModelInferReque
 
 
 def element(value: object) -> bytes:
-    """As Triton's protocol has it."""
+    """Return a value as the bytes of Triton's protocol."""
     if isinstance(value, str):
         return len(value.encode()).to_bytes(4, "little") + value.encode()
     assert isinstance(value, int)
@@ -122,7 +122,7 @@ def element(value: object) -> bytes:
 
 
 def over_grpc(stub: Any, rng: random.Random) -> str:
-    """How one wrong request ended: by its status, or by the error inside of the stream."""
+    """Send an invalid request. Return how it ended: its status, or "refused" inside the stream."""
     model = rng.choice(MODELS)
     request = infer_request(model, rng)
     try:
@@ -142,7 +142,7 @@ def over_grpc(stub: Any, rng: random.Random) -> str:
 
 @pytest.fixture(scope="module")
 def check_server(answers: list[ExactAnswer]) -> Callable[[TritonServer], None]:
-    """Asserts that nothing runs and that answers are what they were."""
+    """Return a function that asserts that nothing runs and that answers are still correct."""
 
     def check(server: TritonServer) -> None:
         assert metric(server, RUNNING_METRIC) == 0

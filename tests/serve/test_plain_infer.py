@@ -1,4 +1,4 @@
-"""One response over plain infer, which the model `generate` gives."""
+"""The model `generate`: one response over plain infer."""
 
 from __future__ import annotations
 

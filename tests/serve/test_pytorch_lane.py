@@ -1,4 +1,4 @@
-"""The PyTorch lane: build, engine, and the whole of it on a real Triton.
+"""The PyTorch lane: its build, its engine, and all of it on a real Triton.
 
 A stand-in for TensorRT-LLM's `LLM` runs the CPU engine; the GPUs are stand-ins too.
 """
@@ -68,7 +68,7 @@ def own_profile(folder: Path, triton: Path) -> Profile:
 def engine(
     hf: Path, engine_bf16: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Path, Profile]]:
-    """As `nemotron build` makes it, and beside it what the stand-in wants."""
+    """An engine of `nemotron build`, with the file that the stand-in needs beside it."""
     folder = tmp_path_factory.mktemp("pytorch")
     container = make_container(folder / "container", gpu=H100, version="1.3.0")
     with pytest.MonkeyPatch.context() as patch:
@@ -125,7 +125,7 @@ class Answer:
 
 @pytest.fixture
 def alone(engine: tuple[Path, Profile], monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The engine without Triton around it; a new one for each test."""
+    """The engine without Triton, a new one for each test."""
     monkeypatch.syspath_prepend(str(HERE))
     from nemotron_engine.pytorch import PyTorchEngine
 
@@ -233,7 +233,7 @@ def test_a_dead_engine_says_so_to_everybody(alone: Any) -> None:
 def lane(
     engine: tuple[Path, Profile], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[TritonServer]:
-    """Triton puts a model's own folder on its path, so the stand-in goes there."""
+    """A server whose model folder, which Triton puts on the path, holds the stand-in."""
     folder, profile = engine
     models = shutil.copytree(models_folder(), tmp_path_factory.mktemp("models") / "models")
     shutil.copytree(STANDIN, models / "tensorrt_llm" / "1" / "tensorrt_llm")
@@ -267,7 +267,7 @@ def test_sampling_means_the_same_as_on_the_cpu_lane(
     assert text(stream(lane, **fields)) == text(stream(server, **fields))
 
 
-def test_a_client_that_goes_frees_the_engine(lane: TritonServer) -> None:
+def test_a_client_that_disconnects_frees_the_engine(lane: TritonServer) -> None:
     with Client(f"127.0.0.1:{lane.endpoints.grpc}") as client:
         pieces = client.stream_complete("<extra_id_1>Count", Generation(max_tokens=3000, end_id=0))
         next(pieces)

@@ -1,4 +1,4 @@
-"""A wrong request is told what is wrong with it, by every model that takes requests."""
+"""Every model that takes requests refuses an invalid request and says what is wrong with it."""
 
 from __future__ import annotations
 

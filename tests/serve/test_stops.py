@@ -1,4 +1,4 @@
-"""An answer that nobody wants any more leaves the engine: stopped by its id, or its client gone."""
+"""Answers leave the engine when they are stopped by id or their client disconnects."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from tests.serve.wire import (
 from tests.waiting import until
 
 FLUSH_SECONDS = 0.5
-"""So often the engine tells its counts to Triton."""
+"""Interval at which the engine sends its counts to Triton."""
 
 
 def stopped_answer(server: TritonServer) -> tuple[str, int, bool]:
-    """Of an answer that is stopped as it begins.
+    """Stop an answer as it begins.
 
-    Its finish reason, the count of its responses, and whether it had ended when the stop was taken.
+    Return its finish reason, its number of responses, and whether it ended before the stop came.
     """
     started, ended = threading.Event(), threading.Event()
     responses: queue.Queue[Any] = queue.Queue()
@@ -101,13 +101,13 @@ def refused_again_and_again(server: TritonServer, model: str) -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("leave", [cancel_grpc, hang_up_http, refused_again_and_again])
-def test_a_client_that_just_goes_frees_the_engine(
+def test_a_client_that_disconnects_frees_the_engine(
     leave: Callable[[TritonServer, str], None],
     model: str,
     engine_bf16: Path,
     cpu_profile: Profile,
 ) -> None:
-    """Nobody sends a stop. Triton itself then ends in good order: it lost count of no request."""
+    """Nobody sends a stop. Triton ends cleanly afterwards, so it has lost count of no request."""
     with TritonServer(engine_bf16, cpu_profile) as server_alone:
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(leave, [server_alone] * 8, [model] * 8))

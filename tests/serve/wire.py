@@ -1,4 +1,4 @@
-"""Requests as a foreign client writes them: NVIDIA's own tritonclient, urllib, no code of ours."""
+"""Requests of a foreign client: NVIDIA's own tritonclient and urllib, without code of ours."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ ENGINE_INPUTS = {
 """Inputs of `tensorrt_llm` that the tests send."""
 WAIT = 120
 MODELS = ("ensemble", "tensorrt_llm_bls")
-"""The two that stream text."""
+"""The two models that stream text."""
 ASK = json.dumps([{"role": "user", "content": "Who are you?"}])
 ENDLESS = {"text_input": "<extra_id_1>Go", "end_id": 0, "max_tokens": 4000, "stream": True}
 STOP = {"stop": True, "input_ids": [1], "input_lengths": 1, "request_output_len": 1}
@@ -119,7 +119,7 @@ def grpc_client(server: TritonServer) -> Any:
 def stream(
     server: TritonServer, model: str = "ensemble", request_id: str = "", **fields: Any
 ) -> list[dict[str, Any]]:
-    """All responses of one streamed request; InferenceServerException if it fails."""
+    """Return all responses of a streamed request. Raises `InferenceServerException` if it fails."""
     results: queue.Queue[Any] = queue.Queue()
     with grpc_client(server) as client:
         client.start_stream(lambda result, error: results.put(error or result))
@@ -144,7 +144,7 @@ def stream(
 
 
 def metric(server: TritonServer, name: str) -> float:
-    """The value of a metric; `name` with its labels, if it has any. NaN until it is counted."""
+    """Return the value of a metric, or NaN until it is counted. `name` includes its labels."""
     endpoints = server.endpoints
     with urllib.request.urlopen(
         f"http://{endpoints.address}:{endpoints.metrics}/metrics"
@@ -165,7 +165,7 @@ def last(responses: Sequence[dict[str, Any]], name: str) -> Any:
 
 
 def post(server: TritonServer, path: str, body: object) -> tuple[int, bytes]:
-    """Status and body of an HTTP POST."""
+    """Send an HTTP POST. Return its status and body."""
     endpoints = server.endpoints
     request = urllib.request.Request(
         f"http://{endpoints.address}:{endpoints.http}{path}",

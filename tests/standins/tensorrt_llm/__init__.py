@@ -1,8 +1,8 @@
 """A stand-in for the part of TensorRT-LLM 1.3's `LLM` API that this project uses.
 
-Names, arguments and what comes back are the library's; an argument that it does not have raises, as
-there. Instead of GPUs it runs the CPU engine whose folder `NEMOTRON_STANDIN_ENGINE` in the model's
-folder names.
+Names, arguments and results are the library's; an unknown argument raises, as there. Instead of
+GPUs it runs the CPU engine whose folder the file `NEMOTRON_STANDIN_ENGINE` in the model's folder
+names.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .llmapi import GuidedDecodingParams, KvCacheConfig, RequestError
 __all__ = ["LLM", "SamplingParams", "llmapi"]
 ENGINE_NAME = "NEMOTRON_STANDIN_ENGINE"
 CALLS = "NEMOTRON_STANDIN_CALLS"
-"""Where what it was asked is written down, in the model's folder."""
+"""File in the model's folder that records the arguments of every call."""
 
 
 @dataclass(kw_only=True)
@@ -116,7 +116,7 @@ class LLM:
 
 
 DEADLY, UNWANTED = 1313, 1414
-"""So many tokens kill it; so many it refuses as it refuses what is no right argument."""
+"""Values of `max_tokens` that kill the library, and that it refuses as an invalid argument."""
 
 
 @dataclass
@@ -136,7 +136,7 @@ class CompletionOutput:
 
 
 class RequestOutput:
-    """An asynchronous iterator over itself, as it grows."""
+    """An asynchronous iterator that yields itself as it grows."""
 
     def __init__(self, engine: CpuEngine, ids: list[int], params: SamplingParams) -> None:
         self.outputs = [CompletionOutput()]

@@ -1,4 +1,4 @@
-"""The submodule of the same name; see the package."""
+"""The library's submodule of the same name; see the package."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 class RequestError(RuntimeError):
-    """One request failed."""
+    """Raised when one request failed."""
 
 
 @dataclass

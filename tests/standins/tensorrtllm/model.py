@@ -1,7 +1,8 @@
 """A stand-in for TensorRT-LLM's C++ Triton backend, with the CPU engine in place of the GPUs.
 
-Its contract is the backend's: one rank per process under MPI, of which the first talks to Triton;
-no finish reasons; the end token left out and stop words left in; stopping by Triton's request id.
+Its contract is the backend's: one rank per process under MPI, of which only the first talks to
+Triton; no finish reasons; no end token in the output, but stop words; stopping by Triton's request
+id.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class TritonPythonModel:
             MPI.Finalize()
 
     def _wait_for_the_end(self) -> None:
-        """A blocking receive would spin on a core."""
+        """Poll for the end, because a blocking receive would spin on a core."""
         while not self._world.Iprobe(source=0, tag=END):
             time.sleep(POLL_SECONDS)
         self._world.recv(source=0, tag=END)
@@ -203,7 +204,7 @@ class _Answer:
 
 
 def _check_shapes(request: Any, vocab_size: int) -> None:
-    """What the GPUs would do with these, no stand-in can; but it sees whether they are right."""
+    """Check the inputs whose effect only a GPU engine has."""
     bias = values(request, "embedding_bias")
     if bias is not None and (len(bias) != vocab_size or not any(bias)):
         raise NemotronError(f"embedding_bias has {len(bias)} elements")
