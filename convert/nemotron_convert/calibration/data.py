@@ -123,7 +123,7 @@ def _encode(tokenizer: Tokenizer, row: Any, where: str) -> list[int]:
             check_messages(row["messages"], answer_follows=False)
         except NemotronError as error:
             raise NemotronError(error.what, where=f"{where}, {error.where}") from error
-        return tokenizer.encode_chat(cast("list[Message]", row["messages"]), answer_follows=False)
+        return tokenizer.encode_chat(cast(list[Message], row["messages"]), answer_follows=False)
     if isinstance(row, dict) and "text" in row:
         check_text(row["text"], where=where)
         return tokenizer.encode(row["text"])
