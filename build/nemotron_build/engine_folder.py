@@ -108,13 +108,13 @@ def reuse_or_build(checkpoint: Path, output: Path, profile: Profile) -> EngineRe
         return build_engine(checkpoint, output, profile)
     record = open_engine(output)
     if record.checkpoint != read_manifest(checkpoint).content_hash:
-        other = "checkpoint"
+        difference = "checkpoint"
     elif _build_settings(record.profile) != _build_settings(profile):
-        other = "profile"
+        difference = "profile"
     else:
         return record
     raise NemotronError(
-        f"it was built from another {other}",
+        f"it was built from another {difference}",
         where=output,
         remedy="name another with -o or remove it",
     )
@@ -126,10 +126,10 @@ def _build_settings(profile: Profile) -> dict[str, object]:
     return {**profile.model_dump(exclude=serve_only), "request": profile.timeouts.request}
 
 
-def open_engine(folder: Path, *, here: bool = True) -> EngineRecord:
+def open_engine(folder: Path, *, check_versions: bool = True) -> EngineRecord:
     """Check an engine folder and return its record.
 
-    With `here`, also check that the libraries of this machine are those of the build. Raises
+    With `check_versions`, also check that this machine has the libraries of the build. Raises
     `NemotronError` if a check fails.
     """
     path = folder / ENGINE_NAME
@@ -162,7 +162,7 @@ def open_engine(folder: Path, *, here: bool = True) -> EngineRecord:
             raise NemotronError(
                 f"{name} is missing or cut short", where=folder, remedy="build the engine again"
             )
-    for name, built_with in record.versions.items() if here else ():
+    for name, built_with in record.versions.items() if check_versions else ():
         if (installed := installed_version(name)) != built_with:
             raise NemotronError(
                 f"built with {name} {built_with}, but {installed} is installed",

@@ -88,4 +88,4 @@ def _parse(line: str) -> InstalledGpu:
         major, minor = map(int, capability.split("."))
         return InstalledGpu(name, int(memory), (major, minor))
     except ValueError as error:
-        raise NemotronError(f"{TOOL} answers with what is no GPU: {line!r}") from error
+        raise NemotronError(f"{TOOL} prints a line that describes no GPU: {line!r}") from error

@@ -56,7 +56,7 @@ def find_hardware(name: str) -> Hardware:
     """Return a GPU of the table. Raises `NemotronError` if the table has no such GPU."""
     if name not in GPUS:
         raise NemotronError(
-            f"nothing is known of the GPU {name!r}",
+            f"no data sheet figures for the GPU {name!r}",
             where="--gpu",
             remedy=f"use one of {', '.join(GPUS)}",
         )

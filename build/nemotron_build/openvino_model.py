@@ -112,10 +112,10 @@ class _Graph:
         empty_shape = opset13.concat([self.batch, _i64([groups]), _i64([0]), _i64([size])], 0)
         empty = opset13.broadcast(_f32(0.0), empty_shape)
         past = opset13.gather(opset13.read_value(empty, variable), self.beam, _i64(0))
-        whole = opset13.concat([past, new], 2)
+        cached = opset13.concat([past, new], 2)
         self.variables.append(variable)
-        self.sinks.append(opset13.assign(whole, variable))
-        return whole
+        self.sinks.append(opset13.assign(cached, variable))
+        return cached
 
     def _for_every_head(self, kv: Node) -> Node:
         """[B, groups, T, size] → [B, heads, T, size]: repeat each group for its query heads."""
@@ -165,8 +165,8 @@ class _Graph:
         """Apply LayerNorm. The checkpoint's weight is LayerNorm1P's gamma + 1."""
         normed = opset13.mvn(hidden, _i64([-1]), True, self.shape.norm_eps, "inside_sqrt")
         weight, bias = (
-            opset13.constant(self.checkpoint.tensor(f"{name}.{kind}").astype(np.float32))
-            for kind in ("weight", "bias")
+            opset13.constant(self.checkpoint.tensor(f"{name}.{part}").astype(np.float32))
+            for part in ("weight", "bias")
         )
         return opset13.add(opset13.multiply(normed, weight), bias)
 

@@ -161,8 +161,8 @@ class ServingPlan:
         if not peak:
             return 0.0
         linear = sum(2 * count / peak[dtype] for dtype, count in stage.linear.items())
-        other = stage.attention * attended + (2 * stage.head if head else 0)
-        return linear + other / peak["bf16"]
+        rest = stage.attention * attended + (2 * stage.head if head else 0)
+        return linear + rest / peak["bf16"]
 
     @property
     def disk(self) -> int:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from nemotron_convert.shards import Parallel
 from nemotron_convert.target.layout import Layout, rank_name
-from nemotron_convert.target.tensor_file import TensorSpec
 from nemotron_core.model_config import ModelConfig
 
 EMBEDDING = "transformer.vocab_embedding.weight"
@@ -47,20 +47,15 @@ def make_stage(
     linear: dict[str, int] = {}
     for spec in matrices.values():
         dtype = "fp8" if spec.dtype == "F8_E4M3" else "bf16"
-        linear[dtype] = linear.get(dtype, 0) + _elements(spec)
+        linear[dtype] = linear.get(dtype, 0) + math.prod(spec.shape)
     layers = sum(name.endswith("attention.dense.weight") for name in tensors)
     kv_heads = max(1, shape.num_kv_heads // parallel.tp)
     return Stage(
         weights=weights,
         read=weights - (tensors[EMBEDDING].nbytes if EMBEDDING in tensors else 0),
         linear=linear,
-        head=_elements(tensors[HEAD]) if HEAD in tensors else 0,
+        head=math.prod(tensors[HEAD].shape) if HEAD in tensors else 0,
         layers=layers,
         kv_token=2 * layers * kv_heads * shape.head_size * kv_bytes,
         attention=2 * 2 * layers * (shape.num_heads // parallel.tp) * shape.head_size,
     )
-
-
-def _elements(spec: TensorSpec) -> int:
-    rows, columns = spec.shape
-    return rows * columns

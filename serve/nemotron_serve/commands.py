@@ -23,7 +23,7 @@ def serve(options: ServeOptions) -> None:
         run(options)
         return
     engine, arguments = options.engine, options.arguments()
-    record = open_engine(engine, here=False)
+    record = open_engine(engine, check_versions=False)
     profile = choose_profile(record, options)
     typer.echo(describe_serve(engine, record, profile, arguments, options.host_names))
 
@@ -47,7 +47,9 @@ def doctor(
 
     if (profile is None) == (engine is None):
         raise typer.BadParameter("name an engine or a profile")
-    chosen = open_engine(engine, here=False).profile if engine else load_profile(str(profile))
+    chosen = (
+        open_engine(engine, check_versions=False).profile if engine else load_profile(str(profile))
+    )
     findings = examine(chosen)
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))

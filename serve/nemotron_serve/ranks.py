@@ -45,7 +45,7 @@ class LauncherFailed(NemotronError):
     def __init__(self, launcher: str, status: int) -> None:
         super().__init__(
             f"a rank failed: {launcher} ended with status {status}",
-            remedy="the lines above say which and why",
+            remedy="the lines above name the rank and the reason",
         )
         self.exit_code = max(status, 1)
 

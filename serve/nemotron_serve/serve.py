@@ -92,13 +92,13 @@ def choose_profile(record: EngineRecord, options: ServeOptions) -> Profile:
 
     Raises `NemotronError` if the profile is for another lane than the engine.
     """
-    chosen = load_profile(options.profile) if options.profile else record.profile
-    if chosen.lane != record.lane:
+    profile = load_profile(options.profile) if options.profile else record.profile
+    if profile.lane != record.lane:
         raise NemotronError(
-            f"the profile is for the lane {chosen.lane!r}, the engine for {record.lane!r}",
+            f"the profile is for the lane {profile.lane!r}, the engine for {record.lane!r}",
             where="--profile",
         )
-    return chosen.model_copy(update={"ports": chosen.ports.model_copy(update=options.ports)})
+    return profile.model_copy(update={"ports": profile.ports.model_copy(update=options.ports)})
 
 
 class Signals:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 LANE_QUESTION = re.compile(
     r"isinstance\([^)]*Profile|\blane (==|!=|in) |case (Cpu|TensorRT|PyTorch)Profile"
 )
-COMPARES_TWO_LANES = "chosen.lane != record.lane"
+COMPARES_TWO_LANES = "profile.lane != record.lane"
 KNOWN_LANE = "lane not in LANES"
 
 

@@ -104,7 +104,7 @@ def test_another_gpu_and_a_gpu_that_is_too_small() -> None:
     assert h200.weight_read_seconds * 1e3 == pytest.approx(12.725 * 3.35 / 4.8, abs=0.05)
     profile = load_profile("h200-bf16-tp8")
     assert not plans(profile, ["H100"], None)[0].fits
-    for gpu, reason in (("A100", "does not compute in FP8"), ("H1000", "nothing is known")):
+    for gpu, reason in (("A100", "does not compute in FP8"), ("H1000", "no data sheet figures")):
         with pytest.raises(NemotronError, match=reason):
             plan("h100-fp8-tp8", gpu)
     with pytest.raises(NemotronError, match="for a CPU"):

@@ -130,7 +130,7 @@ def test_a_dry_run_says_the_command_and_builds_nothing(
         ("NVIDIA A100-SXM4-80GB, 81920, 8.0", "1.2.1", r"its compute capability is 8\.0"),
         ("NVIDIA H100 NVL, 49152, 9.0", "1.2.1", "it has 49152 MiB"),
         ("NVIDIA GH200 480GB, 97871, 9.0", "1.2.1", "it is a NVIDIA GH200 480GB"),
-        ("no devices", "1.2.1", "answers with what is no GPU: 'no devices'"),
+        ("no devices", "1.2.1", "prints a line that describes no GPU: 'no devices'"),
     ],
 )
 def test_a_machine_that_cannot_build(

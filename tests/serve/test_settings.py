@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import queue
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -115,17 +118,38 @@ def test_times_come_with_the_last_response_when_asked_for(model: str, server: Tr
 
 @pytest.fixture(scope="module")
 def narrow(
-    checkpoint_tp8: Any, cpu_profile: Profile, tmp_path_factory: pytest.TempPathFactory
-) -> Any:
+    checkpoint_tp8: Path, cpu_profile: Profile, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TritonServer]:
     """A server for two requests in a step and one in the queue, with two seconds per request."""
-    limits = cpu_profile.limits.model_copy(
-        update={"max_batch_size": 2, "max_queue_size": 1, "long_answers": "clamp"}
-    )
-    timeouts = cpu_profile.timeouts.model_copy(update={"request": 2})
-    profile = cpu_profile.model_copy(update={"limits": limits, "timeouts": timeouts})
     engine = tmp_path_factory.mktemp("narrow") / "engine"
-    build_engine(checkpoint_tp8, engine, profile)
-    with TritonServer(engine, profile) as running:
+    limits = {"max_batch_size": 2, "max_queue_size": 1, "long_answers": "clamp"}
+    with changed_server(checkpoint_tp8, engine, cpu_profile, limits, request=2) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def short(
+    checkpoint_tp8: Path, cpu_profile: Profile, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TritonServer]:
+    """A server whose requests have at most 64 tokens, to which it shortens answers."""
+    engine = tmp_path_factory.mktemp("short") / "engine"
+    limits = {"max_seq_len": 64, "long_answers": "clamp"}
+    with changed_server(checkpoint_tp8, engine, cpu_profile, limits) as running:
+        yield running
+
+
+@contextmanager
+def changed_server(
+    checkpoint: Path, engine: Path, profile: Profile, limits: dict[str, Any], **timeouts: int
+) -> Iterator[TritonServer]:
+    """Build and serve an engine of a profile with other limits and timeouts."""
+    changes = {
+        "limits": profile.limits.model_copy(update=limits),
+        "timeouts": profile.timeouts.model_copy(update=timeouts),
+    }
+    changed = profile.model_copy(update=changes)
+    build_engine(checkpoint, engine, changed)
+    with TritonServer(engine, changed) as running:
         yield running
 
 
@@ -176,15 +200,15 @@ def test_the_client_tells_a_deadline(narrow: TritonServer) -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_an_answer_is_as_long_as_fits_if_the_profile_says_so(
-    model: str, narrow: TritonServer
+    model: str, short: TritonServer
 ) -> None:
-    request = {"text_input": "<extra_id_1>" * 4090, "end_id": 0}
+    request = {"text_input": "<extra_id_1>" * 58, "end_id": 0}
     for max_tokens, length in ((3, 3), (6, 6), (7, 6), (2**31 - 1, 6)):
-        (response,) = stream(narrow, model, max_tokens=max_tokens, **request)
+        (response,) = stream(short, model, max_tokens=max_tokens, **request)
         assert response["num_output_tokens"].ravel()[0] == length
         assert response["finish_reason"].ravel()[0] == b"length"
-    with pytest.raises(InferenceServerException, match=r"4096 prompt tokens.*shorten the prompt"):
-        stream(narrow, model, text_input="<extra_id_1>" * 4096, max_tokens=5)
+    with pytest.raises(InferenceServerException, match=r"64 prompt tokens.*shorten the prompt"):
+        stream(short, model, text_input="<extra_id_1>" * 64, max_tokens=5)
 
 
 def test_a_bls_client_that_goes_frees_its_slot_within_a_step(server: TritonServer) -> None:

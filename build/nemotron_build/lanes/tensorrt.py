@@ -57,7 +57,7 @@ class TensorRTLane(GpuLane):
         _run(plan.command)
         write_tokenizer_info(source.tokenizer_path, folder)
         if missing := [name for name in plan.files if not (folder / name).is_file()]:
-            raise NemotronError(f"{TOOL} has ended well, but has not written {missing[0]}")
+            raise NemotronError(f"{TOOL} has ended successfully, but has not written {missing[0]}")
         return BuiltEngine(
             source.hash, _max_seq_len(source, profile), source.config.vocab_size, str(gpu)
         )
