@@ -1,4 +1,4 @@
-"""The number of requests at once, against simulated servers; no clock but theirs."""
+"""The pace of requests: its rules by hand, and against simulated servers with their own clock."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from nemotron_data.batch.pace import Bucket, Concurrency
+from nemotron_data.batch.pace import HOLD, LONGEST_HOLD, Bucket, Concurrency, backoff
 
 TOKENS = 10
 
@@ -15,9 +15,10 @@ TOKENS = 10
 def simulate(
     concurrency: Concurrency, latency: Callable[[int], float], queue: int, answers: int
 ) -> tuple[float, int]:
-    """Answers a second in the later half, and refusals.
+    """Return the answers per second in the later half, and the number of refused requests.
 
-    A request that finds n others takes `latency(n)`; with `queue` others it is refused.
+    A request that makes n requests at once takes `latency(n)` seconds. With `queue` others at the
+    server it is refused.
     """
     now, refused, done = 0.0, 0, 0
     running: list[tuple[float, float, int]] = []
@@ -38,7 +39,7 @@ def simulate(
 
 
 def batching(room: int) -> Callable[[int], float]:
-    """Many cost a little more than one, up to `room`; then they wait for each other."""
+    """Return a latency that grows slowly up to `room` requests, and in proportion beyond."""
     return lambda n: (1 + 0.3 * min(n, room) / room) * max(1, n / room)
 
 
@@ -65,14 +66,118 @@ def test_grows_to_the_most_where_nothing_gets_slower() -> None:
     assert concurrency.limit == 100
 
 
+def play_round(concurrency: Concurrency, latency: float) -> int:
+    """Record a round of answers of `latency` seconds per token, and return the new limit."""
+    limit = concurrency.limit
+    for answer in range(limit):
+        assert concurrency.limit == limit, answer
+        concurrency.record_answer(latency * TOKENS, TOKENS, limit)
+    return concurrency.limit
+
+
+def held_rounds(concurrency: Concurrency) -> int:
+    """Play rounds until the limit grows, and return how many did not raise it."""
+    limit, rounds = concurrency.limit, 0
+    while play_round(concurrency, 1.0) == limit:
+        rounds += 1
+    return rounds
+
+
+def test_the_first_limit_is_four_or_the_maximum() -> None:
+    assert Concurrency(maximum=64).limit == 4
+    assert Concurrency(maximum=2).limit == 2
+    assert Concurrency(maximum=64, first=8).limit == 8
+
+
+def test_the_limit_doubles_with_each_round_up_to_the_maximum() -> None:
+    concurrency = Concurrency(maximum=20)
+    assert [play_round(concurrency, 1.0) for _ in range(5)] == [8, 16, 20, 20, 20]
+
+
+@pytest.mark.parametrize(("latency", "limit"), [(1.75, 16), (1.76, 4)])
+def test_a_step_is_kept_if_a_quarter_of_it_becomes_throughput(latency: float, limit: int) -> None:
+    concurrency = Concurrency(maximum=64)
+    assert play_round(concurrency, 1.0) == 8
+    assert play_round(concurrency, latency) == limit
+
+
+def test_a_step_is_measured_against_the_round_before_it() -> None:
+    concurrency = Concurrency(maximum=64)
+    assert play_round(concurrency, 1.0) == 8
+    assert play_round(concurrency, 1.5) == 16
+    assert play_round(concurrency, 1.5 * 1.75) == 32
+    assert play_round(concurrency, 1.5 * 1.75 * 1.76) == 16
+
+
+def test_after_a_step_that_failed_the_limit_is_held_and_then_grows_by_an_eighth() -> None:
+    concurrency = Concurrency(maximum=1024, first=40)
+    assert play_round(concurrency, 1.0) == 80
+    assert play_round(concurrency, 9.0) == 40
+    assert held_rounds(concurrency) == HOLD
+    assert concurrency.limit == 45
+    assert play_round(concurrency, 1.0) == 50  # 45 and an eighth, rounded down
+
+
+def test_a_small_limit_grows_by_one() -> None:
+    concurrency = Concurrency(maximum=1024)
+    assert play_round(concurrency, 1.0) == 8
+    assert play_round(concurrency, 9.0) == 4
+    held_rounds(concurrency)
+    assert concurrency.limit == 5
+
+
+def test_the_hold_doubles_with_each_failure_and_starts_again_after_a_success() -> None:
+    concurrency = Concurrency(maximum=1024)
+    play_round(concurrency, 1.0)
+    holds = []
+    for _ in range(5):
+        play_round(concurrency, 9.0)
+        holds.append(held_rounds(concurrency))
+    assert holds == [HOLD, 8, 16, LONGEST_HOLD, LONGEST_HOLD]
+    play_round(concurrency, 1.0)
+    play_round(concurrency, 9.0)
+    assert held_rounds(concurrency) == HOLD
+
+
+def test_the_latency_of_a_round_is_its_seconds_by_its_tokens() -> None:
+    concurrency = Concurrency(maximum=64, first=2)
+    concurrency.record_answer(3, 1, 2)
+    concurrency.record_answer(0, 2, 2)  # one second per token
+    assert concurrency.limit == 4
+    for seconds, tokens in [(1, 0), (2, 0), (2, 1), (2, 1)]:  # no tokens count as one: 1.75
+        concurrency.record_answer(seconds, tokens, 4)
+    assert concurrency.limit == 8
+
+
+def test_answers_of_another_limit_are_ignored() -> None:
+    concurrency = Concurrency(maximum=64)
+    for limit in [3, 5] * 10:
+        concurrency.record_answer(1, 1, limit)
+        concurrency.record_overload(limit)
+    assert concurrency.limit == 4
+    assert play_round(concurrency, 1.0) == 8
+
+
 def test_halved_once_for_all_that_were_sent_together() -> None:
     concurrency = Concurrency(maximum=64, first=64)
     for _ in range(64):
         concurrency.record_overload(limit_when_sent=64)
     assert concurrency.limit == 32
-    for _ in range(10):
+    for limit in [16, 8, 4, 2, 1, 1]:
         concurrency.record_overload(concurrency.limit)
-    assert concurrency.limit == 1
+        assert concurrency.limit == limit
+
+
+def test_after_an_overload_a_new_round_begins_and_no_step_is_on_trial() -> None:
+    concurrency = Concurrency(maximum=1024)
+    assert play_round(concurrency, 1.0) == 8
+    for _ in range(3):
+        concurrency.record_answer(1, 1, 8)
+    concurrency.record_overload(8)
+    assert concurrency.limit == 4
+    assert play_round(concurrency, 9.0) == 4
+    assert held_rounds(concurrency) == HOLD - 1
+    assert concurrency.limit == 5
 
 
 def test_a_bucket_keeps_its_rate() -> None:
@@ -90,6 +195,24 @@ def test_a_bucket_keeps_its_rate() -> None:
     assert Bucket(None, 0).wait(10**9, 0) == 0
 
 
+def test_a_bucket_holds_a_tenth_of_a_minute() -> None:
+    bucket = Bucket(60, 100)
+    bucket.take(6)
+    assert bucket.wait(1, 100) == 1
+    assert bucket.wait(1, 100.5) == 0.5
+    assert bucket.wait(1, 101) == 0
+    assert bucket.wait(6, 1000) == 0  # full again, and no fuller than at first
+    bucket.take(6)
+    assert bucket.wait(1, 1000) == 1
+
+
+def test_a_bucket_holds_at_least_one() -> None:
+    bucket = Bucket(6, 0)
+    assert bucket.wait(1, 0) == 0
+    bucket.take(1)
+    assert bucket.wait(1, 0) == 10
+
+
 def test_more_than_a_bucket_holds_waits_until_it_is_full_and_then_owes() -> None:
     bucket = Bucket(600, 0)  # ten a second, sixty at most
     assert bucket.wait(1000, 0) == 0
@@ -97,3 +220,8 @@ def test_more_than_a_bucket_holds_waits_until_it_is_full_and_then_owes() -> None
     assert bucket.wait(1, 0) == pytest.approx(94.1)
     bucket.take(-990)  # it was only ten
     assert bucket.wait(1, 0) == 0
+
+
+def test_the_backoff_doubles_up_to_the_longest_and_is_spread() -> None:
+    assert [backoff(attempt, 1, 5, 1) for attempt in (1, 2, 3, 4, 50)] == [1, 2, 4, 5, 5]
+    assert [backoff(attempt, 1, 5, 0) for attempt in (1, 2, 3, 4, 50)] == [0.5, 1, 2, 2.5, 2.5]
