@@ -41,7 +41,7 @@ class _Running:
 
 
 class PyTorchEngine:
-    """See `Engine`. Requests running in one event loop, whose thread calls `on_chunk`."""
+    """See `Engine`. Requests run in one event loop, whose thread calls `on_chunk`."""
 
     def __init__(self, folder: Path) -> None:
         os.environ[NO_TELEMETRY] = "1"  # read when the library is imported

@@ -79,7 +79,9 @@ def test_only_an_end_token_is_left_out(ids: list[int], reason: str, expected: st
 def test_an_end_id_may_be_any_token() -> None:
     answer = AnswerStream(VOCABULARY, chat=False, end_ids=(258,))
     assert answer.push([257, 258, 257]) == "aba"
+    assert answer.push([257, 258]) == "ab"
     assert answer.push([257, 258], "stop") == "a"
+    assert AnswerStream(VOCABULARY, chat=False, end_ids=(258,)).push([258], "length") == "b"
 
 
 def test_bytes_before_the_end_of_an_answer_are_dropped() -> None:

@@ -62,6 +62,5 @@ class AnswerStream:
         ends_otherwise = self.stop_reason is not None or finish_reason not in ("", "stop")
         if ends_otherwise or not text.endswith("\n"):
             return text
-        if not finish_reason:
-            self._held_newline = "\n"
+        self._held_newline = "\n"
         return text[:-1]

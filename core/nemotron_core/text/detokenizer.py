@@ -64,9 +64,9 @@ class StreamingDetokenizer:
             try:
                 text += self._bytes.decode()
             except UnicodeDecodeError as error:
-                # An error at the end of the data means an incomplete character. Any other error
-                # means that the first byte is invalid; decoding resumes at the byte after it.
-                if error.end == len(self._bytes) and error.reason == "unexpected end of data":
+                # Any other error than an incomplete character means that the first byte is invalid;
+                # decoding resumes at the byte after it.
+                if error.reason == "unexpected end of data":
                     break
                 text += REPLACEMENT
                 self._bytes = self._bytes[1:]
