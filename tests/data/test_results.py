@@ -1,16 +1,20 @@
-"""The output after a bad end: what is whole stays, what is torn goes."""
+"""The output of a batch: when it is written and made durable, and what a torn end leaves."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from nemotron_core.errors import NemotronError
+from nemotron_data.batch import results as results_module
 from nemotron_data.batch.manifest import row_seed
-from nemotron_data.batch.results import ResultFile
+from nemotron_data.batch.results import SYNC_SECONDS, ResultFile
 from nemotron_data.rows import digest
 
 
@@ -49,11 +53,11 @@ def test_a_gzip_member_torn_at_any_byte_is_cut(tmp_path: Path) -> None:
 def test_sorted_like_the_rows(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     names = ["c", "a", "d", "b"]
-    numbers = {digest(name): place for place, name in enumerate(sorted(names))}
+    numbers = {digest(name): number for number, name in enumerate(sorted(names))}
     with ResultFile(path) as results:
         results.load()
-        for one in names:
-            results.append(line(one))
+        for custom_id in names:
+            results.append(line(custom_id))
         results.sort(numbers)
     with ResultFile(path) as results:
         assert [custom_id for custom_id, _line in results.read()] == sorted(names)
@@ -79,6 +83,236 @@ def test_what_is_no_output_is_left_alone(
     with ResultFile(path) as results, pytest.raises(NemotronError, match=reason):
         results.load()
     assert path.read_bytes() == content
+
+
+def test_a_gzip_file_is_read_across_the_pieces_that_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "out.jsonl.gz"
+    members = [gzip.compress(line(name)) for name in "abcd"]
+    path.write_bytes(b"".join(members) + b"\x1f\x8b")
+    for read_size in [1, 7, len(members[0]), len(members[0]) + 1]:
+        monkeypatch.setattr(results_module, "READ_SIZE", read_size)
+        with ResultFile(path) as results:
+            assert [custom_id for custom_id, _line in results.read()] == list("abcd")
+    with ResultFile(path) as results:
+        results.load()
+    assert path.read_bytes() == b"".join(members)
+
+
+class Clock:
+    """A clock that moves only when a test moves it."""
+
+    def __init__(self) -> None:
+        self.now = 50.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def synced_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The size of the file at each call of `os.fsync`."""
+    sizes: list[int] = []
+    monkeypatch.setattr("os.fsync", lambda descriptor: sizes.append(os.fstat(descriptor).st_size))
+    return sizes
+
+
+def test_a_plain_line_is_written_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    with ResultFile(path, Clock()) as results:
+        assert results.load() == set()
+        for count in (1, 2, 3):
+            results.append(line("a"))
+            assert path.read_bytes() == line("a") * count
+
+
+def test_it_is_made_durable_every_second_and_at_the_end(
+    tmp_path: Path, synced_sizes: list[int]
+) -> None:
+    clock, size = Clock(), len(line("a"))
+    with ResultFile(tmp_path / "out.jsonl", clock) as results:
+        results.load()
+        results.append(line("a"))
+        clock.now += SYNC_SECONDS - 0.01
+        results.tick()
+        assert synced_sizes == []
+        clock.now += 0.01
+        results.tick()
+        assert synced_sizes == [size]
+        clock.now += SYNC_SECONDS - 0.01
+        results.append(line("b"))
+        assert synced_sizes == [size]
+        clock.now += 0.01
+        results.append(line("c"))
+        assert synced_sizes == [size, 3 * size]
+    assert synced_sizes == [size, 3 * size, 3 * size]
+
+
+def test_a_gzip_member_is_written_when_it_is_large_or_due(
+    tmp_path: Path, synced_sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, path, size = Clock(), tmp_path / "out.jsonl.gz", len(line("a"))
+    monkeypatch.setattr(results_module, "MEMBER_BYTES", 3 * size)
+
+    def written() -> int:
+        return gzip.decompress(path.read_bytes()).count(b"\n")
+
+    with ResultFile(path, clock) as results:
+        results.load()
+        assert results.is_empty
+        for expected in (0, 0, 3, 3):
+            results.append(line("a"))
+            assert written() == expected
+        assert not results.is_empty
+        assert synced_sizes == []
+        clock.now += SYNC_SECONDS
+        results.tick()
+        assert written() == 4
+        assert synced_sizes == [path.stat().st_size]
+        results.append(line("a"))
+    assert written() == 5
+    assert synced_sizes[1:] == [path.stat().st_size]
+
+
+def test_a_disk_that_fails_to_sync_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    path = tmp_path / "out.jsonl"
+    results = ResultFile(path)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", fail)
+        with pytest.raises(NemotronError, match=r"Input/output error .*out\.jsonl"):
+            results.close()
+    with ResultFile(path):
+        pass  # the lock was released all the same
+
+
+def test_a_write_may_take_several_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+    monkeypatch.setattr("os.write", lambda descriptor, data: write(descriptor, data[:3]))
+    path = tmp_path / "out.jsonl"
+    with ResultFile(path) as results:
+        results.load()
+        results.append(line("a"))
+    assert path.read_bytes() == line("a")
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.jsonl.gz"])
+def test_a_write_that_fails_leaves_whole_lines(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, write = tmp_path / name, os.write
+    torn = gzip.compress(line("c")) if name.endswith(".gz") else line("c")
+    with ResultFile(path) as results:
+        results.load()
+        results.append(line("a"))
+        results.sync()
+    path.write_bytes(path.read_bytes() + torn[:-1])
+
+    def write_a_part(descriptor: int, data: bytes) -> int:
+        monkeypatch.setattr("os.write", fail)
+        return write(descriptor, data[:5])
+
+    def fail(_descriptor: int, _data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with ResultFile(path) as results:
+        assert results.load() == ids("a")
+        results.append(line("b"))
+        results.sync()
+        whole = path.read_bytes()
+        monkeypatch.setattr("os.write", write_a_part)
+        with pytest.raises(NemotronError, match=r"cannot write: No space left .* make room"):
+            results.append(line("d"))
+            results.sync()
+        assert path.read_bytes() == whole
+    with ResultFile(path) as results:
+        assert results.load() == ids("a", "b")
+
+
+def test_a_sorted_file_is_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    for names, is_replaced in [("ab", False), ("ba", True)]:
+        path.unlink(missing_ok=True)
+        with ResultFile(path) as results:
+            results.load()
+            for name in names:
+                results.append(line(name))
+            before = path.stat().st_ino
+            results.sort({digest("a"): 1, digest("b"): 2})
+        assert (path.stat().st_ino != before) is is_replaced
+        assert path.read_bytes() == line("a") + line("b")
+
+
+def test_the_rest_of_a_killed_sort_is_removed(tmp_path: Path) -> None:
+    path, partial = tmp_path / "out.jsonl", tmp_path / ".partial-out.jsonl"
+    partial.write_bytes(line("z"))
+    with ResultFile(path) as results:
+        results.load()
+        for name in "ba":
+            results.append(line(name))
+        results.sort({digest("a"): 1, digest("b"): 2})
+    assert path.read_bytes() == line("a") + line("b")
+    assert not partial.exists()
+
+
+def test_a_sort_without_room_is_an_error_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "out.jsonl"
+    with ResultFile(path) as results:
+        results.load()
+        for name in "ba":
+            results.append(line(name))
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        monkeypatch.setattr(Path, "replace", lambda _path, _target: os.stat("/none"))  # noqa: PTH116
+        with pytest.raises(NemotronError, match=r"No such file.*nothing written is lost"):
+            results.sort({digest("a"): 1, digest("b"): 2})
+    assert path.read_bytes() == line("b") + line("a")
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.parametrize("is_replaced", [True, False])
+def test_a_file_that_is_replaced_or_removed_before_the_lock_is_opened_again(
+    is_replaced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, other, lock = tmp_path / "out.jsonl", tmp_path / "other", fcntl.flock
+    path.write_bytes(line("old"))
+    other.write_bytes(line("new"))
+    before = open_descriptors()
+
+    def change_and_lock(descriptor: int, operation: int) -> None:
+        if other.exists() and is_replaced:
+            other.replace(path)
+        elif other.exists():
+            other.unlink()
+            path.unlink()
+        lock(descriptor, operation)
+
+    monkeypatch.setattr("fcntl.flock", change_and_lock)
+    with ResultFile(path) as results:
+        assert results.load() == (ids("new") if is_replaced else set())
+        results.append(line("b"))
+        assert open_descriptors() == before + 1
+    assert path.read_bytes() == (line("new") if is_replaced else b"") + line("b")
+
+
+def test_no_file_stays_open_when_the_output_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    with ResultFile(path):
+        before = open_descriptors()
+        with pytest.raises(NemotronError):
+            ResultFile(path)
+        assert open_descriptors() == before
+    with pytest.raises(NemotronError, match="cannot write: Is a directory"):
+        ResultFile(tmp_path)
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
