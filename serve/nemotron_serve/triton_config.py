@@ -31,7 +31,7 @@ def model_configs(
     `prompt` are the parameters of the models that make prompts.
 
     Around a foreign engine, `ensemble` is the BLS model too: no step of a Triton ensemble can see
-    both a stream and what came before it, and such an engine hands nothing on.
+    both a stream and what came before it, and a foreign engine passes on only tokens.
     """
     configs = [
         (tensorrt_llm(engine), "" if engine.is_foreign else "tensorrt_llm"),

@@ -48,15 +48,15 @@ class EngineModel:
     max_queue_size: int | None = None
     """Number of requests that Triton queues for a backend that forms batches itself.
 
-    `None` means that Triton hands on each request as soon as it arrives.
+    `None` means that Triton passes on each request when it arrives.
     """
 
     @property
     def is_foreign(self) -> bool:
         """Whether a backend that is not ours runs the engine.
 
-        Such a backend hands on none of what a client sent beside the tokens, so the models around
-        it must be others.
+        Such a backend passes on only tokens, nothing else that a client sent. So other models must
+        stand around it.
         """
         return self.backend != "python"
 
