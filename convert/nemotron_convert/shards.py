@@ -191,6 +191,7 @@ def _runs(
     """Yield `count` heads of a kind, from its head `first` on, in runs adjacent in the source.
 
     A run is (position of its first head in the source, offset of that head from `first`, length).
+    The heads must be whole groups or part of one group, which `allowed_tp` ensures.
     """
     queries = heads // kv_heads
     place_in_group, heads_per_group = {
@@ -198,9 +199,7 @@ def _runs(
         HeadKind.KEY: (queries, 1),
         HeadKind.VALUE: (queries + 1, 1),
     }[kind]
-    offset = 0
-    while offset < count:
+    run = min(heads_per_group, count)
+    for offset in range(0, count, run):
         group, index = divmod(first + offset, heads_per_group)
-        run = min(heads_per_group - index, count - offset)
         yield group * (queries + 2) + place_in_group + index, offset, run
-        offset += run
