@@ -1,4 +1,4 @@
-"""The real server, on both its protocols."""
+"""The real server, over gRPC and through the gateway."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from nemotron_serve.server import TritonServer
-from tests.data.runs import (
-    NEMOTRON,
-    wait_for,
-)
+from tests.data.runs import NEMOTRON, wait_for
 
 
 @pytest.fixture

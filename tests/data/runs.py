@@ -1,4 +1,4 @@
-"""Runs of the verb `batch`, and servers for them that only echo."""
+"""Runs of `nemotron batch`, and stand-in servers for them."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ def batch(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str
 
 
 def write_rows(path: Path, answers: Sequence[ExactAnswer], copies: int = 1) -> dict[str, str]:
-    """Every question as an OpenAI line or a plain one; the text that each must get."""
+    """Write every question as an OpenAI line or a plain line, and return the expected texts."""
     expected = {}
     with path.open("w") as file:
         for copy in range(copies):
-            for number, one in enumerate(answers):
+            for number, exact in enumerate(answers):
                 name = f"{copy}/{number}"
-                body = {"messages": [message.as_dict() for message in one.question.messages]}
+                body = {"messages": [message.as_dict() for message in exact.question.messages]}
                 request = {"method": "POST", "url": "/v1/chat/completions", "body": body}
                 row = {"custom_id": name} | (request if number % 2 else body)
                 file.write(json.dumps(row) + "\n")
-                expected[name] = one.question.answer
+                expected[name] = exact.question.answer
     return expected
 
 
@@ -54,14 +54,14 @@ def read(data: bytes) -> list[dict[str, Any]]:
 
 
 def texts(results: list[dict[str, Any]]) -> dict[str, str]:
-    """By id; and each id is there once."""
-    found = {
-        one["custom_id"]: one["response"]["body"]["choices"][0]["message"]["content"]
-        for one in results
+    """Return the text of each result by its custom_id, which must be there once."""
+    text_by_id = {
+        result["custom_id"]: result["response"]["body"]["choices"][0]["message"]["content"]
+        for result in results
     }
-    assert len(found) == len(results)
-    assert all(one["error"] is None for one in results)
-    return found
+    assert len(text_by_id) == len(results)
+    assert all(result["error"] is None for result in results)
+    return text_by_id
 
 
 def lines_in(path: Path) -> int:
@@ -72,7 +72,7 @@ def lines_in(path: Path) -> int:
 def many_rows(
     folder: Path, answer: Callable[[dict[str, Any], int], Reply], rows: int = 200
 ) -> Iterator[tuple[ChatServer, list[object]]]:
-    """A stand-in server, and the arguments to ask it so many rows."""
+    """Yield a stand-in server, and the arguments that send it `rows` rows."""
     source = folder / "in.jsonl"
     with source.open("w") as file:
         for number in range(rows):
@@ -87,5 +87,5 @@ def echo(body: dict[str, Any]) -> Reply:
 
 
 def check_echoes(folder: Path, rows: int = 200) -> None:
-    found = texts(read((folder / "out.jsonl").read_bytes()))
-    assert found == {f"r{n}": f"answer to {n}" for n in range(rows)}
+    results = read((folder / "out.jsonl").read_bytes())
+    assert texts(results) == {f"r{n}": f"answer to {n}" for n in range(rows)}

@@ -1,4 +1,4 @@
-"""The verb `batch` on the real server."""
+"""The verb `batch` with the real server."""
 
 from __future__ import annotations
 
@@ -9,13 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.data.runs import (
-    ASK,
-    batch,
-    read,
-    texts,
-    write_rows,
-)
+from tests.data.runs import ASK, batch, read, texts, write_rows
 from tests.tiny_nemotron.answers import ExactAnswer
 
 
@@ -64,16 +58,16 @@ def test_the_gateway_gives_the_same_rows_also_through_pipes_and_gzip(
     piped = batch("-", "-", "--url", gateway_url, input=source.read_text())
     assert piped.returncode == 0, piped.stderr
 
-    def what(results: list[dict[str, Any]]) -> dict[str, Any]:
+    def contents(results: list[dict[str, Any]]) -> dict[str, Any]:
         keys = ("choices", "usage", "model", "object")
-        bodies = {one["custom_id"]: one["response"]["body"] for one in results}
+        bodies = {result["custom_id"]: result["response"]["body"] for result in results}
         assert len(bodies) == len(results)
         return {name: [body[key] for key in keys] for name, body in bodies.items()}
 
-    found = what(read(gzip.decompress(packed.read_bytes())))
-    assert found == what(read(piped.stdout.encode()))
-    assert len(found) == len(answers[::8]) + len(extra)
-    assert len(found["two"][0]) == 2
+    direct_contents = contents(read(gzip.decompress(packed.read_bytes())))
+    assert direct_contents == contents(read(piped.stdout.encode()))
+    assert len(direct_contents) == len(answers[::8]) + len(extra)
+    assert len(direct_contents["two"][0]) == 2
 
 
 def test_bad_rows_are_set_apart_and_asked_again(url: str, tmp_path: Path) -> None:
@@ -94,7 +88,7 @@ def test_bad_rows_are_set_apart_and_asked_again(url: str, tmp_path: Path) -> Non
         assert done.returncode == 1
         assert "6 of 7 rows failed" in done.stderr
         assert len(texts(read(out.read_bytes()))) == 1
-        failed = {one["error"]["line"]: one for one in read(errors.read_bytes())}
+        failed = {line["error"]["line"]: line for line in read(errors.read_bytes())}
         assert sorted(failed) == [2, 3, 4, 5, 6, 7]
         assert "role" in failed[2]["error"]["message"]
         assert "4096" in failed[3]["error"]["message"]
@@ -102,10 +96,10 @@ def test_bad_rows_are_set_apart_and_asked_again(url: str, tmp_path: Path) -> Non
         assert "'other'" in failed[5]["error"]["message"]
         assert "lines 1 and 6" in failed[6]["error"]["message"]
         assert failed[7]["custom_id"] is None
-        assert all(one["error"]["remedy"] for one in failed.values())
+        assert all(line["error"]["remedy"] for line in failed.values())
     piped = batch(source, "-", "--url", url)
     assert piped.returncode == 1
-    assert sum(one["error"] is None for one in read(piped.stdout.encode())) == 1
+    assert sum(line["error"] is None for line in read(piped.stdout.encode())) == 1
     assert len(read(piped.stdout.encode())) == 7
 
 
@@ -114,13 +108,13 @@ def test_another_input_or_setting_is_refused(url: str, tmp_path: Path) -> None:
     source.write_text(json.dumps({"messages": ASK, "max_tokens": 2}) + "\n")
     assert batch(source, out, "--url", url).returncode == 0
     before = out.read_bytes()
-    for options, what in (
+    for options, reason in (
         (["--seed", "1"], "--seed was 0 and is 1"),
         (["--max-tokens", "9"], "max_tokens was 1024 and is 9"),
     ):
         done = batch(source, out, "--url", url, *options)
         assert done.returncode == 1
-        assert what in done.stderr
+        assert reason in done.stderr
     with source.open("a") as file:
         file.write(json.dumps({"messages": ASK, "max_tokens": 3}) + "\n")
     assert "the input's SHA-256" in batch(source, out, "--url", url).stderr
@@ -135,8 +129,8 @@ def test_another_engine_is_refused(url: str, tmp_path: Path) -> None:
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert batch(source, out, "--url", url).returncode == 1
     manifest = tmp_path / "out.jsonl.manifest.json"
-    told = json.loads(manifest.read_text())
-    manifest.write_text(json.dumps(told | {"server": told["server"] | {"engine": "another"}}))
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(content | {"server": content["server"] | {"engine": "another"}}))
     done = batch(source, out, "--url", url)
     assert done.returncode == 1
     assert 'server\'s engine was "another"' in done.stderr

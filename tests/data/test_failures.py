@@ -1,4 +1,4 @@
-"""The verb `batch` against servers that misbehave."""
+"""The verb `batch` with servers that fail."""
 
 from __future__ import annotations
 
@@ -9,20 +9,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.data.runs import (
-    ASK,
-    batch,
-    check_echoes,
-    echo,
-    many_rows,
-    read,
-    texts,
-)
+from tests.data.runs import ASK, batch, check_echoes, echo, many_rows, read, texts
 from tests.standins.chat_server import ChatServer, Reply, refused
 
 
 def test_a_storm_of_429(tmp_path: Path) -> None:
-    """A server with room for six, which sends the rest away."""
+    """A server that runs six requests at once and refuses the others."""
 
     def answer(body: dict[str, Any], inside: int) -> Reply:
         if inside > 6:
@@ -33,8 +25,8 @@ def test_a_storm_of_429(tmp_path: Path) -> None:
     with many_rows(tmp_path, answer) as (standin, arguments):
         done = batch(*arguments)
         assert done.returncode == 0, done.stderr
-        assert standin.most_inside > 3
-        assert standin.asked < 400  # it learns
+        assert standin.max_inside > 3
+        assert standin.requests < 400  # the batch lowers its concurrency
     check_echoes(tmp_path)
 
 
@@ -59,7 +51,7 @@ def test_passing_failures_are_tried_again_and_lasting_ones_set_apart(tmp_path: P
     assert "2 of 60 rows failed" in done.stderr
     assert len(texts(read((tmp_path / "out.jsonl").read_bytes()))) == 58
     failed = read((tmp_path / "out.jsonl.errors.jsonl").read_bytes())
-    assert {one["custom_id"] for one in failed} == {"r7", "r8"}
+    assert {line["custom_id"] for line in failed} == {"r7", "r8"}
     assert seen["7"] == 2
     assert seen["10"] == 2
 

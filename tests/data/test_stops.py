@@ -1,4 +1,4 @@
-"""The verb `batch` is killed, interrupted or out of disk, and nothing is lost."""
+"""The verb `batch` loses nothing when it is killed, interrupted or out of disk space."""
 
 from __future__ import annotations
 
@@ -59,15 +59,15 @@ def test_a_server_killed_and_started_again(
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     expected = write_rows(source, answers)
     with TritonServer(engine_bf16, cpu_profile) as server:
-        ends = server.endpoints
-        url = f"grpc://{ends.address}:{ends.grpc}"
+        endpoints = server.endpoints
+        url = f"grpc://{endpoints.address}:{endpoints.grpc}"
         process = subprocess.Popen(
             [NEMOTRON, "batch", str(source), str(out), "--url", url], stderr=subprocess.PIPE
         )
         wait_for(lambda: lines_in(out) >= 100, process)
         os.killpg(server.process.pid, signal.SIGKILL)
         server.process.wait()
-    ports = cpu_profile.ports.model_copy(update={"grpc": ends.grpc})
+    ports = cpu_profile.ports.model_copy(update={"grpc": endpoints.grpc})
     with TritonServer(engine_bf16, cpu_profile.model_copy(update={"ports": ports})):
         _, stderr = process.communicate(timeout=WAIT)
         assert process.returncode == 0, stderr
@@ -76,12 +76,12 @@ def test_a_server_killed_and_started_again(
 
 
 def twenty_answers() -> tuple[Callable[[dict[str, Any], int], Reply], threading.Event]:
-    """Answers the first twenty requests, the others when the event is set."""
+    """Return a function that answers twenty requests at once and the others after the event."""
     release = threading.Event()
-    asked = itertools.count()
+    requests = itertools.count()
 
     def answer(body: dict[str, Any], _inside: int) -> Reply:
-        if next(asked) >= 20:
+        if next(requests) >= 20:
             release.wait(WAIT)
         return echo(body)
 
@@ -107,9 +107,9 @@ def test_interrupted_once_finishes_what_runs_and_goes_on_later(
         assert "run the same command again" in stderr
         done = lines_in(tmp_path / "out.jsonl")
         assert 20 < done < 200
-        assert standin.asked == done  # nothing that ran was thrown away
+        assert standin.requests == done  # nothing that ran was thrown away
         assert batch(*arguments).returncode == 0
-        assert standin.asked == 200
+        assert standin.requests == 200
     check_echoes(tmp_path)
 
 
@@ -133,7 +133,7 @@ def test_interrupted_twice_drops_what_runs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.jsonl.gz"])
 def test_a_full_disk_loses_nothing(name: str, tmp_path: Path) -> None:
-    """A real one: a file system of our own, first too small."""
+    """The disk is a real file system, which is too small at first."""
 
     def answer(body: dict[str, Any], _inside: int) -> Reply:
         name = body["messages"][0]["content"]
@@ -160,7 +160,7 @@ def test_a_full_disk_loses_nothing(name: str, tmp_path: Path) -> None:
     assert "No space left on device" in done.stderr
     assert "run the same command again" in done.stderr
     data = (tmp_path / name).read_bytes()
-    found = texts(read(gzip.decompress(data) if name.endswith(".gz") else data))
-    assert {text.rpartition(" ")[0] for text in found.values()} == {
+    results = read(gzip.decompress(data) if name.endswith(".gz") else data)
+    assert {text.rpartition(" ")[0] for text in texts(results).values()} == {
         f"answer to {n}" for n in range(200)
     }

@@ -1,4 +1,4 @@
-"""Recipes: the real model generates, a stand-in for the reward model scores."""
+"""Recipes: the real model generates, and a stand-in for the reward model scores."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_generate_score_keep(server: TritonServer, scorer: ChatServer, tmp_path:
         answers[row["custom_id"].rpartition("-sample-")[0]].add(text)
     distinct = {name: {text for text in texts if text.strip()} for name, texts in answers.items()}
     assert max(map(len, distinct.values())) > 2  # each sample has a seed of its own
-    assert report["scored"] == sum(map(len, distinct.values())) == scorer.asked
+    assert report["scored"] == sum(map(len, distinct.values())) == scorer.requests
     sft: dict[str, list[float]] = defaultdict(list)
     for row in read(out / "sft.jsonl"):
         *_prompt, answer = row["messages"]
@@ -117,7 +117,7 @@ def test_generate_score_keep(server: TritonServer, scorer: ChatServer, tmp_path:
     write_recipe(tmp_path, {"url": "grpc://127.0.0.1:1"}, "http://127.0.0.1:1", threshold=-100)
     assert synthesize(recipe, out).returncode == 0
     assert len(read(out / "sft.jsonl")) == report["scored"]
-    assert scorer.asked == report["scored"]
+    assert scorer.requests == report["scored"]
 
     # Elsewhere: the same data. Another prompt in the same folder: refused.
     write_recipe(tmp_path, {"url": url}, scorer.url, threshold=1.0, best=2, margin=0.5)

@@ -1,6 +1,6 @@
-"""A small real HTTP server with a chat endpoint, which answers as a test says.
+"""A small real HTTP server with a chat endpoint, whose answers a test provides.
 
-It stands in for other people's OpenAI-compatible servers: overloaded ones, failing ones, and
+It stands in for OpenAI-compatible servers of other projects: overloaded ones, failing ones, and
 Nemotron-4-340B-Reward.
 """
 
@@ -16,7 +16,7 @@ Reply = tuple[int, Mapping[str, Any], Mapping[str, str]]
 
 
 def said(text: str, tokens: int = 1) -> Reply:
-    """A chat completion."""
+    """Return a chat completion."""
     choice = {"index": 0, "message": {"role": "assistant", "content": text}}
     usage = {"prompt_tokens": 1, "completion_tokens": tokens, "total_tokens": tokens + 1}
     return 200, {"id": "x", "choices": [choice | {"finish_reason": "stop"}], "usage": usage}, {}
@@ -32,11 +32,16 @@ class _Server(ThreadingHTTPServer):
 
 
 class ChatServer:
-    """A context manager. Threads call `answer` with a body and how many requests are inside."""
+    """A server that runs inside a `with` block.
+
+    Its threads call `answer` with the body of a request and the number of requests being answered.
+    With a `key`, requests without it are refused. `requests` and `max_inside` are the number of
+    requests so far, and the largest number of requests that were being answered at once.
+    """
 
     def __init__(self, answer: Callable[[dict[str, Any], int], Reply], key: str = "") -> None:
-        self.asked = 0
-        self.most_inside = 0
+        self.requests = 0
+        self.max_inside = 0
         self._inside = 0
         self._lock = threading.Lock()
         standin = self
@@ -53,9 +58,9 @@ class ChatServer:
                     self.reply(refused(401))
                     return
                 with standin._lock:
-                    standin.asked += 1
+                    standin.requests += 1
                     standin._inside += 1
-                    standin.most_inside = max(standin.most_inside, standin._inside)
+                    standin.max_inside = max(standin.max_inside, standin._inside)
                     inside = standin._inside
                 try:
                     reply = answer(body, inside)

@@ -1,4 +1,4 @@
-"""A stand-in for Nemotron-4-340B-Reward: its form of answer, with scores made from the text."""
+"""A stand-in for Nemotron-4-340B-Reward that computes its scores from the bytes of the text."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from tests.standins.chat_server import ChatServer, Reply, said
 
 
 def scores_of(answer: str) -> dict[str, float]:
-    """Whatever they are, they are the same for the same text and differ between texts."""
-    total = sum((place + 1) * byte for place, byte in enumerate(answer.encode()))
+    """Return scores that are the same for the same text and differ between most texts."""
+    total = sum(position * byte for position, byte in enumerate(answer.encode(), 1))
     names = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
     return {name: (total % (7 + 2 * i)) / 2 for i, name in enumerate(names)}
 
