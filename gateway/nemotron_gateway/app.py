@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -18,7 +19,7 @@ from nemotron_core.openai.errors import HttpError
 from nemotron_core.openai.schema import ChatRequest, CompletionRequest
 from nemotron_gateway import access_log, page
 from nemotron_gateway.backend import Backend
-from nemotron_gateway.json_response import JsonResponse, error_response, from_exception
+from nemotron_gateway.json_response import JsonResponse, to_http_error
 from nemotron_gateway.keys import Keys
 from nemotron_gateway.metrics import Metrics
 from nemotron_gateway.nemo_api import NeMo
@@ -28,6 +29,7 @@ from nemotron_gateway.openapi import Endpoint, describe
 from nemotron_gateway.request_record import REQUEST_ID_HEADER, RequestRecord
 from nemotron_gateway.settings import GatewaySettings
 
+LOG = logging.getLogger("nemotron_gateway")
 UNLOGGED = ("/health/live", "/health/ready", "/metrics")
 """Routes that are requested every few seconds, and therefore are not in the access log."""
 
@@ -63,7 +65,12 @@ class Gateway:
         # fmt: on
         self._app = Starlette(
             routes=[self._route(endpoint) for endpoint in self.endpoints],
-            exception_handlers={HTTPException: _no_such_route},
+            exception_handlers={
+                ClientDisconnect: _answer_disconnect,
+                HTTPException: _answer_no_such_route,
+                HttpError: _answer_error,
+                Exception: _answer_error,
+            },
             lifespan=self._lifespan,
         )
 
@@ -87,25 +94,23 @@ class Gateway:
 
         try:
             await self._app(scope, receive, send_with_headers)
+        except Exception as error:
+            # The client has its answer: Starlette raises unexpected errors again for the log.
+            LOG.error("request %s failed", record.request_id, exc_info=error)
         finally:
             record.finish()
             if self._settings.access_log and record.route not in UNLOGGED:
                 access_log.write(scope, record)
 
     def _route(self, endpoint: Endpoint) -> Route:
-        """Return Starlette's route for an endpoint, with the check of the key and the errors."""
+        """Return Starlette's route for an endpoint, with the check of the API key."""
 
         async def respond(request: Request) -> Response:
             record: RequestRecord = request.scope["record"]
             record.route = endpoint.path
-            try:
-                if endpoint.needs_key:
-                    self._keys.check(request.headers.get("authorization", ""))
-                return await endpoint.handler(request, record)
-            except ClientDisconnect:
-                return Response(status_code=CLIENT_CLOSED_REQUEST)
-            except Exception as error:
-                return error_response(from_exception(error, record.request_id))
+            if endpoint.needs_key:
+                self._keys.check(request.headers.get("authorization", ""))
+            return await endpoint.handler(request, record)
 
         return Route(endpoint.path, respond, methods=[endpoint.method])
 
@@ -132,7 +137,18 @@ class Gateway:
         return JsonResponse(description)
 
 
-async def _no_such_route(request: Request, error: Exception) -> Response:
+async def _answer_disconnect(_request: Request, _error: Exception) -> Response:
+    """Answer nobody: the status is for the log and the metrics."""
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    """Answer an error that was raised before anything was sent."""
+    http_error = to_http_error(error, request.scope["record"].request_id)
+    return JsonResponse(http_error.body(), http_error.status, http_error.headers)
+
+
+async def _answer_no_such_route(request: Request, error: Exception) -> Response:
     """Answer a request that matches no endpoint, in the form of OpenAI's API."""
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path}: {error.detail}"

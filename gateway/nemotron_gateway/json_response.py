@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from http import HTTPStatus
 from typing import Any
 
@@ -12,8 +11,6 @@ from starlette.responses import JSONResponse
 from nemotron_client import ClientError
 from nemotron_core.errors import ErrorKind
 from nemotron_core.openai.errors import HttpError, bad_request
-
-LOG = logging.getLogger("nemotron_gateway")
 
 
 class JsonResponse(JSONResponse):
@@ -29,16 +26,10 @@ def to_json(content: object) -> bytes:
     return json.dumps(content, ensure_ascii=False).encode(errors="replace")
 
 
-def error_response(error: HttpError) -> JsonResponse:
-    """Return an error in the form of OpenAI's API."""
-    return JsonResponse(error.body(), error.status, error.headers)
-
-
-def from_exception(error: Exception, request_id: str) -> HttpError:
-    """Return the error to answer with. An unexpected one is logged and has status 500."""
+def to_http_error(error: Exception, request_id: str) -> HttpError:
+    """Return the error to answer with. An unexpected error has status 500 and hides its text."""
     if isinstance(error, HttpError):
         return error
-    LOG.error("request %s failed", request_id, exc_info=error)
     return HttpError(
         HTTPStatus.INTERNAL_SERVER_ERROR,
         f"the gateway failed; its log says more of request {request_id}",

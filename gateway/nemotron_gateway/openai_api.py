@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import aclosing
 from http import HTTPStatus
-from typing import cast
+from typing import Any, cast
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -22,7 +22,7 @@ from nemotron_gateway.json_response import JsonResponse
 from nemotron_gateway.request import parse_body, read_json, while_connected
 from nemotron_gateway.request_record import RequestRecord
 from nemotron_gateway.settings import GatewaySettings
-from nemotron_gateway.stream import stream_answer
+from nemotron_gateway.stream import EventStream, stream_answer
 
 COMPLETION_TOKENS = 16
 """OpenAI's default of `max_tokens` for completions."""
@@ -64,52 +64,50 @@ class OpenAI:
         self._check(body)
         messages = [message.as_dict() for message in body.messages]
         self._check_prompts(["".join(message["content"] for message in messages)], "messages")
-        return await while_connected(request.receive, self._chat(body, messages, record))
+        answer = ChatAnswer(
+            self._settings.model,
+            tokenizer=await self._tokenizer(body),
+            include_usage=body.include_usage,
+        )
+        max_tokens = body.requested_tokens or await self._remaining_tokens(messages)
+        return await self._respond(request, record, body, [messages], max_tokens, answer)
 
     async def completions(self, request: Request, record: RequestRecord) -> Response:
         """Answer `POST /v1/completions`."""
         body = parse_body(await read_json(request, record, self._settings), CompletionRequest)
         self._check(body)
         self._check_prompts(body.prompts, "prompt")
-        return await while_connected(request.receive, self._complete(body, record))
-
-    async def _chat(
-        self, body: ChatRequest, messages: list[dict[str, str]], record: RequestRecord
-    ) -> Response:
-        max_tokens = body.requested_tokens or await self._remaining_tokens(messages)
-        answer = ChatAnswer(
-            self._settings.model,
-            tokenizer=await self._tokenizer(body),
-            include_usage=body.include_usage,
-        )
-        return await self._respond(body, [messages], max_tokens, answer, record)
-
-    async def _complete(self, body: CompletionRequest, record: RequestRecord) -> Response:
-        max_tokens = body.requested_tokens or COMPLETION_TOKENS
-        tokenizer = await self._tokenizer(body)
         echoes = await self._echoes(body.prompts) if body.echo else []
         answer = CompletionAnswer(
             self._settings.model,
-            tokenizer=tokenizer,
+            tokenizer=await self._tokenizer(body),
             include_usage=body.include_usage,
             echoes=[echo for echo in echoes for _ in range(body.num_answers)],
         )
-        return await self._respond(body, body.prompts, max_tokens, answer, record)
+        max_tokens = body.requested_tokens or COMPLETION_TOKENS
+        return await self._respond(request, record, body, body.prompts, max_tokens, answer)
 
     async def _respond(
         self,
+        request: Request,
+        record: RequestRecord,
         body: ChatRequest | CompletionRequest,
         prompts: Sequence[Prompt],
         max_tokens: int,
         answer: Answer,
-        record: RequestRecord,
     ) -> Response:
+        """Generate the answers to all prompts, and return them whole or as a stream."""
         generation = body.generation(max_tokens, log_probs=body.log_probs)
         pieces = self._backend.generate_all(prompts, generation, stream=bool(body.stream))
         if body.stream:
-            return await stream_answer(answer, pieces, body.num_answers * len(prompts), record)
-        async with aclosing(pieces):
-            content = answer.whole({index: piece async for index, piece in pieces})
+            count = body.num_answers * len(prompts)
+            return EventStream(stream_answer(answer, pieces, count, record), record)
+
+        async def generate() -> dict[str, Any]:
+            async with aclosing(pieces):
+                return answer.whole({index: piece async for index, piece in pieces})
+
+        content = await while_connected(request.receive, generate())
         record.count_tokens(answer.usage.prompt_tokens, answer.usage.completion_tokens)
         return JsonResponse(content)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable
+from collections.abc import Coroutine
 from http import HTTPStatus
 from typing import Any, TypeVar
 
@@ -56,33 +56,25 @@ def parse_body(body: object, body_type: type[Body]) -> Body:
         raise bad_request(f"{key or 'body'}: {first['msg']}", key or None) from error
 
 
-async def while_connected(receive: Receive, work: Awaitable[Result]) -> Result:
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
     """Return the result of `work`, which is cancelled as soon as the client disconnects.
 
     The request's body must have been read. Raises `ClientDisconnect` after the cancelled work has
     ended. Starlette's own watch over a stream is not enough: it does not cover the time before the
     first piece, and Starlette leaves it out if the server announces ASGI 2.4.
     """
-    task = asyncio.current_task()
-    assert task is not None
-    is_working = True
-
-    def cancel_work(watch: asyncio.Task[None]) -> None:
-        # The work may have ended between the disconnect and this callback.
-        if is_working and not watch.cancelled():
-            task.cancel()
-
-    watch = asyncio.ensure_future(_wait_for_disconnect(receive))
-    watch.add_done_callback(cancel_work)
+    task = asyncio.ensure_future(work)
+    disconnect = asyncio.ensure_future(_wait_for_disconnect(receive))
     try:
-        return await work
-    except asyncio.CancelledError:
-        if watch.done():
-            raise ClientDisconnect from None
-        raise  # the server is being stopped
+        await asyncio.wait({task, disconnect}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientDisconnect
     finally:
-        is_working = False
-        watch.cancel()
+        disconnect.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from starlette.requests import ClientDisconnect
@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from nemotron_core.errors import CLIENT_CLOSED_REQUEST
 from nemotron_core.generation import Piece
 from nemotron_core.openai.answer import Answer
-from nemotron_gateway.json_response import from_exception, to_json
+from nemotron_gateway.json_response import to_http_error, to_json
 from nemotron_gateway.request import while_connected
 from nemotron_gateway.request_record import RequestRecord
 
@@ -23,7 +23,11 @@ HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 class EventStream(StreamingResponse):
-    """A response of server-sent events, which a client's disconnect ends at once."""
+    """The response to a request that streams. A client's disconnect ends it at once.
+
+    Nothing is sent before the first events, so a failure before them is raised and has its own
+    status. A failure after them is the last event.
+    """
 
     media_type = "text/event-stream"
 
@@ -40,60 +44,56 @@ class EventStream(StreamingResponse):
             except ClientDisconnect:
                 self._record.status = CLIENT_CLOSED_REQUEST
 
+    async def stream_response(self, send: Send) -> None:
+        """Send the headers with the first events, then the other events as they come."""
+        events = await anext(self._events)
+        await send(
+            {
+                "type": "http.response.start",
+                "status": self.status_code,
+                "headers": self.raw_headers,
+            }
+        )
+        try:
+            await send({"type": "http.response.body", "body": events, "more_body": True})
+            async for events in self._events:
+                await send({"type": "http.response.body", "body": events, "more_body": True})
+        except Exception as error:
+            http_error = to_http_error(error, self._record.request_id)
+            self._record.status = http_error.status
+            last_events = to_events([http_error.body()]) + DONE
+            await send({"type": "http.response.body", "body": last_events})
+            if http_error is not error:
+                raise  # so that it is logged
+        else:
+            await send({"type": "http.response.body", "body": DONE})
+
 
 async def stream_answer(
     answer: Answer,
     pieces: AsyncGenerator[tuple[int, Piece], None],
     count: int,
     record: RequestRecord,
-) -> EventStream:
-    """Return the streamed answer of `count` choices once its first piece has come.
-
-    Until then nothing is sent, so a failure before it is raised and has its own status. A failure
-    after it is the last event.
-    """
-    events = _events(answer, pieces, count, record)
-    await anext(events)
-    return EventStream(events, record)
-
-
-async def _events(
-    answer: Answer,
-    pieces: AsyncGenerator[tuple[int, Piece], None],
-    count: int,
-    record: RequestRecord,
 ) -> AsyncGenerator[bytes, None]:
-    """Yield nothing (`b""`) when the first piece has come, then the events for each piece."""
+    """Yield the events for each piece of an answer of `count` choices."""
     before, after = answer.chunk_template()
-    has_begun = False
+    chunks = answer.opening(count)
     try:
         async with aclosing(pieces):
             async for index, piece in pieces:
                 record.count_piece()
                 answer.usage.add(index, piece)
-                if not has_begun:
-                    has_begun = True
-                    yield b""
-                    for chunk in answer.opening(count):
-                        yield _event(chunk)
-                if count == 1 and not piece.log_probs and not piece.finish_reason:
+                if count == 1 and not (chunks or piece.log_probs or piece.finish_reason):
                     text = json.dumps(piece.text, ensure_ascii=False)
                     yield f"data: {before}{text}{after}\n\n".encode(errors="replace")
-                    continue
-                for chunk in answer.chunks(index, piece):
-                    yield _event(chunk)
-        for chunk in answer.closing():
-            yield _event(chunk)
-    except Exception as error:
-        if not has_begun:
-            raise
-        http_error = from_exception(error, record.request_id)
-        record.status = http_error.status
-        yield _event(http_error.body())
+                else:
+                    yield to_events(chunks + answer.chunks(index, piece))
+                    chunks = []
+        yield to_events(answer.closing())
     finally:
         record.count_tokens(answer.usage.prompt_tokens, answer.usage.completion_tokens)
-    yield DONE
 
 
-def _event(content: object) -> bytes:
-    return b"data: " + to_json(content) + b"\n\n"
+def to_events(contents: Sequence[object]) -> bytes:
+    """Return one server-sent event for each object."""
+    return b"".join(b"data: " + to_json(content) + b"\n\n" for content in contents)

@@ -76,7 +76,10 @@ def test_no_retry_after_where_a_later_attempt_changes_nothing(
     ],
 )
 def test_a_failure_inside_a_stream_is_its_last_event(
-    error: Exception, message: str, monkeypatch: pytest.MonkeyPatch
+    error: Exception,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     ScriptedEngine([FIRST, error]).install(monkeypatch)
     answer = complete(stream=True)
@@ -85,6 +88,7 @@ def test_a_failure_inside_a_stream_is_its_last_event(
     assert first["choices"][0]["text"] == "a"
     assert message in last["error"]["message"]
     assert "secret" not in answer.text
+    assert ("RuntimeError: secret" in caplog.text) == isinstance(error, RuntimeError)
 
 
 def test_an_unexpected_failure_is_logged_and_says_nothing(
