@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nemotron_core.text import AnswerStream
@@ -11,7 +11,6 @@ from tests.core.references import (
     CUTS,
     TOKENS,
     VOCABULARY,
-    WORDS,
     cut_at_stop,
     decode,
     split,
@@ -20,7 +19,11 @@ from tests.core.references import (
 
 END = VOCABULARY.END
 STOPS = st.lists(st.sampled_from(["\n", "a", "ab\nb", "b\n", "rd", "日", "�", "\n\n"]), max_size=3)
-ANSWERS = TOKENS | st.lists(WORDS, max_size=15).map(lambda words: [id_ for (id_,) in words])
+A, B, NEWLINE, AB_NEWLINE = (
+    256 + VOCABULARY.words.index(word) for word in ("a", "b", "\n", "ab\n")
+)
+DENSE = st.lists(st.sampled_from([A, B, NEWLINE, NEWLINE, AB_NEWLINE, *"日".encode()]), max_size=12)
+"""Tokens of which nearly every one begins, goes on or ends a stop string, a line or a character."""
 
 
 def visible(ids: list[int], stops: list[str], chat: bool) -> str:
@@ -33,17 +36,21 @@ def visible(ids: list[int], stops: list[str], chat: bool) -> str:
 
 
 @given(
-    ids=ANSWERS,
+    ids=DENSE | TOKENS,
     cuts=CUTS,
     stops=STOPS,
     chat=st.booleans(),
     reason=st.sampled_from(["stop", "length", "cancelled"]),
 )
-@example(ids=[257, 260], cuts=[1], stops=[], chat=True, reason="stop")
-@example(ids=[257, 260], cuts=[1], stops=[], chat=True, reason="length")
-@example(ids=[260, 260], cuts=[1], stops=[], chat=True, reason="cancelled")
-@example(ids=[257, 260], cuts=[1], stops=["\n"], chat=True, reason="stop")
-@example(ids=[260, 257], cuts=[1], stops=["a"], chat=True, reason="stop")
+@example(ids=[A, NEWLINE], cuts=[1], stops=[], chat=True, reason="stop")
+@example(ids=[A, NEWLINE], cuts=[1], stops=[], chat=True, reason="length")
+@example(ids=[NEWLINE, NEWLINE], cuts=[1], stops=[], chat=True, reason="cancelled")
+@example(ids=[NEWLINE, A, B], cuts=[1, 2], stops=[], chat=True, reason="stop")
+@example(ids=[A, NEWLINE], cuts=[1], stops=["\n"], chat=True, reason="stop")
+@example(ids=[NEWLINE, A], cuts=[1], stops=["a"], chat=True, reason="stop")
+@example(ids=[A, B], cuts=[1], stops=["ab\nb"], chat=False, reason="stop")
+@example(ids=[A, AB_NEWLINE], cuts=[1], stops=["ab\nb"], chat=True, reason="stop")
+@settings(max_examples=300)
 def test_an_answer_is_what_the_definition_says_in_any_pieces(
     ids: list[int], cuts: list[int], stops: list[str], chat: bool, reason: str
 ) -> None:
