@@ -87,6 +87,11 @@ def test_tensors_are_in_the_order_of_the_data() -> None:
     ]
 
 
+def test_the_tensors_of_layers_are_stacked() -> None:
+    for rules in (TENSOR_MAP, HF_MAP):
+        assert all(rule.stacked == rule.source.startswith(LAYERS) for rule in rules)
+
+
 def test_fp8_is_for_the_linear_layers() -> None:
     assert LINEARS == {
         LAYERS + "self_attention.linear_qkv.weight": "attention.qkv",
