@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,18 +12,18 @@ from typing import Any
 
 from tests.standins.chat_server import ChatServer, Reply, said
 from tests.tiny_nemotron.answers import ExactAnswer
+from tests.waiting import WAIT, until
 
 NEMOTRON = str(Path(sys.executable).with_name("nemotron"))
-WAIT = 240
 ASK = [{"role": "user", "content": "Hello"}]
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[Any] | None = None) -> None:
-    deadline = time.monotonic() + WAIT
-    while not condition():
+    def holds() -> bool:
         assert process is None or process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+        return condition()
+
+    until(holds, poll_seconds=0.01)
 
 
 def batch(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:

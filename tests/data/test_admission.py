@@ -184,6 +184,22 @@ def test_later_requests_take_the_mean_of_the_answers() -> None:
     play(scenario, tokens_per_minute=600)
 
 
+def test_a_request_that_reports_no_tokens_used_none() -> None:
+    async def main() -> None:
+        clock = Clock()
+        admission = Admission(64, None, 600, clock=clock, sleep=clock.sleep)
+        for _ in range(3):
+            async with admission.admit():
+                pass
+        assert clock.sleeps == []
+        async with admission.admit() as permit:
+            permit.prompt_tokens = 60  # empties the bucket
+        async with admission.admit():  # the mean is 15
+            assert clock.sleeps == [1.5]
+
+    asyncio.run(main())
+
+
 def test_a_failed_request_gives_its_tokens_back() -> None:
     async def scenario(requests: Requests, clock: Clock, _admission: Admission) -> None:
         for _ in range(3):

@@ -19,7 +19,6 @@ from nemotron_build.profile import Profile
 from nemotron_serve.server import TritonServer
 from tests.data.runs import (
     NEMOTRON,
-    WAIT,
     batch,
     check_echoes,
     echo,
@@ -32,6 +31,7 @@ from tests.data.runs import (
 )
 from tests.standins.chat_server import Reply, said
 from tests.tiny_nemotron.answers import ExactAnswer
+from tests.waiting import WAIT
 
 
 def test_a_client_killed_again_and_again(
