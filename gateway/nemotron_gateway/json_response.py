@@ -32,7 +32,7 @@ def to_http_error(error: Exception, request_id: str) -> HttpError:
         return error
     return HttpError(
         HTTPStatus.INTERNAL_SERVER_ERROR,
-        f"the gateway failed; its log says more of request {request_id}",
+        f"the gateway failed; its log has more about request {request_id}",
         error_type="server_error",
     )
 

@@ -97,5 +97,5 @@ def parse_generate_request(body: object) -> GenerateRequest:
             message = str(GenerateRequest.model_fields[str(first["loc"][0])].description)
         raise bad_request(message) from error
     if request.all_probs:
-        raise bad_request("all_probs is not served: the engine tells the chosen tokens' only")
+        raise bad_request("all_probs is not served: the engine reports the chosen tokens' only")
     return request

@@ -17,8 +17,10 @@ from nemotron_core.generation import MAX_SEED, Generation
 from nemotron_core.openai.errors import bad_request
 
 MAX_STOPS = 16
+"""Number of stop strings in one request."""
 MAX_STOP_CHARACTERS = 1024
 SEED_BITS = 63
+"""Number of random bits in the seed of a request that has none."""
 
 
 class _Strict(BaseModel):
@@ -128,7 +130,7 @@ class _Request(_Strict):
         temperature = 1.0 if self.temperature is None else self.temperature
         seed = self.seed
         if seed is None and temperature > 0:
-            seed = secrets.randbits(SEED_BITS)  # the engine's own default is always the same
+            seed = secrets.randbits(SEED_BITS)  # the engine's own default is a constant
         guide_type, guide = self._guide()
         return Generation(
             max_tokens=max_tokens,
@@ -200,7 +202,7 @@ class ChatRequest(_Request):
 
 
 ONLY_CHOSEN_TOKENS = (
-    "the engine tells the log-probability of the chosen token only: leave out top_logprobs, "
+    "the engine reports the log-probability of the chosen token only: leave out top_logprobs, "
     "or ask for 0"
 )
 
@@ -239,6 +241,6 @@ class CompletionRequest(_Request):
         if self.logprobs:
             raise bad_request(ONLY_CHOSEN_TOKENS.replace("top_logprobs", "logprobs"), "logprobs")
         if self.echo and self.log_probs:
-            raise bad_request("the engine tells no log-probabilities of the prompt", "echo")
+            raise bad_request("the engine reports no log-probabilities of the prompt", "echo")
         if self.best_of not in (None, self.num_answers):
             raise bad_request("best_of other than n is not served", "best_of")
