@@ -9,14 +9,13 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from tests.tiny_nemotron.answers import ExactAnswer
+from tests.waiting import WAIT, until_written
 
 ROOT = Path(__file__).parents[1]
 FREE = [f"--{name}-port=0" for name in ("http", "grpc", "metrics", "health", "gateway")]
-WAIT = 120
 # A make inside `make test` would otherwise take over the outer one's flags and chatter.
 OUTSIDE_MAKE = {name: value for name, value in os.environ.items() if "MAKE" not in name}
 ENVIRONMENT = OUTSIDE_MAKE | {
@@ -53,11 +52,7 @@ def test_step_by_step(tmp_path: Path, answers: list[ExactAnswer]) -> None:
         [*serve, *FREE, "--port-file", str(ports)], cwd=tmp_path, env=ENVIRONMENT
     )
     try:
-        deadline = time.monotonic() + WAIT
-        while not ports.exists():
-            assert server.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until_written(ports, server)
         url = f"127.0.0.1:{json.loads(ports.read_text())['grpc']}"
         done = subprocess.run(
             [*chat, "--url", url],

@@ -19,9 +19,9 @@ from nemotron_core.errors import NemotronError
 from nemotron_core.folder import NotReady, retry_until_ready, unfinished_folder
 from tests.tiny_nemotron.reference import NEMO
 from tests.tools import debian_program
+from tests.waiting import WAIT
 
 NEMOTRON = str(Path(sys.executable).with_name("nemotron"))
-WAIT = 120
 TP2 = Options(Parallel(2, 1), resume=True, reuse=True)
 
 

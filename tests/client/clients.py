@@ -12,7 +12,6 @@ from nemotron_client import AsyncClient, Client, Generation, Piece, Retries
 ENDLESS = Generation(max_tokens=4000, end_id=0)
 SHORT = Generation(max_tokens=20)
 GO = "<extra_id_1>Go"
-WAIT = 60
 ONCE = Retries(attempts=1)
 
 

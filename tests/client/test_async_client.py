@@ -25,12 +25,12 @@ from nemotron_client import (
 from nemotron_core.metrics import RUNNING_METRIC
 from nemotron_core.text import Tokenizer
 from nemotron_serve.server import TritonServer
-from tests.client.clients import ENDLESS, GO, ONCE, WAIT, complete_with_each, fail_with_each
+from tests.client.clients import ENDLESS, GO, ONCE, complete_with_each, fail_with_each
 from tests.client.scripted import Scripted, Serving
 from tests.serve.wire import metric
 from tests.tiny_nemotron.answers import ExactAnswer
 from tests.tools import debian_program
-from tests.waiting import until
+from tests.waiting import WAIT, until
 
 
 @pytest.fixture

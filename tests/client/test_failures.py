@@ -27,6 +27,7 @@ from nemotron_client import (
 )
 from tests.client.clients import ONCE, fail_with_each
 from tests.client.scripted import Scripted, Serving
+from tests.waiting import WAIT
 
 FULL = RuntimeError("server overloaded: 448 requests wait already")
 QUICK = Retries(attempts=3, first_delay=0.01)
@@ -51,12 +52,12 @@ def test_a_timeout_for_each_wait(script: list[Any], timeouts: Timeouts, message:
 
 
 def test_the_clock_stands_while_the_caller_is_slow() -> None:
-    timeouts = Timeouts(first_token=5, between_tokens=0.3)
+    timeouts = Timeouts(first_token=WAIT, between_tokens=1.0)
     with Serving(Scripted(["a", "b", "c"])) as url, Client(url, timeouts=timeouts) as client:
         texts = []
         for piece in client.stream_complete("Hello"):
             texts.append(piece.text)
-            time.sleep(0.5)
+            time.sleep(1.5)
         assert texts == ["a", "b", "c"]
 
 

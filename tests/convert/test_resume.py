@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from nemotron_convert.target.manifest import changed_files, read_manifest
 from nemotron_core.errors import NemotronError
 from nemotron_core.folder import unfinished_folder
 from tests.convert.nemo import NEMO, edit_config, rechunk, unpack
+from tests.waiting import until
 
 NEMOTRON = str(Path(sys.executable).with_name("nemotron"))
 TP8 = Options(Parallel(8, 1))
@@ -67,6 +69,10 @@ def test_what_is_finished_is_not_done_again(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["expected", "out"]
 
 
+def has_begun(folder: Path, process: subprocess.Popen[bytes]) -> bool:
+    return folder.exists() or process.poll() is not None
+
+
 def test_killed_again_and_again(tmp_path: Path) -> None:
     source = write_nemo(tmp_path / "in", Shape(layers=3, hidden=1024, heads=16, vocab=4096))
     expected = convert(source, tmp_path / "expected", TP8)
@@ -75,9 +81,7 @@ def test_killed_again_and_again(tmp_path: Path) -> None:
     generator = random.Random(7)
     for _ in range(6):
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 20
-        while not (tmp_path / "out.partial").exists() and process.poll() is None:
-            assert time.monotonic() < deadline
+        until(partial(has_begun, tmp_path / "out.partial", process), poll_seconds=0.001)
         time.sleep(generator.uniform(0, 0.15))
         process.send_signal(generator.choice([signal.SIGKILL, signal.SIGINT, signal.SIGTERM]))
         process.wait()

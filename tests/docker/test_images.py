@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +21,11 @@ import pytest
 from tests.helm.chart import CHART, render
 from tests.tiny_nemotron.answers import ExactAnswer
 from tests.tools import python_tool
+from tests.waiting import WAIT, until_written
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "build" / "docker").glob("*.Dockerfile"))
 CPU = ROOT / "build" / "docker" / "cpu.Dockerfile"
-WAIT = 240
 MOUNTS = ("/src", "/opt", "/tmp")
 
 
@@ -199,11 +198,7 @@ def test_the_image_serves(image: Path, answers: list[ExactAnswer]) -> None:
         env=environment,
     )
     try:
-        deadline = time.monotonic() + WAIT
-        while not (tmp / "ports.json").exists():
-            assert server.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        until_written(tmp / "ports.json", server)
         chosen_ports = json.loads((tmp / "ports.json").read_text())
         check = json.loads(last(CPU, "HEALTHCHECK").partition("CMD ")[2])
         run(image, *(part.replace(":8003/", f":{chosen_ports['health']}/") for part in check))

@@ -9,8 +9,8 @@ from typing import Any
 from nemotron_core.errors import NemotronError
 from nemotron_engine.cpu import CpuEngine
 from nemotron_engine.request import GenerationChunk, GenerationRequest
+from tests.waiting import WAIT
 
-WAIT = 120
 NEVER = 0  # an end id that greedy decoding does not reach
 
 

@@ -24,10 +24,11 @@ from nemotron_core.engine_settings import CpuEngineSettings
 from nemotron_core.errors import NemotronError
 from nemotron_core.text import Tokenizer
 from nemotron_engine.cpu import CpuEngine
-from tests.engine.requests import NEVER, WAIT, Answer, ask, request
+from tests.engine.requests import NEVER, Answer, ask, request
 from tests.tiny_nemotron.answers import ExactAnswer
 from tests.tiny_nemotron.dialogues import prompt_ids
 from tests.tiny_nemotron.reference import greedy, load_hf_model
+from tests.waiting import WAIT
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -20,9 +20,9 @@ from nemotron_core.openvino import openvino
 from nemotron_engine.cpu import CpuEngine
 from nemotron_engine.cpu_process import PACKED_STEPS, computes_in_bf16
 from nemotron_engine.request import EngineBroken, GenerationChunk
-from tests.engine.requests import NEVER, WAIT, Answer, ask, request
+from tests.engine.requests import NEVER, Answer, ask, request
 from tests.memory import resident
-from tests.waiting import until
+from tests.waiting import WAIT, until
 
 PROMPT = [4, 20, 30]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from tests.engine.requests import WAIT
+from tests.waiting import WAIT
 
 MODEL = """
 import time
@@ -17,6 +17,7 @@ time.sleep(1000)
 """
 TRITON = f"""
 import subprocess, sys
+from tests.waiting import WAIT, WAIT
 model = subprocess.Popen([sys.executable, "-c", {MODEL!r}], stdout=subprocess.PIPE)
 assert model.stdout.readline() == b"watching\\n"
 """

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.waiting import until
+from tests.waiting import WAIT, until
 
 NEMOTRON = str(Path(sys.executable).with_name("nemotron"))
 MODEL = "nemotron-4-340b-instruct"
-WAIT = 120
 
 
 @dataclass(frozen=True)

@@ -104,9 +104,12 @@ def test_an_unexpected_failure_is_logged_and_says_nothing(
     assert "RuntimeError: secret" in caplog.text
 
 
-@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize(("stream", "begun"), [(False, False), (True, False), (True, True)])
 def test_a_disconnect_ends_the_generation_at_once(
-    begun: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    stream: bool,
+    begun: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Also while the engine is silent, where nothing that is sent could fail."""
 
@@ -114,7 +117,7 @@ def test_a_disconnect_ends_the_generation_at_once(
         silent = asyncio.Event()
         engine = ScriptedEngine([FIRST, silent] if begun else [silent])
         engine.install(monkeypatch)
-        body = {"model": MODEL, "prompt": "Go", "stream": True}
+        body = {"model": MODEL, "prompt": "Go", "stream": stream}
         connection = Connection(json.dumps(body).encode())
         request = asyncio.ensure_future(
             gateway()(scope("POST", "/v1/completions"), connection.receive, connection.send)

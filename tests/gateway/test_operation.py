@@ -18,9 +18,9 @@ from nemotron_gateway.app import Gateway
 from nemotron_gateway.nemo_schema import GenerateRequest
 from nemotron_gateway.settings import GatewaySettings, load_keys, load_settings
 from nemotron_serve.server import TritonServer
-from tests.gateway.process import MODEL, NEMOTRON, WAIT, Running, running
+from tests.gateway.process import MODEL, NEMOTRON, Running, running
 from tests.serve.wire import metric
-from tests.waiting import until
+from tests.waiting import WAIT, until
 
 ENDLESS = {"max_tokens": 4000, "min_tokens": 4000}
 GO = "<extra_id_1>Go"

@@ -11,13 +11,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tests.helm.chart import Document
+from tests.waiting import until
 
 BIN = Path(sys.executable).parent
 IMAGE_MODEL = "/opt/nemotron/tiny_nemotron.nemo"
@@ -193,13 +193,13 @@ class Container:
             return False
 
     def wait_for(self, kind: str) -> None:
-        """Wait as long as the probe allows, but run the probe more often than its period."""
-        probe = self.spec[kind]
-        deadline = time.monotonic() + probe["periodSeconds"] * probe.get("failureThreshold", 3) + 60
-        while not self.probe(kind):
+        """Wait until the probe succeeds, and run it more often than its period."""
+
+        def succeeds() -> bool:
             assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.1)
+            return self.probe(kind)
+
+        until(succeeds, explain=self.log.read_text)
 
     def terminate(self) -> None:
         """Run preStop and send SIGTERM; the container must end before SIGKILL is due."""

@@ -8,7 +8,6 @@ import os
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,8 +19,8 @@ from tests.convert.nemo import unpack
 from tests.helm.chart import CHART, Document, find, render
 from tests.helm.cluster import BIN, Cluster, Pod
 from tests.tools import TOOLS, python_tool
+from tests.waiting import until
 
-WAIT = 120
 TINY = CHART / "examples" / "cpu.yaml"
 REPOSITORY = "nvidia/Nemotron-4-340B-Instruct"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -74,14 +73,13 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         command = [str(python_tool("s3", "moto_server")), "-H", "127.0.0.1", "-p", str(port)]
         server = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
         try:
-            deadline = time.monotonic() + WAIT
-            while True:
+
+            def accepts() -> bool:
                 assert server.poll() is None, log.read_text()
-                assert time.monotonic() < deadline
                 with socket.socket() as probe:
-                    if probe.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                time.sleep(0.1)
+                    return probe.connect_ex(("127.0.0.1", port)) == 0
+
+            until(accepts, explain=log.read_text)
             yield f"http://127.0.0.1:{port}"
         finally:
             server.kill()

@@ -11,7 +11,6 @@ import secrets
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,8 +29,8 @@ from tests.standins.container import make_container
 from tests.tiny_nemotron.answers import ExactAnswer
 from tests.tiny_nemotron.reference import NEMO
 from tests.tools import debian_program
+from tests.waiting import WAIT, until
 
-WAIT = 120
 LEADER = "demo-nemotron-server-0"
 WORKER = f"{LEADER}-1.demo-nemotron-server"
 HERE, THERE = "10.213.87.1", "10.213.87.2"
@@ -152,10 +151,7 @@ def test_a_server_over_two_nodes(tmp_path: Path, answers: list[ExactAnswer]) -> 
         )
         assert test.run("ask-triton") == answer.question.answer + "\n"
         server.terminate()
-        deadline = time.monotonic() + WAIT
-        while any(process.is_running() for process in workers):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        until(lambda: not any(process.is_running() for process in workers))
         assert daemon.process.poll() is None
 
 

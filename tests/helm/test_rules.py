@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import time
 import urllib.request
 from pathlib import Path
 
@@ -15,8 +14,9 @@ import yaml
 from nemotron_core import metrics
 from nemotron_serve.server import TritonServer
 from tests.helm.chart import CHART, find, render
-from tests.serve.wire import WAIT, stream
+from tests.serve.wire import stream
 from tests.tools import debian_program
+from tests.waiting import WAIT, until
 
 PRODUCTION = CHART / "examples" / "production.yaml"
 POD = 'namespace="models",pod="demo-nemotron-server-0"'
@@ -137,10 +137,10 @@ def test_every_metric_exists(server: TritonServer) -> None:
     used = {name for name in used if not name.startswith("nemotron-")}
     assert metrics.RUNNING_METRIC in used
     of_the_gateway = {"nemotron_gateway_requests_total"}  # seen in test_run.py
-    deadline = time.monotonic() + WAIT
-    while missing := used - of_the_gateway - names_on(server):  # counts come twice a second
-        assert time.monotonic() < deadline, missing
-        time.sleep(0.1)
+    expected = used - of_the_gateway
+    until(  # the models pass their counts on twice a second
+        lambda: expected <= names_on(server), explain=lambda: expected - names_on(server)
+    )
 
 
 def names_on(server: TritonServer) -> set[str]:

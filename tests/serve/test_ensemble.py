@@ -11,9 +11,10 @@ import pytest
 
 from nemotron_core.text import StreamingDetokenizer, Tokenizer
 from nemotron_serve.server import TritonServer
-from tests.serve.wire import ASK, MODELS, WAIT, last, messages_json, post, stream, text
+from tests.serve.wire import ASK, MODELS, last, messages_json, post, stream, text
 from tests.tiny_nemotron.answers import ExactAnswer
 from tests.tiny_nemotron.dialogues import prompt_ids
+from tests.waiting import WAIT
 
 STREAMS = 64
 

@@ -17,9 +17,10 @@ import tritonclient.http
 import tritonclient.http.aio
 
 from nemotron_serve.server import TritonServer
-from tests.serve.wire import WAIT, inputs, messages_json, post, stream, text
+from tests.serve.wire import inputs, messages_json, post, stream, text
 from tests.tiny_nemotron.answers import ExactAnswer
 from tests.tools import TOOLS, python_tool
+from tests.waiting import WAIT
 
 PROMPT = "<extra_id_0>System\n\n<extra_id_1>User\nWho are you?\n<extra_id_1>Assistant\n"
 TOKENS = 12

@@ -17,8 +17,9 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from nemotron_core.metrics import RUNNING_METRIC
 from nemotron_core.wire import ENGINE_INPUTS, TEXT_INPUTS, Tensor
 from nemotron_serve.server import TritonServer
-from tests.serve.wire import WAIT, messages_json, metric, stream, text
+from tests.serve.wire import messages_json, metric, stream, text
 from tests.tiny_nemotron.answers import ExactAnswer
+from tests.waiting import WAIT
 
 SEED = 20240614
 OVER_HTTP = 400

@@ -16,7 +16,6 @@ from tests.serve.wire import (
     ASK,
     STOP,
     STOP_ATTEMPTS,
-    WAIT,
     grpc_client,
     inputs,
     messages_json,
@@ -25,7 +24,7 @@ from tests.serve.wire import (
     stream,
 )
 from tests.tiny_nemotron.answers import ExactAnswer
-from tests.waiting import until
+from tests.waiting import WAIT, until
 
 
 def test_plain_infer_over_grpc_and_http(server: TritonServer, answers: list[ExactAnswer]) -> None:

@@ -38,13 +38,13 @@ from nemotron_serve import repository
 from nemotron_serve.repository import models_folder
 from nemotron_serve.server import TritonServer
 from tests.build.test_tensorrt_lane import H100, enter
-from tests.serve.wire import ASK, MODELS, WAIT, last, messages_json, metric, stream, text
+from tests.serve.wire import ASK, MODELS, last, messages_json, metric, stream, text
 from tests.standins.container import HERE, make_container
 from tests.standins.tensorrt_llm import CALLS, DEADLY, ENGINE_NAME, UNWANTED
 from tests.tiny_nemotron.answers import ExactAnswer
 from tests.tiny_nemotron.dialogues import prompt_ids
 from tests.tiny_nemotron.reference import NEMO
-from tests.waiting import until
+from tests.waiting import WAIT, until
 
 STANDIN = HERE / "tensorrt_llm"
 

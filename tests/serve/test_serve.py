@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -29,10 +28,10 @@ import pytest
 from nemotron_build.engine_folder import ENGINE_NAME, open_engine
 from nemotron_build.profile import profiles_folder
 from nemotron_client import Client, ClientError, Generation
+from tests.waiting import WAIT, until_written
 
 NEMOTRON = str(Path(sys.executable).with_name("nemotron"))
 FREE_PORTS = [f"--{name}-port=0" for name in ("http", "grpc", "metrics", "health", "gateway")]
-WAIT = 60
 PROMPT = "<extra_id_1>Count"
 
 
@@ -52,11 +51,7 @@ def serving(
         env=os.environ | {"TMPDIR": str(scratch)},
     )
     try:
-        deadline = time.monotonic() + WAIT
-        while not ports.exists():
-            assert process.poll() is None, process.stdout and process.stdout.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until_written(ports, process)
         yield process, json.loads(ports.read_text())
     finally:
         process.kill()

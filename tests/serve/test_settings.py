@@ -19,8 +19,8 @@ from nemotron_client import Client, Generation, RequestTimeout, ServerOverloaded
 from nemotron_core.metrics import RUNNING_METRIC
 from nemotron_core.wire import LANES, TEXT_INPUTS
 from nemotron_serve.server import TritonServer
-from tests.serve.wire import ASK, ENDLESS, MODELS, WAIT, grpc_client, inputs, metric, stream, text
-from tests.waiting import until
+from tests.serve.wire import ASK, ENDLESS, MODELS, grpc_client, inputs, metric, stream, text
+from tests.waiting import WAIT, until
 
 LACKING: dict[str, tuple[Any, Any]] = {
     "decoder_text_input": ("a", ""),

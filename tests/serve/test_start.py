@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -18,7 +18,7 @@ from nemotron_build.engine_folder import open_engine
 from nemotron_build.profile import Profile
 from nemotron_core.errors import NemotronError
 from nemotron_serve.server import TritonServer
-from tests.serve.wire import WAIT
+from tests.waiting import WAIT, until
 
 NEMOTRON = str(Path(sys.executable).with_name("nemotron"))
 FREE_PORTS = [f"--{name}-port=0" for name in ("http", "grpc", "metrics", "health", "gateway")]
@@ -53,24 +53,34 @@ def test_the_models_of_a_clone_without_empty_folders(
 
 
 def test_a_signal_before_it_is_ready_ends_it_at_once(engine_bf16: Path, tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    log = tmp_path / "log"
+    os.mkfifo(log)
+    full_log = os.open(log, os.O_RDWR | os.O_NONBLOCK)
+    with suppress(BlockingIOError):  # Triton waits with its first line, so it is never ready
+        while True:
+            os.write(full_log, bytes(4096))
     process = psutil.Popen(
-        [NEMOTRON, "serve", str(engine_bf16), *FREE_PORTS],
+        [NEMOTRON, "serve", str(engine_bf16), *FREE_PORTS, f"--log-file={log}"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=os.environ | {"TMPDIR": str(tmp_path)},
+        env=os.environ | {"TMPDIR": str(scratch)},
     )
-    deadline = time.monotonic() + WAIT
-    while not (triton := [c for c in process.children() if c.name() == "tritonserver"]):
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-    triton[0].suspend()  # so it is never ready
+
+    def children_of_triton() -> list[psutil.Process]:
+        return [child for child in process.children() if child.name() == "tritonserver"]
+
+    until(children_of_triton)
+    (triton,) = children_of_triton()
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=WAIT)
     assert process.returncode == 130
     assert "is ready" not in output
-    assert not triton[0].is_running()
-    assert list(tmp_path.iterdir()) == []
+    assert not triton.is_running()
+    assert list(scratch.iterdir()) == []
+    os.close(full_log)
 
 
 @pytest.mark.parametrize("option", ["--log-file", "--port-file"])

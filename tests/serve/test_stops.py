@@ -25,14 +25,13 @@ from tests.serve.wire import (
     MODELS,
     STOP,
     STOP_ATTEMPTS,
-    WAIT,
     grpc_client,
     inputs,
     metric,
     stream,
     text,
 )
-from tests.waiting import until
+from tests.waiting import WAIT, until
 
 FLUSH_SECONDS = 0.5
 """Interval at which the engine sends its counts to Triton."""

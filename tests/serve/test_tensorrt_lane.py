@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -28,10 +27,10 @@ from nemotron_client import Client, Generation, RequestRefused, ServerOverloaded
 from nemotron_core.metrics import GENERATED_TOKENS_METRIC, RUNNING_METRIC
 from nemotron_serve.server import TritonServer
 from tests.build.test_tensorrt_lane import BF16_TP8, H100, profile_file
-from tests.serve.wire import ASK, MODELS, WAIT, last, messages_json, metric, stream, text
+from tests.serve.wire import ASK, MODELS, last, messages_json, metric, stream, text
 from tests.standins.container import make_container
 from tests.tiny_nemotron.answers import ExactAnswer
-from tests.waiting import until
+from tests.waiting import WAIT, until, until_written
 
 NEMOTRON = str(Path(sys.executable).with_name("nemotron"))
 FREE = dict.fromkeys(("http", "grpc", "metrics", "health", "gateway"), 0)
@@ -96,11 +95,7 @@ def started(engine: Path, environment: dict[str, str], folder: Path) -> Lane:
         stderr=subprocess.STDOUT,
         text=True,
     )
-    deadline = time.monotonic() + WAIT
-    while not ports.exists():
-        assert process.poll() is None, process.stdout and process.stdout.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until_written(ports, process)
     return Lane(process, SimpleNamespace(**json.loads(ports.read_text())))
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import psutil
 
-from tests.serve.test_serve import FREE_PORTS, NEMOTRON, WAIT, serving
+from tests.serve.test_serve import FREE_PORTS, NEMOTRON, serving
 from tests.serve.test_tensorrt_lane import AS_ROOT
 from tests.tiny_nemotron.answers import ExactAnswer
-from tests.waiting import until
+from tests.waiting import WAIT, until
 
 
 def run(

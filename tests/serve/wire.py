@@ -18,6 +18,7 @@ from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 from nemotron_serve.server import TritonServer
 from tests.tiny_nemotron.dialogues import Message
+from tests.waiting import WAIT
 
 # The tests' own tables, independent of the product's: copied from TensorRT-LLM's last classic
 # ensemble, except the entries of ours. Shapes are without the batch axis.
@@ -83,7 +84,6 @@ ENGINE_INPUTS = {
     "request_output_len": ("INT32", [1]),
 }
 """Inputs of `tensorrt_llm` that the tests send."""
-WAIT = 120
 MODELS = ("ensemble", "tensorrt_llm_bls")
 """The two models that stream text."""
 ASK = json.dumps([{"role": "user", "content": "Who are you?"}])

@@ -15,16 +15,15 @@ import signal
 import socket
 import stat
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.slurm import container
 from tests.tools import debian_program
+from tests.waiting import WAIT, until
 
-WAIT = 400
 NODES = ("n1", "n2")
 TASKS_PER_NODE = 8
 GPUS_PER_NODE = 8
@@ -33,14 +32,6 @@ PLUGINS = Path("/usr/lib/x86_64-linux-gnu/slurm-wlm")
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
 PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
-
-
-def wait_for(what: str, condition: Callable[[], bool], explain: Callable[[], object] = str) -> None:
-    """Wait until the condition holds. Raises `AssertionError` after `WAIT` seconds."""
-    deadline = time.monotonic() + WAIT
-    while not condition():
-        assert time.monotonic() < deadline, f"waited in vain: {what}\n{explain()}"
-        time.sleep(0.1)
 
 
 @dataclass(frozen=True)
@@ -66,7 +57,7 @@ class Job:
 
     def wait_until_ended(self) -> tuple[str, int]:
         """Wait, and return the job's state and exit code."""
-        wait_for(f"end of job {self.number}", lambda: self.state in ENDED, lambda: self.output)
+        until(lambda: self.state in ENDED, explain=lambda: self.output, poll_seconds=0.1)
         shown = self.show()
         return shown["JobState"], int(shown["ExitCode"].partition(":")[0])
 
@@ -76,7 +67,7 @@ class Job:
             assert is_printed or self.state not in ENDED, self.output
             return is_printed
 
-        wait_for(text, is_there, lambda: f"{self.show()}\n{self.output}")
+        until(is_there, explain=lambda: f"{self.show()}\n{self.output}", poll_seconds=0.1)
 
 
 @dataclass
@@ -117,7 +108,7 @@ class Cluster:
             PMIX_MCA_gds="hash",
             PMIX_MCA_psec="none",
         )
-        wait_for(f"node {name}", lambda: self.node_state(name) == "idle", self.logs)
+        until(lambda: self.node_state(name) == "idle", explain=self.logs, poll_seconds=0.1)
 
     def node_state(self, name: str) -> str:
         """Return the state that sinfo prints: idle, alloc, down…"""
@@ -157,9 +148,9 @@ class Cluster:
         # Forced: others have no way into the folder of a test, and none is needed.
         munged = [debian_program("munged"), "--foreground", "--force", f"--log-file={log}"]
         self._start([*munged, *options])
-        wait_for("munged", socket_path.exists, self.logs)
+        until(socket_path.exists, explain=self.logs)
         self._start([debian_program("slurmctld"), "-D"])
-        wait_for("slurmctld", self._is_up, self.logs)
+        until(self._is_up, explain=self.logs, poll_seconds=0.1)
         for name in NODES:
             self.start_node(name)
 
@@ -220,6 +211,11 @@ def _configuration(folder: Path, plugins: Path) -> str:
         "SlurmdParameters=config_overrides",
         "ReturnToService=2",
         "KillWait=20",
+        # Daemons that answer late on a busy machine are not dead.
+        "MessageTimeout=100",
+        "TCPTimeout=60",
+        "SlurmdTimeout=900",
+        "BatchStartTimeout=900",
         "MailProg=/bin/true",
         "GresTypes=gpu",
         *nodes,

@@ -22,10 +22,11 @@ from nemotron_convert.convert import Options, convert
 from nemotron_convert.shards import Parallel
 from nemotron_convert.target.manifest import changed_files, read_manifest
 from tests.build.test_tensorrt_lane import BF16_TP8, H100, profile_file
-from tests.slurm.cluster import Cluster, Job, slurm, wait_for
+from tests.slurm.cluster import Cluster, Job, slurm
 from tests.standins.container import make_container
 from tests.tiny_nemotron.answers import ExactAnswer
 from tests.tiny_nemotron.reference import NEMO
+from tests.waiting import until
 
 SLURM = Path(__file__).parents[2] / "slurm"
 SERVE = SLURM / "serve.sbatch"
@@ -35,7 +36,7 @@ DRAIN = "USR1"
 FEW_TASKS = "--ntasks-per-node=1"
 """For tests that need few tasks: starting 16 tasks takes long on a small machine."""
 
-pytestmark = pytest.mark.timeout(900)  # whole journeys, on a machine that may be busy
+pytestmark = pytest.mark.timeout(3600)  # whole journeys, on a machine that may be busy
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Site:
             assert ports.exists() or job.state in ("PENDING", "CONFIGURING", "RUNNING"), job.output
             return ports.exists()
 
-        wait_for("the port file", is_ready, lambda: job.output)
+        until(is_ready, explain=lambda: job.output, poll_seconds=0.1)
         return dict(json.loads(ports.read_text()))
 
 
@@ -159,7 +160,7 @@ def test_a_node_goes_down_and_comes_back(site: Site, served: Path) -> None:
     assert site.wait_until_ready(job, served)["host"] == "n1"
     site.cluster.power_off("n2")
     try:
-        wait_for("the queue", lambda: job.state == "PENDING", lambda: job.output)
+        until(lambda: job.state == "PENDING", explain=lambda: job.output, poll_seconds=0.1)
     finally:
         site.cluster.start_node("n2")
     site.cluster.run("scontrol", "update", f"jobid={job.number}", "starttime=now")
