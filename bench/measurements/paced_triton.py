@@ -18,7 +18,7 @@ PACE = 30.0
 class PacedTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     """Answers with `max_tokens` tokens, one every 1 / PACE seconds."""
 
-    async def ModelStreamInfer(self, requests, context):  # noqa: N802
+    async def ModelStreamInfer(self, requests, _context):  # noqa: N802
         async for request in requests:
             names = [request_input.name for request_input in request.inputs]
             raw = request.raw_input_contents[names.index("max_tokens")]
