@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
-from nemotron_build.engine_folder import build_engine
-from nemotron_build.profile import Profile, load_profile
-from nemotron_convert.convert import Options, convert
-from nemotron_convert.shards import Parallel
-from nemotron_convert.target.layout import Dtype, Precision
 from nemotron_core.text import Tokenizer
-from nemotron_serve.server import TritonServer
 from tests.tiny_nemotron.answers import ExactAnswer, load_answers
-from tests.tiny_nemotron.reference import NEMO
+from tests.tiny_nemotron.nemo_file import NEMO
+
+if TYPE_CHECKING:  # the fast tests start without these
+    from nemotron_build.profile import Profile
+    from nemotron_serve.server import TritonServer
 
 settings.register_profile("suite", deadline=None, derandomize=True)  # a busy machine is no failure
 settings.load_profile("suite")
@@ -29,11 +28,16 @@ def free_ports(profile: Profile) -> Profile:
 
 @pytest.fixture(scope="session")
 def cpu_profile() -> Profile:
+    from nemotron_build.profile import load_profile
+
     return free_ports(load_profile("cpu"))
 
 
 @pytest.fixture(scope="session")
 def checkpoint_tp8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from nemotron_convert.convert import Options, convert
+    from nemotron_convert.shards import Parallel
+
     folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
     convert(NEMO, folder, Options(Parallel(8, 1)))
     return folder
@@ -41,6 +45,8 @@ def checkpoint_tp8(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def engine_bf16(checkpoint_tp8: Path, cpu_profile: Profile) -> Path:
+    from nemotron_build.engine_folder import build_engine
+
     folder = checkpoint_tp8.with_name("engine-bf16")
     build_engine(checkpoint_tp8, folder, cpu_profile)
     return folder
@@ -48,6 +54,8 @@ def engine_bf16(checkpoint_tp8: Path, cpu_profile: Profile) -> Path:
 
 @pytest.fixture(scope="session")
 def engine_f32(checkpoint_tp8: Path, cpu_profile: Profile) -> Path:
+    from nemotron_build.engine_folder import build_engine
+
     folder = checkpoint_tp8.with_name("engine-f32")
     build_engine(checkpoint_tp8, folder, cpu_profile.model_copy(update={"dtype": "f32"}))
     return folder
@@ -56,6 +64,10 @@ def engine_f32(checkpoint_tp8: Path, cpu_profile: Profile) -> Path:
 @pytest.fixture(scope="session")
 def checkpoint_fp8(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """TP 8, calibrated on the project's own texts."""
+    from nemotron_convert.convert import Options, convert
+    from nemotron_convert.shards import Parallel
+    from nemotron_convert.target.layout import Dtype, Precision
+
     folder = tmp_path_factory.mktemp("tiny-fp8") / "checkpoint"
     convert(NEMO, folder, Options(Parallel(8, 1), precision=Precision(Dtype.FP8)))
     return folder
@@ -73,5 +85,7 @@ def answers() -> list[ExactAnswer]:
 
 @pytest.fixture(scope="session")
 def server(engine_bf16: Path, cpu_profile: Profile) -> Iterator[TritonServer]:
+    from nemotron_serve.server import TritonServer
+
     with TritonServer(engine_bf16, cpu_profile) as running:
         yield running

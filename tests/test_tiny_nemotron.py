@@ -11,10 +11,11 @@ import torch
 from transformers import NemotronForCausalLM
 
 from nemotron_core.text import Tokenizer
-from tests.tiny_nemotron.answers import ExactAnswer, exact_answers
+from tests.tiny_nemotron.answers import ExactAnswer
 from tests.tiny_nemotron.dialogues import load_dialogues, prompt_ids, questions
+from tests.tiny_nemotron.nemo_file import NEMO, read_tokenizer
 from tests.tiny_nemotron.pack import pack
-from tests.tiny_nemotron.reference import NEMO, load_hf_model, read_tokenizer
+from tests.tiny_nemotron.reference import exact_answers, load_hf_model
 from tests.tiny_nemotron.train import tiny_config
 
 

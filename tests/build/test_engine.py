@@ -17,7 +17,7 @@ from nemotron_build.profile import Profile, load_profile, profiles_folder
 from nemotron_convert.convert import Options, convert
 from nemotron_convert.shards import Parallel
 from nemotron_core.errors import NemotronError
-from tests.tiny_nemotron.reference import NEMO
+from tests.tiny_nemotron.nemo_file import NEMO
 
 
 def test_any_split_gives_the_same_engine(

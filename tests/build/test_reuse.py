@@ -17,7 +17,7 @@ from nemotron_convert.shards import Parallel
 from nemotron_convert.target.manifest import MANIFEST_NAME
 from nemotron_core.errors import NemotronError
 from nemotron_core.folder import NotReady, retry_until_ready, unfinished_folder
-from tests.tiny_nemotron.reference import NEMO
+from tests.tiny_nemotron.nemo_file import NEMO
 from tests.tools import debian_program
 from tests.waiting import WAIT
 

@@ -31,7 +31,7 @@ from nemotron_convert.target.layout import Format
 from nemotron_core.errors import NemotronError
 from nemotron_serve.dry_run import describe_serve
 from tests.standins.container import Container, make_container
-from tests.tiny_nemotron.reference import NEMO
+from tests.tiny_nemotron.nemo_file import NEMO
 
 H100 = "NVIDIA H100 80GB HBM3, 81559, 9.0"
 BF16_TP8: dict[str, Any] = {

@@ -26,7 +26,7 @@ from nemotron_core.errors import NemotronError
 from nemotron_core.text import Tokenizer
 from tests.convert.nemo import GOLDEN, NEMO, unpack
 from tests.convert.test_mpi import mpirun
-from tests.tiny_nemotron.reference import NEMO as TRAINED
+from tests.tiny_nemotron.nemo_file import NEMO as TRAINED
 from tests.tiny_nemotron.reference import load_hf_model
 
 IDS = GOLDEN / "calibration_ids.json"

@@ -28,7 +28,7 @@ from nemotron_core.text.prompt import render_prompt
 from nemotron_core.text.sentencepiece_model import SentencePieceModel
 from tests.convert.nemo import GOLDEN, NEMO, edit_config, unpack
 from tests.tiny_nemotron.answers import ExactAnswer
-from tests.tiny_nemotron.reference import NEMO as TRAINED
+from tests.tiny_nemotron.nemo_file import NEMO as TRAINED
 
 HF = Options(Parallel(1, 1), Format.HF)
 

@@ -23,7 +23,7 @@ from nemotron_core.errors import NemotronError
 from tests.convert.nemo import GOLDEN, unpack
 from tests.convert.nemo import NEMO as RANDOM
 from tests.convert.test_mpi import mpirun
-from tests.tiny_nemotron.reference import NEMO
+from tests.tiny_nemotron.nemo_file import NEMO
 
 Edit = Callable[[dict[str, torch.Tensor]], object]
 LAYER_1 = "transformer.layers.1."

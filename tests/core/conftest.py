@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.convert.nemo import GOLDEN
-from tests.tiny_nemotron.reference import read_tokenizer
+from tests.tiny_nemotron.nemo_file import read_tokenizer
 
 
 @pytest.fixture(scope="session", params=["golden", "tiny"])

@@ -16,7 +16,7 @@ from nemotron_convert.convert import Format, Options, convert
 from nemotron_convert.shards import Parallel
 from tests.gateway.process import MODEL, Running
 from tests.tiny_nemotron.answers import ExactAnswer
-from tests.tiny_nemotron.reference import NEMO
+from tests.tiny_nemotron.nemo_file import NEMO
 from tests.tools import debian_program, python_tool
 
 ROOT = Path(__file__).parents[2]

@@ -27,7 +27,7 @@ from tests.helm.cluster import BIN, IMAGE_MODEL, Cluster, Pod
 from tests.helm.test_run import free_ports
 from tests.standins.container import make_container
 from tests.tiny_nemotron.answers import ExactAnswer
-from tests.tiny_nemotron.reference import NEMO
+from tests.tiny_nemotron.nemo_file import NEMO
 from tests.tools import debian_program
 from tests.waiting import WAIT, until
 

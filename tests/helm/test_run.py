@@ -13,7 +13,7 @@ import pytest
 from tests.helm.chart import TINY, Document, find, pod_templates, render
 from tests.helm.cluster import IMAGE_MODEL, Cluster, Container, Pod
 from tests.tiny_nemotron.answers import ExactAnswer
-from tests.tiny_nemotron.reference import NEMO
+from tests.tiny_nemotron.nemo_file import NEMO
 
 KEYS = "first-key\nsecond-key\n"
 

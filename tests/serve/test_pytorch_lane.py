@@ -43,7 +43,7 @@ from tests.standins.container import HERE, make_container
 from tests.standins.tensorrt_llm import CALLS, DEADLY, ENGINE_NAME, UNWANTED
 from tests.tiny_nemotron.answers import ExactAnswer
 from tests.tiny_nemotron.dialogues import prompt_ids
-from tests.tiny_nemotron.reference import NEMO
+from tests.tiny_nemotron.nemo_file import NEMO
 from tests.waiting import WAIT, until
 
 STANDIN = HERE / "tensorrt_llm"

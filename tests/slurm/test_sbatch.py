@@ -25,7 +25,7 @@ from tests.build.test_tensorrt_lane import BF16_TP8, H100, profile_file
 from tests.slurm.cluster import Cluster, Job, slurm
 from tests.standins.container import make_container
 from tests.tiny_nemotron.answers import ExactAnswer
-from tests.tiny_nemotron.reference import NEMO
+from tests.tiny_nemotron.nemo_file import NEMO
 from tests.waiting import until
 
 SLURM = Path(__file__).parents[2] / "slurm"

@@ -7,15 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import NemotronForCausalLM
-
 from nemotron_core.text import AnswerStream, Tokenizer
-from tests.tiny_nemotron.dialogues import Message, Question, prompt_ids
-from tests.tiny_nemotron.reference import greedy
+from tests.tiny_nemotron.dialogues import Message, Question
 
 ANSWERS = Path(__file__).with_name("answers.jsonl")
-MAX_TOKENS = 256
-"""Largest number of tokens of an answer. The longest, counting to 60, has 232 tokens."""
 
 
 @dataclass(frozen=True)
@@ -49,20 +44,6 @@ def save_answers(answers: Sequence[ExactAnswer], path: Path = ANSWERS) -> None:
     ]
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     path.write_text("".join(lines), encoding="utf-8")
-
-
-def exact_answers(
-    model: NemotronForCausalLM, tokenizer: Tokenizer, questions: Sequence[Question]
-) -> list[ExactAnswer]:
-    """Return the questions that `model` answers exactly under greedy decoding, with the tokens."""
-    end_id = tokenizer.end_ids[0]
-    prompts = [prompt_ids(tokenizer, question.messages) for question in questions]
-    completions = greedy(model, prompts, max_tokens=MAX_TOKENS, end_id=end_id)
-    return [
-        ExactAnswer(question, ids)
-        for question, ids in zip(questions, completions, strict=True)
-        if ids[-1] == end_id and answer_text(tokenizer, ids) == question.answer
-    ]
 
 
 def answer_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:

@@ -8,10 +8,11 @@ import tempfile
 from pathlib import Path
 
 from nemotron_core.text import Tokenizer
-from tests.tiny_nemotron.answers import exact_answers, save_answers
+from tests.tiny_nemotron.answers import save_answers
 from tests.tiny_nemotron.dialogues import load_dialogues, questions, row
+from tests.tiny_nemotron.nemo_file import NEMO
 from tests.tiny_nemotron.pack import pack
-from tests.tiny_nemotron.reference import NEMO, load_hf_model
+from tests.tiny_nemotron.reference import exact_answers, load_hf_model
 from tests.tiny_nemotron.tokenizer import train_tokenizer
 from tests.tiny_nemotron.train import tiny_config, train
 

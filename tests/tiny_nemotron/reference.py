@@ -6,7 +6,6 @@ A `.nemo` is read with tarfile, PyYAML, NumPy and torch only, not with the proje
 from __future__ import annotations
 
 import json
-import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,8 +15,14 @@ import yaml
 from torch import Tensor
 from transformers import NemotronConfig, NemotronForCausalLM
 
-NEMO = Path(__file__).with_name("tiny_nemotron.nemo")
+from nemotron_core.text import Tokenizer
+from tests.tiny_nemotron.answers import ExactAnswer, answer_text
+from tests.tiny_nemotron.dialogues import Question, prompt_ids
+from tests.tiny_nemotron.nemo_file import NEMO, read_members
+
 PADDING = 0
+MAX_TOKENS = 256
+"""Largest number of tokens of an answer. The longest, counting to 60, has 232 tokens."""
 
 
 def load_hf_model(path: Path = NEMO, dtype: torch.dtype = torch.float32) -> NemotronForCausalLM:
@@ -27,18 +32,12 @@ def load_hf_model(path: Path = NEMO, dtype: torch.dtype = torch.float32) -> Nemo
     """
     if path.is_dir():
         return NemotronForCausalLM.from_pretrained(path, dtype=dtype).eval()
-    members = _read_members(path)
+    members = read_members(path)
     arrays = _read_arrays(members)
     config = _read_config(members["model_config.yaml"], arrays)
     model = NemotronForCausalLM(config)
     model.load_state_dict(_hugging_face_weights(arrays, config))
     return model.to(dtype).eval()
-
-
-def read_tokenizer(nemo: Path = NEMO) -> bytes:
-    """Return the serialized SentencePiece model in a `.nemo`."""
-    (model,) = (data for name, data in _read_members(nemo).items() if name.endswith(".model"))
-    return model
 
 
 @torch.inference_mode()
@@ -74,15 +73,6 @@ def greedy(
             end = answer.index(end_id) + 1 if end_id in answer else len(answer)
             answers[i] = answer[:end]
     return answers
-
-
-def _read_members(nemo: Path) -> dict[str, bytes]:
-    with tarfile.open(nemo) as tar:
-        return {
-            member.name.removeprefix("./"): file.read()
-            for member in tar
-            if (file := tar.extractfile(member))
-        }
 
 
 def _read_arrays(members: dict[str, bytes]) -> dict[str, Tensor]:
@@ -164,3 +154,17 @@ def _hugging_face_weights(arrays: dict[str, Tensor], config: NemotronConfig) -> 
             }.items()
         }
     return weights
+
+
+def exact_answers(
+    model: NemotronForCausalLM, tokenizer: Tokenizer, questions: Sequence[Question]
+) -> list[ExactAnswer]:
+    """Return the questions that `model` answers exactly under greedy decoding, with the tokens."""
+    end_id = tokenizer.end_ids[0]
+    prompts = [prompt_ids(tokenizer, question.messages) for question in questions]
+    completions = greedy(model, prompts, max_tokens=MAX_TOKENS, end_id=end_id)
+    return [
+        ExactAnswer(question, ids)
+        for question, ids in zip(questions, completions, strict=True)
+        if ids[-1] == end_id and answer_text(tokenizer, ids) == question.answer
+    ]
