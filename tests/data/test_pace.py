@@ -139,14 +139,26 @@ def test_the_hold_doubles_with_each_failure_and_starts_again_after_a_success() -
     assert held_rounds(concurrency) == HOLD
 
 
-def test_the_latency_of_a_round_is_its_seconds_by_its_tokens() -> None:
+def test_at_the_maximum_no_step_is_on_trial() -> None:
+    concurrency = Concurrency(maximum=8)
+    assert [play_round(concurrency, latency) for latency in (1, 1.5, 3, 6, 12)] == [8] * 5
+    concurrency.record_overload(8)
+    assert held_rounds(concurrency) == HOLD
+    assert play_round(concurrency, 9.0) == 4
+    assert held_rounds(concurrency) == HOLD
+
+
+@pytest.mark.parametrize(("seconds", "limit"), [(2, 8), (2.04, 2)])
+def test_the_latency_of_a_round_is_its_seconds_by_its_tokens(seconds: float, limit: int) -> None:
     concurrency = Concurrency(maximum=64, first=2)
     concurrency.record_answer(3, 1, 2)
     concurrency.record_answer(0, 2, 2)  # one second per token
     assert concurrency.limit == 4
-    for seconds, tokens in [(1, 0), (2, 0), (2, 1), (2, 1)]:  # no tokens count as one: 1.75
-        concurrency.record_answer(seconds, tokens, 4)
-    assert concurrency.limit == 8
+    concurrency.record_answer(1, 0, 4)  # no tokens count as one token
+    concurrency.record_answer(2, 0, 4)
+    concurrency.record_answer(2, 1, 4)
+    concurrency.record_answer(seconds, 1, 4)  # 1.75 seconds per token, or a little more
+    assert concurrency.limit == limit
 
 
 def test_answers_of_another_limit_are_ignored() -> None:

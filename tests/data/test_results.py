@@ -30,6 +30,10 @@ def ids(*names: str) -> set[int]:
 def test_a_line_torn_at_any_byte_is_cut(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     whole, torn = line("a") + line("b"), line("c")
+    path.write_bytes(torn[:-1])
+    with ResultFile(path) as results:
+        assert results.load() == set()
+    assert path.read_bytes() == b""
     for length in range(len(torn)):
         path.write_bytes(whole + torn[:length])
         with ResultFile(path) as results:
@@ -70,6 +74,7 @@ def test_sorted_like_the_rows(name: str, tmp_path: Path) -> None:
     [
         ("out.jsonl", b"hello\nworld", "line 1, which ends at byte 6, is not a result"),
         ("out.jsonl", line("a") + b"{}\n" + line("b"), "line 2"),
+        ("out.jsonl", b'{"custom_id": 7}\n', "line 1"),
         ("out.jsonl", line("a") + line("b") + line("a"), "'a' is there twice"),
         ("out.jsonl.gz", b"hello", "byte 0 is not gzip"),
         ("out.jsonl.gz", gzip.compress(line("a")) + b"\0\0", "is not gzip"),
@@ -302,6 +307,32 @@ def test_a_file_that_is_replaced_or_removed_before_the_lock_is_opened_again(
         results.append(line("b"))
         assert open_descriptors() == before + 1
     assert path.read_bytes() == (line("new") if is_replaced else b"") + line("b")
+
+
+def test_a_file_that_cannot_be_locked_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_descriptor: int, _operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    before = open_descriptors()
+    monkeypatch.setattr("fcntl.flock", fail)
+    with pytest.raises(NemotronError, match="cannot write: No locks available"):
+        ResultFile(tmp_path / "out.jsonl")
+    assert open_descriptors() == before
+
+
+def test_a_new_file_is_readable_by_all_and_has_no_times(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl.gz"
+    umask = os.umask(0)
+    try:
+        with ResultFile(path) as results:
+            results.load()
+            results.append(line("a"))
+    finally:
+        os.umask(umask)
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert path.read_bytes()[4:8] == bytes(4)  # gzip's time of modification
 
 
 def test_no_file_stays_open_when_the_output_is_refused(tmp_path: Path) -> None:
