@@ -218,6 +218,14 @@ def test_a_bucket_holds_a_tenth_of_a_minute() -> None:
     assert bucket.wait(1, 1000) == 1
 
 
+def test_a_bucket_fills_at_its_rate() -> None:
+    bucket = Bucket(120, 0)
+    bucket.take(12)
+    assert bucket.wait(2, 0.25) == 0.75
+    assert bucket.wait(2, 0.5) == 0.5
+    assert bucket.wait(2, 1) == 0
+
+
 def test_a_bucket_holds_at_least_one() -> None:
     bucket = Bucket(6, 0)
     assert bucket.wait(1, 0) == 0
