@@ -113,6 +113,6 @@ def backoff(attempt: int, first: float, longest: float, draw: float) -> float:
     `draw`, between 0 and 1, spreads the wait between half of it and all of it.
 
     >>> [backoff(attempt, 0.5, 10, 1.0) for attempt in range(1, 7)]
-    [0.5, 1.0, 2.0, 4.0, 8.0, 10]
+    [0.5, 1.0, 2.0, 4.0, 8.0, 10.0]
     """
     return min(longest, first * 2.0 ** (attempt - 1)) * (0.5 + draw / 2)
