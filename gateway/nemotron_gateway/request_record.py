@@ -1,4 +1,4 @@
-"""What the access log and the metrics keep of one request."""
+"""The record of one request for the access log and the metrics."""
 
 from __future__ import annotations
 
@@ -65,5 +65,6 @@ class RequestRecord:
 
     def finish(self) -> None:
         """Count the request, which has been answered, by its route and status."""
-        self.metrics.requests.labels(self.route, str(self.status)).inc()
+        # In Python 3.10 the text of an `HTTPStatus` is its name, so it becomes a plain number.
+        self.metrics.requests.labels(self.route, str(int(self.status))).inc()
         self.metrics.seconds.labels(self.route).observe(self.seconds)
