@@ -88,7 +88,7 @@ class SyntheticEngine:
                     unsent.clear()
                     sent += 1
             if sent:
-                self._pace.sent((time.monotonic() - start) / sent)
+                self._pace.record_cost((time.monotonic() - start) / sent)
         for request_id in list(self._remaining):
             self._finish(request_id, GenerationChunk((), finish_reason="cancelled"))
 

@@ -44,15 +44,15 @@ def find_gpus() -> list[InstalledGpu]:
     tool = shutil.which(TOOL)
     if tool is None:
         raise NemotronError(f"no {TOOL}: this machine has no NVIDIA driver", remedy=_REMEDY)
-    done = subprocess.run(
+    process = subprocess.run(
         [tool, f"--query-gpu={QUERY}", "--format=csv,noheader,nounits"],
         capture_output=True,
         text=True,
         check=False,
     )
-    if done.returncode:
-        raise NemotronError(f"{TOOL} failed: {done.stdout} {done.stderr}", remedy=_REMEDY)
-    gpus = [_parse(line) for line in done.stdout.splitlines() if line.strip()]
+    if process.returncode:
+        raise NemotronError(f"{TOOL} failed: {process.stdout} {process.stderr}", remedy=_REMEDY)
+    gpus = [_parse(line) for line in process.stdout.splitlines() if line.strip()]
     if not gpus:
         raise NemotronError(f"{TOOL} sees no GPU", remedy=_REMEDY)
     return gpus

@@ -221,8 +221,8 @@ class _Conversion:
                 self.source, layout, files, finished, strict=self.options.strict, scales=scales
             )
             process = f"process {self.team.rank} of {self.team.size}"
-            what = "converting" if self.team.size == 1 else process
-            with byte_progress(what, copier.nbytes, shown=self.team.is_leader) as report:
+            title = "converting" if self.team.size == 1 else process
+            with byte_progress(title, copier.nbytes, shown=self.team.is_leader) as report:
                 copier.run(self.options.jobs, log, report)
             for file in files.values():
                 file.sync()

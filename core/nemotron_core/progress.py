@@ -32,7 +32,7 @@ def byte_progress(name: str, total: int, *, shown: bool = True) -> Iterator[Call
     """
     console = Console(stderr=True)
     if not shown:
-        yield lambda done: None
+        yield lambda count: None
     elif console.is_terminal:
         progress = Progress(
             TextColumn("{task.description}"),
@@ -44,7 +44,7 @@ def byte_progress(name: str, total: int, *, shown: bool = True) -> Iterator[Call
         )
         with progress:
             task = progress.add_task(name, total=total)
-            yield lambda done: progress.advance(task, done)
+            yield lambda count: progress.advance(task, count)
     else:
         yield _Log(name, total).report
 
@@ -55,9 +55,9 @@ class _Log:
         self._start = self._last_line = time.monotonic()
         self._lock = threading.Lock()
 
-    def report(self, done: int) -> None:
+    def report(self, count: int) -> None:
         with self._lock:
-            self._done += done
+            self._done += count
             now = time.monotonic()
             if now - self._last_line < LINE_SECONDS:
                 return

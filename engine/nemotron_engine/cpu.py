@@ -45,7 +45,7 @@ class CpuEngine:
         self._steps_before = 0
         self._closing = False
         self._lost: NemotronError | None = None
-        """Error of a request that came in while the engine failed for good."""
+        """Error of a request that came in while the engine failed permanently."""
         self._process = _Process(folder)
         self._report = self._process.first
         self._outbox: queue.SimpleQueue[list[Ask] | Cancel | None] = queue.SimpleQueue()
@@ -130,7 +130,7 @@ class CpuEngine:
         self._process.hold.seconds = self._pace.next
         for number, chunk in chunks:
             self._push(number, chunk)
-        self._pace.sent((time.monotonic() - start) / len(chunks))
+        self._pace.record_cost((time.monotonic() - start) / len(chunks))
 
     def _push(self, number: int, chunk: GenerationChunk | NemotronError) -> None:
         with self._lock:

@@ -51,6 +51,6 @@ class Pace:
             self.next = now + min(max(interval, self._min_seconds), MAX_SECONDS)
         return self._burst
 
-    def sent(self, seconds: float) -> None:
-        """Count the cost in seconds of a response that was sent."""
+    def record_cost(self, seconds: float) -> None:
+        """Record the cost in seconds of a response that was sent."""
         self._cost += LATEST_WEIGHT * (min(seconds, OUTLIER_FACTOR * self._cost) - self._cost)

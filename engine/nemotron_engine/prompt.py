@@ -125,11 +125,11 @@ class PromptBuilder:
     def _encode(self, request: Any) -> tuple[list[int], bool]:
         """Return the prompt's token ids, and whether they went through the chat template."""
         prompts = {name: values(request, name) for name in PROMPTS}
-        sent = [name for name, prompt in prompts.items() if prompt is not None]
-        if len(sent) != 1:
+        names = [name for name, prompt in prompts.items() if prompt is not None]
+        if len(names) != 1:
             raise NemotronError(
                 f"send exactly one of {', '.join(PROMPTS)}",
-                where=" and ".join(sent) or PROMPTS[0],
+                where=" and ".join(names) or PROMPTS[0],
                 remedy="text_input is a raw prompt, messages go through the chat template, "
                 "input_token_ids are the raw prompt's tokens",
             )
@@ -170,9 +170,9 @@ class PromptBuilder:
 def token_lists(tokenizer: Tokenizer, words: Sequence[str]) -> list[list[int]]:
     """Return words in the classic form [2, n]: all sequences' tokens, then each sequence's end."""
     sequences = [ids for word in words for ids in _spellings(tokenizer, word)]
-    ends = list(itertools.accumulate(map(len, sequences)))
+    end_positions = list(itertools.accumulate(map(len, sequences)))
     flat = [id_ for ids in sequences for id_ in ids]
-    return [flat, ends + [-1] * (len(flat) - len(ends))]
+    return [flat, end_positions + [-1] * (len(flat) - len(end_positions))]
 
 
 def _spellings(tokenizer: Tokenizer, word: str) -> list[list[int]]:

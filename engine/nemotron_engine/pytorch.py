@@ -141,7 +141,7 @@ class PyTorchEngine:
                     burst = current
                     on_chunk(GenerationChunk(ids, log_probs, None, scheduled_ns))
                     ids, log_probs = (), ()
-                    self._pace.sent(time.monotonic() - start)
+                    self._pace.record_cost(time.monotonic() - start)
         except asyncio.CancelledError:
             result.abort()
             if ids:

@@ -19,7 +19,7 @@ class Overloaded(NemotronError):
 
 
 class EngineBroken(NemotronError):
-    """The engine has failed for good. The request itself is valid."""
+    """The engine has failed permanently. The request itself is valid."""
 
     kind = ErrorKind.FAILED
 

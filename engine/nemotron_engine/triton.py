@@ -77,8 +77,8 @@ def refuse_unsupported(request: Any, inputs: Sequence[Input], lane: Lane) -> Non
     """
     refuse_parameters(request)
     for entry in inputs:
-        if lane not in entry.lanes and (sent := values(request, entry.name)) is not None:
-            entry.refuse(lane, sent)
+        if lane not in entry.lanes and (elements := values(request, entry.name)) is not None:
+            entry.refuse(lane, elements)
 
 
 def tensor(name: str, elements: Any) -> Any:

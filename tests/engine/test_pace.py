@@ -17,7 +17,7 @@ def settled(lane: Lane, cost: float) -> Pace:
 
 def settle(pace: Pace, cost: float) -> None:
     for _ in range(300):
-        pace.sent(cost)
+        pace.record_cost(cost)
 
 
 def space(pace: Pace, running: int, start: float = 1000.0) -> float:
@@ -50,7 +50,7 @@ def test_an_answer_is_sent_once_in_a_burst() -> None:
 def test_a_stall_does_not_hold_back_what_follows() -> None:
     pace = settled("pytorch", INITIAL_COST)
     before = space(pace, 100)
-    pace.sent(10.0)
+    pace.record_cost(10.0)
     assert space(pace, 100, 2000.0) < 1.5 * before
 
 

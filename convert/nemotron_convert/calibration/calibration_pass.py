@@ -144,9 +144,9 @@ def _open_device(name: str, team: Team) -> torch.device:
             device = torch.device("cuda", team.rank % torch.cuda.device_count())
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        why = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0]
         raise NemotronError(
-            f"torch {torch.__version__} cannot use the device {name!r}: {why}",
+            f"torch {torch.__version__} cannot use the device {name!r}: {reason}",
             where="--device",
             remedy="use cpu, or install a torch for your GPU",
         ) from error

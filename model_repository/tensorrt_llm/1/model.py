@@ -300,12 +300,12 @@ def _one_token_stops(request: Any) -> tuple[int, ...]:
     ids_and_ends = pb_utils.get_input_tensor_by_name(request, "stop_words_list")
     if ids_and_ends is None:
         return ()
-    ids, ends = ids_and_ends.as_numpy().reshape(2, -1).tolist()
-    ends = [end for end in ends if end > 0]
-    if ends != list(range(1, len(ends) + 1)):
+    ids, end_positions = ids_and_ends.as_numpy().reshape(2, -1).tolist()
+    end_positions = [position for position in end_positions if position > 0]
+    if end_positions != list(range(1, len(end_positions) + 1)):
         raise NemotronError(
             "stop sequences of more than one token are not on this engine",
             where="stop_words_list",
             remedy="send stop_words to the model ensemble, which matches them on the text",
         )
-    return tuple(ids[: len(ends)])
+    return tuple(ids[: len(end_positions)])
