@@ -1,4 +1,4 @@
-"""What the load generators of others have in common."""
+"""The parts that adapters of other load generators have in common."""
 
 from __future__ import annotations
 

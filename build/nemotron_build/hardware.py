@@ -28,7 +28,7 @@ SAMPLE_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Hardware:
-    """What one processor can do at best."""
+    """Memory, bandwidth and peak arithmetic of one processor."""
 
     name: str
     memory: int

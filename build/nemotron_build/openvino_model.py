@@ -118,7 +118,7 @@ class _Graph:
         return cached
 
     def _for_every_head(self, kv: Node) -> Node:
-        """[B, groups, T, size] → [B, heads, T, size]: repeat each group for its query heads."""
+        """Repeat each group for its query heads: [B, groups, T, size] → [B, heads, T, size]."""
         heads, groups, size = self.shape.num_heads, self.shape.num_kv_heads, self.shape.head_size
         repeats = heads // groups
         if repeats == 1:
@@ -241,7 +241,7 @@ def _split(node: Node, axis: int, widths: list[int]) -> list[Node]:
 
 
 def _to_heads(flat: Node, heads: int, size: int) -> Node:
-    """[B, T, heads · size] → [B, heads, T, size]."""
+    """Split the heads: [B, T, heads · size] → [B, heads, T, size]."""
     split = opset13.reshape(flat, _i64([0, 0, heads, size]), special_zero=True)
     return opset13.transpose(split, _i64([0, 2, 1, 3]))
 

@@ -1,4 +1,4 @@
-"""What a profile can hold and how fast it can be at best, before a GPU is rented.
+"""Upper limits of a profile's capacity and speed, computed before a GPU is rented.
 
 A decoding step reads every weight except the embedding table once, and the keys and values of all
 its sequences. It cannot be faster than the memory delivers these bytes, nor faster than the
@@ -63,7 +63,7 @@ KV_BYTES = {"bf16": 2, "fp8": 1, "f32": 4}
 
 @dataclass(frozen=True)
 class ServingPlan:
-    """What fits, and how fast it can be. All rates are upper limits, not promises.
+    """Capacity and speed of a profile on one processor. All rates are upper limits.
 
     Sizes are in bytes, durations in seconds, rates in tokens per second.
     """

@@ -41,7 +41,7 @@ class Limits(_Strict):
     max_queue_size: PositiveInt
     """Number of requests that wait for a step. Further requests are refused as overload."""
     long_answers: Literal["refuse", "clamp"]
-    """What happens to a request whose prompt fits but whose `max_tokens` does not fit beside it."""
+    """Treatment of a request whose prompt fits but whose `max_tokens` does not fit beside it."""
 
 
 class CpuLimits(Limits):
@@ -84,7 +84,7 @@ class Gpu(_Strict):
 
 
 class Split(_Strict):
-    """How the model is split over GPUs, with one rank on each."""
+    """The split of the model over GPUs, with one rank on each."""
 
     tp: PositiveInt
     pp: PositiveInt

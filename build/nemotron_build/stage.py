@@ -15,7 +15,7 @@ HEAD = "lm_head.weight"
 
 @dataclass(frozen=True)
 class Stage:
-    """What one GPU of a pipeline stage holds and computes. All GPUs of a stage do the same."""
+    """Memory and work of one GPU of a pipeline stage. All GPUs of a stage have the same."""
 
     weights: int
     """Bytes of its weights."""

@@ -41,12 +41,12 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Retries:
-    """When and how often a request is sent again.
+    """Retries of a request.
 
-    It is sent again if the queue was full or there was no connection, and no piece of its answer
-    has been read. Any other failure would happen again, or has already used the engine. The delay
-    doubles with each attempt, and is drawn between half of that and all of it, so that clients do
-    not return at the same time.
+    A request is sent again if the queue was full or there was no connection, and no piece of its
+    answer has been read. Any other failure would happen again, or has already used the engine. The
+    delay doubles with each attempt, and is drawn between half of that and all of it, so that
+    clients do not return at the same time.
     """
 
     attempts: int = 3

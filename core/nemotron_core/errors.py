@@ -1,4 +1,4 @@
-"""How this project fails: one exception, and one table of the kinds of failure.
+"""The errors of this project: one exception, and one table of the kinds of failure.
 
 Every expected failure is a `NemotronError`: what happened, where, and what to do next. The command
 line prints it as a single line and exits with its exit code. It catches nothing else, so a

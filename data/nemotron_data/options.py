@@ -49,7 +49,7 @@ class BatchOptions:
     seed: Annotated[
         int | None, typer.Option(help="Seed of the run; each row's own seed is derived from it.")
     ] = 0
-    """With `None`, rows get no seed."""
+    """`None` means that rows get no seed."""
     ordered: Annotated[
         bool, typer.Option("--ordered", help="Sort the results like the rows at the end.")
     ] = False

@@ -40,7 +40,7 @@ TEXT_MODEL = "tensorrt_llm_bls"
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What Triton's configuration says about the model."""
+    """Facts about the model from Triton's configuration."""
 
     max_seq_len: int
     """Largest number of tokens of a prompt and its answer together."""
@@ -117,7 +117,7 @@ class Backend:
             self._metrics.running.set(self._running)
 
     async def facts(self) -> ModelFacts:
-        """Return the facts about the model. Triton is asked until it has answered once."""
+        """Return the facts about the model. Triton gets requests until it has answered once."""
         if self._facts is None:
             try:
                 parameters = await self._client.model_parameters(TEXT_MODEL)

@@ -114,7 +114,7 @@ class _Sentence:
             self.token_ids.insert(0, _bos(tokenizer))
         self.tokens = [tokenizer.piece(token_id) for token_id in self.token_ids]
         self.log_probs: list[float | None] = [None] * max(0, len(self.token_ids) - 1)
-        """As in NeMo, of each token but the first. The engine has none for the prompt's tokens."""
+        """Log-probability of each token but the first, as in NeMo; `None` for the prompt's."""
         self.offsets = _prompt_offsets(tokenizer, self.token_ids, prompt)
         self._visible = VisibleText(tokenizer, prompt)
 

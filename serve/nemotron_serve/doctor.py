@@ -30,7 +30,7 @@ class Finding:
     what: str
     """Name of the check."""
     text: str
-    """What this machine has, or what is wrong and what to do."""
+    """Result for the user: what this machine has, or what is wrong and what to do."""
     ok: bool
 
 

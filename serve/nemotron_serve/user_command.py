@@ -17,7 +17,7 @@ from nemotron_serve.server import Endpoints
 from nemotron_serve.triton import EXIT_SECONDS, die_with_parent
 
 SIGNAL_EXIT_CODE = 128
-"""As in a shell, the exit code after a signal is this number plus the signal's number."""
+"""Number that is added to a signal's number for the exit code after it, as in a shell."""
 
 
 class CommandFailed(NemotronError):

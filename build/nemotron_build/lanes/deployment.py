@@ -1,4 +1,4 @@
-"""What a lane returns as data: how an engine is served, and how it lies in memory."""
+"""The data that a lane returns: the serving and the memory layout of an engine."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class EngineModel:
 
 @dataclass(frozen=True)
 class Sizing:
-    """How an engine lies in memory, for `nemotron plan`."""
+    """The memory layout of an engine, for `nemotron plan`."""
 
     parallel: Parallel
     weights: Dtype

@@ -1,4 +1,4 @@
-"""What the lanes on GPUs have in common: TensorRT-LLM in a container with Triton."""
+"""The base of the lanes on GPUs: TensorRT-LLM in a container with Triton."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a lane is, and what building an engine returns."""
+"""The interface of a lane, and the results of a build."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nemotron_core.files import FileEntry
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """What a build would do."""
+    """The files and the command of a build."""
 
     files: list[str]
     """Names of the files in the engine folder, without `engine.json` and the tokenizer."""
@@ -28,7 +28,7 @@ class BuildPlan:
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """What a build records in `engine.json`."""
+    """The facts about a new engine that go into `engine.json`."""
 
     checkpoint: str
     """SHA-256 (hex) of the checkpoint's content."""
@@ -60,7 +60,7 @@ class Lane(ABC):
 
     @abstractmethod
     def sizing(self, profile: Any) -> Sizing:
-        """Return how an engine of the profile lies in memory."""
+        """Return the memory layout of an engine of the profile."""
 
     def engine_model(self, profile: Any, engine: Path) -> EngineModel:
         """Return the Triton model `tensorrt_llm` for the engine in the folder `engine`."""

@@ -10,7 +10,7 @@ from nemotron_convert.calibration.data import DEFAULT_LENGTH
 
 @dataclass(frozen=True)
 class CalibrationOptions:
-    """Where the scales of an FP8 conversion come from.
+    """Source of the scales of an FP8 conversion.
 
     At most one of `scales`, `texts` and `ids` may be set; if none is, the project's own texts are
     used.

@@ -38,7 +38,7 @@ class Source:
 
     archive: Archive
     layout: str
-    """How the weights are stored: "zarr", "torch_dist" or "legacy"."""
+    """Storage format of the weights: "zarr", "torch_dist" or "legacy"."""
     config: ModelConfig
     vocab_size: int
     tensors: Mapping[str, StoredArray]

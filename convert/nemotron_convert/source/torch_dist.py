@@ -57,7 +57,7 @@ class _Block:
 
 @dataclass(frozen=True)
 class _Tensor:
-    """What `.metadata` says of one tensor."""
+    """The entry of one tensor in `.metadata`."""
 
     dtype: str
     shape: tuple[int, ...]

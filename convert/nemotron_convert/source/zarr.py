@@ -44,7 +44,7 @@ METADATA_LIMIT = 1 << 16
 
 @dataclass(frozen=True)
 class _Metadata:
-    """What a `.zarray` says of its array."""
+    """The content of a `.zarray`."""
 
     shape: tuple[int, ...]
     chunk_shape: tuple[int, ...]

@@ -157,7 +157,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class _Merge:
-    """How an unsharded tensor is put together from the ranks of its stage."""
+    """The plan by which an unsharded tensor is merged from the ranks of its stage."""
 
     rule: TensorRule
     stage: int

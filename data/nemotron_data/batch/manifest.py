@@ -36,7 +36,7 @@ class Manifest(BaseModel):
     defaults: dict[str, Value]
     """Keys of a request body for rows that do not set them."""
     server: dict[str, Value]
-    """What the server says about itself: model, engine, checkpoint, template."""
+    """The server's description of itself: model, engine, checkpoint, template."""
     rows: int
     """Number of lines of the input that are not empty."""
     finished: int | None = None

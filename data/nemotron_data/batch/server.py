@@ -33,7 +33,7 @@ class Server:
         self._reconnection: asyncio.Task[None] | None = None
         self._answered_at = time.monotonic()
         self.description: dict[str, str | None] = {}
-        """What the server said about itself when the run first reached it."""
+        """The server's description of itself when the run first reached it."""
 
     async def aclose(self) -> None:
         """Stop waiting for the server, and close the connections."""

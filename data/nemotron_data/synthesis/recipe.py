@@ -36,7 +36,7 @@ class _Strict(BaseModel):
 
 
 class Generate(_Strict):
-    """What the model generates."""
+    """Settings of the generated answers: server, prompts and sampling."""
 
     url: str
     rows: Path
@@ -88,7 +88,7 @@ class Score(_Strict):
 
 
 class Keep(_Strict):
-    """Which answers become training data."""
+    """Conditions under which answers become training data."""
 
     threshold: float | None = None
     """Smallest reward of an answer that is kept."""
