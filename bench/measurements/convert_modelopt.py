@@ -78,12 +78,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         shutil.rmtree(folder)
     seconds = {name: summary([cost.seconds for cost in costs[name]]) for name in commands}
     peak_rss = {name: max(cost.peak_rss for cost in costs[name]) for name in commands}
-    ours, theirs = commands
+    converter, modelopt = commands
     return {
         "bytes": shape.nbytes,
         "packages": PACKAGES,
         "seconds": seconds,
         "peak_rss": peak_rss,
-        "modelopt_time_over_ours": seconds[theirs]["median"] / seconds[ours]["median"],
-        "modelopt_rss_over_ours": peak_rss[theirs] / peak_rss[ours],
+        "modelopt_time_over_ours": seconds[modelopt]["median"] / seconds[converter]["median"],
+        "modelopt_rss_over_ours": peak_rss[modelopt] / peak_rss[converter],
     }

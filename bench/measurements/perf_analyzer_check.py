@@ -65,10 +65,10 @@ def compare(by_name: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
     """Return both generators' summaries of each quantity, and the ratio of their medians."""
     rows = {}
     for quantity in by_name["builtin"][0]:
-        ours, theirs = (
+        builtin, perf_analyzer = (
             summary([run[quantity] for run in by_name[name]])
             for name in ("builtin", "perf_analyzer")
         )
-        ratio = ours["median"] / theirs["median"]
-        rows[quantity] = {"builtin": ours, "perf_analyzer": theirs, "ratio": ratio}
+        ratio = builtin["median"] / perf_analyzer["median"]
+        rows[quantity] = {"builtin": builtin, "perf_analyzer": perf_analyzer, "ratio": ratio}
     return rows

@@ -94,8 +94,8 @@ def over_best_peer(engines: Mapping[str, Any], load: str) -> float:
     medians = {
         name: values["tokens_per_second"][load]["median"] for name, values in engines.items()
     }
-    ours = medians.pop("openvino")
-    return float(ours / max(medians.values()))
+    cpu_engine = medians.pop("openvino")
+    return float(cpu_engine / max(medians.values()))
 
 
 def startup() -> list[str]:

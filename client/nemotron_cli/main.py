@@ -40,6 +40,7 @@ EXTRAS = {
     "safetensors": "convert",
     "sentencepiece": "convert",
     "tokenizers": "convert",
+    "google": "client",
     "grpc": "client",
     "httpx": "batch",
     "jinja2": "batch",
