@@ -151,7 +151,7 @@ def test_several_processes_share_the_sequences(tmp_path: Path) -> None:
 def test_the_projects_own_texts(tokenizer: Tokenizer) -> None:
     with Source.open(TRAINED) as source:
         data = read_texts(None, source)
-        assert data.name == "texts.jsonl"
+        assert data.name == "calibration_texts.jsonl"
         assert len(data.sequences) >= 30
         limit = source.config.max_positions
         assert max(map(len, data.sequences)) <= min(512, limit)

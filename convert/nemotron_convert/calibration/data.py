@@ -16,7 +16,7 @@ from nemotron_core.files import text_digest
 from nemotron_core.text import Message, Tokenizer, check_text
 from nemotron_core.text.prompt import check_messages
 
-DEFAULT_NAME = "texts.jsonl"
+DEFAULT_NAME = "calibration_texts.jsonl"
 """The project's own calibration texts, a file of this package."""
 DEFAULT_LENGTH = 512
 """Largest number of tokens taken from each text, as in NVIDIA's own calibration."""
