@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,8 +18,37 @@ if TYPE_CHECKING:  # the fast tests start without these
     from nemotron_build.profile import Profile
     from nemotron_serve.server import TritonServer
 
+ROOT = Path(__file__).parent
+SLOW_FIXTURES = {"server", "engine_bf16", "engine_f32", "checkpoint_fp8"}
+SLOW = (
+    *("docker", "fuzz", "helm", "serve", "slurm", "test_readme.py", "test_tiny_nemotron.py"),
+    *("bench/test_bench.py", "client/test_client.py", "data/test_failures.py"),
+    *("convert/test_calibrate.py", "convert/test_convert.py", "convert/test_fp8.py"),
+    *("convert/test_hf.py", "convert/test_mpi.py", "convert/test_resume.py"),
+    *("convert/test_torch_dist.py", "convert/test_verification.py"),
+    *("data/test_batch.py", "data/test_stops.py", "data/test_synthesize.py"),
+    *("gateway/test_ecosystem.py", "gateway/test_operation.py", "gateway/test_page.py"),
+)
+"""Folders and files of tests that start other programs or compute for seconds."""
+FAST = ("serve/test_options.py", "serve/test_doctor.py")
+
+# Beside busy neighbours OpenMP's threads spin while they wait for each other: with two threads and
+# eight busy processes on two cores, transformers took forty times as long, with one six times.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 settings.register_profile("suite", deadline=None, derandomize=True)  # a busy machine is no failure
 settings.load_profile("suite")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """Mark the tests that `make check` leaves out."""
+    slow = tuple(str(ROOT / name) for name in SLOW)
+    fast = tuple(str(ROOT / name) for name in FAST)
+    for item in items:
+        path = str(item.path)
+        is_slow = path.startswith(slow) and not path.startswith(fast)
+        if is_slow or SLOW_FIXTURES.intersection(item.fixturenames):
+            item.add_marker(pytest.mark.slow)
 
 
 def free_ports(profile: Profile) -> Profile:

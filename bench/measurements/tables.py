@@ -8,8 +8,9 @@ from typing import Any
 
 from bench.measurements.records import Record
 from nemotron_bench.report import table
+from nemotron_build.lanes import lane_of
 from nemotron_build.plan import plans
-from nemotron_build.profile import CpuProfile, load_profile, shipped_profiles
+from nemotron_build.profile import load_profile, shipped_profiles
 
 Summary = Mapping[str, float]
 """`median`, `min` and `max` of some runs; see `timing.summary`."""
@@ -128,7 +129,7 @@ def plan() -> list[str]:
     rows = []
     for name in shipped_profiles():
         profile = load_profile(name)
-        if isinstance(profile, CpuProfile) or name.endswith("-pytorch"):
+        if lane_of(profile).deployment(profile).gpu is None or name.endswith("-pytorch"):
             continue
         (profile_plan,) = plans(profile, [], None)
         rows.append(

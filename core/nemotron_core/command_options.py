@@ -50,7 +50,7 @@ def takes(options_type: type[Options]) -> Callable[[Callable[[Options], None]], 
 
         verb.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         verb.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        del verb.__wrapped__  # type: ignore[attr-defined]
+        del verb.__wrapped__
         return verb
 
     return decorate

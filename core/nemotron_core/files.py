@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterable
@@ -50,10 +51,16 @@ def write_atomically(path: Path, texts: str | Iterable[str]) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or a folder's list of entries, to disk. Raises `OSError` if the disk fails."""
+    """Flush a file, or a folder's list of entries, to disk. Raises `OSError` if the disk fails.
+
+    Some network file systems cannot flush a folder and report EINVAL, which is not a failure.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
 

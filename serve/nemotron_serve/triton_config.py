@@ -33,6 +33,7 @@ def model_configs(
     Around a foreign engine, `ensemble` is the BLS model too: no step of a Triton ensemble can see
     both a stream and what came before it, and a foreign engine passes on only tokens.
     """
+    prompt = {**prompt, "foreign_engine": "true" if engine.is_foreign else "false"}
     configs = [
         (tensorrt_llm(engine), "" if engine.is_foreign else "tensorrt_llm"),
         (generate(prompt), "generate"),

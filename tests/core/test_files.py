@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -96,3 +99,28 @@ def test_the_digest_of_a_text_is_that_of_its_bytes(data: bytes) -> None:
     """Also of file names that are not UTF-8, which Python spells with lone surrogates."""
     text = data.decode(errors="surrogateescape")
     assert text_digest(text) == hashlib.sha256(data).hexdigest()
+
+
+def test_a_file_system_that_cannot_flush_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def refuse_folders(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    write_atomically(tmp_path / "file", "new")
+    assert (tmp_path / "file").read_text() == "new"
+
+
+def test_a_disk_that_cannot_flush_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(NemotronError, match="cannot write: Input/output error"):
+        write_atomically(tmp_path / "file", "new")
+    assert not (tmp_path / "file").exists()

@@ -56,7 +56,8 @@ def main(names: list[str]) -> int:
 def _mutate(clone: Path, module: str, tests: list[str]) -> tuple[list[dict[str, str]], int]:
     """Return the mutants of a module that its tests let live, and how many there were."""
     python = Path(sys.executable)
-    command = f"{python} -m pytest -q -x -p no:cacheprovider -m 'not slow' {' '.join(tests)}"
+    options = "-q -x -p no:cacheprovider -p pytest_timeout -m 'not slow'"
+    command = f"{python} -m pytest {options} {' '.join(tests)}"
     config = clone.parent / "config.toml"
     session = clone.parent / "session.sqlite"
     session.unlink(missing_ok=True)
@@ -69,6 +70,7 @@ def _mutate(clone: Path, module: str, tests: list[str]) -> tuple[list[dict[str, 
     )
     path = os.pathsep.join(str(clone / room) for room in ROOMS)
     environment = os.environ | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+    environment |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # a run takes half the time without
 
     def run(program: str, *arguments: Path | str) -> str:
         return subprocess.run(

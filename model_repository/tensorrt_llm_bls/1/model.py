@@ -58,7 +58,7 @@ class TritonPythonModel:
         self._running: dict[str, _Running] = {}
         self._lock = threading.Lock()
         # Our own engines count their requests themselves.
-        foreign = self._prompts.lane == "tensorrt"
+        foreign = parameter(args, "foreign_engine") == "true"
         self._meter = Meter({"model": args["model_name"]}) if foreign else None
         self._ended = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="watch clients", daemon=True)
