@@ -22,7 +22,12 @@ ROOT = Path(__file__).parent
 SLOW_FIXTURES = {"server", "engine_bf16", "engine_f32", "checkpoint_fp8"}
 SLOW = (
     *("docker", "fuzz", "helm", "serve", "slurm", "test_readme.py", "test_tiny_nemotron.py"),
-    *("bench/test_bench.py", "client/test_client.py", "data/test_failures.py"),
+    *(
+        "bench/test_bench.py",
+        "client/test_client.py",
+        "data/test_failures.py",
+        "engine/test_cpu.py",
+    ),
     *("convert/test_calibrate.py", "convert/test_convert.py", "convert/test_fp8.py"),
     *("convert/test_hf.py", "convert/test_mpi.py", "convert/test_resume.py"),
     *("convert/test_torch_dist.py", "convert/test_verification.py"),
