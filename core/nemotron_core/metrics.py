@@ -25,3 +25,5 @@ HISTOGRAMS = {
     TIME_TO_FIRST_TOKEN_METRIC: "Seconds from a request's arrival to its first token",
     INTER_TOKEN_LATENCY_METRIC: "Seconds between two consecutive tokens of one request",
 }
+LATENCY_BOUNDS = tuple(0.001 * 2**power for power in range(17))
+"""Upper bounds of the histograms' buckets in seconds, 1 ms to 65 s."""

@@ -1,0 +1,189 @@
+"""The adapter of the CPU lane: openvino-genai's continuous batching."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nemotron_core.engine_settings import CpuEngineSettings
+from nemotron_core.errors import ErrorKind, NemotronError
+from nemotron_core.openvino import openvino, openvino_genai
+from nemotron_engine.mapped_file import give_back
+from nemotron_engine.protocol import Capabilities, Chunk, Request
+
+COMPILED_SHAPES = 512
+"""Number of compiled shapes that OpenVINO keeps, one for each number of tokens in a step. With its
+default, 5000, memory grows for hours before it levels off."""
+PACKED_STEPS = 16
+"""Number of steps after which every weight was used, with prompts and with single tokens, and is
+therefore packed."""
+KV_BLOCK_TOKENS = 32
+"""Number of tokens in one block of OpenVINO's paged KV cache on a CPU."""
+NO_ROOM = "the KV cache has no room for this request"
+NOT_LOADED = "build the engine again, or give the machine more memory"
+FINISH_REASONS = {
+    openvino_genai.GenerationFinishReason.STOP: "stop",
+    openvino_genai.GenerationFinishReason.LENGTH: "length",
+}
+
+
+@dataclass(slots=True)
+class _Running:
+    """A request that the pipeline works on."""
+
+    request: Request
+    handle: Any
+
+
+class OpenVinoAdapter:
+    """See `Adapter`. The library holds Python's lock during a step, so it is stepped.
+
+    Raises `NemotronError` if the folder is no engine of this lane, or cannot be loaded.
+    """
+
+    capabilities = Capabilities()
+    wake_file = None
+
+    def __init__(self, folder: Path) -> None:
+        self.settings = CpuEngineSettings.read(folder)
+        self.library = f"openvino-genai {openvino_genai.__version__}"
+        try:
+            self._pipeline = load_pipeline(folder)
+        except RuntimeError as error:
+            raise NemotronError(str(error), where=folder, remedy=NOT_LOADED) from error
+        self._weights = folder / CpuEngineSettings.WEIGHTS_NAME
+        self._running: dict[bytes, _Running] = {}
+        self._numbers = 0
+        self._steps = 0
+
+    def ask(self, request: Request) -> None:
+        """See `Adapter`."""
+        self._numbers += 1
+        ids = openvino.Tensor(np.array([request.input_ids], np.int64))
+        try:
+            handle = self._pipeline.add_request(self._numbers, ids, generation_config(request))
+        except RuntimeError as error:
+            raise NemotronError(f"the engine refuses the request: {error}") from error
+        self._running[request.key] = _Running(request, handle)
+
+    def cancel(self, key: bytes) -> None:
+        """See `Adapter`."""
+        if (running := self._running.pop(key, None)) is not None:
+            running.handle.stop()
+
+    def collect(self) -> Iterator[Chunk]:
+        """See `Adapter`. A pipeline that has failed once fails forever."""
+        self._pipeline.step()
+        self._steps += 1
+        if self._steps == PACKED_STEPS:  # from now on only embeddings are read from the file
+            give_back(self._weights)
+        chunks = []
+        for key, running in list(self._running.items()):
+            if (chunk := _read(key, running)) is not None:
+                chunks.append(chunk)
+                if chunk.finish_reason:
+                    del self._running[key]
+        return iter(chunks)
+
+    def kv_cache_usage(self) -> float:
+        """See `Adapter`."""
+        return float(self._pipeline.get_metrics().cache_usage) / 100  # percent
+
+    def close(self) -> None:
+        """See `Adapter`."""
+
+
+def _read(key: bytes, running: _Running) -> Chunk | None:
+    """Return a request's new tokens, or `None` if there are none."""
+    chunk = None
+    handle = running.handle
+    while handle.can_read():
+        if not (outputs := handle.read()):  # the request outgrew the whole cache
+            return _no_room(key)
+        (output,) = outputs.values()
+        chunk = chunk or Chunk(key, [], [])
+        chunk.token_ids += output.generated_ids
+        if running.request.log_probs:
+            chunk.log_probs += output.generated_log_probs
+        chunk.finish_reason = FINISH_REASONS.get(output.finish_reason, "")
+    if chunk is None and handle.get_status() == openvino_genai.GenerationStatus.IGNORED:
+        return _no_room(key)
+    return chunk
+
+
+def _no_room(key: bytes) -> Chunk:
+    return Chunk.of_error(key, NemotronError(NO_ROOM, kind=ErrorKind.FAILED))
+
+
+def load_pipeline(folder: Path) -> Any:
+    """Load the pipeline of an engine folder.
+
+    Raises `NemotronError` if the folder is not an engine, and `RuntimeError` if loading fails.
+    """
+    settings = CpuEngineSettings.read(folder)
+    scheduler = openvino_genai.SchedulerConfig()
+    scheduler.max_num_seqs = settings.max_batch_size
+    scheduler.max_num_batched_tokens = settings.max_num_tokens
+    scheduler.num_kv_blocks = -(-settings.kv_cache_tokens // KV_BLOCK_TOKENS)
+    scheduler.enable_prefix_caching = True
+    scheduler.dynamic_split_fuse = True
+    precision = _precision(settings)
+    return openvino_genai.ContinuousBatchingPipeline(
+        folder,
+        scheduler,
+        "CPU",
+        {
+            "INFERENCE_PRECISION_HINT": precision,
+            "KV_CACHE_PRECISION": precision,
+            "CPU_RUNTIME_CACHE_CAPACITY": COMPILED_SHAPES,
+        },
+    )
+
+
+def _precision(settings: CpuEngineSettings) -> Any:
+    """Return the type to compute in, which is the KV cache's type too.
+
+    A CPU without BF16 arithmetic (AVX2 only) computes a BF16 engine in F32: its attention kernel
+    refuses a BF16 cache. The answers are then closer to F32, and the cache takes twice the memory.
+    """
+    if settings.dtype == "f32":
+        return openvino.Type.f32
+    if computes_in_bf16():
+        return openvino.Type.bf16
+    print("this CPU does not compute in BF16: the engine computes in F32", file=sys.stderr)
+    return openvino.Type.f32
+
+
+def computes_in_bf16() -> bool:
+    """Return whether OpenVINO computes in BF16 on this machine's CPU."""
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def generation_config(request: Request) -> Any:
+    """Return the library's settings for a request."""
+    samples = request.temperature > 0
+    config = openvino_genai.GenerationConfig(
+        max_new_tokens=request.max_tokens,
+        min_new_tokens=request.min_tokens,
+        stop_token_ids=set(request.end_ids),
+        do_sample=samples,
+        logprobs=int(request.log_probs),
+        repetition_penalty=request.repetition_penalty,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+    )
+    # The library needs an id even if no token ends the answer.
+    config.set_eos_token_id(request.end_ids[0] if request.end_ids else 0)
+    config.ignore_eos = not request.end_ids
+    if samples:
+        config.temperature = request.temperature
+        config.top_p = request.top_p or 1.0
+        if request.top_k:
+            config.top_k = request.top_k
+        config.rng_seed = request.seed
+    return config
