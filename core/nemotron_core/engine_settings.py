@@ -57,6 +57,17 @@ class CpuEngineSettings(EngineSettings):
     kv_cache_tokens: int
 
 
+class TensorRTEngineSettings(EngineSettings):
+    """Settings of the TensorRT lane's engine; its split is in its `config.json`."""
+
+    NAME = "tensorrt_engine.json"
+
+    paged_context: bool
+    """Whether a prompt's attention reads the paged KV cache, as chunks and reused blocks need."""
+    kv_cache_share: float
+    """Fraction of the GPU memory that is free once the weights are loaded."""
+
+
 class PyTorchEngineSettings(EngineSettings):
     """Settings of the PyTorch lane's engine."""
 
