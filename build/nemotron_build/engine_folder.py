@@ -122,7 +122,7 @@ def reuse_or_build(checkpoint: Path, output: Path, profile: Profile) -> EngineRe
 
 def _build_settings(profile: Profile) -> dict[str, object]:
     """Return the part of a profile that decides how an engine is built."""
-    serve_only = {"address", "ports", "triton", "timeouts"}
+    serve_only = {"address", "engine", "ports", "triton", "triton_args", "timeouts"}
     return {**profile.model_dump(exclude=serve_only), "request": profile.timeouts.request}
 
 

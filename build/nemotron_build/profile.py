@@ -105,10 +105,20 @@ class Split(_Strict):
         return self
 
 
+class EngineOptions(_Strict):
+    """The process in which the engine runs."""
+
+    python: Path | None = None
+    """Interpreter of the environment with the lane's library. `None` means this one."""
+
+
 class _Served(_Strict):
     address: str
     timeouts: Timeouts
     ports: Ports
+    engine: EngineOptions = EngineOptions()
+    triton_args: list[str] = []
+    """Further options of `tritonserver`."""
 
 
 class _OnGpus(_Served):
@@ -121,7 +131,7 @@ class _OnGpus(_Served):
     kv_cache_share: float = Field(gt=0, lt=1)
     """Fraction of the GPU memory that is free after the weights are loaded."""
     triton: Path
-    """Folder in which Triton is installed, with the lane's backend."""
+    """Folder in which Triton is installed."""
 
     @model_validator(mode="after")
     def _computes_in_fp8(self) -> _OnGpus:
@@ -142,7 +152,7 @@ class CpuProfile(_Served):
 
 
 class TensorRTProfile(_OnGpus):
-    """Profile of the TensorRT lane: one engine per rank, behind TensorRT-LLM 1.2's C++ backend."""
+    """Profile of the TensorRT lane: one engine per rank, behind TensorRT-LLM 1.2's `LLM` API."""
 
     lane: Literal["tensorrt"]
     build_flags: dict[str, str | int]

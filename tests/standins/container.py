@@ -1,7 +1,7 @@
 """A folder like NVIDIA's container, with stand-ins where a GPU would be.
 
-Real in it: Triton and its Python backend. Stand-ins: `nvidia-smi`, `trtllm-build`, the backend
-`tensorrtllm`, and the distribution `tensorrt-llm`, of which only the version is asked.
+Real in it: Triton and its Python backend. Stand-ins: `nvidia-smi`, `trtllm-build`,
+`trtllm-llmapi-launch`, and the package `tensorrt_llm`.
 """
 
 from __future__ import annotations
@@ -41,11 +41,12 @@ def make_container(root: Path, *, gpu: str, gpus: int = 8, version: str) -> Cont
     real = find_triton(None, root)  # its backends are arranged in root/backends
     container.triton.mkdir(parents=True)
     (root / "backends").rename(container.triton / "backends")
-    shutil.copytree(HERE / "tensorrtllm", container.triton / "backends" / "tensorrtllm")
     exports = [f'export {name}="{text}"' for name, text in real.environment.items()]
     _script(container.triton / "bin" / "tritonserver", *exports, f'exec "{real.program}" "$@"')
     _script(root / "bin" / "nvidia-smi", *[f"echo '{gpu}'"] * gpus)
     _script(root / "bin" / "trtllm-build", f'exec {sys.executable} {HERE}/trtllm_build.py "$@"')
+    shutil.copy(HERE / "trtllm-llmapi-launch", root / "bin")
+    shutil.copytree(HERE / "tensorrt_llm", root / "packages" / "tensorrt_llm")
     metadata = root / "packages" / f"tensorrt_llm-{version}.dist-info" / "METADATA"
     metadata.parent.mkdir(parents=True)
     metadata.write_text(f"Metadata-Version: 2.1\nName: tensorrt-llm\nVersion: {version}\n")

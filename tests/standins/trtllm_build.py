@@ -1,7 +1,7 @@
 """A stand-in for `trtllm-build` of TensorRT-LLM 1.2: its flags, and an engine for the CPU.
 
 One `rankN.engine` for each rank of the checkpoint, as the real one writes them, and beside them the
-OpenVINO model that the stand-in of the backend runs.
+OpenVINO model that the stand-in for the library runs.
 """
 
 from __future__ import annotations

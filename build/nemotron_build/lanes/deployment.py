@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nemotron_build.profile import Gpu
 from nemotron_convert.shards import Parallel
 from nemotron_convert.target.layout import Dtype
-from nemotron_core.metrics import STEPS_METRIC
-from nemotron_core.wire import ENGINE_INPUTS, ENGINE_OUTPUTS, Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,44 +18,16 @@ class Deployment:
     """Bytes of shared memory that must be free on each machine."""
     triton: Path | None = None
     """Folder in which Triton is installed. `None` means the server in the wheel nvidia-pytriton."""
-    backends: tuple[str, ...] = ("python",)
-    """Names of the Triton backends that the models need."""
-    progress_metric: str = STEPS_METRIC
-    """Metric on Triton's metrics page that grows with every step of the engine."""
-    ranks: int = 1
-    """Number of Triton processes that serve the engine together."""
     nodes: int = 1
-    """Number of machines on which `serve` starts ranks."""
+    """Number of machines that the engine takes."""
     gpu: Gpu | None = None
     """The GPU that the engine is for. `None` means that it needs no GPU."""
     gpus_per_node: int = 0
 
-
-@dataclass(frozen=True, kw_only=True)
-class EngineModel:
-    """The Triton model `tensorrt_llm`; the defaults are those of our own Python model."""
-
-    parameters: Mapping[str, str]
-    backend: str = "python"
-    inputs: Sequence[Tensor] = ENGINE_INPUTS
-    outputs: Sequence[Tensor] = ENGINE_OUTPUTS
-    required_inputs: frozenset[str] = frozenset()
-    """Names of the inputs without which Triton refuses a request."""
-    max_batch_size: int = 1
-    max_queue_size: int | None = None
-    """Number of requests that Triton queues for a backend that forms batches itself.
-
-    `None` means that Triton passes on each request when it arrives.
-    """
-
     @property
-    def is_foreign(self) -> bool:
-        """Whether a backend that is not ours runs the engine.
-
-        Such a backend passes on only tokens, nothing else that a client sent. So other models must
-        stand around it.
-        """
-        return self.backend != "python"
+    def ranks(self) -> int:
+        """Number of processes that compute together, one on each GPU."""
+        return self.nodes * max(1, self.gpus_per_node)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ class GpuLane(Lane):
         return Deployment(
             shared_memory=SHARED_MEMORY_PER_GPU * gpus,
             triton=profile.triton,
+            nodes=profile.split.nodes,
             gpu=profile.gpu,
             gpus_per_node=gpus,
         )

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from nemotron_build.lanes.deployment import Deployment, EngineModel, Sizing
+from nemotron_build.lanes.deployment import Deployment, Sizing
 from nemotron_convert.target.checkpoint import Checkpoint
 from nemotron_convert.target.manifest import Manifest
 from nemotron_convert.target.trtllm_config import CONFIG_NAME
@@ -61,10 +61,6 @@ class Lane(ABC):
     @abstractmethod
     def sizing(self, profile: Any) -> Sizing:
         """Return the memory layout of an engine of the profile."""
-
-    def engine_model(self, profile: Any, engine: Path) -> EngineModel:
-        """Return the Triton model `tensorrt_llm` for the engine in the folder `engine`."""
-        return EngineModel(parameters={"gpt_model_path": str(engine), "lane": profile.lane})
 
     def check_versions(self) -> None:  # noqa: B027  # a lane may have nothing to check
         """Raise `NemotronError` if a library is missing or has a version that does not fit."""

@@ -10,17 +10,13 @@ from pydantic import BaseModel, ValidationError
 
 from nemotron_build.lanes.gpu import LIBRARY, GpuLane
 from nemotron_build.lanes.lane import BuildPlan, BuiltEngine, installed_version, require_options
-from nemotron_build.profile import GpuProfile, PyTorchProfile
+from nemotron_build.profile import PyTorchProfile
 from nemotron_convert.target.manifest import Manifest, read_manifest, require_unchanged
 from nemotron_convert.target.trtllm_config import CONFIG_NAME
 from nemotron_core.engine_settings import PyTorchEngineSettings
 from nemotron_core.errors import NemotronError
 
 LAST_WITH_ENGINES = (1, 2)
-LAUNCHER = "trtllm-llmapi-launch"
-"""The library's launcher: starts the command on the first rank and keeps the others for it."""
-LAUNCHED = "TLLM_SPAWN_PROXY_PROCESS"
-"""Environment variable that the launcher sets."""
 
 
 class PyTorchLane(GpuLane):
@@ -62,16 +58,6 @@ class PyTorchLane(GpuLane):
             raise NemotronError(
                 f"{LIBRARY} {installed} is installed, the PyTorch lane needs 1.3 or later",
                 remedy="use a newer container, or a profile of the lane tensorrt",
-            )
-
-    def check_machine(self, profile: GpuProfile) -> None:
-        super().check_machine(profile)
-        split = profile.split
-        if split.nodes > 1 and LAUNCHED not in os.environ:
-            raise NemotronError(
-                f"the engine is for {split.nodes} nodes, and this is one process",
-                remedy=f"srun --nodes={split.nodes} --ntasks-per-node={split.gpus_per_node}"
-                f" --mpi=pmix {LAUNCHER} nemotron serve …",
             )
 
 

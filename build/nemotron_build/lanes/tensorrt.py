@@ -1,4 +1,4 @@
-"""The TensorRT lane: engines by `trtllm-build`, behind TensorRT-LLM 1.2's C++ backend."""
+"""The TensorRT lane: engines by `trtllm-build`, behind TensorRT-LLM 1.2's `LLM` API."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ import shutil
 import signal
 import subprocess
 from collections import deque
-from dataclasses import replace
 from pathlib import Path
 
 from nemotron_build.gpus import require_gpus
-from nemotron_build.lanes.deployment import Deployment, EngineModel
 from nemotron_build.lanes.gpu import LIBRARY, GpuLane
 from nemotron_build.lanes.lane import (
     BuildPlan,
@@ -20,19 +18,20 @@ from nemotron_build.lanes.lane import (
     open_checkpoint,
     require_options,
 )
-from nemotron_build.lanes.tensorrt_backend import BACKEND, engine_model
-from nemotron_build.profile import GpuProfile, TensorRTProfile
+from nemotron_build.profile import TensorRTProfile
 from nemotron_build.trtllm_build import TOOL, to_arguments
-from nemotron_build.xgrammar import TOKENIZER_INFO_NAME, write_tokenizer_info
 from nemotron_convert.target.checkpoint import Checkpoint
+from nemotron_convert.target.hf_tokenizer import write_hf_tokenizer
 from nemotron_convert.target.layout import rank_name
 from nemotron_convert.target.trtllm_config import CONFIG_NAME
+from nemotron_core.engine_settings import TensorRTEngineSettings
 from nemotron_core.errors import NemotronError
 
 VERSION = "1.2."
 """Beginning of the versions of the last release line that has engines."""
 LOG_TAIL_LINES = 5
-ITERATIONS_METRIC = 'nv_trt_llm_general_metrics{general_type="iteration_counter"'
+HF_TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+"""The tokenizer from which the library takes the vocabulary for guided decoding."""
 
 
 class TensorRTLane(GpuLane):
@@ -41,7 +40,12 @@ class TensorRTLane(GpuLane):
         _check_fits(source, profile)
         ranks = range(profile.split.world_size)
         return BuildPlan(
-            [CONFIG_NAME, *(f"rank{rank}.engine" for rank in ranks), TOKENIZER_INFO_NAME],
+            [
+                CONFIG_NAME,
+                *(f"rank{rank}.engine" for rank in ranks),
+                *HF_TOKENIZER,
+                TensorRTEngineSettings.NAME,
+            ],
             _command(source, output, profile),
         )
 
@@ -55,12 +59,12 @@ class TensorRTLane(GpuLane):
         source.check_hashes()
         assert plan.command is not None
         _run(plan.command)
-        write_tokenizer_info(source.tokenizer_path, folder)
+        settings = _settings(source, profile)
+        settings.write(folder)
+        write_hf_tokenizer(folder, source.tokenizer_path.read_bytes(), settings.max_seq_len)
         if missing := [name for name in plan.files if not (folder / name).is_file()]:
             raise NemotronError(f"{TOOL} has ended successfully, but has not written {missing[0]}")
-        return BuiltEngine(
-            source.hash, _max_seq_len(source, profile), source.config.vocab_size, str(gpu)
-        )
+        return BuiltEngine(source.hash, settings.max_seq_len, settings.vocab_size, str(gpu))
 
     def check_versions(self) -> None:
         installed = installed_version(LIBRARY)
@@ -70,33 +74,30 @@ class TensorRTLane(GpuLane):
                 remedy=f"use {LIBRARY} {VERSION}x, or a profile …-pytorch",
             )
 
-    def deployment(self, profile: GpuProfile) -> Deployment:
-        return replace(
-            super().deployment(profile),
-            backends=("python", BACKEND),
-            progress_metric=ITERATIONS_METRIC,
-            ranks=profile.split.world_size,
-            nodes=profile.split.nodes,
-        )
 
-    def engine_model(self, profile: TensorRTProfile, engine: Path) -> EngineModel:
-        return engine_model(profile, engine)
-
-
-def _max_seq_len(source: Checkpoint, profile: TensorRTProfile) -> int:
-    return min(profile.limits.max_seq_len, source.config.max_position_embeddings)
+def _settings(source: Checkpoint, profile: TensorRTProfile) -> TensorRTEngineSettings:
+    limits = profile.limits
+    return TensorRTEngineSettings(
+        vocab_size=source.config.vocab_size,
+        max_seq_len=min(limits.max_seq_len, source.config.max_position_embeddings),
+        max_batch_size=limits.max_batch_size,
+        max_num_tokens=limits.max_num_tokens,
+        max_queue_size=limits.max_queue_size,
+        request_seconds=profile.timeouts.request,
+        paged_context=profile.build_flags.get("use_paged_context_fmha") == "enable",
+        kv_cache_share=profile.kv_cache_share,
+    )
 
 
 def _command(source: Checkpoint, output: Path, profile: TensorRTProfile) -> list[str]:
-    limits = profile.limits
-    max_seq_len = _max_seq_len(source, profile)
+    settings = _settings(source, profile)
     flags = {
         "checkpoint_dir": source.folder,
         "output_dir": output,
-        "max_batch_size": limits.max_batch_size,
-        "max_input_len": max_seq_len - 1,
-        "max_seq_len": max_seq_len,
-        "max_num_tokens": limits.max_num_tokens,
+        "max_batch_size": settings.max_batch_size,
+        "max_input_len": settings.max_seq_len - 1,
+        "max_seq_len": settings.max_seq_len,
+        "max_num_tokens": settings.max_num_tokens,
         "max_beam_width": 1,
         "kv_cache_type": "paged",
     }

@@ -52,7 +52,7 @@ helm.sh/chart: {{ (index . 0).Chart.Name }}-{{ (index . 0).Chart.Version }}
 {{/* Path of this release's engine. Each checkpoint, build and version has its own, so that an upgrade keeps the old engine for a rollback. */}}
 {{- define "nemotron.engine" -}}
 {{- $profile := include "nemotron.profile" . | fromYaml -}}
-{{- $built := omit $profile "address" "ports" "triton" "timeouts" -}}
+{{- $built := omit $profile "address" "engine" "ports" "triton" "triton_args" "timeouts" -}}
 {{- $made := list $built $profile.timeouts.request (include "nemotron.checkpoint" .) (include "nemotron.image" .) -}}
 /models/engines/{{ .Values.profile }}-{{ $made | toJson | sha256sum | trunc 8 }}
 {{- end -}}

@@ -23,6 +23,10 @@ class GuidedDecodingParams:
     json_object: bool = False
     structural_tag: str | None = None
 
+    def _validate(self) -> None:
+        if (count := sum(map(bool, vars(self).values()))) > 1:
+            raise ValueError(f"Only one guide can be used for a request, but got {count}.")
+
 
 @dataclass(kw_only=True)
 class KvCacheConfig:

@@ -1,0 +1,50 @@
+"""What computes instead of GPUs: a thread that steps the CPU engine."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from nemotron_engine.adapters.openvino import OpenVinoAdapter
+from nemotron_engine.protocol import Chunk, Request
+
+OnChunk = Callable[[Chunk], object]
+
+
+class Worker:
+    def __init__(self, folder: Path) -> None:
+        self._adapter = OpenVinoAdapter(folder)
+        self._inbox: queue.SimpleQueue[tuple[Request, OnChunk] | bytes | None] = queue.SimpleQueue()
+        self._running: dict[bytes, OnChunk] = {}
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def ask(self, request: Request, on_chunk: OnChunk) -> None:
+        self._inbox.put((request, on_chunk))
+
+    def cancel(self, key: bytes) -> None:
+        self._inbox.put(key)
+
+    def close(self) -> None:
+        self._inbox.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            while not self._running or not self._inbox.empty():
+                item = self._inbox.get()
+                if item is None:
+                    return
+                if isinstance(item, bytes):
+                    self._adapter.cancel(item)
+                    self._running.pop(item, None)
+                else:
+                    request, self._running[request.key] = item
+                    self._adapter.ask(request)
+            for chunk in self._adapter.collect():
+                on_chunk = self._running[chunk.key]
+                if chunk.finish_reason:
+                    del self._running[chunk.key]
+                on_chunk(chunk)
