@@ -22,10 +22,9 @@ def serve(options: ServeOptions) -> None:
     if not options.dry_run:
         run(options)
         return
-    engine, arguments = options.engine, options.arguments()
-    record = open_engine(engine, check_versions=False)
+    record = open_engine(options.engine, check_versions=False)
     profile = choose_profile(record, options)
-    typer.echo(describe_serve(engine, record, profile, arguments, options.host_names))
+    typer.echo(describe_serve(options.engine, record, profile, options.host_names))
 
 
 def doctor(

@@ -16,11 +16,12 @@ from nemotron_build.lanes.lane import installed_version
 from nemotron_build.profile import Profile
 from nemotron_core.errors import NemotronError
 from nemotron_serve.hosts import MPIRUN
-from nemotron_serve.ranks import SRUN
+from nemotron_serve.ranks import LAUNCHER, SRUN
 from nemotron_serve.server import choose_ports
 from nemotron_serve.triton import find_triton, library_folder
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # where Triton's models and NCCL share memory
+BACKEND = "python"
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,12 @@ def _libraries(profile: Profile, _deployment: Deployment) -> str:
 def _triton(_profile: Profile, deployment: Deployment) -> str:
     with tempfile.TemporaryDirectory() as folder:
         triton = find_triton(deployment.triton, Path(folder))
-        for name in deployment.backends:
-            if not (triton.backends / name).is_dir():
-                raise NemotronError(
-                    f"Triton has no backend {name}",
-                    where=triton.backends,
-                    remedy="use the lane's container",
-                )
+        if not (triton.backends / BACKEND).is_dir():
+            raise NemotronError(
+                f"Triton has no backend {BACKEND}",
+                where=triton.backends,
+                remedy="use the lane's container",
+            )
         return str(triton.program)
 
 
@@ -83,14 +83,14 @@ def _gpus(_profile: Profile, deployment: Deployment) -> str:
 
 
 def _launcher(_profile: Profile, deployment: Deployment) -> str:
-    if deployment.ranks == 1:
+    if deployment.nodes == 1:
         return "none needed"
-    launcher = SRUN if deployment.nodes > 1 else MPIRUN
-    if (program := shutil.which(launcher)) is None:
+    programs = [shutil.which(name) for name in (LAUNCHER, SRUN, MPIRUN)]
+    if programs[0] is None or not any(programs[1:]):
         raise NemotronError(
-            f"no {launcher} on PATH", remedy="install it, or start the ranks with another launcher"
+            f"{LAUNCHER} or {SRUN} and {MPIRUN} are not on PATH", remedy="use the lane's container"
         )
-    return program
+    return ", ".join(filter(None, programs))
 
 
 def _shared_memory(_profile: Profile, deployment: Deployment) -> str:

@@ -10,7 +10,9 @@ from pathlib import Path
 from nemotron_build.engine_folder import EngineRecord
 from nemotron_build.lanes import lane_of
 from nemotron_build.profile import Profile
-from nemotron_serve.ranks import launch_command, worker_command
+from nemotron_core.launcher import own_rank
+from nemotron_serve.engine_process import engine_command
+from nemotron_serve.ranks import engine_launcher
 from nemotron_serve.repository import render_repository
 from nemotron_serve.server import Endpoints, leader_options
 from nemotron_serve.triton import Triton, installed_triton
@@ -20,43 +22,31 @@ SCRATCH = Path("/SCRATCH")
 
 
 def describe_serve(
-    engine: Path,
-    record: EngineRecord,
-    profile: Profile,
-    arguments: Sequence[str],
-    hosts: Sequence[str] = (),
+    engine: Path, record: EngineRecord, profile: Profile, hosts: Sequence[str] = ()
 ) -> str:
     """Return the commands that `nemotron serve` would run and the files that it would write.
 
-    `arguments` are those with which each rank on `hosts` would run `nemotron serve`.
+    `hosts` are the machines of an engine on several nodes. Raises `NemotronError` if a launcher has
+    started another number of processes than the engine has ranks.
     """
-    return "\n".join(_lines(engine, record, profile, arguments, hosts))
+    return "\n".join(_lines(engine, record, profile, hosts))
 
 
 def _lines(
-    engine: Path,
-    record: EngineRecord,
-    profile: Profile,
-    arguments: Sequence[str],
-    hosts: Sequence[str],
+    engine: Path, record: EngineRecord, profile: Profile, hosts: Sequence[str]
 ) -> Iterator[str]:
     deployment = lane_of(profile).deployment(profile)
-    ranks = deployment.ranks
     if deployment.triton is None:
         triton = Triton(SCRATCH / "tritonserver", SCRATCH / "backends")
     else:
         triton = installed_triton(deployment.triton)
-    if ranks > 1:
-        yield f"# {ranks} ranks, one on each GPU"
-        yield shlex.join(launch_command(deployment, arguments, hosts))
+    launcher = engine_launcher(deployment, own_rank(), hosts)
+    yield "# engine"
+    yield shlex.join([*launcher, *engine_command(profile, engine, SCRATCH / "engine.socket")])
     models = SCRATCH / "models"
     endpoints = Endpoints(profile.address, **profile.ports.model_dump())
-    leader = triton.command(models, "PREFIX") + leader_options(endpoints)
-    yield "# rank 0, which clients talk to" if ranks > 1 else "# Triton"
-    yield shlex.join(leader)
-    if ranks > 1:
-        yield f"# ranks 1 to {ranks - 1}"
-        yield shlex.join(worker_command(triton, models, "PREFIX"))
+    yield "# Triton"
+    yield shlex.join(triton.command(models, "PREFIX") + leader_options(endpoints))
     with tempfile.TemporaryDirectory() as folder:
         rendered = Path(folder, "models")
         render_repository(engine, record, profile, rendered, drain_file=SCRATCH / "draining")

@@ -11,12 +11,11 @@ from collections.abc import Mapping, Sequence
 
 from nemotron_build.lanes.deployment import Deployment
 from nemotron_core.errors import NemotronError
-from nemotron_serve.triton import JOB_VARIABLE
 
 MPIRUN = "mpirun"
 POLL_SECONDS = 1.0
-EXPORTED = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "HOME", JOB_VARIABLE)
-EXPORTED_PREFIXES = ("NCCL_", "UCX_", "CUDA_", "NVIDIA_")
+EXPORTED = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "HOME")
+EXPORTED_PREFIXES = ("NCCL_", "UCX_", "CUDA_", "NVIDIA_", "TRTLLM_", "TLLM_")
 """Environment variables that the ranks need and that an ssh session does not set."""
 
 
@@ -32,17 +31,14 @@ def check_hosts(deployment: Deployment, hosts: Sequence[str]) -> None:
 
 
 def mpirun_command(
-    hosts: Sequence[str],
-    deployment: Deployment,
-    nemotron: Sequence[str],
-    environment: Mapping[str, str] = os.environ,
+    hosts: Sequence[str], deployment: Deployment, environment: Mapping[str, str] = os.environ
 ) -> list[str]:
-    """Return the command that starts a rank on each GPU of `hosts`, in their order.
+    """Return what stands before a command to run it on each GPU of `hosts`, in their order.
 
     mpirun is called by its full path, so that it searches for itself there on the other machines.
     """
     names = [name for name in sorted(environment) if name.startswith(EXPORTED_PREFIXES)]
-    names += [name for name in EXPORTED if name in environment or name == JOB_VARIABLE]
+    names += [name for name in EXPORTED if name in environment]
     root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
     slots = ",".join(f"{host}:{deployment.gpus_per_node}" for host in hosts)
     exports = [part for name in names for part in ("-x", name)]
@@ -51,7 +47,6 @@ def mpirun_command(
         *root,
         *("-n", str(deployment.ranks), "--host", slots, "--map-by", "slot"),
         *exports,
-        *nemotron,
     ]
 
 

@@ -12,8 +12,6 @@ Port = Annotated[
     int | None, typer.Option(min=0, max=65535, help="Instead of the profile's port. 0: a free one.")
 ]
 PORTS = ("http", "grpc", "metrics", "health", "gateway")
-APART = ("engine", "command", "gateway", "hosts", "dry_run")
-"""Options that ranks do not get, or not as `--name value`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,14 +67,3 @@ class ServeOptions:
     @property
     def host_names(self) -> list[str]:
         return self.hosts.split(",") if self.hosts else []
-
-    def arguments(self) -> list[str]:
-        """Return the same options as the command line of each rank."""
-        pairs = [
-            (f"--{name.replace('_', '-')}", str(value))
-            for name, value in vars(self).items()
-            if name not in APART and value is not None
-        ]
-        gateway = [] if self.gateway else ["--no-gateway"]
-        command = ["--", *self.command] if self.command else []
-        return [str(self.engine), *(text for pair in pairs for text in pair), *gateway, *command]

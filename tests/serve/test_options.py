@@ -1,10 +1,7 @@
-"""The options of `nemotron serve`: one declaration for the command line and for each rank's."""
+"""The options of `nemotron serve`."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import pytest
 import typer
 from typer.testing import CliRunner
 
@@ -13,7 +10,6 @@ from nemotron_serve.options import ServeOptions
 
 ENGINE = ["/engine"]
 PORTS = ["--http-port=1", "--grpc-port=2", "--metrics-port=3", "--health-port=0"]
-FILES = ["--port-file=/ports", "--log-file=/log", "--traces=http://collector/v1/traces"]
 
 
 def parse(arguments: list[str]) -> ServeOptions:
@@ -25,24 +21,10 @@ def parse(arguments: list[str]) -> ServeOptions:
     return parsed[0]
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ENGINE,
-        [*ENGINE, *PORTS, "--gateway-port=5", *FILES, "--profile=own.yaml"],
-        [*ENGINE, "--no-gateway", "--", "bash", "-c", "echo a b; exit 3"],
-        [*ENGINE, "--", "program", "--http-port=7"],
-    ],
-)
-def test_a_rank_gets_the_same_options(arguments: list[str]) -> None:
-    options = parse(arguments)
-    assert parse(options.arguments()) == options
-
-
-def test_a_rank_neither_starts_ranks_nor_prints_a_dry_run() -> None:
-    options = parse([*ENGINE, "--hosts=a,b", "--dry-run"])
+def test_a_command_keeps_its_own_options() -> None:
+    options = parse([*ENGINE, "--no-gateway", "--hosts=a,b", "--", "program", "--http-port=7"])
+    assert (options.command, options.http_port) == (["program", "--http-port=7"], None)
     assert options.host_names == ["a", "b"]
-    assert parse(options.arguments()) == replace(options, hosts=None, dry_run=False)
 
 
 def test_ports_replace_those_of_the_profile() -> None:
