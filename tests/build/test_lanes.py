@@ -23,9 +23,7 @@ def test_a_deployment_is_consistent(name: str) -> None:
     deployment = lane_of(load_profile(name)).deployment(load_profile(name))
     assert (deployment.gpu is None) == (deployment.gpus_per_node == 0)
     assert (deployment.triton is None) == (name == "cpu")
-    assert deployment.ranks in (1, deployment.nodes * deployment.gpus_per_node)
     assert deployment.shared_memory >= deployment.gpus_per_node << 30
-    assert "python" in deployment.backends
 
 
 @pytest.mark.parametrize(
@@ -34,22 +32,12 @@ def test_a_deployment_is_consistent(name: str) -> None:
         ("cpu", 1, 1, 0),
         ("h100-fp8-tp8", 8, 1, 8),
         ("h100-bf16-tp8-pp2", 16, 2, 8),
-        ("h100-bf16-tp8-pp2-pytorch", 1, 1, 8),  # the library's own launcher starts the others
+        ("h100-bf16-tp8-pp2-pytorch", 16, 2, 8),
     ],
 )
 def test_ranks_and_nodes(name: str, ranks: int, nodes: int, gpus: int) -> None:
     deployment = lane_of(load_profile(name)).deployment(load_profile(name))
     assert (deployment.ranks, deployment.nodes, deployment.gpus_per_node) == (ranks, nodes, gpus)
-
-
-@pytest.mark.parametrize("name", shipped_profiles())
-def test_the_engine_model_uses_a_backend_of_the_deployment(name: str) -> None:
-    profile = load_profile(name)
-    model = lane_of(profile).engine_model(profile, Path("/engine"))
-    assert model.backend in lane_of(profile).deployment(profile).backends
-    assert model.is_foreign == (profile.lane == "tensorrt")
-    assert model.required_inputs <= {tensor.name for tensor in model.inputs}
-    assert model.parameters["gpt_model_path"] == "/engine"
 
 
 def test_every_profile_names_a_lane() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,21 +16,20 @@ from nemotron_build.engine_folder import (
     describe_build,
     open_engine,
 )
+from nemotron_build.lanes import lane_of
 from nemotron_build.profile import (
-    CpuProfile,
     Profile,
-    TensorRTProfile,
     load_profile,
     profiles_folder,
     shipped_profiles,
 )
-from nemotron_convert.convert import Options, convert
-from nemotron_convert.shards import Parallel
-from nemotron_convert.target.layout import Format
+from nemotron_core.engine_settings import TensorRTEngineSettings
 from nemotron_core.errors import NemotronError
+from nemotron_core.text import Tokenizer
+from nemotron_core.text.sentencepiece_model import SentencePieceModel
 from nemotron_serve.dry_run import describe_serve
+from nemotron_serve.ranks import LAUNCHED, LAUNCHER, check_launcher, engine_launcher
 from tests.standins.container import Container, make_container
-from tests.tiny_nemotron.nemo_file import NEMO
 
 H100 = "NVIDIA H100 80GB HBM3, 81559, 9.0"
 BF16_TP8: dict[str, Any] = {
@@ -77,23 +75,23 @@ def test_the_engine_and_its_record(
     assert {f"rank{rank}.engine" for rank in range(8)} <= set(record.files)
 
 
-def test_the_tokenizer_for_guided_decoding(
+def test_the_library_finds_its_settings_and_its_vocabulary(
     container: Container, profile: Profile, checkpoint_tp8: Path, tmp_path: Path
 ) -> None:
     from transformers import AutoTokenizer
 
-    build_engine(checkpoint_tp8, tmp_path / "engine", profile)
-    info = json.loads((tmp_path / "engine" / "xgrammar_tokenizer_info.json").read_text())
-    convert(NEMO, tmp_path / "hf", Options(Parallel(1, 1), format=Format.HF))
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
-    pieces = tokenizer.get_vocab()
-    assert info["encoded_vocab"] == sorted(pieces, key=pieces.__getitem__)
-    assert info["stop_token_ids"][0] == pieces["<extra_id_1>"]
-    written, expected = (
-        json.loads(info["tokenizer_str"]),
-        json.loads(tokenizer.backend_tokenizer.to_str()),
-    )
-    assert written["model"] == expected["model"]
+    engine = tmp_path / "engine"
+    build_engine(checkpoint_tp8, engine, profile)
+    settings = TensorRTEngineSettings.read(engine)
+    assert (settings.max_batch_size, settings.max_seq_len, settings.vocab_size) == (64, 4096, 1536)
+    assert (settings.paged_context, settings.kv_cache_share) == (True, 0.9)
+    # As the library loads it, beside a config.json that is not transformers'.
+    sides = {"padding_side": "left", "truncation_side": "left"}
+    tokenizer = AutoTokenizer.from_pretrained(engine, legacy=False, use_fast=True, **sides)
+    pieces = SentencePieceModel.parse((engine / "tokenizer.model").read_bytes()).pieces
+    vocabulary = tokenizer.get_vocab()
+    assert sorted(vocabulary, key=vocabulary.__getitem__) == [piece.text for piece in pieces]
+    assert tokenizer.eos_token_id in Tokenizer(engine / "tokenizer.model").end_ids
 
 
 def test_a_dry_run_says_the_command_and_builds_nothing(
@@ -238,52 +236,65 @@ def configs(text: str) -> Iterator[tuple[str, Any]]:
 @pytest.mark.parametrize("name", shipped_profiles())
 def test_every_profile_renders_what_triton_parses(name: str) -> None:
     profile = load_profile(name)
-    text = describe_serve(Path("/engine"), record_of(profile), profile, ["/engine"])
+    text = describe_serve(Path("/engine"), record_of(profile), profile)
     rendered = dict(configs(text))
     assert {"ensemble", "tensorrt_llm", "tensorrt_llm_bls", "generate"} <= set(rendered)
     assert all(name == config.name for name, config in rendered.items())
     assert "${" not in text
-    engine = rendered["tensorrt_llm"]
-    assert engine.model_transaction_policy.decoupled
-    assert engine.parameters["gpt_model_path"].string_value == "/engine"
-    assert engine.backend == ("tensorrtllm" if isinstance(profile, TensorRTProfile) else "python")
-    is_ours = profile.lane != "tensorrt"
-    assert (rendered["ensemble"].platform == "ensemble") == is_ours
-    if isinstance(profile, CpuProfile):
-        assert "mpirun" not in text
+    assert {config.backend for config in rendered.values()} == {"python", ""}
+    assert rendered["ensemble"].platform == "ensemble"
+    assert ("srun" in text) == ("pp2" in name)
 
 
-def test_the_configuration_for_the_cpp_backend() -> None:
-    profile = load_profile("h100-fp8-tp8")
-    text = describe_serve(Path("/engine"), record_of(profile), profile, ["/engine"])
-    engine = dict(configs(text))["tensorrt_llm"]
-    parameters = {key: value.string_value for key, value in engine.parameters.items()}
-    assert engine.max_batch_size == 64
-    assert engine.dynamic_batching.default_queue_policy.max_queue_size == 448
-    assert parameters["gpt_model_type"] == "inflight_fused_batching"
-    assert parameters["kv_cache_free_gpu_mem_fraction"] == "0.9"
-    assert parameters["enable_chunked_context"] == "true"
-    assert parameters["num_nodes"] == "1"
-    assert parameters["exclude_input_in_output"] == "true"
-    # The backend throws without these three, even if they are not used.
-    assert {"tokenizer_dir", "guided_decoding_backend", "xgrammar_tokenizer_info_path"} <= set(
-        parameters
-    )
-    inputs = {entry.name: entry for entry in engine.input}
-    assert not inputs["input_lengths"].optional
-    assert inputs["end_id"].HasField("reshape")
-    assert list(inputs["end_id"].reshape.shape) == []
-    assert inputs["input_ids"].allow_ragged_batch
-    assert list(inputs["stop_words_list"].dims) == [2, -1]
+@pytest.mark.parametrize("name", ["h100-bf16-tp8-pp2", "h100-bf16-tp8-pp2-pytorch"])
+def test_slurm_starts_the_engine_on_two_nodes(name: str) -> None:
+    profile = load_profile(name)
+    text = describe_serve(Path("/engine"), record_of(profile), profile)
+    first, command, *_ = text.splitlines()
+    assert first == "# engine"
+    launcher = "srun --nodes=2 --ntasks-per-node=8 --mpi=pmix --kill-on-bad-exit=1"
+    assert command.startswith(f"{launcher} trtllm-llmapi-launch ")
+    assert f"-m nemotron_engine --lane {profile.lane}" in command
 
 
-def test_two_nodes_are_started_by_slurm() -> None:
+@pytest.mark.parametrize(
+    ("name", "place", "launcher"),
+    [
+        ("cpu", None, []),
+        ("cpu", (0, 16), []),
+        ("h100-fp8-tp8", None, []),
+        ("h100-fp8-tp8", (0, 2), []),
+        ("h100-fp8-tp8", (0, 8), [LAUNCHER]),
+        ("h100-bf16-tp8-pp2", (0, 16), [LAUNCHER]),
+    ],
+)
+def test_the_processes_of_a_launcher_become_ranks_if_their_number_fits(
+    name: str, place: tuple[int, int] | None, launcher: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile = load_profile(name)
+    deployment = lane_of(profile).deployment(profile)
+    assert engine_launcher(deployment, place) == launcher
+    monkeypatch.setenv(LAUNCHED, "1")
+    assert engine_launcher(deployment, place) == []
+
+
+def test_another_number_of_processes_than_ranks() -> None:
     profile = load_profile("h100-bf16-tp8-pp2")
-    text = describe_serve(Path("/engine"), record_of(profile), profile, ["/engine"])
-    lines = text.splitlines()
-    assert lines[0] == "# 16 ranks, one on each GPU"
-    assert lines[1].startswith("srun --nodes=2 --ntasks-per-node=8 --mpi=pmix")
-    assert lines[1].endswith("-m nemotron_cli serve /engine")
-    worker = lines[lines.index("# ranks 1 to 15") + 1]
-    assert "--load-model=tensorrt_llm" in worker
-    assert "--allow-http=false --allow-grpc=false --allow-metrics=false" in worker
+    deployment = lane_of(profile).deployment(profile)
+    with pytest.raises(NemotronError, match=r"started 8 processes, the engine has 16 ranks"):
+        engine_launcher(deployment, (0, 8))
+    with pytest.raises(NemotronError, match=r"no trtllm-llmapi-launch on PATH"):
+        check_launcher([LAUNCHER])
+
+
+def test_hosts_get_a_rank_on_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NCCL_DEBUG", "INFO")
+    profile = load_profile("h100-bf16-tp8-pp2")
+    deployment = lane_of(profile).deployment(profile)
+    *mpirun, launcher = engine_launcher(deployment, None, ["localhost", "other"])
+    assert launcher == LAUNCHER
+    words = " ".join(mpirun)
+    assert "mpirun" in mpirun[0]
+    assert "-n 16 --host localhost:8,other:8 --map-by slot" in words
+    assert "-x NCCL_DEBUG" in words
+    assert "-x PATH" in words

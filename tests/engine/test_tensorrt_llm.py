@@ -1,0 +1,245 @@
+"""The adapters of the GPU lanes, with a stand-in for TensorRT-LLM that computes on the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import select
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from nemotron_core.engine_settings import PyTorchEngineSettings, TensorRTEngineSettings
+from nemotron_core.errors import NemotronError
+from nemotron_core.text import Tokenizer
+from nemotron_engine.adapters import load_adapter
+from nemotron_engine.adapters.adapter import Adapter
+from nemotron_engine.protocol import Chunk, Request
+from tests.standins.container import HERE
+from tests.tiny_nemotron.answers import ExactAnswer
+from tests.tiny_nemotron.dialogues import prompt_ids
+from tests.waiting import WAIT, until
+
+LANES = ("tensorrt", "pytorch")
+CALLS, ENGINE_NAME = "NEMOTRON_STANDIN_CALLS", "NEMOTRON_STANDIN_ENGINE"
+DEADLY, UNWANTED = 1313, 1414
+LIMITS: dict[str, Any] = {
+    "vocab_size": 1536,
+    "max_seq_len": 4096,
+    "max_batch_size": 64,
+    "max_num_tokens": 8192,
+    "max_queue_size": 448,
+    "request_seconds": 3600,
+    "kv_cache_share": 0.9,
+}
+MAPPING = {"world_size": 2, "tp_size": 2, "pp_size": 1}
+
+
+@pytest.fixture
+def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    packages = tmp_path / "packages"
+    metadata = packages / "tensorrt_llm-1.2.1.dist-info" / "METADATA"
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text("Metadata-Version: 2.1\nName: tensorrt-llm\nVersion: 1.2.1\n")
+    (packages / "tensorrt_llm").symlink_to(HERE / "tensorrt_llm")
+    monkeypatch.syspath_prepend(str(packages))
+    yield
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tensorrt_llm"]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def folders(tmp_path: Path, engine_bf16: Path) -> dict[str, Path]:
+    """An engine folder of each lane, with what its adapter and the stand-in read."""
+    folders = {lane: tmp_path / lane for lane in LANES}
+    for folder in folders.values():
+        folder.mkdir()
+        shutil.copy(engine_bf16 / "tokenizer.model", folder)
+        (folder / "tokenizer.json").write_text("{}")
+        (folder / ENGINE_NAME).write_text(str(engine_bf16))
+    TensorRTEngineSettings(paged_context=True, **LIMITS).write(folders["tensorrt"])
+    config = {"pretrained_config": {"mapping": MAPPING}}
+    (folders["tensorrt"] / "config.json").write_text(json.dumps(config))
+    for rank in range(MAPPING["world_size"]):
+        (folders["tensorrt"] / f"rank{rank}.engine").touch()
+    PyTorchEngineSettings(tp=8, pp=2, gpus_per_node=8, kv_cache_dtype="fp8", **LIMITS).write(
+        folders["pytorch"]
+    )
+    (folders["pytorch"] / "config.json").write_text('{"model_type": "nemotron"}')
+    return folders
+
+
+@pytest.fixture(params=LANES)
+def lane(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@dataclass
+class Engine:
+    """A loaded adapter, and what it has returned for each request."""
+
+    adapter: Adapter
+    folder: Path
+    chunks: dict[bytes, list[Chunk]] = field(default_factory=dict)
+
+    def ask(self, **fields: Any) -> bytes:
+        base = Request(key=secrets.token_bytes(16), input_ids=[4, 20, 30], max_tokens=20)
+        request = msgspec.structs.replace(base, **({"end_ids": [5, 3]} | fields))
+        self.chunks[request.key] = []
+        self.adapter.ask(request)
+        return request.key
+
+    def collect(self) -> None:
+        """Wait for the wake file, and take what there is."""
+        assert self.adapter.wake_file is not None
+        assert select.select([self.adapter.wake_file], [], [], WAIT)[0]
+        for chunk in self.adapter.collect():
+            self.chunks[chunk.key].append(chunk)
+
+    def rest(self, key: bytes) -> list[Chunk]:
+        while not (self.chunks[key] and self.chunks[key][-1].finish_reason):
+            self.collect()
+        return self.chunks[key]
+
+    def calls(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / CALLS).read_text().splitlines()]
+
+
+@pytest.fixture
+def engine(library: None, folders: dict[str, Path], lane: str) -> Iterator[Engine]:
+    adapter = load_adapter(lane, folders[lane])
+    yield Engine(adapter, folders[lane])
+    adapter.close()
+
+
+def ids_of(chunks: list[Chunk]) -> list[int]:
+    return [id_ for chunk in chunks for id_ in chunk.token_ids]
+
+
+def test_what_the_library_is_asked(engine: Engine, lane: str) -> None:
+    engine.rest(
+        engine.ask(
+            temperature=0.7,
+            seed=3,
+            presence_penalty=0.5,
+            bias={1535: 2.0},
+            guide_type="json_schema",
+            guide="{}",
+        )
+    )
+    engine.rest(engine.ask(top_k=40, top_p=0.0, temperature=0.0))
+    engine.rest(engine.ask(end_ids=[], min_tokens=2))
+    start, drawn, greedy, endless = engine.calls()
+    assert (start["max_batch_size"], start["max_num_tokens"]) == (64, 8192)
+    assert (start["enable_chunked_prefill"], start["guided_decoding_backend"]) == (True, "xgrammar")
+    assert start["kv_cache_config"]["free_gpu_memory_fraction"] == 0.9
+    dtype = "fp8" if lane == "pytorch" else "auto"
+    assert start["kv_cache_config"] | {"dtype": dtype} == start["kv_cache_config"]
+    assert ("tensor_parallel_size" in start) == (lane == "pytorch")
+    assert (drawn["temperature"], drawn["top_p"], drawn["top_k"]) == (0.7, 1.0, None)
+    assert (drawn["seed"], drawn["presence_penalty"]) == (3, 0.5)
+    assert drawn["embedding_bias"] == [0.0] * 1535 + [2.0]
+    assert drawn["guided_decoding"]["json"] == "{}"
+    assert (greedy["top_k"], greedy["temperature"], greedy["top_p"]) == (1, None, None)
+    assert (endless["end_id"], endless["stop_token_ids"], endless["min_tokens"]) == (-1, None, 2)
+    assert {call["detokenize"] for call in (drawn, greedy, endless)} == {False}
+
+
+@pytest.mark.parametrize("fields", [{}, {"min_tokens": 1}, {"log_probs": True}])
+def test_an_answer_with_its_end_token(
+    fields: dict[str, Any],
+    engine: Engine,
+    answers: list[ExactAnswer],
+    tokenizer: Tokenizer,
+) -> None:
+    exact = answers[2]
+    prompt = list(prompt_ids(tokenizer, exact.question.messages))
+    chunks = engine.rest(engine.ask(input_ids=prompt, max_tokens=200, **fields))
+    assert ids_of(chunks) == list(exact.token_ids)
+    assert chunks[-1].finish_reason == "stop"
+    log_probs = [value for chunk in chunks for value in chunk.log_probs]
+    assert len(log_probs) == len(exact.token_ids) * ("log_probs" in fields)
+    assert all(value < 0 for value in log_probs)  # 0 is what the stand-in has for another token
+    assert log_probs == [] or sum(log_probs) > -len(log_probs)
+
+
+def test_an_end_token_that_is_not_the_first_one(
+    engine: Engine, answers: list[ExactAnswer], tokenizer: Tokenizer
+) -> None:
+    exact = answers[2]
+    prompt = list(prompt_ids(tokenizer, exact.question.messages))
+    ends = {"end_ids": [3, exact.token_ids[-1]], "min_tokens": 1}
+    assert ids_of(engine.rest(engine.ask(input_ids=prompt, max_tokens=200, **ends))) == list(
+        exact.token_ids
+    )
+
+
+def test_tokens_wait_together_until_they_are_collected(engine: Engine) -> None:
+    adapter: Any = engine.adapter
+    keys = [engine.ask(max_tokens=30, end_ids=[]) for _ in range(3)]
+    until(lambda: len(adapter._pending) == 3)
+    until(lambda: not adapter._tasks)
+    chunks = [engine.rest(key) for key in keys]
+    assert [len(ids_of(pieces)) for pieces in chunks] == [30] * 3
+    assert [len(pieces) for pieces in chunks] == [1] * 3
+    assert {pieces[-1].finish_reason for pieces in chunks} == {"length"}
+    assert not select.select([adapter.wake_file], [], [], 0)[0]
+
+
+def test_a_cancelled_request_frees_the_library(engine: Engine) -> None:
+    endless = [engine.ask(max_tokens=3000, end_ids=[]) for _ in range(64)]
+    waiting = engine.ask(max_tokens=2)
+    while not all(engine.chunks[key] for key in endless):
+        engine.collect()
+    for key in endless:
+        engine.adapter.cancel(key)
+    engine.adapter.cancel(bytes(16))
+    assert len(ids_of(engine.rest(waiting))) == 2
+
+
+def test_what_the_library_refuses_is_the_requests_own_fault(engine: Engine) -> None:
+    (refusal,) = engine.rest(engine.ask(max_tokens=UNWANTED))
+    assert "the engine refuses the request: max_tokens is one too many" in str(refusal.failure())
+    assert engine.rest(engine.ask(max_tokens=3))[-1].finish_reason == "length"
+
+
+def test_a_dead_library_ends_the_engine(engine: Engine) -> None:
+    key = engine.ask(max_tokens=DEADLY)
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        engine.rest(key)
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        engine.adapter.collect()
+
+
+def test_missing_log_probabilities_are_said(
+    library: None, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, lane: str
+) -> None:
+    adapter: Any = load_adapter(lane, folders[lane])
+    monkeypatch.setattr(adapter, "log_probs_fields", {"logprobs": 0})
+    engine = Engine(adapter, folders[lane])
+    failure = engine.rest(engine.ask(log_probs=True))[-1].failure()
+    assert "1 tokens have 0 log-probabilities" in str(failure)
+    adapter.close()
+
+
+def test_the_split_is_the_engines(library: None, folders: dict[str, Path]) -> None:
+    (folders["tensorrt"] / "rank1.engine").unlink()
+    with pytest.raises(NemotronError, match=r"no engine of rank 1.*build the engine again"):
+        load_adapter("tensorrt", folders["tensorrt"])
+
+
+def test_a_folder_of_another_lane(library: None, folders: dict[str, Path]) -> None:
+    with pytest.raises(NemotronError, match="not an engine of this lane"):
+        load_adapter("tensorrt", folders["pytorch"])
+
+
+def test_usage_is_not_reported(engine: Engine) -> None:
+    assert os.environ["TRTLLM_NO_USAGE_STATS"] == "1"
+    assert engine.adapter.library == "tensorrt-llm 1.2.1"
