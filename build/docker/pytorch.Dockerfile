@@ -34,12 +34,14 @@ LABEL org.opencontainers.image.title="nemotron-triton, PyTorch lane" \
 COPY --from=triton /opt/tritonserver/bin /opt/tritonserver/bin
 COPY --from=triton /opt/tritonserver/lib /opt/tritonserver/lib
 COPY --from=triton /opt/tritonserver/backends/python /opt/tritonserver/backends/python
-# What the server is linked with and the release image may lack.
+# What the server is linked with and the release image may lack; sshd lets the leader's mpirun reach
+# the other nodes, the shell is for that, and the library's launcher calls openssl.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends libb64-0d libcurl4t64 libre2-10 \
-    && rm -rf /var/lib/apt/lists/* \
-    && useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin nemotron
+       openssh-client openssh-server openssl \
+    && rm -rf /var/lib/apt/lists/* /etc/ssh/ssh_host_* \
+    && useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /bin/bash nemotron
 COPY --from=build /wheels /wheels
 # What the image has stays as it is: its PyTorch and NumPy belong to its TensorRT-LLM.
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
@@ -52,7 +54,7 @@ ENV PYTHONDONTWRITEBYTECODE=1 \
     HF_HUB_DISABLE_TELEMETRY=1
 USER 10001:10001
 WORKDIR /tmp
-EXPOSE 8000 8001 8002 8003 1424
+EXPOSE 8000 8001 8002 8003 1424 2222
 HEALTHCHECK --interval=10s --timeout=5s --start-period=3600s --retries=6 \
     CMD ["python3", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8003/health/ready', timeout=4)"]
 ENTRYPOINT ["nemotron"]

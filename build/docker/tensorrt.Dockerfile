@@ -29,10 +29,11 @@ LABEL org.opencontainers.image.title="nemotron-triton, TensorRT lane" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.base.name="nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3"
-# sshd lets the leader's mpirun reach the other nodes; the shell is for that.
+# sshd lets the leader's mpirun reach the other nodes; the shell is for that. The library's launcher
+# calls openssl.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends openssh-client openssh-server \
+    && apt-get install -y --no-install-recommends openssh-client openssh-server openssl \
     && rm -rf /var/lib/apt/lists/* /etc/ssh/ssh_host_* \
     && useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /bin/bash nemotron
 COPY --from=build /wheels /wheels

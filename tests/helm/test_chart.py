@@ -86,12 +86,11 @@ def test_what_the_schema_refuses(version: str, changes: dict[str, object], messa
     [
         ({}, "model.source: name exactly one"),
         (SOURCE | {"model__source__s3__url": "s3://a/b"}, "model.source: name exactly one"),
-        (SOURCE | {"profile": "h100-bf16-tp8-pp2-pytorch"}, "use h100-bf16-tp8-pp2"),
         (SOURCE | {"name": "n" * 36}, "longer than 35 letters"),
         (SOURCE | {"server__replicas": 2}, "several servers need gateway.placement=beside"),
         (SOURCE | {"autoscaling__kind": "keda"}, "several servers need gateway.placement=beside"),
     ],
-    ids=["none", "two", "nodes", "name", "replicas", "autoscaling"],
+    ids=["none", "two", "name", "replicas", "autoscaling"],
 )
 def test_what_the_templates_refuse(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
@@ -101,10 +100,6 @@ def test_what_the_templates_refuse(changes: dict[str, Any], message: str) -> Non
 @pytest.mark.parametrize("name", shipped_profiles())
 def test_every_profile_is_what_the_server_reads(name: str, tmp_path: Path) -> None:
     """The pod's profile is the shipped one, except for the address and the startup time."""
-    if name.endswith("pp2-pytorch"):
-        with pytest.raises(AssertionError, match="several nodes are served by the lane tensorrt"):
-            render(profile=name, **SOURCE)
-        return
     documents = render(profile=name, **SOURCE)
     rendered = tmp_path / "profile.yaml"
     rendered.write_text(find(documents, "ConfigMap", "-profile")["data"]["profile.yaml"])

@@ -1,12 +1,13 @@
 """A server over two nodes: the rendered leader and worker, with real sshd, mpirun and Triton.
 
-The second node is a network namespace with a host name of its own. Stand-ins are the GPUs,
-`trtllm-build` and the backend `tensorrtllm`, as in tests/serve/test_tensorrt_lane.py.
+The second node is a network namespace with a host name of its own. Stand-ins are the GPUs and
+TensorRT-LLM, as in tests/serve/test_tensorrt_lane.py.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from tests.waiting import WAIT, until
 
 LEADER = "demo-nemotron-server-0"
 WORKER = f"{LEADER}-1.demo-nemotron-server"
+RANK = re.compile(r"python3 -m tensorrt_llm\.llmapi\.mgmn_(leader|worker)_node")
 HERE, THERE = "10.213.87.1", "10.213.87.2"
 
 
@@ -88,11 +90,8 @@ def ssh_secret(folder: Path) -> dict[str, str]:
 
 
 def ranks() -> list[psutil.Process]:
-    workers = []
-    for process in psutil.process_iter(["cmdline"]):
-        if "--load-model=tensorrt_llm" in (process.info["cmdline"] or []):
-            workers.append(process)
-    return workers
+    nodes = psutil.process_iter(["cmdline"])
+    return [node for node in nodes if RANK.search(" ".join(node.info["cmdline"] or ()))]
 
 
 def host_name(process: psutil.Process) -> str:
@@ -144,7 +143,7 @@ def test_a_server_over_two_nodes(tmp_path: Path, answers: list[ExactAnswer]) -> 
         workers = [
             process for process in ranks() if str(tmp_path) in " ".join(process.environ().values())
         ]
-        assert sorted(map(host_name, workers)) == sorted([os.uname().nodename] * 3 + ["worker"] * 4)
+        assert sorted(map(host_name, workers)) == sorted([os.uname().nodename] * 4 + ["worker"] * 4)
         test = Pod(cluster, find(documents, "Pod", "-test"), "test")
         (answer,) = (
             answer for answer in answers if answer.question.messages[0].content == "Who are you?"

@@ -1,6 +1,6 @@
 """The shipped Slurm files, unchanged, on a real Slurm of 2 nodes with 8 tasks each.
 
-Stand-ins replace pyxis (`container.c`) and, in one test, the parts of TensorRT-LLM that need a GPU.
+Stand-ins replace pyxis (`container.c`) and, in one test, TensorRT-LLM and its GPUs.
 """
 
 from __future__ import annotations
@@ -208,7 +208,10 @@ def test_what_is_missing_is_named_at_once(
 def test_sixteen_ranks_of_the_tensorrt_lane(
     site: Site, tmp_path: Path, single: ExactAnswer
 ) -> None:
-    """TP=8 × PP=2 over both nodes, with stand-ins for GPUs, trtllm-build and the C++ backend."""
+    """TP=8 × PP=2 over both nodes, with stand-ins for the GPUs and TensorRT-LLM.
+
+    In the first job the command ends, in the second a rank dies.
+    """
     tensorrt = make_container(tmp_path / "container", gpu=H100, version="1.2.1")
     profile = profile_file(
         tmp_path,
@@ -221,17 +224,18 @@ def test_sixteen_ranks_of_the_tensorrt_lane(
     settings = tensorrt.environment | {"PATH": paths, "PROFILE": profile, "STEPS": "build serve"}
     work = tmp_path / "work"
     convert(NEMO, work / "checkpoint-own", Options(Parallel(8, 2)))
+    question = single.question.messages[0].content
+    job = site.submit(work, COMMAND=f"nemotron chat '{question}' && exit 3", **settings)
+    assert job.wait_until_ended() == ("FAILED", 3), job.output
+    assert single.question.answer in job.output
     job = site.submit(work, COMMAND="exec sleep 987654321", **settings)
-    ports = site.wait_until_ready(job, work)
-    with Client(f"{ports['address']}:{ports['grpc']}") as client:
-        messages = [message.as_dict() for message in single.question.messages]
-        assert client.chat(messages).text == single.question.answer
-    workers = processes(site, "--load-model=tensorrt_llm")
+    site.wait_until_ready(job, work)
+    workers = processes(site, "mgmn_worker_node")
     assert len(workers) == 15
     workers[-1].kill()
     state, code = job.wait_until_ended()
     assert state == "FAILED", job.output
     assert code > 0
-    assert "Triton ended with status -9" in job.output
-    assert processes(site, "tritonserver") == []
-    assert processes(site, "987654321") == []
+    assert "Killed" in job.output
+    for program in ("tritonserver", "nemotron_engine", "987654321"):
+        assert processes(site, program) == []
