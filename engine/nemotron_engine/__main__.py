@@ -19,6 +19,10 @@ from nemotron_core.model_config import TOKENIZER_NAME
 from nemotron_engine.adapters import ADAPTERS, load_adapter
 from nemotron_engine.server import EngineServer
 
+ORPHAN_SECONDS = 10.0
+"""Time without a client after which an engine that was started for one server ends: a launcher that
+was killed with the server leaves it behind."""
+
 
 def main() -> int:
     """Load an engine and serve it. Return the exit code."""
@@ -29,14 +33,18 @@ def main() -> int:
     parser.add_argument(
         "--group", type=int, help="id of a group whose members may connect, besides this user"
     )
+    parser.add_argument(
+        "--once", action="store_true", help="end when the last client has been gone for 10 seconds"
+    )
     options = parser.parse_args()
     faulthandler.enable()
     try:
         tokenizer = hashlib.sha256((options.engine / TOKENIZER_NAME).read_bytes()).hexdigest()
         adapter = load_adapter(options.lane, options.engine)
-        EngineServer(
+        server = EngineServer(
             adapter, options.lane, options.socket, tokenizer=tokenizer, group=options.group
-        ).run()
+        )
+        server.run(orphan_seconds=ORPHAN_SECONDS if options.once else None)
     except (NemotronError, OSError) as error:
         print(f"nemotron_engine: {error}", file=sys.stderr)
         return 1

@@ -53,8 +53,8 @@ class EngineClient:
         path: Path,
         *,
         tokenizer: Path | None = None,
-        on_chunks: Callable[[Sequence[Chunk]], None],
-        on_lost: Callable[[NemotronError], None],
+        on_chunks: Callable[[Sequence[Chunk]], None] = lambda chunks: None,
+        on_lost: Callable[[NemotronError], None] = lambda error: None,
         on_load: Callable[[Load], None] = lambda load: None,
     ) -> None:
         self._path = path

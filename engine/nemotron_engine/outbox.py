@@ -15,6 +15,9 @@ class Outbox:
     def __init__(self) -> None:
         self._chunks: dict[bytes, Chunk] = {}
 
+    def __bool__(self) -> bool:
+        return bool(self._chunks)
+
     def put(self, chunk: Chunk) -> None:
         """Add a request's next tokens, or its end."""
         unsent = self._chunks.get(chunk.key)

@@ -115,9 +115,9 @@ class Scheduler:
         now = time.monotonic()
         counts: defaultdict[float, int] = defaultdict(int)
         for chunk in chunks:
-            running = self._running.get(chunk.key)
-            if running is None:  # cancelled before the library knew
+            if chunk.key not in self._running:  # cancelled before the library knew
                 continue
+            running = self._running[chunk.key]
             if running.request.stop_sequences:
                 self._match_stops(running, chunk)
             if count := len(chunk.token_ids):

@@ -7,6 +7,7 @@ import selectors
 import signal
 import socket
 import struct
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -65,6 +66,8 @@ class EngineServer:
         self._group = group
         self._scheduler = Scheduler(adapter)
         self._clients: set[_Client] = set()
+        self._left_seconds: float | None = None
+        """Time at which a client left last."""
         self._selector = selectors.DefaultSelector()
         settings = adapter.settings
         self._hello = Hello(
@@ -81,20 +84,24 @@ class EngineServer:
             pid=os.getpid(),
         )
 
-    def run(self) -> None:
+    def run(self, *, orphan_seconds: float | None = None) -> None:
         """Serve until a signal or `Drain`, and then until the last request has ended.
 
+        With `orphan_seconds`, also until there was no client for so long after the first one.
         Raises what the library raises if the engine is lost, after every client was told.
         """
+        self._orphan_seconds = orphan_seconds
         self._listener = listen(self._path, self._group)
         with self._listener, self._selector:
             self._register(self._listener, self._accept)
             self._register(self._signals(), self._read_signal)
             if self._adapter.wake_file is not None:
-                self._register(self._adapter.wake_file, lambda: None)
+                self._register(self._adapter.wake_file, self._wake)
             try:
                 while not (self._scheduler.is_draining and self._scheduler.is_idle):
                     self._turn()
+                    if self._is_orphan():
+                        break
             except Exception as error:
                 for client in list(self._clients):
                     client.unsent += frame(Failed(f"{type(error).__name__}: {error}"))
@@ -107,16 +114,29 @@ class EngineServer:
 
     def _turn(self) -> None:
         """Handle what has come, compute one step, and send what it gave."""
-        is_stepped = self._adapter.wake_file is None
         timeout = self._scheduler.seconds_to_deadline()
-        if is_stepped and not self._scheduler.is_idle:
+        if self._adapter.wake_file is None and not self._scheduler.is_idle:
             timeout = 0
+        elif self._orphan_seconds is not None:
+            timeout = min(self._orphan_seconds, timeout or self._orphan_seconds)
+        self._has_woken = False
         for key, _events in self._selector.select(timeout):
             key.data()
-        if not self._scheduler.is_idle:
+        # A library that wakes this process may have something to say without any request.
+        if self._has_woken or not self._scheduler.is_idle:
             self._scheduler.collect()
         for client in list(self._clients):
             self._flush(client)
+
+    def _wake(self) -> None:
+        self._has_woken = True
+
+    def _is_orphan(self) -> bool:
+        """Return whether there was a client, and has been none for `orphan_seconds`."""
+        now = time.monotonic()
+        if self._clients or self._left_seconds is None:
+            return False
+        return self._orphan_seconds is not None and now - self._left_seconds >= self._orphan_seconds
 
     def _register(self, file: socket.socket | int, read: Callable[[], None]) -> None:
         self._selector.register(file, selectors.EVENT_READ, read)
@@ -196,6 +216,7 @@ class EngineServer:
 
     def _drop(self, client: _Client) -> None:
         self._clients.discard(client)
+        self._left_seconds = time.monotonic()
         with suppress(KeyError, ValueError):
             self._selector.unregister(client.socket)
         client.socket.close()

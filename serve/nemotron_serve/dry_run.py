@@ -13,7 +13,7 @@ from nemotron_build.profile import Profile
 from nemotron_core.launcher import own_rank
 from nemotron_serve.engine_process import engine_command
 from nemotron_serve.ranks import engine_launcher
-from nemotron_serve.repository import render_repository
+from nemotron_serve.repository import ServerFiles, render_repository
 from nemotron_serve.server import Endpoints, leader_options
 from nemotron_serve.triton import Triton, installed_triton
 
@@ -42,14 +42,15 @@ def _lines(
         triton = installed_triton(deployment.triton)
     launcher = engine_launcher(deployment, own_rank(), hosts)
     yield "# engine"
-    yield shlex.join([*launcher, *engine_command(profile, engine, SCRATCH / "engine.socket")])
+    yield shlex.join([*launcher, *engine_command(profile, engine, SCRATCH / "engine.sock")])
     models = SCRATCH / "models"
     endpoints = Endpoints(profile.address, **profile.ports.model_dump())
     yield "# Triton"
     yield shlex.join(triton.command(models, "PREFIX") + leader_options(endpoints))
     with tempfile.TemporaryDirectory() as folder:
         rendered = Path(folder, "models")
-        render_repository(engine, record, profile, rendered, drain_file=SCRATCH / "draining")
+        files = ServerFiles(SCRATCH, SCRATCH / "engine.sock")
+        render_repository(engine, record, profile, files, target=rendered)
         for path in sorted(rendered.rglob("*")):
             if path.is_file():
                 yield f"# {models / path.relative_to(rendered)}"

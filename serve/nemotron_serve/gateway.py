@@ -18,7 +18,7 @@ from nemotron_serve.server import Endpoints
 from nemotron_serve.triton import die_with_parent
 
 POLL_SECONDS = 0.05
-LIBRARIES = ("starlette", "uvicorn", "prometheus_client", "grpc", "tritonclient", "sentencepiece")
+LIBRARIES = ("starlette", "uvicorn", "prometheus_client", "aiohttp", "msgspec", "sentencepiece")
 
 
 def check_gateway(profile: Profile) -> None:
@@ -37,9 +37,8 @@ def gateway_command(
     """Return the `nemotron gateway` command for the Triton that listens at `endpoints`."""
     return [
         *(sys.executable, "-m", "nemotron_cli", "gateway"),
-        f"--triton={endpoints.address}:{endpoints.grpc}",
+        f"--triton={endpoints.address}:{endpoints.http}",
         f"--address={endpoints.address}",
-        f"--port={profile.ports.gateway}",
         f"--tokenizer={engine / TOKENIZER_NAME}",
         f"--request-timeout={profile.timeouts.request}",
         f"--drain-timeout={profile.timeouts.drain}",
@@ -60,32 +59,35 @@ class Gateway:
         self._endpoints = endpoints
 
     def __enter__(self) -> Gateway:
-        with tempfile.TemporaryDirectory(prefix="nemotron-") as folder:
-            port_file = Path(folder, "port.json")
-            command = gateway_command(self._engine, self._profile, self._endpoints, port_file)
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,  # a terminal's Ctrl-C is for `serve`, which drains
-                preexec_fn=die_with_parent,  # noqa: PLW1509  # only calls the kernel
-            )
-            try:
-                self.port = self._wait_for(port_file)
-            except BaseException:
-                self._process.kill()
-                self._process.wait()
-                raise
+        self.port = self._start(self._profile.ports.gateway)
         return self
 
     def __exit__(self, *_error: object) -> None:
         self._process.kill()
         self._process.wait()
 
-    def failure(self) -> str | None:
-        """Return why the server must stop: the gateway has ended. `None` while it runs."""
-        if self._process.poll() is None:
-            return None
-        return f"the gateway ended with status {self._process.returncode}"
+    def check(self) -> None:
+        """Start the gateway again if it has ended. Raises `NemotronError` if it does not start."""
+        if self._process.poll() is not None:
+            self._start(self.port)
+
+    def _start(self, port: int | None) -> int:
+        """Start the process. Return the port on which it listens."""
+        with tempfile.TemporaryDirectory(prefix="nemotron-gateway-") as folder:
+            port_file = Path(folder, "port.json")
+            command = gateway_command(self._engine, self._profile, self._endpoints, port_file)
+            self._process = subprocess.Popen(
+                [*command, f"--port={port}"],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # a terminal's Ctrl-C is for `serve`, which drains
+                preexec_fn=die_with_parent,  # noqa: PLW1509  # only calls the kernel
+            )
+            try:
+                return self._wait_for(port_file)
+            except BaseException:
+                self._process.kill()
+                self._process.wait()
+                raise
 
     def drain(self) -> None:
         """Refuse new requests. The gateway ends when all running requests are answered."""
@@ -98,8 +100,8 @@ class Gateway:
     def _wait_for(self, port_file: Path) -> int:
         deadline = time.monotonic() + self._profile.timeouts.startup
         while not port_file.exists():
-            if (failure := self.failure()) is not None:
-                raise NemotronError(failure)
+            if self._process.poll() is not None:
+                raise NemotronError(f"the gateway ended with status {self._process.returncode}")
             if time.monotonic() > deadline:
                 raise NemotronError("the gateway does not start")
             time.sleep(POLL_SECONDS)

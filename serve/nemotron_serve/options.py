@@ -50,6 +50,10 @@ class ServeOptions:
             " the others by ssh.",
         ),
     ] = None
+    engine_socket: Annotated[
+        Path | None,
+        typer.Option(help="Socket of an engine's process that is started elsewhere."),
+    ] = None
     traces: Annotated[
         str | None, typer.Option(help="URL of an OpenTelemetry collector (OTLP over HTTP).")
     ] = None

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from nemotron_build.engine_folder import EngineRecord
-from nemotron_build.lanes import lane_of
 from nemotron_build.profile import Profile
 from nemotron_core.files import text_digest
 from nemotron_core.model_config import TOKENIZER_NAME
@@ -14,8 +14,28 @@ from nemotron_core.resources import resource
 from nemotron_core.text.prompt import template_hash
 from nemotron_serve.triton_config import model_configs, to_text
 
-IDENTITY_MODEL = "tensorrt_llm_bls"
-"""The model whose parameters tell clients which engine answers them."""
+
+@dataclass(frozen=True)
+class ServerFiles:
+    """The files by which the parts of one server find each other."""
+
+    folder: Path
+    engine_socket: Path
+
+    @property
+    def drain_file(self) -> Path:
+        """While it exists, the models refuse new requests."""
+        return self.folder / "draining"
+
+    @property
+    def acknowledgements(self) -> Path:
+        """Socket between two steps of the ensemble."""
+        return self.folder / "acknowledgements.sock"
+
+    @property
+    def models(self) -> Path:
+        """Triton's model repository."""
+        return self.folder / "models"
 
 
 def models_folder() -> Path:
@@ -33,31 +53,28 @@ def identity(record: EngineRecord) -> dict[str, str]:
 
 
 def render_repository(
-    engine: Path, record: EngineRecord, profile: Profile, target: Path, *, drain_file: Path
+    engine: Path,
+    record: EngineRecord,
+    profile: Profile,
+    files: ServerFiles,
+    target: Path | None = None,
 ) -> None:
-    """Write the models to the new folder `target`.
-
-    While `drain_file` exists, the models refuse new requests.
-    """
-    engine, limits = engine.resolve(), profile.limits
-    prompt = {
-        "tokenizer_path": str(engine / TOKENIZER_NAME),
+    """Write the models to the new folder `target`, which is `files.models` if it is `None`."""
+    parameters = {
+        "tokenizer_path": str(engine.resolve() / TOKENIZER_NAME),
         "max_seq_len": str(record.max_seq_len),
-        "vocab_size": str(record.vocab_size),
-        "lane": profile.lane,
-        "drain_file": str(drain_file),
-        "max_requests": str(limits.max_batch_size + limits.max_queue_size),
-        "long_answers": limits.long_answers,
-        "request_seconds": str(profile.timeouts.request),
+        "long_answers": profile.limits.long_answers,
+        "engine_socket": str(files.engine_socket),
+        "drain_file": str(files.drain_file),
+        "acknowledgements": str(files.acknowledgements),
+        # By these, clients learn which engine answers them.
+        **identity(record),
     }
-    for config, code in model_configs(lane_of(profile).engine_model(profile, engine), prompt):
-        if config.name == IDENTITY_MODEL:
-            for name, value in identity(record).items():
-                config.parameters[name].string_value = value
-        folder = target / config.name
-        if code:
+    for config in model_configs(parameters, profile.limits.max_batch_size):
+        folder = (target or files.models) / config.name
+        if config.backend:
             ignore = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(models_folder() / code, folder, ignore=ignore)
+            shutil.copytree(models_folder() / config.name, folder, ignore=ignore)
         # Triton wants a version folder for a model without code, too.
         (folder / "1").mkdir(parents=True, exist_ok=True)
         (folder / "config.pbtxt").write_text(to_text(config), encoding="utf-8")

@@ -23,14 +23,18 @@ from nemotron_core.errors import NemotronError
 from nemotron_core.files import write_atomically
 from nemotron_core.launcher import own_rank
 from nemotron_serve.gateway import Gateway, check_gateway
-from nemotron_serve.health import CHECK_SECONDS, Health, Watch
+from nemotron_serve.health import Health
 from nemotron_serve.hosts import check_hosts, wait_until_known
+from nemotron_serve.model_server import ModelServer, ServerOptions
 from nemotron_serve.options import ServeOptions
-from nemotron_serve.ranks import check_world, launch, launch_command, serve_rank
-from nemotron_serve.server import Endpoints, TritonServer
+from nemotron_serve.ranks import become_worker, check_launcher, engine_launcher
+from nemotron_serve.server import Endpoints
 from nemotron_serve.triton import DRAIN
 from nemotron_serve.user_command import UserCommand, check_command
 
+CHECK_SECONDS = 1.0
+"""Time between two checks of Triton and of the gateway."""
+POLL_SECONDS = 0.02
 EXAMPLE_QUESTION = "Who are you?"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, DRAIN)
 """Signals that ask to stop."""
@@ -40,49 +44,39 @@ def serve(options: ServeOptions) -> None:
     """Serve until SIGINT or SIGTERM, then drain.
 
     A second signal, or one before the server is ready, stops it at once. With a command, serve
-    until the command has ended. If the engine has several ranks, start them all, or run as one of
-    them if a launcher started this process as a rank. If a launcher started several processes for
-    an engine with one rank, only the first one serves.
+    until the command has ended. If a launcher started this process as one of an engine's ranks,
+    only the first one serves, and the others compute for its engine or end.
 
-    Raises `NemotronError` if the engine or a port cannot be used, or if the engine, a rank or
-    Triton ends by itself. Raises `CommandFailed` if the command failed.
+    Raises `NemotronError` if the engine or a port cannot be used, or if the engine or Triton ends
+    and cannot be started again. Raises `CommandFailed` if the command failed.
     """
     record = open_engine(options.engine)
     profile = choose_profile(record, options)
     lane = lane_of(profile)
-    lane.check_machine(profile)
+    if options.engine_socket is None:
+        lane.check_machine(profile)
     check_gateway(profile)
     check_command(options.command or ())
     deployment = lane.deployment(profile)
-    is_split = deployment.ranks > 1
-    place = own_rank()
-    if place is not None:
-        rank, size = place
-        if is_split:
-            check_world(deployment, size)
-        if rank > 0:
-            if is_split:
-                for number in SIGNALS:
-                    # The first rank drains, and the others end with it.
-                    signal.signal(number, signal.SIG_IGN)
-                serve_rank(rank, options.engine, record, profile)
-            return
+    place, hosts = own_rank(), options.host_names
+    launcher = [] if options.engine_socket else engine_launcher(deployment, place, hosts)
+    if place is not None and place[0] > 0:
+        if launcher:
+            become_worker()
+        return
+    check_launcher(launcher)
     signals = Signals()
-    hosts = options.host_names
-    if place is None and hosts:
+    if hosts:
         check_hosts(deployment, hosts)
         wait_until_known(hosts, profile.timeouts.startup, signals.stop)
-    if place is None and is_split:
-        signals.ready = True
-        launch(launch_command(deployment, options.arguments(), hosts), signals.stop)
-        return
-    with TritonServer(
-        options.engine,
-        profile,
+    server_options = ServerOptions(
         log_file=options.log_file,
-        give_up=signals.stop,
         traces=options.traces,
-    ) as server:
+        engine_socket=options.engine_socket,
+        launcher=launcher,
+        may_restart_engine=place is None or not launcher,  # MPI's ranks begin only once
+    )
+    with ModelServer(options.engine, profile, server_options, signals.stop) as server:
         signals.ready = True
         _serve(server, profile, signals, options)
 
@@ -116,23 +110,22 @@ class Signals:
         self.stop.set()
 
 
-def _serve(server: TritonServer, profile: Profile, signals: Signals, options: ServeOptions) -> None:
+def _serve(server: ModelServer, profile: Profile, signals: Signals, options: ServeOptions) -> None:
     console = Console(highlight=False)
     endpoints = server.endpoints
-    watch = Watch(server, profile)
-    engine_works = threading.Event()
+    has_worked = threading.Event()
 
     def is_ready() -> bool:
-        return engine_works.is_set() and not signals.stop.is_set()
+        return has_worked.is_set() and server.is_working and not signals.stop.is_set()
 
     with Health(endpoints.address, endpoints.health, is_ready), ExitStack() as stack:
         try:
-            _wait_until_it_works(watch, profile)
+            _wait_until_it_works(server, profile)
             gateway = None
             if endpoints.gateway is not None:
                 gateway = stack.enter_context(Gateway(options.engine, profile, endpoints))
                 endpoints = replace(endpoints, gateway=gateway.port)
-            engine_works.set()
+            has_worked.set()
             if options.port_file is not None:
                 _write_port_file(options.port_file, endpoints)
             console.print(_welcome(options.engine, endpoints), soft_wrap=True)
@@ -142,14 +135,7 @@ def _serve(server: TritonServer, profile: Profile, signals: Signals, options: Se
             while not signals.stop.wait(CHECK_SECONDS):
                 if command is not None and command.has_ended:
                     break
-                failure = watch.failure() or (gateway.failure() if gateway else None)
-                if failure is not None:
-                    engine_works.clear()
-                    raise NemotronError(
-                        failure,
-                        where=server.log if options.log_file else None,
-                        remedy=None if options.log_file else "see Triton's log with --log-file",
-                    )
+                _check(server, gateway, options)
             server.refuse_new()
             console.print("draining: running requests may finish; signal again to end at once")
             if command is not None:
@@ -167,15 +153,26 @@ def _serve(server: TritonServer, profile: Profile, signals: Signals, options: Se
     console.print("stopped")
 
 
-def _wait_until_it_works(watch: Watch, profile: Profile) -> None:
-    """Wait until the engine answers. That Triton is ready only means that the models are loaded.
+def _check(server: ModelServer, gateway: Gateway | None, options: ServeOptions) -> None:
+    """Mend what has failed. Raises `NemotronError` if that is not possible."""
+    try:
+        server.check()
+        if gateway is not None:
+            gateway.check()
+    except NemotronError as error:
+        log = options.log_file
+        remedy = None if log else "see the server's log with --log-file"
+        raise NemotronError(str(error), where=log, remedy=remedy) from error
 
-    Raises `NemotronError` if the engine fails, or does not answer within `timeouts.stall`.
-    """
-    deadline = time.monotonic() + profile.timeouts.stall
-    while (failure := watch.failure()) is not None or not watch.has_worked:
-        if failure is not None or time.monotonic() > deadline:
-            raise NemotronError(failure or "the engine does not answer")
+
+def _wait_until_it_works(server: ModelServer, profile: Profile) -> None:
+    """Wait until each text model has answered. Raises `NemotronError` after `timeouts.startup`."""
+    deadline = time.monotonic() + profile.timeouts.startup
+    while not server.has_answered():
+        server.check()
+        if time.monotonic() > deadline:
+            raise NemotronError("the models do not answer")
+        time.sleep(POLL_SECONDS)
 
 
 def _write_port_file(path: Path, endpoints: Endpoints) -> None:

@@ -6,11 +6,9 @@ import http.client
 import json
 import os
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import threading
 import time
 from contextlib import ExitStack, suppress
@@ -19,21 +17,22 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from nemotron_build.engine_folder import open_engine
 from nemotron_build.lanes import lane_of
 from nemotron_build.profile import Profile
 from nemotron_core.errors import NemotronError
-from nemotron_core.metrics import RUNNING_METRIC
-from nemotron_serve.repository import render_repository
-from nemotron_serve.triton import EXIT_SECONDS, find_triton, log_lines, log_tail, shared_memory
+from nemotron_serve.engine_process import EngineProcess
+from nemotron_serve.repository import ServerFiles
+from nemotron_serve.scratch import remove_shared_memory, shared_memory_prefix
+from nemotron_serve.triton import EXIT_SECONDS, find_triton, log_lines, log_tail
 
 POLL_SECONDS = 0.05
 IDLE_POLLS = 5
 """Number of polls in a row without a request. A request between two models is in no count."""
-BUSY_METRICS = (RUNNING_METRIC, "nv_inference_pending_request_count")
+PENDING_METRIC = "nv_inference_pending_request_count"
 LOAD_FAILURE = "failed to load "
 RESTRICTED_APIS = "shared-memory,model-repository,logging,trace"
-"""APIs that no client needs. They are closed by a random key that is not stored."""
+"""APIs that no client needs. Triton takes their key only on its command line, which others can
+read. So the key has a control character, with which no client can send it."""
 
 
 @dataclass(frozen=True)
@@ -50,53 +49,39 @@ class Endpoints:
 
 
 class TritonServer:
-    """An engine behind a real tritonserver, as a context manager that leaves nothing behind.
+    """A real tritonserver before an engine, as a context manager that leaves nothing behind.
 
     Entering starts the process and returns when all models are ready. Raises `KeyboardInterrupt` if
     `give_up` is set before. Raises `NemotronError` if a port is in use, or with the end of Triton's
-    log if Triton does not start. `traces` is the URL of an OpenTelemetry collector.
+    log if Triton does not start.
     """
 
     def __init__(
         self,
-        engine: Path,
+        engine: EngineProcess,
+        files: ServerFiles,
         profile: Profile,
         *,
-        log_file: Path | None = None,
+        endpoints: Endpoints,
+        log: Path,
         give_up: threading.Event | None = None,
         traces: str | None = None,
     ) -> None:
-        self._profile = profile
-        self._traces = traces
+        self.endpoints = endpoints
+        self.log = log
         self._engine = engine
-        self._log_file = log_file
+        self._files = files
+        self._profile = profile
         self._give_up = give_up or threading.Event()
-        self._cleanup = ExitStack()
+        self._triton = find_triton(lane_of(profile).deployment(profile).triton, files.folder)
+        self._command = [
+            *self._triton.command(files.models, shared_memory_prefix(files.folder)),
+            *leader_options(endpoints, traces),
+            *profile.triton_args,
+        ]
 
     def __enter__(self) -> TritonServer:
-        with ExitStack() as stack:
-            self.endpoints = choose_ports(self._profile)
-            folder = Path(tempfile.mkdtemp(prefix="nemotron-"))
-            stack.callback(shutil.rmtree, folder, ignore_errors=True)
-            self.log = self._log_file or folder / "triton.log"
-            prefix = stack.enter_context(shared_memory())
-            self._drain_file = folder / "draining"
-            deployment = lane_of(self._profile).deployment(self._profile)
-            triton = find_triton(deployment.triton, folder)
-            render_repository(
-                self._engine,
-                open_engine(self._engine),
-                self._profile,
-                folder / "models",
-                drain_file=self._drain_file,
-            )
-            command = triton.command(folder / "models", prefix) + leader_options(
-                self.endpoints, self._traces
-            )
-            self.process = triton.start(command, self.log)
-            stack.callback(self._kill)
-            self._wait_until_ready()
-            self._cleanup = stack.pop_all()
+        self._start()
         return self
 
     def __exit__(
@@ -105,13 +90,32 @@ class TritonServer:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with self._cleanup:  # kills the processes that still run
+        try:
             if error_type is None:
                 self.stop()
+        finally:
+            self._kill()
+
+    def restart(self) -> None:
+        """End Triton at once and start it again. The engine keeps running.
+
+        Raises `NemotronError` if Triton does not start.
+        """
+        self._kill()
+        remove_shared_memory(self._files.folder)
+        self._start()
+
+    def _start(self) -> None:
+        self.process = self._triton.start(self._command, self.log)
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self._kill()
+            raise
 
     def refuse_new(self) -> None:
         """Refuse new requests."""
-        self._drain_file.touch()
+        self._files.drain_file.touch()
 
     def stop(self) -> None:
         """Refuse new requests, let running ones finish within `timeouts.drain`, and stop Triton.
@@ -138,8 +142,8 @@ class TritonServer:
         return False
 
     def _is_idle(self) -> bool:
-        values = [value for name in BUSY_METRICS for value in self.metric(name)]
-        return bool(values) and not any(values)
+        pending = self.metric(PENDING_METRIC)
+        return bool(pending) and not any(pending) and not self._engine.running()
 
     def metric(self, name: str) -> list[float]:
         """Return all values on the metrics page whose name and labels begin with `name`."""
@@ -204,7 +208,7 @@ class TritonServer:
 
 def leader_options(endpoints: Endpoints, traces: str | None = None) -> list[str]:
     """Return Triton's options for the process that clients talk to."""
-    closed = f"{RESTRICTED_APIS}:key={secrets.token_hex(16)}"
+    closed = f"{RESTRICTED_APIS}:key=\x01{secrets.token_hex(16)}"
     options = [
         "--strict-readiness=true",
         f"--http-address={endpoints.address}",

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import os
-import secrets
 import shutil
 import signal
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,8 +20,6 @@ EXIT_SECONDS = 20
 PR_SET_PDEATHSIG = 1
 DRAIN = signal.SIGUSR1
 """Asks `serve` to drain. All launchers forward it to every rank; some handle SIGTERM themselves."""
-JOB_VARIABLE = "NEMOTRON_JOB"
-"""Environment variable with the prefix of the shared memory of all ranks of one job."""
 _LIBC = ctypes.CDLL(None)
 LOG_TAIL_LINES = 3
 TABLE_LINES = ("+", "|")
@@ -53,13 +48,13 @@ class Triton:
         ]
 
     def start(self, command: list[str], log: Path) -> subprocess.Popen[bytes]:
-        """Start a process whose output goes to `log`.
+        """Start a process whose output is added to `log`.
 
         The process has its own session, so that a terminal's Ctrl-C reaches only `nemotron serve`,
         which then drains. Raises `NemotronError` if `log` cannot be written.
         """
         try:
-            file = log.open("wb")
+            file = log.open("ab")
         except OSError as error:
             raise NemotronError(f"cannot write: {error.strerror}", where=log) from error
         with file:
@@ -93,21 +88,6 @@ def log_tail(log: Path) -> str:
     """Return the last lines of a log as one line."""
     lines = [line for line in log_lines(log) if line.strip() and not line.startswith(TABLE_LINES)]
     return " | ".join(lines[-LOG_TAIL_LINES:])
-
-
-@contextmanager
-def shared_memory() -> Iterator[str]:
-    """Yield a prefix for the names of a Triton's shared memory, and remove what remains of it.
-
-    In a rank, the prefix begins with the prefix of the job. The process that launched the ranks
-    removes the shared memory of ranks that were killed.
-    """
-    prefix = f"{os.environ.get(JOB_VARIABLE, 'nemotron-')}{secrets.token_hex(8)}-"
-    try:
-        yield prefix
-    finally:
-        for file in Path("/dev/shm").glob(f"{prefix}*"):  # noqa: S108  # where shm_open puts it
-            file.unlink(missing_ok=True)
 
 
 def find_triton(installation: Path | None, scratch: Path) -> Triton:

@@ -1,79 +1,86 @@
-"""The model `postprocessing`: the engine's tokens to text, one running answer per sequence."""
+"""The model `postprocessing`: the engine's tokens to text, one response for each piece."""
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import triton_python_backend_utils as pb_utils
+import msgspec
 
 from nemotron_core.errors import NemotronError
-from nemotron_core.text import AnswerSettings, Tokenizer
-from nemotron_engine.cancellation import CancellationPoll
-from nemotron_engine.inner_request import release_all
-from nemotron_engine.running_answer import RunningAnswer, read_step, stop_engine
-from nemotron_engine.triton import (
-    error_response,
-    error_response_of_text,
-    is_engine_failure,
-    parameter,
-    required,
-    values,
-)
-from nemotron_engine.watchdog import start_watchdog
+from nemotron_core.text import Tokenizer
+from nemotron_core.wire import PIECE
+from nemotron_engine.client import EngineClient
+from nemotron_engine.triton.answers import Answers
+from nemotron_engine.triton.piece import Acknowledger, Piece
+from nemotron_engine.triton.requests import end_with_threads, requested_names
+from nemotron_engine.triton.tensors import error_response, parameter, read_blobs
+from nemotron_engine.triton.watchdog import start_watchdog
 
-FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-Key = tuple[str, int]
-"""A request's answer settings as JSON, and the index of the sequence."""
-MAX_ANSWERS = 16384
-"""Limit of the running answers, more than ever run at once. An answer is left behind only if the
-engine fails in the middle; past the limit, the answer without tokens for longest is dropped."""
+POLL_SECONDS = 0.25
+"""Time between two questions to Triton whether a request was cancelled. Of the ensemble's steps
+only this one can learn it: Triton tells a step that begins after the cancellation."""
+MAX_REQUESTS = 16384
+"""Limit of the running requests, more than ever run at once. A request is left behind only if the
+engine is lost; past the limit, the request without pieces for longest is dropped."""
+
+
+@dataclass
+class _Running:
+    """A request whose answers are generated."""
+
+    keys: list[bytes]
+    answers: Answers
+    next_poll: float = field(default_factory=lambda: time.monotonic() + POLL_SECONDS)
 
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         start_watchdog()
+        end_with_threads()
         self._tokenizer = Tokenizer(Path(parameter(args, "tokenizer_path")))
-        self._answers: OrderedDict[Key, tuple[RunningAnswer, CancellationPoll]] = OrderedDict()
+        self._acknowledger = Acknowledger(Path(parameter(args, "acknowledgements")))
+        self._engine = EngineClient(Path(parameter(args, "engine_socket")))
+        self._engine.start()
+        self._running: OrderedDict[bytes, _Running] = OrderedDict()
+        self._decoder = msgspec.msgpack.Decoder(Piece)
 
     def finalize(self) -> None:
-        release_all()
+        self._engine.close()
 
-    def execute(self, requests: list[Any]) -> None:
-        for request in requests:
-            sender = request.get_response_sender()
-            try:
-                response = self._push(request)
-            except NemotronError as error:
-                response = error_response(error)
-            if response:
-                sender.send(response, flags=FINAL)
-            else:
-                sender.send(flags=FINAL)
+    def execute(self, requests: list[Any]) -> list[Any]:
+        return [self._respond(request) for request in requests]
 
-    def _push(self, request: Any) -> Any:
-        """Return the response to send, or `None`."""
-        step = read_step(partial(values, request))
-        key = required(request, "answer_settings"), step.sequence
-        answer, cancellation = self._answers.get(key) or self._begin(key)
-        self._answers.move_to_end(key)
-        if step.finish_reason:
-            del self._answers[key]
-            if is_engine_failure(step.finish_reason):
-                return error_response_of_text(step.finish_reason)
-        elif cancellation.is_cancelled(request):  # only this step of the ensemble sees it
-            answer.stop_engine()
-        tensors = answer.push(step)
-        return pb_utils.InferenceResponse(tensors) if tensors else None
+    def _respond(self, request: Any) -> Any:
+        blobs = read_blobs(request, PIECE)
+        if blobs is None:
+            return error_response(
+                NemotronError("piece is missing", remedy="send prompts to the model ensemble")
+            )
+        piece = self._decoder.decode(blobs[0])
+        key = piece.keys[0]
+        names = requested_names(request)
+        try:
+            running = self._running.get(key) or self._begin(piece)
+            self._running.move_to_end(key)
+            outcome = running.answers.respond(piece.chunks, names)
+            if outcome.is_last:
+                del self._running[key]
+            elif time.monotonic() >= running.next_poll:
+                running.next_poll = time.monotonic() + POLL_SECONDS
+                if request.is_cancelled():
+                    self._engine.cancel(running.keys)
+        finally:
+            self._acknowledger.send(key)
+        return outcome.responses[0] if outcome.responses else running.answers.empty_response(names)
 
-    def _begin(self, key: Key) -> tuple[RunningAnswer, CancellationPoll]:
-        text, sequence = key
-        settings = AnswerSettings.from_json(text)
-        stop = partial(stop_engine, settings.sequence_id(sequence))
-        answer = RunningAnswer(self._tokenizer, settings, stop)
-        entry = self._answers[key] = answer, CancellationPoll()
-        if len(self._answers) > MAX_ANSWERS:
-            self._answers.popitem(last=False)
-        return entry
+    def _begin(self, piece: Piece) -> _Running:
+        assert piece.settings is not None
+        answers = Answers(self._tokenizer, piece.answers, piece.settings, piece.arrival_ns)
+        running = self._running[piece.keys[0]] = _Running(piece.keys, answers)
+        if len(self._running) > MAX_REQUESTS:
+            self._running.popitem(last=False)
+        return running

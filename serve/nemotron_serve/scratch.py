@@ -1,0 +1,66 @@
+"""The temporary files of a server, which the next start removes if a killed one left them."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PREFIX = "nemotron-"
+LOCK_NAME = "lock"
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # where shm_open puts it
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Yield a new folder that only this user can reach, and remove it with all shared memory of it.
+
+    The names of its shared memory begin with the folder's name. The folder holds a lock for as long
+    as this process lives. What killed servers have left is removed first.
+    """
+    remove_leftovers()
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+    lock = os.open(folder / LOCK_NAME, os.O_CREAT | os.O_RDWR)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        yield folder
+    finally:
+        _remove(folder)
+        os.close(lock)
+
+
+def remove_leftovers() -> None:
+    """Remove the folders whose lock nobody holds, and their shared memory."""
+    for lock in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/{LOCK_NAME}"):
+        try:
+            file = os.open(lock, os.O_RDWR)
+        except OSError:  # another user's, or removed meanwhile
+            continue
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            continue
+        else:
+            _remove(lock.parent)
+        finally:
+            os.close(file)
+
+
+def shared_memory_prefix(folder: Path) -> str:
+    """Return the prefix for the names of the shared memory of a server with this folder."""
+    return f"{folder.name}-"
+
+
+def remove_shared_memory(folder: Path) -> None:
+    """Remove the shared memory that a killed Triton has left."""
+    for file in SHARED_MEMORY.glob(f"{shared_memory_prefix(folder)}*"):
+        file.unlink(missing_ok=True)
+
+
+def _remove(folder: Path) -> None:
+    remove_shared_memory(folder)
+    shutil.rmtree(folder, ignore_errors=True)
