@@ -1,62 +1,69 @@
-"""A stand-in for Triton that sends tokens at a fixed pace on each stream, as a large model does.
+"""A stand-in for Triton's HTTP that sends tokens at a fixed pace on each stream, as a large model.
 
-`python -m bench.measurements.paced_triton` prints its gRPC port and serves until it is killed.
+`python -m bench.measurements.paced_triton` prints its HTTP port and serves until it is killed.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import json
 import time
 
-import grpc.aio
-from tritonclient.grpc import service_pb2, service_pb2_grpc
-
 PACE = 30.0
-"""Tokens per second on each stream."""
+"""Tokens per second on each stream, unless it is given."""
+HEAD = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n"
+)
+LAST_CHUNK = b"0\r\n\r\n"
 
 
-class PacedTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """Answers with `max_tokens` tokens, one every 1 / PACE seconds."""
+class PacedTriton:
+    """Answers every `generate_stream` with `max_tokens` tokens, one every 1 / `pace` seconds."""
 
-    async def ModelStreamInfer(self, requests, _context):  # noqa: N802
-        async for request in requests:
-            names = [request_input.name for request_input in request.inputs]
-            raw = request.raw_input_contents[names.index("max_tokens")]
-            tokens = int.from_bytes(raw, "little")
-            start = time.monotonic()
-            for number in range(1, tokens + 1):
-                await asyncio.sleep(start + number / PACE - time.monotonic())
-                yield service_pb2.ModelStreamInferResponse(
-                    infer_response=token_response(number, tokens)
-                )
+    def __init__(self, pace: float) -> None:
+        self._pace = pace
+
+    async def serve(self) -> None:
+        """Serve on a free port of the loopback interface."""
+        server = await asyncio.start_server(self._answer_all, "127.0.0.1", 0)
+        print(server.sockets[0].getsockname()[1], flush=True)
+        await server.serve_forever()
+
+    async def _answer_all(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer the requests of one connection, one after the other."""
+        try:
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).lower()
+                length = int(head.partition(b"content-length:")[2].split(b"\r\n")[0])
+                tokens = json.loads(await reader.readexactly(length))["max_tokens"]
+                await self._answer(writer, tokens)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            writer.close()
+
+    async def _answer(self, writer: asyncio.StreamWriter, tokens: int) -> None:
+        start = time.monotonic()
+        head = HEAD
+        for number in range(1, tokens + 1):
+            await asyncio.sleep(start + number / self._pace - time.monotonic())
+            event = token_event(number, is_last=number == tokens)
+            writer.write(head + f"{len(event):x}\r\n".encode() + event + b"\r\n")
+            head = b""
+        writer.write(LAST_CHUNK)
+        await writer.drain()
 
 
-def token_response(number: int, tokens: int) -> service_pb2.ModelInferResponse:
-    """Return the response with token `number` of `tokens`, with all outputs of the ensemble."""
-    response = service_pb2.ModelInferResponse(model_name="ensemble")
-    reason = b"length" if number == tokens else b""
-    for name, datatype, raw in (
-        ("text_output", "BYTES", b"\x05\0\0\0 word"),
-        ("output_token_ids", "INT32", number.to_bytes(4, "little")),
-        ("finish_reason", "BYTES", len(reason).to_bytes(4, "little") + reason),
-        ("stop_reason", "BYTES", b"\0\0\0\0"),
-        ("num_input_tokens", "INT32", b"\x05\0\0\0"),
-        ("num_output_tokens", "INT32", number.to_bytes(4, "little")),
-        ("sequence_index", "INT32", b"\0\0\0\0"),
-    ):
-        response.outputs.add(name=name, datatype=datatype, shape=[1, 1])
-        response.raw_output_contents.append(raw)
-    return response
-
-
-async def serve() -> None:
-    """Serve on a free port of the loopback interface."""
-    server = grpc.aio.server()
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(PacedTriton(), server)
-    print(server.add_insecure_port("127.0.0.1:0"), flush=True)
-    await server.start()
-    await server.wait_for_termination()
+def token_event(number: int, *, is_last: bool) -> bytes:
+    """Return the event with token `number`, with the outputs that the text model sends."""
+    outputs: dict[str, object] = {"num_output_tokens": number, "output_token_ids": number}
+    if is_last:
+        outputs |= {"finish_reason": "length", "num_input_tokens": 5}
+    outputs |= {"model_name": "tensorrt_llm_bls", "model_version": "1", "text_output": " word"}
+    return b"data: " + json.dumps(outputs, separators=(",", ":")).encode() + b"\n\n"
 
 
 if __name__ == "__main__":
-    asyncio.run(serve())
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("pace", type=float, nargs="?", default=PACE, help="tokens per second")
+    asyncio.run(PacedTriton(parser.parse_args().pace).serve())

@@ -64,7 +64,7 @@ _BY_STATUS: dict[grpc.StatusCode, type[ClientError]] = {
 }
 
 
-_BY_KIND: dict[ErrorKind, type[ClientError]] = {
+_BY_KIND: dict[ErrorKind | None, type[ClientError]] = {
     ErrorKind.REFUSED: RequestRefused,
     ErrorKind.OVERLOADED: ServerOverloaded,
     ErrorKind.SHUTTING_DOWN: ConnectionFailed,
@@ -76,11 +76,8 @@ _BY_KIND: dict[ErrorKind, type[ClientError]] = {
 
 def from_stream_error(message: str) -> ClientError:
     """Return the exception for an error inside a stream, by the kind that its text names."""
-    text = " ".join(message.split())
-    kind = ErrorKind.of_text(text)
-    if kind is None:
-        return ServerFailed(text)
-    return _BY_KIND.get(kind, ServerFailed)(text[text.index(kind.value) :])
+    kind, text = ErrorKind.split(message)
+    return _BY_KIND.get(kind, ServerFailed)(text)
 
 
 def from_rpc_error(error: grpc.RpcError, url: str) -> ClientError:

@@ -50,6 +50,19 @@ class ErrorKind(enum.Enum):
         matches = [(text.index(kind.value), kind) for kind in cls if kind.value in text]
         return min(matches, key=lambda match: match[0])[1] if matches else None
 
+    @classmethod
+    def split(cls, text: str) -> tuple[ErrorKind | None, str]:
+        """Return the kind of an error's text on Triton's wire, and the text from its prefix on.
+
+        The text comes back as one line. What Triton puts before the prefix is left out.
+
+        >>> ErrorKind.split("in ensemble: engine failed: out of memory")
+        (<ErrorKind.FAILED: 'engine failed: '>, 'engine failed: out of memory')
+        """
+        line = " ".join(text.split())
+        kind = cls.of_text(line)
+        return kind, line if kind is None else line[line.index(kind.value) :]
+
 
 @dataclass(frozen=True)
 class ErrorCodes:

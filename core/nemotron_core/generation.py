@@ -1,10 +1,15 @@
-"""A client's parameters of a generation, and the pieces of its answer."""
+"""A client's parameters of a generation, its inputs on Triton's wire, the pieces of its answer."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
+
+from nemotron_core.wire import DATATYPES, STRUCT_FORMATS
 
 MAX_SEED = 2**64 - 1
 """Largest seed of a sample, as the contract's UINT64 holds it."""
@@ -39,6 +44,58 @@ class Generation:
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 """A raw prompt as text or as token ids, or the messages of a conversation."""
+Value = int | float | bool | str
+
+
+def request_inputs(
+    prompt: Prompt, generation: Generation, *, stream: bool
+) -> dict[str, Sequence[Value]]:
+    """Return the elements of each input of a request to a text model, by the input's name.
+
+    Settings that are `None` or empty are left out. On Triton's wire a temperature alone does not
+    sample, so `top_p` 1 is added to it. Raises `ValueError` that names an input whose elements do
+    not fit its datatype.
+
+    >>> request_inputs("Hi", Generation(max_tokens=5, temperature=2), stream=True)
+    {'stream': [True], 'text_input': ['Hi'], 'max_tokens': [5], 'temperature': [2], 'top_p': [1.0]}
+    """
+    inputs: dict[str, Sequence[Value]] = {"stream": [stream]}
+    if isinstance(prompt, str):
+        inputs["text_input"] = [prompt]
+    elif not prompt:
+        raise ValueError("the prompt is empty")
+    elif isinstance(prompt[0], int):
+        inputs["input_token_ids"] = cast("Sequence[int]", prompt)
+    else:
+        inputs["messages"] = [_messages_json(cast("Sequence[Mapping[str, Any]]", prompt))]
+    if generation.temperature and generation.top_p is None:
+        generation = dataclasses.replace(generation, top_p=1.0)
+    for field in dataclasses.fields(generation):
+        value = getattr(generation, field.name)
+        values: Sequence[Value] = value if isinstance(value, list | tuple) else [value]
+        if values and value is not None:
+            inputs[field.name] = values
+    for name, values in inputs.items():
+        _check_range(name, values)
+    return inputs
+
+
+def _messages_json(messages: Sequence[Mapping[str, Any]]) -> str:
+    try:
+        return json.dumps([dict(message) for message in messages])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"messages: {error}") from error
+
+
+def _check_range(name: str, values: Sequence[Value]) -> None:
+    element = STRUCT_FORMATS.get(DATATYPES[name])
+    try:
+        if element is None:
+            "".join(map(str, values)).encode()
+        else:
+            struct.pack(f"<{len(values)}{element}", *values)
+    except (struct.error, OverflowError, UnicodeEncodeError) as error:
+        raise ValueError(f"{name} is no {DATATYPES[name]}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -73,3 +130,17 @@ class Piece:
     """Sum of the log-probabilities of the answer so far."""
     times: Times | None = None
     """Times of the answer, in its last piece, if `return_perf_metrics` was set."""
+
+
+def join_pieces(pieces: Sequence[Piece]) -> Piece:
+    """Return the pieces of one answer, in their order, as one piece.
+
+    >>> join_pieces([Piece("Hel", (1,)), Piece("lo", (2,), "stop", num_output_tokens=2)]).text
+    'Hello'
+    """
+    return dataclasses.replace(
+        pieces[-1],
+        text="".join(piece.text for piece in pieces),
+        token_ids=tuple(token_id for piece in pieces for token_id in piece.token_ids),
+        log_probs=tuple(log_prob for piece in pieces for log_prob in piece.log_probs),
+    )

@@ -10,32 +10,19 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 
-from nemotron_client import (
-    AsyncClient,
-    ClientError,
-    Generation,
-    Piece,
-    Retries,
-    ServerFailed,
-    ServerOverloaded,
-    Timeouts,
-)
 from nemotron_core.errors import ErrorKind, NemotronError
-from nemotron_core.generation import Prompt
+from nemotron_core.generation import Generation, Piece, Prompt
 from nemotron_core.openai.errors import HttpError
 from nemotron_core.text import Tokenizer
-from nemotron_gateway.json_response import from_client_error
 from nemotron_gateway.metrics import Metrics
 from nemotron_gateway.settings import GatewaySettings
+from nemotron_gateway.triton import Triton
 
 CANARY_IDS = (5,)
 """Prompt of the request that shows whether the engine generates."""
 CANARY_SECONDS = 1.0
 """Seconds for which the result of that request is used again."""
-CONNECT_SECONDS = 5.0
 IDENTITY_PARAMETERS = ("engine", "checkpoint", "template")
-TEXT_MODEL = "tensorrt_llm_bls"
-"""Model whose configuration has the facts about what is served; it exists on every lane."""
 
 
 @dataclass(frozen=True)
@@ -51,53 +38,56 @@ class ModelFacts:
 
 
 class Backend:
-    """The client of Triton, as an asynchronous context manager. Every failure is an `HttpError`."""
+    """The text model with the gateway's own limits, as an asynchronous context manager.
+
+    Every failure is an `HttpError`.
+    """
 
     def __init__(self, settings: GatewaySettings, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
+        self._triton = Triton(settings.triton)
         self._running = 0
         self._facts: ModelFacts | None = None
+        self._piece_time = float("-inf")
+        """Time of the last piece of any answer."""
+        self._is_ready = False
         self._canary_time = float("-inf")
         self._canary = asyncio.Lock()
 
     async def __aenter__(self) -> Backend:
-        self._client = AsyncClient(
-            self._settings.triton,
-            timeouts=Timeouts(connect=CONNECT_SECONDS, total=self._settings.timeouts.request),
-            # A full queue is reported at once: the client knows best when to try again.
-            retries=Retries(attempts=1),
-        )
+        await self._triton.__aenter__()
         return self
 
     async def __aexit__(self, *_error: object) -> None:
-        await self._client.aclose()
+        await self._triton.__aexit__()
 
     async def generate(
-        self, prompt: Prompt, generation: Generation, *, stream: bool
+        self, prompt: Prompt, generation: Generation, timeout: float | None = None
     ) -> AsyncGenerator[Piece, None]:
-        """Yield the pieces of all answers to one prompt."""
+        """Yield the pieces of all answers to one prompt.
+
+        `timeout` in seconds is the client's; the gateway's own counts if it is less.
+        """
+        own_timeout = self._settings.timeouts.request
+        seconds = own_timeout if timeout is None else min(timeout, own_timeout)
         with self._running_prompt():
-            try:
-                pieces = self._client.generate(prompt, generation, stream=stream)
-                try:
-                    async for piece in pieces:
-                        if piece.finish_reason == "cancelled":
-                            raise ServerFailed("the answer was cancelled at the server")
-                        yield piece
-                finally:
-                    await pieces.aclose()
-            except ClientError as error:
-                raise from_client_error(error) from error
+            async with aclosing(self._triton.generate(prompt, generation, seconds)) as pieces:
+                async for piece in pieces:
+                    if piece.finish_reason == "cancelled":
+                        message = "the answer was cancelled at the server"
+                        raise HttpError.of_kind(ErrorKind.FAILED, message)
+                    self._piece_time = time.monotonic()
+                    yield piece
 
     async def generate_all(
-        self, prompts: Sequence[Prompt], generation: Generation, *, stream: bool
+        self, prompts: Sequence[Prompt], generation: Generation, timeout: float | None
     ) -> AsyncGenerator[tuple[int, Piece], None]:
         """Yield the pieces of all answers to all prompts, each with the index of its answer.
 
         The prompts run at the same time. A failure of one ends all of them.
         """
-        sources = [self.generate(prompt, generation, stream=stream) for prompt in prompts]
+        sources = [self.generate(prompt, generation, timeout) for prompt in prompts]
         answers_per_prompt = generation.num_return_sequences or 1
         async with aclosing(_merge(sources)) as pieces:
             async for prompt_index, piece in pieces:
@@ -119,10 +109,7 @@ class Backend:
     async def facts(self) -> ModelFacts:
         """Return the facts about the model. Triton gets requests until it has answered once."""
         if self._facts is None:
-            try:
-                parameters = await self._client.model_parameters(TEXT_MODEL)
-            except ClientError as error:
-                raise from_client_error(error) from error
+            parameters = await self._triton.parameters()
             path = self._settings.tokenizer or Path(parameters["tokenizer_path"])
             try:
                 tokenizer = await asyncio.to_thread(Tokenizer, path)
@@ -148,21 +135,32 @@ class Backend:
         return tokenizer
 
     async def is_ready(self) -> bool:
-        """Return whether the engine generates a token; an overloaded engine counts as ready."""
+        """Return whether the engine generates. A result is used again for `CANARY_SECONDS`."""
         async with self._canary:
-            if time.monotonic() - self._canary_time < CANARY_SECONDS:
-                return True
-            try:
-                await asyncio.wait_for(
-                    self._client.complete(CANARY_IDS, Generation(max_tokens=1)),
-                    self._settings.timeouts.ready,
-                )
-            except ServerOverloaded:
-                pass
-            except (ClientError, asyncio.TimeoutError):
-                return False
-            self._canary_time = time.monotonic()
-            return True
+            if time.monotonic() - self._canary_time >= CANARY_SECONDS:
+                self._is_ready = await self._generates()
+                self._canary_time = time.monotonic()
+            return self._is_ready
+
+    async def _generates(self) -> bool:
+        """Return whether the engine generates a token, for this request or another one.
+
+        An overloaded engine counts as ready. A busy one may let the request wait, but then other
+        answers go on.
+        """
+        began = time.monotonic()
+        canary = self._triton.generate(
+            CANARY_IDS, Generation(max_tokens=1), self._settings.timeouts.ready
+        )
+        try:
+            async with aclosing(canary) as pieces:
+                async for _piece in pieces:
+                    pass
+        except HttpError as error:
+            if error.status == ErrorKind.TIMED_OUT.codes.http:
+                return self._piece_time > began
+            return error.status == ErrorKind.OVERLOADED.codes.http
+        return True
 
 
 async def _merge(

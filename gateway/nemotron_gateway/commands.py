@@ -9,7 +9,7 @@ import typer
 
 
 def gateway(
-    triton: Annotated[str | None, typer.Option(help="host:port of Triton's gRPC.")] = None,
+    triton: Annotated[str | None, typer.Option(help="host:port of Triton's HTTP.")] = None,
     address: Annotated[
         str | None, typer.Option(help="Address to listen on; 127.0.0.1 if left out.")
     ] = None,

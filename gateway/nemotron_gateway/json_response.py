@@ -8,9 +8,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from nemotron_client import ClientError
-from nemotron_core.errors import ErrorKind
-from nemotron_core.openai.errors import HttpError, bad_request
+from nemotron_core.openai.errors import HttpError
 
 
 class JsonResponse(JSONResponse):
@@ -35,13 +33,3 @@ def to_http_error(error: Exception, request_id: str) -> HttpError:
         f"the gateway failed; its log has more about request {request_id}",
         error_type="server_error",
     )
-
-
-def from_client_error(error: ClientError) -> HttpError:
-    """Return the error to answer with for a failure at Triton."""
-    message = str(error)
-    if error.kind is ErrorKind.REFUSED:
-        message = message.removeprefix(ErrorKind.REFUSED.value)
-        is_too_long = "this model holds" in message
-        return bad_request(message, code="context_length_exceeded" if is_too_long else None)
-    return HttpError.of_kind(error.kind, message)

@@ -80,12 +80,11 @@ class NeMo:
             raise bad_request("a sentence is empty")
         sentence = _Sentence(tokenizer, prompt, add_bos=body.add_BOS)
         prompt_tokens = len(sentence.token_ids)
-        source = self._backend.generate(sentence.token_ids, body.generation(tokenizer), stream=True)
-        finish_reason, count = "", 0
+        source = self._backend.generate(sentence.token_ids, body.generation(tokenizer))
+        count = 0
         try:
             async with aclosing(source) as pieces:
                 async for piece in pieces:
-                    finish_reason = piece.finish_reason
                     log_probs = piece.log_probs or [None] * len(piece.token_ids)
                     for token_id, log_prob in zip(piece.token_ids, log_probs, strict=True):
                         sentence.push(token_id, log_prob)
@@ -98,9 +97,6 @@ class NeMo:
                             return sentence
         finally:
             record.count_tokens(prompt_tokens, count)
-        if finish_reason == "stop" and sentence.token_ids[-1] not in tokenizer.end_ids:
-            # TensorRT-LLM's C++ backend leaves the end token out.
-            sentence.push(tokenizer.end_ids[0], None)
         return sentence
 
 

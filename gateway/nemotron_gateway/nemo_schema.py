@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import secrets
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nemotron_core.generation import MAX_SEED, Generation
 from nemotron_core.openai.errors import bad_request
-from nemotron_core.openai.schema import SEED_BITS
 from nemotron_core.text import Tokenizer
 
 END_OF_TURN = "<extra_id_1>"
@@ -71,7 +69,6 @@ class GenerateRequest(BaseModel):
         NeMo ends an answer at `</s>` only. `<extra_id_1>` ends one if it is an end string.
         """
         ends_turn = END_OF_TURN in self.end_strings
-        seed = self.random_seed
         return Generation(
             max_tokens=self.tokens_to_generate,
             temperature=0.0 if self.greedy else self.temperature,
@@ -79,7 +76,7 @@ class GenerateRequest(BaseModel):
             top_p=self.top_p or None,
             repetition_penalty=self.repetition_penalty,
             min_tokens=min(self.min_tokens_to_generate, self.tokens_to_generate),
-            seed=secrets.randbits(SEED_BITS) if seed is None and not self.greedy else seed,
+            seed=self.random_seed,
             end_id=None if ends_turn else tokenizer.id_of(END_OF_TEXT),
             return_log_probs=self.compute_logprob or None,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import aclosing
 from http import HTTPStatus
@@ -12,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from nemotron_core.errors import NemotronError
-from nemotron_core.generation import Prompt
+from nemotron_core.generation import Piece, Prompt, join_pieces
 from nemotron_core.openai.answer import Answer, ChatAnswer, CompletionAnswer
 from nemotron_core.openai.errors import HttpError, bad_request
 from nemotron_core.openai.schema import ChatRequest, CompletionRequest
@@ -98,14 +99,17 @@ class OpenAI:
     ) -> Response:
         """Generate the answers to all prompts, and return them whole or as a stream."""
         generation = body.generation(max_tokens, log_probs=body.log_probs)
-        pieces = self._backend.generate_all(prompts, generation, stream=bool(body.stream))
+        pieces = self._backend.generate_all(prompts, generation, body.timeout)
         if body.stream:
             count = body.num_answers * len(prompts)
             return EventStream(stream_answer(answer, pieces, count, record), record)
 
         async def generate() -> dict[str, Any]:
+            parts: defaultdict[int, list[Piece]] = defaultdict(list)
             async with aclosing(pieces):
-                return answer.whole({index: piece async for index, piece in pieces})
+                async for index, piece in pieces:
+                    parts[index].append(piece)
+            return answer.whole({index: join_pieces(pieces) for index, pieces in parts.items()})
 
         content = await while_connected(request.receive, generate())
         record.count_tokens(answer.usage.prompt_tokens, answer.usage.completion_tokens)

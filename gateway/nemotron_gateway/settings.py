@@ -43,20 +43,21 @@ class Timeouts(_Strict):
     """Times in seconds."""
 
     request: PositiveFloat = 3600
-    """Time for one request, including its time in the queue. After it the answer is status 504."""
+    """Time for one request, including its time in the queue. After it the answer is status 504. A
+    client may ask for less."""
     body: PositiveFloat = 30
     """Time for a request's body to come. After it the answer is status 408."""
     drain: PositiveFloat = 60
     """Time for running requests to finish after a stop signal."""
-    ready: PositiveFloat = 10
+    ready: PositiveFloat = 3
     """Time for the token that `/health/ready` generates."""
 
 
 class GatewaySettings(_Strict):
     """The file of `nemotron gateway --settings FILE`. Options on the command line override it."""
 
-    triton: str = "127.0.0.1:8001"
-    """Address of Triton's gRPC, as host:port."""
+    triton: str = "127.0.0.1:8000"
+    """Address of Triton's HTTP, as host:port."""
     address: str = "127.0.0.1"
     port: int = Field(default=PORT, ge=0, le=65535)
     """Port to listen on. 0 takes a free port."""

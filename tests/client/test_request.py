@@ -68,7 +68,7 @@ def test_a_prompt_is_text_tokens_or_messages(prompt: Any, name: str, raw: bytes)
     [
         ([], Generation(), "the prompt is empty"),
         ([{"role": object()}], Generation(), "messages: "),
-        ("x", Generation(seed=2**64), "seed: .* is no UINT64"),
+        ("x", Generation(seed=2**64), "seed is no UINT64"),
         ("\ud800", Generation(), "surrogates"),
     ],
 )

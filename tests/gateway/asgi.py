@@ -32,7 +32,7 @@ class ScriptedEngine:
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         async def generate(
-            _backend: Backend, _prompt: Prompt, _generation: Generation, *, stream: bool
+            _backend: Backend, _prompt: Prompt, _generation: Generation, _timeout: float | None
         ) -> AsyncGenerator[Piece, None]:
             self.running += 1
             try:

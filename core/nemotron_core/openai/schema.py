@@ -1,14 +1,13 @@
 """OpenAI's requests as this model can serve them, and the generation that each one describes.
 
 A key of OpenAI's API that this model cannot honour is refused unless its value has no effect. An
-unknown key is refused too. `top_k`, `repetition_penalty` and `min_tokens` are extensions to
-OpenAI's API.
+unknown key is refused too. `top_k`, `repetition_penalty`, `min_tokens` and `timeout` are extensions
+to OpenAI's API.
 """
 
 from __future__ import annotations
 
 import json
-import secrets
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -19,8 +18,6 @@ from nemotron_core.openai.errors import bad_request
 MAX_STOPS = 16
 """Number of stop strings in one request."""
 MAX_STOP_CHARACTERS = 1024
-SEED_BITS = 63
-"""Number of random bits in the seed of a request that has none."""
 
 
 class _Strict(BaseModel):
@@ -91,6 +88,8 @@ class _Request(_Strict):
     top_k: int | None = Field(None, ge=0, le=2**31 - 1)
     repetition_penalty: float | None = Field(None, gt=0, le=1000)
     min_tokens: int | None = Field(None, ge=0)
+    timeout: float | None = Field(None, gt=0)
+    """Seconds for the whole answer, including its time in the queue."""
     # These have no effect here.
     user: str | None = None
     # These are accepted only with a value that has no effect.
@@ -127,21 +126,17 @@ class _Request(_Strict):
 
         OpenAI's default is to sample, at temperature 1.
         """
-        temperature = 1.0 if self.temperature is None else self.temperature
-        seed = self.seed
-        if seed is None and temperature > 0:
-            seed = secrets.randbits(SEED_BITS)  # the engine's own default is a constant
         guide_type, guide = self._guide()
         return Generation(
             max_tokens=max_tokens,
-            temperature=temperature,
+            temperature=1.0 if self.temperature is None else self.temperature,
             top_p=self.top_p,
             top_k=self.top_k,
             repetition_penalty=self.repetition_penalty,
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
             min_tokens=self.min_tokens,
-            seed=None if seed is None else seed & MAX_SEED,
+            seed=None if self.seed is None else self.seed & MAX_SEED,
             stop_words=tuple(_as_list(self.stop)),
             num_return_sequences=self.num_answers if self.num_answers > 1 else None,
             guided_decoding_guide_type=guide_type,
