@@ -1,0 +1,200 @@
+"""Triton's text model over HTTP: requests to `generate_stream`, its events as pieces and errors."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from http import HTTPStatus
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from nemotron_core.errors import ErrorKind
+from nemotron_core.generation import Generation, Piece, Prompt, Times, request_inputs
+from nemotron_core.openai.errors import HttpError, bad_request
+
+TEXT_MODEL = "tensorrt_llm_bls"
+CONNECT_SECONDS = 5.0
+CONFIGURATION_SECONDS = 10.0
+KEEP_ALIVE_SECONDS = 60.0
+"""Seconds for which an idle connection is kept for the next request."""
+EVENT_PREFIX = b"data: "
+EVENT_END = b"\n\n"
+
+
+class Triton:
+    """The text model of the Triton server at `address` (host:port), as a context manager.
+
+    Every failure is an `HttpError`.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._url = f"http://{address}/v2/models/{TEXT_MODEL}"
+
+    async def __aenter__(self) -> Triton:
+        self._session = aiohttp.ClientSession(
+            # The gateway itself limits the number of prompts at the engine.
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            skip_auto_headers=("Accept-Encoding", "User-Agent"),
+            headers={"Content-Type": "application/json"},
+        )
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        await self._session.close()
+
+    async def generate(
+        self, prompt: Prompt, generation: Generation, seconds: float
+    ) -> AsyncGenerator[Piece, None]:
+        """Yield the pieces of all answers to a prompt, for at most `seconds`.
+
+        If the generator is closed before its end, the connection is closed, which cancels the
+        request in the engine.
+        """
+        body = _request_body(prompt, generation, seconds)
+        unfinished = generation.num_return_sequences or 1
+        timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_SECONDS)
+        try:
+            url = f"{self._url}/generate_stream"
+            response = await self._session.post(url, data=body, timeout=timeout)
+            try:
+                if response.status != HTTPStatus.OK:
+                    raise _error_response(response.status, await response.read())
+                rest = b""
+                while data := await response.content.readany():
+                    *events, rest = (rest + data).split(EVENT_END)
+                    for event in events:
+                        piece = _read_event(event)
+                        if piece is None:
+                            continue
+                        if piece.finish_reason:
+                            unfinished -= 1
+                        yield piece
+            finally:
+                response.close()  # a connection whose response has ended stays open
+        except (aiohttp.ClientError, asyncio.TimeoutError) as error:
+            raise self._failure(error, seconds) from error
+        if unfinished > 0:
+            raise HttpError.of_kind(ErrorKind.FAILED, "the stream ended before the answer did")
+
+    async def parameters(self) -> dict[str, str]:
+        """Return the parameters of the model's configuration."""
+        timeout = aiohttp.ClientTimeout(CONFIGURATION_SECONDS, sock_connect=CONNECT_SECONDS)
+        try:
+            async with self._session.get(f"{self._url}/config", timeout=timeout) as response:
+                content = await response.read()
+        except (aiohttp.ClientError, asyncio.TimeoutError) as error:
+            raise self._failure(error, CONFIGURATION_SECONDS) from error
+        if response.status != HTTPStatus.OK:
+            raise _error_response(response.status, content)
+        parameters = json.loads(content)["parameters"]
+        return {name: parameter["string_value"] for name, parameter in parameters.items()}
+
+    def _failure(self, error: Exception, seconds: float) -> HttpError:
+        """Return the error for a connection that failed, or a request that took too long."""
+        if isinstance(error, aiohttp.ClientError):
+            reason = str(error) or type(error).__name__
+            message = f"no answer from {self._address}: {reason}"
+            return HttpError.of_kind(ErrorKind.UNREACHABLE, message)
+        return HttpError.of_kind(ErrorKind.TIMED_OUT, f"no whole answer in {seconds:g} seconds")
+
+
+def _request_body(prompt: Prompt, generation: Generation, seconds: float) -> bytes:
+    """Return the JSON of a request. Raises `HttpError` if the prompt does not fit on the wire."""
+    try:
+        inputs = request_inputs(prompt, generation, stream=True)
+    except ValueError as error:
+        raise bad_request(str(error)) from error
+    body: dict[str, Any] = {"heartbeat": True, "timeout": max(1, round(seconds * 1e6))}
+    body |= {name: values[0] if len(values) == 1 else values for name, values in inputs.items()}
+    return json.dumps(body, ensure_ascii=False).encode()
+
+
+class _Event(msgspec.Struct):
+    """An event of a stream: an error, or the outputs of a response.
+
+    Triton writes an output of one element as that element, any other as a list.
+    """
+
+    error: str = ""
+    text_output: str = ""
+    output_token_ids: int | tuple[int, ...] = ()
+    finish_reason: str = ""
+    stop_reason: str = ""
+    num_input_tokens: int = 0
+    num_output_tokens: int = 0
+    sequence_index: int = 0
+    output_log_probs: float | tuple[float, ...] = ()
+    cum_log_probs: float | None = None
+    arrival_time_ns: int | None = None
+    first_scheduled_time_ns: int = 0
+    first_token_time_ns: int = 0
+    last_token_time_ns: int = 0
+
+
+_decode_event = msgspec.json.Decoder(_Event).decode
+
+
+def _read_event(data: bytes) -> Piece | None:
+    """Return the piece in an event, or `None` if it is a heartbeat. Raises its error."""
+    try:
+        event = _decode_event(data[len(EVENT_PREFIX) :])
+    except msgspec.MsgspecError as error:
+        message = f"Triton sent an event that is no piece of an answer: {error}"
+        raise HttpError.of_kind(ErrorKind.FAILED, message) from error
+    if event.error:
+        raise _error_of_text(event.error)
+    token_ids, log_probs = event.output_token_ids, event.output_log_probs
+    if not (token_ids or token_ids == 0 or event.text_output or event.finish_reason):
+        return None
+    times = None
+    if event.arrival_time_ns is not None:
+        times = Times(
+            event.arrival_time_ns,
+            event.first_scheduled_time_ns,
+            event.first_token_time_ns,
+            event.last_token_time_ns,
+        )
+    return Piece(
+        event.text_output,
+        (token_ids,) if isinstance(token_ids, int) else token_ids,
+        event.finish_reason,
+        event.stop_reason,
+        event.num_input_tokens,
+        event.num_output_tokens,
+        event.sequence_index,
+        (log_probs,) if isinstance(log_probs, float) else log_probs,
+        event.cum_log_probs,
+        times,
+    )
+
+
+def _error_response(status: int, content: bytes) -> HttpError:
+    """Return the error of a response that is not 200.
+
+    `generate_stream` sends it as an event. Triton itself sends plain JSON, and answers 404 while
+    the model is not loaded.
+    """
+    try:
+        text = _decode_event(content.removeprefix(EVENT_PREFIX)).error
+    except msgspec.MsgspecError:
+        text = ""
+    text = text or f"Triton answers with status {status}"
+    if status in (HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE):
+        return HttpError.of_kind(ErrorKind.UNREACHABLE, text)
+    return _error_of_text(text)
+
+
+def _error_of_text(text: str) -> HttpError:
+    """Return the error that a text of Triton describes, by the kind that it names."""
+    kind, message = ErrorKind.split(text)
+    if kind is ErrorKind.REFUSED:
+        message = message.removeprefix(kind.value)
+        is_too_long = "this model holds" in message
+        return bad_request(message, code="context_length_exceeded" if is_too_long else None)
+    return HttpError.of_kind(kind or ErrorKind.FAILED, message)
