@@ -48,6 +48,7 @@ class _LlmAdapter(ABC):
     def __init__(self, folder: Path) -> None:
         os.environ[NO_TELEMETRY] = "1"  # read when the library is imported
         self._api: Any = importlib.import_module(LIBRARY)
+        self._torch: Any = importlib.import_module("torch")  # comes with the library
         self.library = f"tensorrt-llm {self._api.__version__}"
         try:
             self._llm = self._load(folder)
@@ -218,9 +219,8 @@ class _LlmAdapter(ABC):
         return _end_fields(end_id, request.end_ids[1:])
 
     def _bias(self, bias: dict[int, float]) -> Any:
-        torch = importlib.import_module("torch")  # installed with TensorRT-LLM
-        tensor = torch.zeros(self.settings.vocab_size, dtype=torch.float32)
-        tensor[list(bias)] = torch.tensor(list(bias.values()), dtype=torch.float32)
+        tensor = self._torch.zeros(self.settings.vocab_size)
+        tensor[list(bias)] = self._torch.tensor(list(bias.values()))
         return tensor
 
     def _guide(self, guide_type: str, guide: str) -> Any:
