@@ -1,4 +1,4 @@
-"""What is expensive is made once: the tiny model's checkpoint, its engines, one Triton server."""
+"""What is expensive is made once: the tiny model's checkpoint, its engines, one server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.tiny_nemotron.nemo_file import NEMO
 
 if TYPE_CHECKING:  # the fast tests start without these
     from nemotron_build.profile import Profile
-    from nemotron_serve.server import TritonServer
+    from nemotron_serve.model_server import ModelServer
 
 ROOT = Path(__file__).parent
 SLOW_FIXTURES = {"server", "engine_bf16", "engine_f32", "checkpoint_fp8"}
@@ -24,7 +24,7 @@ SLOW = (
     *("docker", "fuzz", "helm", "serve", "slurm", "test_readme.py", "test_tiny_nemotron.py"),
     *("attacks/test_damage.py", "attacks/test_torch_files.py", "bench/test_bench.py"),
     *("build/test_reuse.py", "build/test_tensorrt_lane.py", "client/test_client.py"),
-    *("client/test_failures.py", "data/test_failures.py", "engine/test_cpu.py"),
+    *("client/test_failures.py", "data/test_failures.py", "engine/test_openvino.py"),
     *("convert/test_inspect.py", "convert/test_legacy.py", "convert/test_plan.py"),
     *("convert/test_calibrate.py", "convert/test_convert.py", "convert/test_fp8.py"),
     *("convert/test_hf.py", "convert/test_mpi.py", "convert/test_resume.py"),
@@ -127,8 +127,8 @@ def answers() -> list[ExactAnswer]:
 
 
 @pytest.fixture(scope="session")
-def server(engine_bf16: Path, cpu_profile: Profile) -> Iterator[TritonServer]:
-    from nemotron_serve.server import TritonServer
+def server(engine_bf16: Path, cpu_profile: Profile) -> Iterator[ModelServer]:
+    from nemotron_serve.model_server import ModelServer
 
-    with TritonServer(engine_bf16, cpu_profile) as running:
+    with ModelServer(engine_bf16, cpu_profile) as running:
         yield running

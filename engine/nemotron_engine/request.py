@@ -52,8 +52,8 @@ def check_request(request: Request, settings: EngineSettings, capabilities: Capa
             f"guided_decoding_guide_type {request.guide_type!r} is not on this engine",
             remedy=f"use {' or '.join(capabilities.guide_types)}",
         )
-    count = max(request.top_log_probs, request.prompt_log_probs or 0)
-    _check_range("number of alternatives", count, 0, capabilities.max_log_probs)
+    for count in (request.top_log_probs, request.prompt_log_probs or 0):
+        _check_range("number of alternatives", count, 0, capabilities.max_log_probs)
 
 
 def _check_lengths(request: Request, max_seq_len: int) -> None:

@@ -166,6 +166,7 @@ class Scheduler:
                 if not chunk.finish_reason or index + 1 < len(chunk.token_ids):
                     self._adapter.cancel(chunk.key)
                 del chunk.token_ids[index + 1 :], chunk.log_probs[index + 1 :]
+                del chunk.top_log_probs[index + 1 :]
                 chunk.finish_reason = "stop"
                 return
 

@@ -17,8 +17,9 @@ from nemotron_convert.target.fp8 import E4M3_MAX
 from nemotron_convert.target.layout import ScaleKind
 from nemotron_core.openvino import openvino
 from nemotron_core.text import Tokenizer
-from nemotron_engine.cpu import CpuEngine
-from tests.engine.test_cpu import exact_fraction
+from nemotron_engine.adapters import load_adapter
+from tests.engine.requests import Engine
+from tests.engine.test_openvino import exact_fraction
 from tests.tiny_nemotron.answers import ExactAnswer
 from tests.tiny_nemotron.dialogues import prompt_ids
 from tests.tiny_nemotron.reference import load_hf_model
@@ -41,11 +42,8 @@ def test_fp8_keeps_the_answers(
     tmp_path: Path,
 ) -> None:
     build_engine(checkpoint_fp8, tmp_path / "engine", cpu_profile)
-    engine = CpuEngine(tmp_path / "engine")
-    try:
-        assert exact_fraction(engine, answers, tokenizer) >= 0.95
-    finally:
-        engine.close()
+    engine = Engine(load_adapter("cpu", tmp_path / "engine"))
+    assert exact_fraction(engine, answers, tokenizer) >= 0.95
 
 
 class Fp8Linear(torch.nn.Module):

@@ -9,7 +9,7 @@ from tests.waiting import WAIT
 
 MODEL = """
 import time
-from nemotron_engine import watchdog
+from nemotron_engine.triton import watchdog
 watchdog.POLL_SECONDS = watchdog.FINALIZE_SECONDS = 0.05
 watchdog.start_watchdog()
 print("watching", flush=True)
@@ -17,7 +17,7 @@ time.sleep(1000)
 """
 TRITON = f"""
 import subprocess, sys
-from tests.waiting import WAIT, WAIT
+from tests.waiting import WAIT
 model = subprocess.Popen([sys.executable, "-c", {MODEL!r}], stdout=subprocess.PIPE)
 assert model.stdout.readline() == b"watching\\n"
 """
