@@ -27,7 +27,6 @@ import psutil
 import yaml
 
 from bench.measurements.machine import NEMOTRON
-from bench.measurements.serving import with_free_ports
 from nemotron_build.engine_folder import build_engine
 from nemotron_build.profile import Profile, load_profile
 from nemotron_serve.server import choose_ports
@@ -129,7 +128,8 @@ def read_texts(path: Path) -> tuple[dict[str, str], int]:
 
 def with_fixed_ports(profile: Profile) -> Profile:
     """Return the profile with ports that are free now, so that a restarted server has the same."""
-    endpoints = choose_ports(with_free_ports(profile))
+    any_port = profile.ports.model_copy(update=dict.fromkeys(profile.ports.model_dump(), 0))
+    endpoints = choose_ports(profile.model_copy(update={"ports": any_port}))
     chosen = {name: getattr(endpoints, name) for name in profile.ports.model_dump()}
     return profile.model_copy(update={"ports": profile.ports.model_copy(update=chosen)})
 

@@ -26,7 +26,7 @@ from sentencepiece import SentencePieceProcessor
 
 from bench.measurements.convert_modelopt import golden_tokenizer
 from bench.measurements.random_nemo import Shape, write_nemo
-from bench.measurements.serving import build_cpu_engine
+from bench.measurements.servers import build_cpu_engine
 from bench.measurements.timing import in_turn, summary
 from nemotron_build.hardware import Hardware
 from nemotron_build.plan import make_plan

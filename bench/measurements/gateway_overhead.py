@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.measurements.serving import Gateway, build_cpu_engine, gateway, serving
+from bench.measurements.servers import Gateway, build_cpu_engine, gateway, serving
 from bench.measurements.timing import in_turn, summary
 from nemotron_client import AsyncClient, Generation
 

@@ -11,7 +11,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from bench.measurements.serving import serving
+from bench.measurements.servers import serving
 from bench.measurements.timing import in_turn, summary
 from nemotron_bench.results import LevelResult
 from nemotron_bench.run import run
@@ -34,7 +34,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     quantities: dict[str, dict[str, list[dict[str, float]]]] = {}
     with serving(options.engine) as server:
         settings = BenchSettings(
-            url=f"grpc://{server.endpoints.address}:{server.endpoints.grpc}",
+            url=f"grpc://{server.address}:{server.grpc}",
             concurrency=options.concurrency,
             requests=options.requests,
             input_tokens="64",

@@ -26,7 +26,13 @@ from typing import Any
 
 import psutil
 
-from bench.measurements.serving import build_cpu_engine, serving
+from bench.measurements.processes import family
+from bench.measurements.servers import (
+    Server,
+    build_cpu_engine,
+    engine_of,
+    serving,
+)
 from nemotron_client import (
     Client,
     ClientError,
@@ -36,9 +42,7 @@ from nemotron_client import (
     ServerOverloaded,
     Timeouts,
 )
-from nemotron_core.metrics import RUNNING_METRIC
-from nemotron_serve.server import TritonServer
-from tests.serve.wire import metric
+from nemotron_serve.probe import Probe
 from tests.tiny_nemotron.answers import ExactAnswer, load_answers
 
 MODELS = ("ensemble", "tensorrt_llm_bls")
@@ -51,6 +55,7 @@ BAD = (
 """Bodies of malformed requests."""
 JOIN_SECONDS = 120
 """Time after the end within which a stream must end, or it counts as stuck."""
+PROBE_SECONDS = 30
 IDLE_SECONDS = 30
 """Time within which the engine must have no requests after the streams ended."""
 SAMPLES = 120
@@ -71,9 +76,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     with serving(engine) as server:
         stress, samples = run(server, options.streams, options.minutes * 60, options.seed)
         deadline = time.monotonic() + IDLE_SECONDS
-        while metric(server, RUNNING_METRIC) and time.monotonic() < deadline:
+        while running(server) and time.monotonic() < deadline:
             time.sleep(0.1)
-        remaining = metric(server, RUNNING_METRIC)
+        remaining = running(server)
         last = sample(server, samples[-1].seconds)
     faults = stress.faults[:20]
     if stress.outcomes["stuck"]:
@@ -123,9 +128,7 @@ class Stress:
                 self.faults.append(fault)
 
 
-def run(
-    server: TritonServer, streams: int, seconds: float, seed: int
-) -> tuple[Stress, list[Sample]]:
+def run(server: Server, streams: int, seconds: float, seed: int) -> tuple[Stress, list[Sample]]:
     """Run the streams. Returns the outcomes, and one sample per second."""
     stress = Stress()
     answers = load_answers()
@@ -152,20 +155,27 @@ def run(
     return stress, samples
 
 
-def sample(server: TritonServer, seconds: float) -> Sample:
-    """Return the RSS of Triton and of each of its models, and the engine's requests."""
-    triton = psutil.Process(server.process.pid)
-    rss = {"tritonserver": triton.memory_info().rss}
-    for process in triton.children(recursive=True):
+def sample(server: Server, seconds: float) -> Sample:
+    """Return the RSS of each of the server's processes, and the engine's requests."""
+    rss = {}
+    for pid in family([server.pid]):
         with suppress(psutil.NoSuchProcess):
-            rss[_model(process)] = process.memory_info().rss
-    return Sample(seconds, rss, metric(server, RUNNING_METRIC))
+            process = psutil.Process(pid)
+            rss[_name(process)] = process.memory_info().rss
+    return Sample(seconds, rss, running(server))
 
 
-def _model(process: psutil.Process) -> str:
-    """Return the name of the Triton model that runs in a process, or the process's name."""
-    match = re.search(r"/models/(\w+)/", " ".join(process.cmdline()))
-    return match[1] if match else process.name()
+def running(server: Server) -> int:
+    """Return the number of requests in the engine."""
+    engine = engine_of(server)
+    with Probe(engine.socket, PROBE_SECONDS) as probe:
+        return probe.load().running
+
+
+def _name(process: psutil.Process) -> str:
+    """Return the Triton model that runs in a process, or its Python module, or its name."""
+    match = re.search(r"/models/(\w+)/|-m (nemotron_\w+)", " ".join(process.cmdline()))
+    return match[1] or match[2] if match else process.name()
 
 
 def slopes(samples: list[Sample]) -> dict[str, float]:
@@ -182,14 +192,13 @@ def slopes(samples: list[Sample]) -> dict[str, float]:
 
 
 def _stream(
-    server: TritonServer,
+    server: Server,
     stress: Stress,
     answers: list[ExactAnswer],
     rng: random.Random,
     end: float,
 ) -> None:
-    endpoints = server.endpoints
-    url = f"{endpoints.address}:{endpoints.grpc}"
+    url = f"{server.address}:{server.grpc}"
     with Client(url, timeouts=Timeouts(total=120), retries=Retries(attempts=1)) as client:
         while time.monotonic() < end:
             answer = rng.choice(answers)
@@ -238,14 +247,11 @@ def _cancel(client: Client, rng: random.Random, answer: ExactAnswer) -> None:
     pieces.close()
 
 
-def _over_http(
-    server: TritonServer, stress: Stress, rng: random.Random, answer: ExactAnswer
-) -> None:
+def _over_http(server: Server, stress: Stress, rng: random.Random, answer: ExactAnswer) -> None:
     """Read to the end, or disconnect in the middle of the answer."""
-    endpoints = server.endpoints
     disconnects = rng.random() < 0.6
     body = {"messages": json.dumps(_messages(answer)), "max_tokens": 256, "stream": True}
-    connection = http.client.HTTPConnection(endpoints.address, endpoints.http, timeout=120)
+    connection = http.client.HTTPConnection(server.address, server.http, timeout=120)
     try:
         path = f"/v2/models/{rng.choice(MODELS)}/generate_stream"
         connection.request("POST", path, json.dumps(body))
@@ -276,9 +282,8 @@ def _count_error(stress: Stress, text: str) -> None:
     stress.count("overloaded" if overloaded else "failed", "" if overloaded else text)
 
 
-def _send_malformed(server: TritonServer, stress: Stress, rng: random.Random) -> None:
-    endpoints = server.endpoints
-    connection = http.client.HTTPConnection(endpoints.address, endpoints.http, timeout=120)
+def _send_malformed(server: Server, stress: Stress, rng: random.Random) -> None:
+    connection = http.client.HTTPConnection(server.address, server.http, timeout=120)
     try:
         body = rng.choice(BAD)
         connection.request("POST", f"/v2/models/{rng.choice(MODELS)}/generate_stream", body)

@@ -1,130 +1,122 @@
-"""An engine whose steps take no time, so that measurements show only the cost of serving tokens.
+"""An engine that computes nothing, so that measurements show only the cost of serving tokens.
 
-Measurements of the serving path put it in the place of the CPU lane's engine, inside the model
-`tensorrt_llm`. The product has no reference to it.
+It runs in the engine's own process, in the place of a library:
+
+    python -m nemotron_engine --lane bench.measurements.synthetic_engine:SyntheticAdapter \\
+        --socket PATH ENGINE
+
+At a fixed pace each running request gets its next token, as with a large model on a GPU: the
+environment variable `SYNTHETIC_HZ` has the steps per second, 120 by default. 0 means no pause.
 """
 
 from __future__ import annotations
 
-import queue
-import shutil
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import ctypes
+import os
+import struct
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
 
 from nemotron_core.engine_settings import CpuEngineSettings
-from nemotron_core.errors import NemotronError
-from nemotron_engine.admission import Admission
-from nemotron_engine.engine import EngineState, OnChunk
-from nemotron_engine.pace import Pace
-from nemotron_engine.request import GenerationChunk, GenerationRequest
-from nemotron_serve.repository import render_repository
+from nemotron_engine.protocol import Capabilities, Chunk, Request
 
-ROOT = Path(__file__).parents[2]
-MODEL = f"""
-import sys
-sys.path.insert(0, {str(ROOT)!r})
-import nemotron_engine.adapters
-from bench.measurements.synthetic_engine import SyntheticEngine
-nemotron_engine.adapters.open_engine = lambda lane, folder: SyntheticEngine(folder)
-from served import TritonPythonModel
-"""
-"""Content of `model.py` with the synthetic engine; the real model is the module `served`."""
+HZ_VARIABLE = "SYNTHETIC_HZ"
+DEFAULT_HZ = 120.0
+LANE = f"{__name__}:SyntheticAdapter"
+FIRST_ID, IDS = 100, 100
+"""Range of the generated ids. They are printable pieces, never an end token."""
+MAX_LATE_SECONDS = 0.1
+"""Time without the CPU that the engine makes up for. A longer one slows it down."""
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_TIMER = struct.Struct("4q")
+"""`struct itimerspec`: seconds and nanoseconds of the interval, and of the first expiry."""
 
 
-class SyntheticEngine:
-    """See `Engine`. Each step gives each request its next token."""
+class SyntheticAdapter:
+    """See `Adapter`. The folder of an engine of the CPU lane gives the limits."""
+
+    library = "synthetic"
+    capabilities = Capabilities()
 
     def __init__(self, folder: Path) -> None:
-        settings = CpuEngineSettings.read(folder)
-        self._admission = Admission(settings)
-        self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._remaining: dict[str, int] = {}
-        self._on_chunk: dict[str, OnChunk] = {}
-        self._unsent: dict[str, list[int]] = {}
-        self._pace = Pace("pytorch")  # as with a GPU: the engine takes no CPU from the server
-        self._steps = 0
-        self._thread = threading.Thread(target=self._run, name="engine step", daemon=True)
-        self._thread.start()
+        self.settings = CpuEngineSettings.read(folder)
+        hz = float(os.environ.get(HZ_VARIABLE, DEFAULT_HZ))
+        self._timer = Timer(1 / hz) if hz else None
+        self._max_steps = max(1, int(hz * MAX_LATE_SECONDS))
+        self.wake_file = self._timer.file if self._timer else None
+        self._remaining: dict[bytes, int] = {}
+        """Number of tokens to come of each request, in the order of arrival."""
 
-    def submit_all(self, requests: Sequence[tuple[GenerationRequest, OnChunk]]) -> None:
-        self._admission.admit([request for request, _ in requests])
-        for request in requests:
-            self._inbox.put(request)
+    def ask(self, request: Request) -> None:
+        """See `Adapter`."""
+        if self._timer and not self._remaining:
+            self._timer.start()
+        self._remaining[request.key] = request.max_tokens
 
-    def cancel(self, request_id: str) -> bool:
-        known = self._admission.has(request_id)
-        if known:
-            self._inbox.put(request_id)
-        return known
+    def cancel(self, key: bytes) -> None:
+        """See `Adapter`."""
+        self._remaining.pop(key, None)
+        self._stop_if_idle()
 
-    def state(self) -> EngineState:
-        return EngineState(self._steps, self._admission.waiting, None)
+    def collect(self) -> Iterator[Chunk]:
+        """Return the tokens of the steps that are due."""
+        steps = min(self._timer.expirations(), self._max_steps) if self._timer else 1
+        if not steps:
+            return iter(())
+        chunks = []
+        for key, remaining in list(islice(self._remaining.items(), self.settings.max_batch_size)):
+            left = max(0, remaining - steps)
+            ids = [FIRST_ID + number % IDS for number in range(remaining, left, -1)]
+            if left:
+                self._remaining[key] = left
+                chunks.append(Chunk(key, ids))
+            else:
+                del self._remaining[key]
+                chunks.append(Chunk(key, ids, finish_reason="length"))
+        self._stop_if_idle()
+        return iter(chunks)
+
+    def kv_cache_usage(self) -> None:
+        """See `Adapter`."""
 
     def close(self) -> None:
-        self._inbox.put(None)
-        self._thread.join()
+        """See `Adapter`."""
+        if self._timer:
+            os.close(self._timer.file)
 
-    def _run(self) -> None:
-        burst = 0
-        while self._receive():
-            self._steps += 1
-            start, sent = time.monotonic(), 0
-            due = self._pace.burst(start, len(self._remaining)) != burst
-            burst += due
-            for request_id, remaining in list(self._remaining.items()):
-                is_first = request_id not in self._unsent
-                unsent = self._unsent.setdefault(request_id, [])
-                unsent.append(100 + remaining % 100)  # printable pieces, never an end token
-                self._remaining[request_id] = remaining - 1
-                if remaining == 1:
-                    self._finish(request_id, GenerationChunk(tuple(unsent), finish_reason="length"))
-                elif due or is_first:
-                    self._on_chunk[request_id](GenerationChunk(tuple(unsent)))
-                    unsent.clear()
-                    sent += 1
-            if sent:
-                self._pace.record_cost((time.monotonic() - start) / sent)
-        for request_id in list(self._remaining):
-            self._finish(request_id, GenerationChunk((), finish_reason="cancelled"))
-
-    def _receive(self) -> bool:
-        """Take all new requests and cancellations. Returns `False` once the engine is closed."""
-        while True:
-            try:
-                item = self._inbox.get(block=not self._remaining)
-            except queue.Empty:
-                return True
-            if item is None:
-                return False
-            if isinstance(item, str):
-                if item in self._remaining:
-                    self._finish(item, GenerationChunk((), finish_reason="cancelled"))
-            else:
-                request, on_chunk = item
-                self._remaining[request.request_id] = request.max_tokens
-                self._on_chunk[request.request_id] = on_chunk
-
-    def _finish(self, request_id: str, last: GenerationChunk | NemotronError) -> None:
-        del self._remaining[request_id]
-        self._unsent.pop(request_id, None)
-        self._admission.leave(request_id)
-        self._on_chunk.pop(request_id)(last)
+    def _stop_if_idle(self) -> None:
+        if self._timer and not self._remaining:
+            self._timer.stop()
 
 
-@contextmanager
-def synthetic_engines() -> Iterator[None]:
-    """Let each `TritonServer` that starts in this context have the synthetic engine."""
+class Timer:
+    """A periodic timer of the kernel. Python has none before 3.13."""
 
-    def render(*arguments: Any, **named: Any) -> None:
-        render_repository(*arguments, **named)
-        code = Path(arguments[3], "tensorrt_llm", "1")
-        shutil.move(code / "model.py", code / "served.py")
-        (code / "model.py").write_text(MODEL)
+    def __init__(self, seconds: float) -> None:
+        self._period = divmod(int(seconds * 1e9), 10**9)
+        self.file: int = _LIBC.timerfd_create(
+            ctypes.c_int(1), ctypes.c_int(os.O_NONBLOCK | os.O_CLOEXEC)
+        )
+        """File that is readable once the timer has expired. 1 is CLOCK_MONOTONIC."""
+        if self.file < 0:
+            raise OSError(ctypes.get_errno(), "timerfd_create")
 
-    with patch("nemotron_serve.server.render_repository", render):
-        yield
+    def start(self) -> None:
+        """Let the timer expire after each period from now on."""
+        self._set(*self._period, *self._period)
+
+    def stop(self) -> None:
+        """Disarm the timer, and forget its expirations."""
+        self._set(0, 0, 0, 0)
+
+    def expirations(self) -> int:
+        """Return the number of expirations since the last call."""
+        try:
+            return int.from_bytes(os.read(self.file, 8), "little")
+        except BlockingIOError:
+            return 0
+
+    def _set(self, *values: int) -> None:
+        if _LIBC.timerfd_settime(self.file, 0, _TIMER.pack(*values), None):
+            raise OSError(ctypes.get_errno(), "timerfd_settime")
