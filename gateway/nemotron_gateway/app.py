@@ -81,6 +81,7 @@ class Gateway:
             return
         record = RequestRecord.from_headers(scope["headers"], self._metrics)
         scope["record"] = record
+        scope["send_to_client"] = send
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -56,11 +56,10 @@ class Backend:
         self._canary = asyncio.Lock()
 
     async def __aenter__(self) -> Backend:
-        await self._triton.__aenter__()
         return self
 
     async def __aexit__(self, *_error: object) -> None:
-        await self._triton.__aexit__()
+        self._triton.close()
 
     async def generate(
         self, prompt: Prompt, generation: Generation, timeout: float | None = None
@@ -80,7 +79,7 @@ class Backend:
                     self._piece_time = time.monotonic()
                     yield piece
 
-    async def generate_all(
+    def generate_all(
         self, prompts: Sequence[Prompt], generation: Generation, timeout: float | None
     ) -> AsyncGenerator[tuple[int, Piece], None]:
         """Yield the pieces of all answers to all prompts, each with the index of its answer.
@@ -88,10 +87,7 @@ class Backend:
         The prompts run at the same time. A failure of one ends all of them.
         """
         sources = [self.generate(prompt, generation, timeout) for prompt in prompts]
-        answers_per_prompt = generation.num_return_sequences or 1
-        async with aclosing(_merge(sources)) as pieces:
-            async for prompt_index, piece in pieces:
-                yield prompt_index * answers_per_prompt + piece.sequence_index, piece
+        return _merge(sources, generation.num_return_sequences or 1)
 
     @contextmanager
     def _running_prompt(self) -> Iterator[None]:
@@ -164,13 +160,13 @@ class Backend:
 
 
 async def _merge(
-    sources: Sequence[AsyncGenerator[Piece, None]],
+    sources: Sequence[AsyncGenerator[Piece, None]], answers: int
 ) -> AsyncGenerator[tuple[int, Piece], None]:
-    """Yield the pieces of all sources as they come, each with the index of its source."""
+    """Yield the pieces of all sources, which have `answers` each, with the index of the answer."""
     if len(sources) == 1:
         async with aclosing(sources[0]) as source:
             async for piece in source:
-                yield 0, piece
+                yield piece.sequence_index, piece
         return
     queue: asyncio.Queue[tuple[int, Piece] | Exception | None] = asyncio.Queue(len(sources))
 
@@ -178,7 +174,7 @@ async def _merge(
         try:
             async with aclosing(source):
                 async for piece in source:
-                    await queue.put((index, piece))
+                    await queue.put((index * answers + piece.sequence_index, piece))
             await queue.put(None)
         except Exception as error:  # raised again by the reader of the queue
             await queue.put(error)

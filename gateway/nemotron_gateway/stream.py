@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from json.encoder import encode_basestring
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from nemotron_core.errors import CLIENT_CLOSED_REQUEST
 from nemotron_core.generation import Piece
@@ -40,12 +40,15 @@ class EventStream(StreamingResponse):
         """Send the events. Returns after the generator of events is closed."""
         async with aclosing(self._events):
             try:
-                await while_connected(receive, self.stream_response(send))
+                await while_connected(receive, self._send_events(send, scope["send_to_client"]))
             except ClientDisconnect:
                 self._record.status = CLIENT_CLOSED_REQUEST
 
-    async def stream_response(self, send: Send) -> None:
-        """Send the headers with the first events, then the other events as they come."""
+    async def _send_events(self, send: Send, send_to_client: Send) -> None:
+        """Send the headers with the first events, then the other events as they come.
+
+        Starlette's middleware is about headers only, so `send_to_client` leaves it out.
+        """
         events = await anext(self._events)
         await send(
             {
@@ -55,18 +58,23 @@ class EventStream(StreamingResponse):
             }
         )
         try:
-            await send({"type": "http.response.body", "body": events, "more_body": True})
+            await send_to_client(_body(events))
             async for events in self._events:
-                await send({"type": "http.response.body", "body": events, "more_body": True})
+                await send_to_client(_body(events))
         except Exception as error:
             http_error = to_http_error(error, self._record.request_id)
             self._record.status = http_error.status
             last_events = to_events([http_error.body()]) + DONE
-            await send({"type": "http.response.body", "body": last_events})
+            await send_to_client(_body(last_events, more=False))
             if http_error is not error:
                 raise  # so that it is logged
         else:
-            await send({"type": "http.response.body", "body": DONE})
+            await send_to_client(_body(DONE, more=False))
+
+
+def _body(data: bytes, *, more: bool = True) -> Message:
+    """Return the ASGI message with a part of a response's body."""
+    return {"type": "http.response.body", "body": data, "more_body": more}
 
 
 async def stream_answer(
@@ -84,7 +92,7 @@ async def stream_answer(
                 record.count_piece()
                 answer.usage.add(index, piece)
                 if count == 1 and not (chunks or piece.log_probs or piece.finish_reason):
-                    text = json.dumps(piece.text, ensure_ascii=False)
+                    text = encode_basestring(piece.text)
                     yield f"data: {before}{text}{after}\n\n".encode(errors="replace")
                 else:
                     yield to_events(chunks + answer.chunks(index, piece))

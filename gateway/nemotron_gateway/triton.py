@@ -2,51 +2,36 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
 
-import aiohttp
 import msgspec
 
 from nemotron_core.errors import ErrorKind
 from nemotron_core.generation import Generation, Piece, Prompt, Times, request_inputs
 from nemotron_core.openai.errors import HttpError, bad_request
+from nemotron_gateway.http_connection import Connections, DeadlineExceeded
 
 TEXT_MODEL = "tensorrt_llm_bls"
-CONNECT_SECONDS = 5.0
 CONFIGURATION_SECONDS = 10.0
-KEEP_ALIVE_SECONDS = 60.0
-"""Seconds for which an idle connection is kept for the next request."""
 EVENT_PREFIX = b"data: "
 EVENT_END = b"\n\n"
 
 
 class Triton:
-    """The text model of the Triton server at `address` (host:port), as a context manager.
-
-    Every failure is an `HttpError`.
-    """
+    """The text model of the Triton server at `address` (host:port). Failures are `HttpError`s."""
 
     def __init__(self, address: str) -> None:
         self._address = address
-        self._url = f"http://{address}/v2/models/{TEXT_MODEL}"
+        self._path = f"/v2/models/{TEXT_MODEL}"
+        self._connections = Connections(address)
 
-    async def __aenter__(self) -> Triton:
-        self._session = aiohttp.ClientSession(
-            # The gateway itself limits the number of prompts at the engine.
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            skip_auto_headers=("Accept-Encoding", "User-Agent"),
-            headers={"Content-Type": "application/json"},
-        )
-        return self
-
-    async def __aexit__(self, *_error: object) -> None:
-        await self._session.close()
+    def close(self) -> None:
+        """Close all idle connections."""
+        self._connections.close()
 
     async def generate(
         self, prompt: Prompt, generation: Generation, seconds: float
@@ -58,15 +43,14 @@ class Triton:
         """
         body = _request_body(prompt, generation, seconds)
         unfinished = generation.num_return_sequences or 1
-        timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_SECONDS)
-        try:
-            url = f"{self._url}/generate_stream"
-            response = await self._session.post(url, data=body, timeout=timeout)
-            try:
+        with self._translated_errors(seconds):
+            async with self._connections.request(
+                "POST", f"{self._path}/generate_stream", seconds, body
+            ) as response:
                 if response.status != HTTPStatus.OK:
-                    raise _error_response(response.status, await response.read())
+                    raise _error_response(response.status, await response.read_all())
                 rest = b""
-                while data := await response.content.readany():
+                while data := await response.read():
                     *events, rest = (rest + data).split(EVENT_END)
                     for event in events:
                         piece = _read_event(event)
@@ -75,33 +59,32 @@ class Triton:
                         if piece.finish_reason:
                             unfinished -= 1
                         yield piece
-            finally:
-                response.close()  # a connection whose response has ended stays open
-        except (aiohttp.ClientError, asyncio.TimeoutError) as error:
-            raise self._failure(error, seconds) from error
         if unfinished > 0:
             raise HttpError.of_kind(ErrorKind.FAILED, "the stream ended before the answer did")
 
     async def parameters(self) -> dict[str, str]:
         """Return the parameters of the model's configuration."""
-        timeout = aiohttp.ClientTimeout(CONFIGURATION_SECONDS, sock_connect=CONNECT_SECONDS)
-        try:
-            async with self._session.get(f"{self._url}/config", timeout=timeout) as response:
-                content = await response.read()
-        except (aiohttp.ClientError, asyncio.TimeoutError) as error:
-            raise self._failure(error, CONFIGURATION_SECONDS) from error
+        with self._translated_errors(CONFIGURATION_SECONDS):
+            async with self._connections.request(
+                "GET", f"{self._path}/config", CONFIGURATION_SECONDS
+            ) as response:
+                content = await response.read_all()
         if response.status != HTTPStatus.OK:
             raise _error_response(response.status, content)
         parameters = json.loads(content)["parameters"]
         return {name: parameter["string_value"] for name, parameter in parameters.items()}
 
-    def _failure(self, error: Exception, seconds: float) -> HttpError:
-        """Return the error for a connection that failed, or a request that took too long."""
-        if isinstance(error, aiohttp.ClientError):
-            reason = str(error) or type(error).__name__
-            message = f"no answer from {self._address}: {reason}"
-            return HttpError.of_kind(ErrorKind.UNREACHABLE, message)
-        return HttpError.of_kind(ErrorKind.TIMED_OUT, f"no whole answer in {seconds:g} seconds")
+    @contextmanager
+    def _translated_errors(self, seconds: float) -> Iterator[None]:
+        """Raise the failures of a connection as `HttpError`s."""
+        try:
+            yield
+        except OSError as error:
+            message = f"no answer from {self._address}: {error}"
+            raise HttpError.of_kind(ErrorKind.UNREACHABLE, message) from error
+        except DeadlineExceeded as error:
+            message = f"no whole answer in {seconds:g} seconds"
+            raise HttpError.of_kind(ErrorKind.TIMED_OUT, message) from error
 
 
 def _request_body(prompt: Prompt, generation: Generation, seconds: float) -> bytes:
