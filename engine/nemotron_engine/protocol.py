@@ -78,6 +78,9 @@ class Capabilities(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     max_log_probs: int = 0
     """Largest number of alternatives at a token."""
     max_temperature: float = 1000.0
+    max_scored_tokens: int | None = None
+    """Most tokens to generate in a request with alternatives (`top_log_probs`, `prompt_log_probs`);
+    `None` means no limit of its own."""
 
 
 class Ask(msgspec.Struct, array_like=True, frozen=True, tag=1):

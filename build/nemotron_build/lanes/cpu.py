@@ -10,9 +10,13 @@ from nemotron_build.profile import CpuProfile
 from nemotron_convert.shards import Parallel
 from nemotron_convert.target.layout import Dtype
 from nemotron_core.engine_settings import CpuEngineSettings
+from nemotron_core.model_config import TOKENIZER_NAME
+from nemotron_core.text import Tokenizer
 
 SHARED_MEMORY = 64 << 20
 """Bytes that Triton's Python models take together."""
+VOCABULARY_NAMES = ("openvino_detokenizer.xml", "openvino_detokenizer.bin")
+"""File names that openvino-genai expects. Without these files an engine has no guides."""
 
 
 class CpuLane(Lane):
@@ -21,15 +25,18 @@ class CpuLane(Lane):
     def plan(self, checkpoint: Path, output: Path, profile: CpuProfile) -> BuildPlan:
         open_checkpoint(checkpoint)
         names = CpuEngineSettings
-        return BuildPlan([names.GRAPH_NAME, names.WEIGHTS_NAME, names.NAME])
+        return BuildPlan([names.GRAPH_NAME, names.WEIGHTS_NAME, names.NAME, *VOCABULARY_NAMES])
 
     def build(self, checkpoint: Path, folder: Path, profile: CpuProfile) -> BuiltEngine:
         from nemotron_build.openvino_file import save_graph  # noqa: PLC0415  # not on a GPU node
         from nemotron_build.openvino_model import build_model  # noqa: PLC0415
+        from nemotron_build.openvino_vocabulary import save_vocabulary  # noqa: PLC0415
 
         source = open_checkpoint(checkpoint)
         source.check_hashes()
         save_graph(build_model(source, profile.dtype), folder / CpuEngineSettings.GRAPH_NAME)
+        tokenizer = Tokenizer(checkpoint / TOKENIZER_NAME)
+        save_vocabulary(tokenizer, source.config.vocab_size, folder / VOCABULARY_NAMES[0])
         limits = profile.limits
         settings = CpuEngineSettings(
             dtype=profile.dtype,

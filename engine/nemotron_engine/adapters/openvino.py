@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ import numpy as np
 from nemotron_core.engine_settings import CpuEngineSettings
 from nemotron_core.errors import ErrorKind, NemotronError
 from nemotron_core.openvino import openvino, openvino_genai
+from nemotron_engine.adapters.openvino_guides import GuideTrials, guide_types, structured_output
+from nemotron_engine.adapters.openvino_scoring import MAX_LOG_PROBS, Scorer
 from nemotron_engine.mapped_file import give_back
 from nemotron_engine.protocol import Capabilities, Chunk, Request
 
@@ -24,6 +28,8 @@ PACKED_STEPS = 16
 therefore packed."""
 KV_BLOCK_TOKENS = 32
 """Number of tokens in one block of OpenVINO's paged KV cache on a CPU."""
+IDLE_SECONDS = 0.005
+"""Time of a step in which there is nothing to compute yet."""
 NO_ROOM = "the KV cache has no room for this request"
 NOT_LOADED = "build the engine again, or give the machine more memory"
 FINISH_REASONS = {
@@ -46,7 +52,6 @@ class OpenVinoAdapter:
     Raises `NemotronError` if the folder is no engine of this lane, or cannot be loaded.
     """
 
-    capabilities = Capabilities()
     wake_file = None
 
     def __init__(self, folder: Path) -> None:
@@ -56,6 +61,15 @@ class OpenVinoAdapter:
             self._pipeline = load_pipeline(folder)
         except RuntimeError as error:
             raise NemotronError(str(error), where=folder, remedy=NOT_LOADED) from error
+        self._guides = GuideTrials(folder)
+        self._scorer = Scorer(folder, self.settings, _properties(self.settings))
+        types = guide_types(folder)
+        self.capabilities = Capabilities(
+            features=["prompt_log_probs", "top_log_probs", *(["guides"] if types else [])],
+            guide_types=types,
+            max_log_probs=MAX_LOG_PROBS,
+            max_scored_tokens=1,
+        )
         self._weights = folder / CpuEngineSettings.WEIGHTS_NAME
         self._running: dict[bytes, _Running] = {}
         self._numbers = 0
@@ -63,6 +77,14 @@ class OpenVinoAdapter:
 
     def ask(self, request: Request) -> None:
         """See `Adapter`."""
+        if request.prompt_log_probs is not None or request.top_log_probs:
+            self._scorer.ask(request)
+        elif request.guide_type:
+            self._guides.ask(request)
+        else:
+            self._begin(request)
+
+    def _begin(self, request: Request) -> None:
         self._numbers += 1
         ids = openvino.Tensor(np.array([request.input_ids], np.int64))
         try:
@@ -73,11 +95,29 @@ class OpenVinoAdapter:
 
     def cancel(self, key: bytes) -> None:
         """See `Adapter`."""
+        self._guides.cancel(key)
+        self._scorer.cancel(key)
         if (running := self._running.pop(key, None)) is not None:
             running.handle.stop()
 
     def collect(self) -> Iterator[Chunk]:
         """See `Adapter`. A pipeline that has failed once fails forever."""
+        chunks = []
+        for request, error in self._guides.collect():
+            try:
+                if error is not None:
+                    raise error
+                self._begin(request)
+            except NemotronError as failure:
+                chunks.append(Chunk.of_error(request.key, failure))
+        if self._pipeline.has_non_finished_requests():
+            chunks += self._step()
+        elif not self._scorer.is_busy:
+            wait(self._guides.pending | self._scorer.pending, IDLE_SECONDS, FIRST_COMPLETED)
+        return iter(chunks + self._scorer.collect())
+
+    def _step(self) -> list[Chunk]:
+        """Compute a step of the pipeline, and return the new tokens."""
         self._pipeline.step()
         self._steps += 1
         if self._steps == PACKED_STEPS:  # from now on only embeddings are read from the file
@@ -88,7 +128,7 @@ class OpenVinoAdapter:
                 chunks.append(chunk)
                 if chunk.finish_reason:
                     del self._running[key]
-        return iter(chunks)
+        return chunks
 
     def kv_cache_usage(self) -> float:
         """See `Adapter`."""
@@ -96,6 +136,8 @@ class OpenVinoAdapter:
 
     def close(self) -> None:
         """See `Adapter`."""
+        self._guides.close()
+        self._scorer.close()
 
 
 def _read(key: bytes, running: _Running) -> Chunk | None:
@@ -132,26 +174,29 @@ def load_pipeline(folder: Path) -> Any:
     scheduler.num_kv_blocks = -(-settings.kv_cache_tokens // KV_BLOCK_TOKENS)
     scheduler.enable_prefix_caching = True
     scheduler.dynamic_split_fuse = True
-    precision = _precision(settings)
     return openvino_genai.ContinuousBatchingPipeline(
-        folder,
-        scheduler,
-        "CPU",
-        {
-            "INFERENCE_PRECISION_HINT": precision,
-            "KV_CACHE_PRECISION": precision,
-            "CPU_RUNTIME_CACHE_CAPACITY": COMPILED_SHAPES,
-        },
+        folder, scheduler, "CPU", _properties(settings)
     )
 
 
-def _precision(settings: CpuEngineSettings) -> Any:
+def _properties(settings: CpuEngineSettings) -> dict[str, Any]:
+    """Return the properties with which OpenVINO compiles an engine's graph."""
+    precision = _precision(settings.dtype)
+    return {
+        "INFERENCE_PRECISION_HINT": precision,
+        "KV_CACHE_PRECISION": precision,
+        "CPU_RUNTIME_CACHE_CAPACITY": COMPILED_SHAPES,
+    }
+
+
+@lru_cache
+def _precision(dtype: str) -> Any:
     """Return the type to compute in, which is the KV cache's type too.
 
     A CPU without BF16 arithmetic (AVX2 only) computes a BF16 engine in F32: its attention kernel
     refuses a BF16 cache. The answers are then closer to F32, and the cache takes twice the memory.
     """
-    if settings.dtype == "f32":
+    if dtype == "f32":
         return openvino.Type.f32
     if computes_in_bf16():
         return openvino.Type.bf16
@@ -186,4 +231,6 @@ def generation_config(request: Request) -> Any:
         if request.top_k:
             config.top_k = request.top_k
         config.rng_seed = request.seed
+    if request.guide_type:
+        config.structured_output_config = structured_output(request.guide_type, request.guide)
     return config
