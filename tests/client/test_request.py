@@ -50,6 +50,23 @@ def test_every_setting_is_an_input_of_the_text_model(field: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("settings", "top_p"),
+    [
+        ({}, None),
+        ({"temperature": 0.0}, None),
+        ({"temperature": 0.5}, b"\0\0\x80?"),  # 1.0
+        ({"temperature": 0.5, "top_p": 0.0}, b"\0\0\0\0"),
+        ({"top_p": 0.5}, b"\0\0\0?"),
+    ],
+)
+def test_a_temperature_comes_with_top_p(settings: dict[str, float], top_p: bytes | None) -> None:
+    """On Triton's wire a temperature alone is greedy."""
+    request = generation_request("ensemble", "id", "Hello", Generation(**settings), stream=True)
+    names = [tensor.name for tensor in request.inputs]
+    assert (dict(zip(names, request.raw_input_contents, strict=True)).get("top_p")) == top_p
+
+
+@pytest.mark.parametrize(
     ("prompt", "name", "raw"),
     [
         ("Hé", "text_input", b"\x03\0\0\0H\xc3\xa9"),
