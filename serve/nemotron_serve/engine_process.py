@@ -78,7 +78,7 @@ class EngineProcess:
         self._closing = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._steps = -1
-        self._worked_seconds = 0.0
+        self._worked_seconds = -WORK_SECONDS
         self._failure: str | None = None
         self._thread = threading.Thread(target=self._watch, name="engine watch", daemon=True)
 
@@ -222,6 +222,7 @@ class EngineProcess:
 
     def _replace(self) -> None:
         """Start the process again, with longer and longer pauses while that fails."""
+        self._worked_seconds = -WORK_SECONDS
         pause = FIRST_BACK_OFF
         for _ in range(MAX_FAILED_STARTS):
             self._kill()

@@ -19,8 +19,8 @@ from nemotron_serve.repository import ServerFiles, render_repository
 from nemotron_serve.scratch import scratch_folder
 from nemotron_serve.server import TritonServer, choose_ports
 
-MAX_RESTARTS = 5
-RESTART_SECONDS = 600.0
+MAX_RESTARTS = 10
+RESTART_SECONDS = 60.0
 """Triton is started again at most `MAX_RESTARTS` times in so many seconds."""
 
 

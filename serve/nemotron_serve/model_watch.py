@@ -7,8 +7,10 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from http import HTTPStatus
 from pathlib import Path
 
+from nemotron_core.errors import ErrorKind
 from nemotron_serve.server import TritonServer
 
 TEXT_MODELS = ("ensemble", "tensorrt_llm_bls", "generate")
@@ -59,6 +61,8 @@ class ModelWatch:
             if model_of(process) != name:
                 return f"the process of the model {name} has ended"
         for canary in self._canaries:
+            if canary.error is not None:
+                return f"the model {canary.model} fails: {canary.error}"
             if canary.is_silent() and self._engine_answers() and canary.is_silent():
                 return f"the model {canary.model} answers no more"
         return None
@@ -71,6 +75,8 @@ class _Canary(threading.Thread):
         super().__init__(name=f"canary {model}", daemon=True)
         self.model = model
         self.answers = 0
+        self.error: str | None = None
+        """Triton's own words about a model that no longer works."""
         self._server = server
         self._closing = closing
         self._sent_seconds: float | None = None
@@ -81,10 +87,12 @@ class _Canary(threading.Thread):
         return sent is not None and time.monotonic() - sent > SILENT_SECONDS
 
     def run(self) -> None:
-        """Send canaries until the end. Any answer will do: errors are the engine's."""
+        """Send canaries until the end. An error of a known kind is the engine's, and will do."""
         while not self._closing.is_set():
             self._sent_seconds = time.monotonic()
-            status, _text = self._server.generate(self.model, CANARY, CANARY_LIMIT)
+            status, text = self._server.generate(self.model, CANARY, CANARY_LIMIT)
+            if status not in (0, HTTPStatus.OK) and ErrorKind.of_text(text) is None:
+                self.error = text
             if status:
                 self._sent_seconds = None
                 self.answers += 1
