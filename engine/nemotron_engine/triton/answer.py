@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from nemotron_core.text import AnswerStream, Tokenizer
 from nemotron_engine.protocol import Chunk
-from nemotron_engine.triton.prompt import AnswerSettings
+from nemotron_engine.triton.prompts import AnswerSettings
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import Any
 from nemotron_core.text import Tokenizer
 from nemotron_engine.protocol import Chunk
 from nemotron_engine.triton.answer import Answer, Part
-from nemotron_engine.triton.prompt import AnswerSettings, RequestSettings
+from nemotron_engine.triton.prompts import AnswerSettings, RequestSettings
 from nemotron_engine.triton.responses import last_response, middle_response, token_response
 from nemotron_engine.triton.tensors import error_response
 

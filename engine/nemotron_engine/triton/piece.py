@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from nemotron_engine.protocol import KEY_BYTES, Chunk
-from nemotron_engine.triton.prompt import AnswerSettings, RequestSettings
+from nemotron_engine.triton.prompts import AnswerSettings, RequestSettings
 
 
 class Piece(msgspec.Struct, array_like=True, kw_only=True):

@@ -11,7 +11,8 @@ from typing import Any
 from nemotron_core.errors import ErrorKind, NemotronError
 from nemotron_core.wire import TEXT_INPUTS
 from nemotron_engine.client import EngineClient
-from nemotron_engine.triton.prompt import PromptBuilder, Prompts
+from nemotron_engine.triton.prompt import PromptBuilder
+from nemotron_engine.triton.prompts import Prompts
 from nemotron_engine.triton.tensors import FINAL, Inputs, Options, error_response, parameter
 
 HELLO_SECONDS = 1.0

@@ -9,7 +9,7 @@ import triton_python_backend_utils as pb_utils
 
 from nemotron_core.wire import CACHE_OUTPUTS, TIME_OUTPUTS
 from nemotron_engine.triton.answer import Part
-from nemotron_engine.triton.prompt import RequestSettings
+from nemotron_engine.triton.prompts import RequestSettings
 from nemotron_engine.triton.tensors import tensor
 
 UNKNOWN = -1

@@ -139,6 +139,11 @@ def read_blobs(request: Any, entry: Tensor) -> list[bytes] | None:
     ]
 
 
+def requested_names(request: Any) -> frozenset[str]:
+    """Return the names of the outputs that a client asked for; over HTTP those are all."""
+    return frozenset(request.requested_output_names())
+
+
 def error_response(error: NemotronError) -> Any:
     """Return the response that reports `error` to a client, by its kind."""
     code = getattr(pb_utils.TritonError, error.kind.codes.triton)

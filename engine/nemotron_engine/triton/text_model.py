@@ -14,15 +14,11 @@ from typing import Any
 from nemotron_core.errors import NemotronError
 from nemotron_engine.protocol import Chunk
 from nemotron_engine.triton.answers import Answers, Outcome
-from nemotron_engine.triton.prompt import Prompts
 from nemotron_engine.triton.prompt_reader import PromptReader
-from nemotron_engine.triton.requests import (
-    RunningRequest,
-    RunningRequests,
-    end_with_threads,
-    requested_names,
-)
-from nemotron_engine.triton.tensors import Options, parameter
+from nemotron_engine.triton.prompts import Prompts
+from nemotron_engine.triton.requests import RunningRequests
+from nemotron_engine.triton.running_request import RunningRequest
+from nemotron_engine.triton.tensors import Options, parameter, requested_names
 from nemotron_engine.triton.watchdog import start_watchdog
 
 SENDER_THREADS = 2
@@ -38,7 +34,6 @@ class TextModel:
     def initialize(self, args: dict[str, str]) -> None:
         """See Triton's Python backend."""
         start_watchdog()
-        end_with_threads()
         self._reader = PromptReader(args)
         self._requests = RunningRequests(
             Path(parameter(args, "engine_socket")),

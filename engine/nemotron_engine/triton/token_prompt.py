@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from nemotron_core.errors import NemotronError
 from nemotron_engine.protocol import Hello, Request
-from nemotron_engine.triton.prompt import (
-    AnswerSettings,
-    Prompts,
+from nemotron_engine.triton.fields import (
     common_fields,
     end_ids_of,
     request_settings,
@@ -14,6 +12,7 @@ from nemotron_engine.triton.prompt import (
     sequence_count,
     token_sequences,
 )
+from nemotron_engine.triton.prompts import AnswerSettings, Prompts
 from nemotron_engine.triton.tensors import Inputs, Options
 
 

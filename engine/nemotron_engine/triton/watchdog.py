@@ -1,4 +1,4 @@
-"""A watchdog that ends a model's process when its Triton has ended."""
+"""A watchdog that ends a model's process with its Triton, and with any of its own threads."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import faulthandler
 import os
 import threading
 import time
+
+import triton_python_backend_utils as pb_utils
 
 POLL_SECONDS = 1.0
 FINALIZE_SECONDS = 5.0
@@ -15,10 +17,11 @@ FINALIZE_SECONDS = 5.0
 def start_watchdog() -> None:
     """Watch Triton from a thread, and report crashes of this process in Triton's log.
 
-    Every model calls this first in `initialize`. A model that waits for another model's response
-    would otherwise wait forever when Triton dies.
+    Every model calls this first in `initialize`. The threads of a model would otherwise keep its
+    process when Triton dies. From then on the death of any thread ends the process.
     """
     faulthandler.enable()
+    threading.excepthook = _end_with_thread
     threading.Thread(
         target=_end_with_triton, args=(os.getppid(),), name="watchdog", daemon=True
     ).start()
@@ -28,4 +31,14 @@ def _end_with_triton(triton: int) -> None:
     while os.getppid() == triton:
         time.sleep(POLL_SECONDS)
     time.sleep(FINALIZE_SECONDS)
+    os._exit(1)
+
+
+def _end_with_thread(arguments: threading.ExceptHookArgs) -> None:
+    """End this process when one of its threads has died, which would otherwise go unnoticed.
+
+    `nemotron serve` sees that and starts Triton again.
+    """
+    threading.__excepthook__(arguments)
+    pb_utils.Logger.log_error(f"a thread has died: {arguments.exc_value}")
     os._exit(1)

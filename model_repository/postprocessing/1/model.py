@@ -16,8 +16,7 @@ from nemotron_core.wire import PIECE
 from nemotron_engine.client import EngineClient
 from nemotron_engine.triton.answers import Answers
 from nemotron_engine.triton.piece import Acknowledger, Piece
-from nemotron_engine.triton.requests import end_with_threads, requested_names
-from nemotron_engine.triton.tensors import error_response, parameter, read_blobs
+from nemotron_engine.triton.tensors import error_response, parameter, read_blobs, requested_names
 from nemotron_engine.triton.watchdog import start_watchdog
 
 POLL_SECONDS = 0.25
@@ -40,7 +39,6 @@ class _Running:
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         start_watchdog()
-        end_with_threads()
         self._tokenizer = Tokenizer(Path(parameter(args, "tokenizer_path")))
         self._acknowledger = Acknowledger(Path(parameter(args, "acknowledgements")))
         self._engine = EngineClient(Path(parameter(args, "engine_socket")))

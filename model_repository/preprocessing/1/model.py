@@ -10,9 +10,8 @@ import triton_python_backend_utils as pb_utils
 
 from nemotron_core.wire import PROMPT
 from nemotron_engine.client import EngineClient
-from nemotron_engine.triton.prompt import Prompts
 from nemotron_engine.triton.prompt_reader import PromptReader
-from nemotron_engine.triton.requests import end_with_threads
+from nemotron_engine.triton.prompts import Prompts
 from nemotron_engine.triton.tensors import FINAL, Options, blob_tensor, parameter
 from nemotron_engine.triton.watchdog import start_watchdog
 
@@ -20,7 +19,6 @@ from nemotron_engine.triton.watchdog import start_watchdog
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         start_watchdog()
-        end_with_threads()
         self._reader = PromptReader(args)
         self._engine = EngineClient(
             Path(parameter(args, "engine_socket")), tokenizer=self._reader.tokenizer_path

@@ -24,13 +24,9 @@ from nemotron_engine.triton.answer import Answer
 from nemotron_engine.triton.answers import Answers, Outcome
 from nemotron_engine.triton.meter import Meter
 from nemotron_engine.triton.piece import Acknowledgements, Piece
-from nemotron_engine.triton.prompt import Prompts
-from nemotron_engine.triton.requests import (
-    RunningRequest,
-    RunningRequests,
-    end_with_threads,
-    requested_names,
-)
+from nemotron_engine.triton.prompts import Prompts
+from nemotron_engine.triton.requests import RunningRequests
+from nemotron_engine.triton.running_request import RunningRequest
 from nemotron_engine.triton.tensors import (
     FINAL,
     Inputs,
@@ -39,6 +35,7 @@ from nemotron_engine.triton.tensors import (
     error_response,
     parameter,
     read_blobs,
+    requested_names,
 )
 from nemotron_engine.triton.token_prompt import build_token_prompts
 from nemotron_engine.triton.watchdog import start_watchdog
@@ -52,7 +49,6 @@ HELLO_SECONDS = 1.0
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         start_watchdog()
-        end_with_threads()
         tokenizer = Path(parameter(args, "tokenizer_path"))
         self._tokenizer = Tokenizer(tokenizer)
         self._requests = RunningRequests(

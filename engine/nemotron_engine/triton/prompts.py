@@ -1,0 +1,64 @@
+"""The prompts of one request, as they go from one model to the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+from msgspec.structs import replace
+
+from nemotron_core.generation import MAX_SEED
+from nemotron_engine.client import new_key
+from nemotron_engine.protocol import Request
+
+
+class AnswerSettings(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
+    """What turns the tokens of one answer into its text and its outputs."""
+
+    chat: bool = False
+    """Whether the prompt is a conversation; see `AnswerStream`."""
+    end_ids: list[int] = []
+    stop_strings: list[str] = []
+    prefix: str = ""
+    """Text in front of the answer: its prompt, if the request asks for it."""
+    prefix_ids: list[int] = []
+    """The same as tokens, where the outputs are tokens."""
+    num_input_tokens: int = 0
+    batch_index: int = 0
+    sequence_index: int = 0
+
+
+class RequestSettings(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
+    """What all answers to one request have in common."""
+
+    stream: bool = False
+    """Whether the client receives the answers in pieces."""
+    log_probs: bool = False
+    times: bool = False
+    cache_stats: bool = False
+    pad_id: int = 0
+    """Token that fills up the rows of outputs with several answers."""
+
+
+class Prompts(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
+    """The sequences of one request, in the order batch, then sequence, and their answers."""
+
+    requests: list[Request]
+    answers: list[AnswerSettings]
+    settings: RequestSettings
+
+    @classmethod
+    def of_rows(
+        cls, rows: Iterable[tuple[Request, AnswerSettings, int]], settings: RequestSettings
+    ) -> Prompts:
+        """Return the sequences of each row's prompt, which has a number of answers.
+
+        Each sequence gets a key of its own, and the seed of its row plus its index.
+        """
+        requests, answers = [], []
+        for request, answer, count in rows:
+            for index in range(count):
+                seed = (request.seed + index) % (MAX_SEED + 1)
+                requests.append(replace(request, key=new_key(), seed=seed))
+                answers.append(replace(answer, sequence_index=index))
+        return cls(requests=requests, answers=answers, settings=settings)

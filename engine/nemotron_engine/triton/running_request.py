@@ -1,0 +1,91 @@
+"""One running request of a Triton model: its chunks and its responses."""
+
+from __future__ import annotations
+
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from nemotron_core.errors import NemotronError
+from nemotron_engine.outbox import Outbox
+from nemotron_engine.protocol import Chunk
+from nemotron_engine.triton.answers import Outcome
+from nemotron_engine.triton.prompts import Prompts
+from nemotron_engine.triton.tensors import FINAL, Options, error_response
+
+PIECE_SECONDS = 0.05
+"""Least time between two responses of one streamed request: 20 texts a second look smooth. More
+responses bring no more tokens, but take the processor from whatever needs it."""
+
+
+class RunningRequest(ABC):
+    """A request whose answers are generated.
+
+    Chunks are added by the thread that reads the engine's socket, and sent by whichever sender
+    thread takes the request next. The fields below belong to `RunningRequests` and its lock.
+    """
+
+    is_acknowledged = False
+    """Whether somebody acknowledges each response."""
+
+    def __init__(
+        self, prompts: Prompts, sender: Any, names: Collection[str], options: Options
+    ) -> None:
+        self.prompts = prompts
+        self.index_of = {request.key: index for index, request in enumerate(prompts.requests)}
+        self.unfinished = set(self.index_of)
+        """Keys of the sequences whose last chunk has not come."""
+        self.is_ended = False
+        """Whether the last response was sent."""
+        self.outbox = Outbox()
+        self.interval = 0.0 if options.chunk_tokens else PIECE_SECONDS
+        self.heartbeat = options.heartbeat and prompts.settings.stream
+        self.due = 0.0
+        self.is_queued = self.is_busy = False
+        self.is_new = True
+        self.in_flight = 0
+        """Number of responses that are not acknowledged yet, where they are acknowledged."""
+        self.sent_seconds = time.monotonic()
+        self.names = names
+        self.arrival_ns = time.time_ns()
+        self._sender: Any = sender
+        # Triton 2.51 crashes if a sender is called after its last response.
+        self._sending = threading.Lock()
+
+    @abstractmethod
+    def respond(self, chunks: Sequence[Chunk]) -> Outcome:
+        """Return what follows from chunks of the engine."""
+
+    @abstractmethod
+    def heartbeat_response(self) -> Any:
+        """Return an empty response."""
+
+    @property
+    def wants_chunks(self) -> bool:
+        """Whether chunks before the last one make a difference."""
+        return self.prompts.settings.stream or any(
+            answer.stop_strings for answer in self.prompts.answers
+        )
+
+    def send(self, responses: Sequence[Any], *, is_last: bool) -> None:
+        """Send responses, the last of them as the request's last one if `is_last`."""
+        with self._sending:
+            if self.is_ended:
+                return
+            for number, response in enumerate(responses, 1):
+                is_final = is_last and number == len(responses)
+                self._sender.send(response, flags=FINAL if is_final else 0)
+            if is_last:
+                self.is_ended = True
+                self._sender = None  # otherwise it could outlive the model
+
+    def fail(self, error: NemotronError) -> None:
+        """End the request with an error."""
+        self.send([error_response(error)], is_last=True)
+
+    def is_cancelled(self) -> bool:
+        """Ask Triton whether the client has cancelled or disconnected."""
+        with self._sending:
+            return not self.is_ended and bool(self._sender.is_cancelled())
