@@ -2,7 +2,7 @@
 
 Only the engine's process has to do with MPI. The library's launcher runs it on the first rank, and
 keeps the other ranks for it. The launcher starts its command in the background, splits it at
-spaces, forwards no signal and loses the exit code, so `nemotron serve` itself is never under it.
+spaces, forwards no signal and loses the exit code, so `nemotron serve` itself is not under it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -20,6 +21,8 @@ from nemotron_serve.triton import DRAIN
 
 SRUN = "srun"
 LAUNCHER = "trtllm-llmapi-launch"
+UNDER_LAUNCHER = (LAUNCHER, sys.executable, "-m", "nemotron_engine.launched")
+"""The launcher and what stands between it and its command. The command runs on this machine."""
 LAUNCHED = "TLLM_SPAWN_PROXY_PROCESS"
 """Environment variable that the launcher sets."""
 
@@ -42,7 +45,7 @@ def engine_launcher(
     if place is not None:
         _rank, size = place
         if size == deployment.ranks:
-            return [LAUNCHER]
+            return [*UNDER_LAUNCHER]
         if deployment.nodes > 1:
             raise NemotronError(
                 f"the launcher has started {size} processes, the engine has {deployment.ranks}"
@@ -53,14 +56,14 @@ def engine_launcher(
     if deployment.nodes == 1:
         return []
     if hosts:
-        return [*mpirun_command(hosts, deployment), LAUNCHER]
+        return [*mpirun_command(hosts, deployment), *UNDER_LAUNCHER]
     nodes = [f"--nodes={deployment.nodes}", f"--ntasks-per-node={deployment.gpus_per_node}"]
-    return [SRUN, *nodes, "--mpi=pmix", "--kill-on-bad-exit=1", LAUNCHER]
+    return [SRUN, *nodes, "--mpi=pmix", "--kill-on-bad-exit=1", *UNDER_LAUNCHER]
 
 
 def check_launcher(launcher: Sequence[str]) -> None:
     """Raise `NemotronError` if a program that starts the ranks is not on PATH."""
-    for program in {*launcher[:1], *launcher[-1:]}:
+    for program in {*launcher[:1], LAUNCHER} if launcher else ():
         if shutil.which(program) is None:
             raise NemotronError(f"no {program} on PATH", remedy="use the lane's container")
 

@@ -28,7 +28,13 @@ from nemotron_core.errors import NemotronError
 from nemotron_core.text import Tokenizer
 from nemotron_core.text.sentencepiece_model import SentencePieceModel
 from nemotron_serve.dry_run import describe_serve
-from nemotron_serve.ranks import LAUNCHED, LAUNCHER, check_launcher, engine_launcher
+from nemotron_serve.ranks import (
+    LAUNCHED,
+    LAUNCHER,
+    UNDER_LAUNCHER,
+    check_launcher,
+    engine_launcher,
+)
 from tests.standins.container import Container, make_container
 
 H100 = "NVIDIA H100 80GB HBM3, 81559, 9.0"
@@ -264,8 +270,8 @@ def test_slurm_starts_the_engine_on_two_nodes(name: str) -> None:
         ("cpu", (0, 16), []),
         ("h100-fp8-tp8", None, []),
         ("h100-fp8-tp8", (0, 2), []),
-        ("h100-fp8-tp8", (0, 8), [LAUNCHER]),
-        ("h100-bf16-tp8-pp2", (0, 16), [LAUNCHER]),
+        ("h100-fp8-tp8", (0, 8), [*UNDER_LAUNCHER]),
+        ("h100-bf16-tp8-pp2", (0, 16), [*UNDER_LAUNCHER]),
     ],
 )
 def test_the_processes_of_a_launcher_become_ranks_if_their_number_fits(
@@ -291,10 +297,10 @@ def test_hosts_get_a_rank_on_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NCCL_DEBUG", "INFO")
     profile = load_profile("h100-bf16-tp8-pp2")
     deployment = lane_of(profile).deployment(profile)
-    *mpirun, launcher = engine_launcher(deployment, None, ["localhost", "other"])
-    assert launcher == LAUNCHER
-    words = " ".join(mpirun)
-    assert "mpirun" in mpirun[0]
+    command = engine_launcher(deployment, None, ["localhost", "other"])
+    words = " ".join(command)
+    assert words.endswith(" ".join(UNDER_LAUNCHER))
+    assert "mpirun" in command[0]
     assert "-n 16 --host localhost:8,other:8 --map-by slot" in words
     assert "-x NCCL_DEBUG" in words
     assert "-x PATH" in words

@@ -99,7 +99,9 @@ def host_name(process: psutil.Process) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def test_a_server_over_two_nodes(tmp_path: Path, answers: list[ExactAnswer]) -> None:
+def test_a_server_over_two_nodes(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, answers: list[ExactAnswer]
+) -> None:
     container = make_container(tmp_path / "container", gpu=H100, gpus=4, version="1.2.1")
     environment = {
         "PYTHONPATH": container.environment["PYTHONPATH"],
@@ -118,9 +120,9 @@ def test_a_server_over_two_nodes(tmp_path: Path, answers: list[ExactAnswer]) -> 
             "ports": free_ports("http", "grpc", "metrics", "health", "gateway"),
         },
     )
-    (tmp_path / "cluster").mkdir()
+    root = tmp_path_factory.mktemp("nodes")
     cluster = Cluster(
-        tmp_path / "cluster",
+        root,
         documents,
         secrets={"nemotron-ssh": ssh_secret(tmp_path)},
         image={IMAGE_MODEL: NEMO},
@@ -141,7 +143,7 @@ def test_a_server_over_two_nodes(tmp_path: Path, answers: list[ExactAnswer]) -> 
     ):
         server.wait_for("startupProbe")
         workers = [
-            process for process in ranks() if str(tmp_path) in " ".join(process.environ().values())
+            process for process in ranks() if str(root) in " ".join(process.environ().values())
         ]
         assert sorted(map(host_name, workers)) == sorted([os.uname().nodename] * 4 + ["worker"] * 4)
         test = Pod(cluster, find(documents, "Pod", "-test"), "test")
