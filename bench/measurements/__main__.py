@@ -48,7 +48,7 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "serving": Measurement("tokens and CPU of the serving path, against an earlier commit", 5),
     "hops": Measurement("the fraction of the CPU engine's tokens that each hop carries", 3),
     "hangups": Measurement("clients that leave, reset, cancel and die; kills of the engine"),
-    "gateway_overhead": Measurement("the gateway against direct gRPC", 5),
+    "gateway_overhead": Measurement("the gateway against Triton's own HTTP", 5),
     "perf_analyzer_check": Measurement("`nemotron bench`'s load against perf_analyzer's", 5),
     "stress": Measurement("many streams with cancellations, disconnects and bad requests"),
     "batch_chaos": Measurement("`nemotron batch` while client and server are killed"),

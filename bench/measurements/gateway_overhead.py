@@ -1,15 +1,14 @@
-"""Overhead of the gateway over direct gRPC: time to first token and tokens per second.
+"""Overhead of the gateway over Triton's own HTTP: time to first token and tokens per second.
 
-Two servers are measured by gRPC and through the gateway, in turn in the same run, with 1, 16 and 64
+Two servers are asked directly and through the gateway, in turn in the same run, with 1, 16 and 64
 streams:
 
 - `tiny`: the whole stack with the tiny model on the CPU lane. Engine, gateway and client share this
   machine's cores, so the gateway takes its computing time from the engine.
 - `paced`: a stand-in for Triton that sends 30 tokens a second on each stream, as a large model
-  does. It shows whether the gateway keeps the pace, and how much of a core it takes.
+  does. It shows whether the gateway keeps the pace, and what an event costs it.
 
-The client is the same asyncio process for both: `AsyncClient`, or plain sockets that look for the
-events of a stream and decode no more.
+The client is the same for both: sockets that look for the events of a stream and decode no more.
 """
 
 from __future__ import annotations
@@ -27,22 +26,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.measurements.servers import Gateway, build_cpu_engine, gateway, serving
+from bench.measurements.processes import cpu_seconds
+from bench.measurements.servers import build_cpu_engine, gateway, serving
 from bench.measurements.timing import in_turn, summary
-from nemotron_client import AsyncClient, Generation
 
 STREAMS = (1, 16, 64)
 PROMPT = "<extra_id_1>Go"
-ROUTES = ("grpc", "gateway")
+ROUTES = ("direct", "gateway")
 MODEL = "nemotron-4-340b-instruct"
+DIRECT_PATH = "/v2/models/tensorrt_llm_bls/generate_stream"
+GATEWAY_PATH = "/v1/completions"
 
 
 @dataclass(frozen=True)
 class Stack:
     """A Triton server or its stand-in, with a gateway before it."""
 
-    grpc_port: int
-    gateway: Gateway
+    http_port: int
+    gateway_port: int
+    gateway_pid: int
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,10 @@ class Sample:
     tokens_per_second: float
     first_token_seconds: float
     """Median over the streams."""
-    gateway_core: float
-    """Fraction of a core that the gateway used."""
+    events: int
+    """Number of events that the client received."""
+    gateway_seconds: float
+    """CPU time of the gateway."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -75,10 +79,8 @@ def tiny_stack(checkpoint: Path, folder: Path) -> Iterator[Stack]:
     engine = folder / "engine"
     if not engine.exists():
         build_cpu_engine(checkpoint, engine)
-    with serving(engine) as server:
-        port = server.endpoints.grpc
-        with gateway(f"127.0.0.1:{port}") as running:
-            yield Stack(port, running)
+    with serving(engine) as server, gateway(f"127.0.0.1:{server.http}") as front:
+        yield Stack(server.http, front.port, front.process.pid)
 
 
 @contextmanager
@@ -89,8 +91,8 @@ def paced_stack() -> Iterator[Stack]:
     try:
         assert process.stdout
         port = int(process.stdout.readline())
-        with gateway(f"127.0.0.1:{port}") as running:
-            yield Stack(port, running)
+        with gateway(f"127.0.0.1:{port}") as front:
+            yield Stack(port, front.port, front.process.pid)
     finally:
         process.kill()
         process.wait()
@@ -110,10 +112,12 @@ def compare(stack: Stack, runs: int, tokens: int, source: str) -> list[dict[str,
             values = {
                 route: [getattr(sample, name) for sample in samples[route]] for route in ROUTES
             }
-            ratios = [a / b for a, b in zip(values["gateway"], values["grpc"], strict=True)]
+            ratios = [a / b for a, b in zip(values["gateway"], values["direct"], strict=True)]
             row[name] = {route: summary(values[route]) for route in ROUTES}
             row[name]["ratio"] = summary(ratios)
-        row["gateway_core"] = summary([sample.gateway_core for sample in samples["gateway"]])
+        row["gateway_us_per_event"] = summary(
+            [sample.gateway_seconds / sample.events * 1e6 for sample in samples["gateway"]]
+        )
         rows.append(row)
         print(row, flush=True)
     return rows
@@ -121,54 +125,40 @@ def compare(stack: Stack, runs: int, tokens: int, source: str) -> list[dict[str,
 
 async def measure_route(route: str, stack: Stack, streams: int, tokens: int) -> Sample:
     """Send `streams` requests at once by one route and wait for all answers."""
-    process = stack.gateway.process
-    async with AsyncClient(f"127.0.0.1:{stack.grpc_port}") as client:
-        await request_by_grpc(client, 2)  # connects
-        cpu_before = sum(process.cpu_times()[:2])
-        start = time.monotonic()
-        if route == "grpc":
-            requests = [request_by_grpc(client, tokens) for _ in range(streams)]
-        else:
-            requests = [request_by_http(stack.gateway.port, tokens) for _ in range(streams)]
-        answers = await asyncio.gather(*requests)
-        seconds = time.monotonic() - start
-        cpu_seconds = sum(process.cpu_times()[:2]) - cpu_before
-    assert all(count == tokens for _, count in answers), answers
-    first_token = statistics.median(first for first, _ in answers)
-    return Sample(streams * tokens / seconds, first_token, cpu_seconds / seconds)
+    body: dict[str, Any] = {"max_tokens": tokens, "min_tokens": tokens, "temperature": 0}
+    if route == "direct":
+        port, path = stack.http_port, DIRECT_PATH
+        body |= {"text_input": PROMPT, "stream": True}
+    else:
+        port, path = stack.gateway_port, GATEWAY_PATH
+        body |= {"model": MODEL, "prompt": PROMPT, "stream": True}
+    cpu_before = cpu_seconds([stack.gateway_pid])
+    start = time.monotonic()
+    answers = await asyncio.gather(*(request(port, path, body) for _ in range(streams)))
+    seconds = time.monotonic() - start
+    return Sample(
+        streams * tokens / seconds,
+        statistics.median(first for first, _ in answers),
+        sum(events for _, events in answers),
+        cpu_seconds([stack.gateway_pid]) - cpu_before,
+    )
 
 
-async def request_by_grpc(client: AsyncClient, tokens: int) -> tuple[float, int]:
-    """Return the seconds to the first piece, and the number of tokens."""
-    generation = Generation(max_tokens=tokens, min_tokens=tokens, temperature=0.0)
-    start, first, count = time.monotonic(), 0.0, 0
-    async for piece in client.stream_complete(PROMPT, generation):
-        first = first or time.monotonic() - start
-        count = piece.num_output_tokens
-    return first, count
-
-
-async def request_by_http(port: int, tokens: int) -> tuple[float, int]:
-    """Return the seconds to the first event, and the number of tokens."""
-    body = json.dumps(
-        {
-            "model": MODEL,
-            "prompt": PROMPT,
-            "max_tokens": tokens,
-            "min_tokens": tokens,
-            "temperature": 0,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-    ).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: bench\r\nContent-Length: {len(body)}\r\n"
+async def request(port: int, path: str, body: dict[str, Any]) -> tuple[float, int]:
+    """Return the seconds to the first event, and the number of events."""
+    data = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Length: {len(data)}\r\n"
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    start, first = time.monotonic(), 0.0
-    writer.write(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
-    last_event = b""
-    while (line := await reader.readline()) and line != b"data: [DONE]\n":
-        if line.startswith(b"data: "):
+    start, first, events, is_whole = time.monotonic(), 0.0, 0, False
+    writer.write(f"{head}Content-Type: application/json\r\n\r\n".encode() + data)
+    while (line := await reader.readline()) != b"0\r\n":
+        if not line:
+            raise SystemExit(f"port {port} closed the connection")
+        if line.startswith(b"data: {"):
             first = first or time.monotonic() - start
-            last_event = line
+            events += 1
+            is_whole = is_whole or b'"length"' in line
     writer.close()
-    return first, json.loads(last_event[6:])["usage"]["completion_tokens"]
+    if not is_whole:
+        raise SystemExit(f"port {port} ended an answer before its length")
+    return first, events

@@ -195,6 +195,21 @@ def test_every_setting_is_taken(client: openai.OpenAI) -> None:
     assert 3 <= answer.usage.completion_tokens <= 20
 
 
+def test_an_answer_in_a_schema(client: openai.OpenAI) -> None:
+    schema: dict[str, object] = {"enum": ["red", "blue"]}
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": "Red or blue?"}],
+        temperature=0,
+        max_tokens=60,
+        response_format={
+            "type": "json_schema",
+            "json_schema": {"name": "choice", "schema": schema, "strict": True},
+        },
+    )
+    assert answer.choices[0].message.content in ('"red"', '"blue"')
+
+
 def test_stop_and_length(client: openai.OpenAI, answers: list[ExactAnswer]) -> None:
     exact = answers[0]
     stop = exact.question.answer[5:9]

@@ -29,7 +29,6 @@ from tests.gateway.process import MODEL, Running
         ({"stream_options": {"include_usage": True}}, None, "stream_options is for stream"),
         ({"stop": ["a"] * 17}, "stop", "at most 16 stop strings"),
         ({"stop": ""}, "stop", "1 to 1024 characters"),
-        ({"response_format": {"type": "json_object"}}, None, "guided_decoding_guide_type is not"),
         ({"response_format": {"type": "json_schema"}}, "response_format", "json_schema belongs"),
     ],
 )
