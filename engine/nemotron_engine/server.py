@@ -117,8 +117,8 @@ class EngineServer:
         timeout = self._scheduler.seconds_to_deadline()
         if self._adapter.wake_file is None and not self._scheduler.is_idle:
             timeout = 0
-        elif self._orphan_seconds is not None:
-            timeout = min(self._orphan_seconds, timeout or self._orphan_seconds)
+        elif timeout is None:
+            timeout = self._orphan_seconds
         self._has_woken = False
         for key, _events in self._selector.select(timeout):
             key.data()
@@ -197,18 +197,15 @@ class EngineServer:
 
     def _flush(self, client: _Client) -> None:
         """Send what there is, as far as the socket takes it."""
-        if not client.unsent and (chunks := client.outbox.take()):
-            client.unsent = frame(Step(chunks))
-        if not client.unsent:
-            return
         try:
-            sent = client.socket.send(client.unsent)
+            while client.unsent or client.outbox:
+                client.unsent = client.unsent or frame(Step(client.outbox.take()))
+                client.unsent = client.unsent[client.socket.send(client.unsent) :]
         except BlockingIOError:
-            sent = 0
+            """The selector tells when the socket takes more."""
         except OSError:
             self._drop(client)
             return
-        client.unsent = client.unsent[sent:]
         if bool(client.unsent) != client.waits:
             client.waits = not client.waits
             events = selectors.EVENT_READ | (selectors.EVENT_WRITE if client.waits else 0)

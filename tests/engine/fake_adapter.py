@@ -88,16 +88,18 @@ class WakingAdapter(FakeAdapter):
 
     def __init__(self, folder: Path | None = None) -> None:
         super().__init__(folder)
-        self.wake_file, self._writer = os.pipe()
+        self.wake_file = self._event = os.eventfd(0, os.EFD_NONBLOCK)
         threading.Thread(target=self._compute, daemon=True).start()
 
     def collect(self) -> list[Chunk]:
-        assert self.wake_file is not None
-        os.read(self.wake_file, 1 << 16)
+        try:
+            os.eventfd_read(self._event)
+        except BlockingIOError:
+            return []
         return super().collect()
 
     def _compute(self) -> None:
         while True:
-            time.sleep(self.step_seconds)
+            time.sleep(max(self.step_seconds, 1e-4))
             if any(request.input_ids[0] != SILENT for request in list(self.running.values())):
-                os.write(self._writer, b"\0")
+                os.eventfd_write(self._event, 1)
