@@ -11,7 +11,7 @@ import pytest
 
 from nemotron_bench.report import read_report
 from nemotron_bench.results import LevelResult
-from nemotron_serve.server import TritonServer
+from nemotron_serve.model_server import ModelServer
 from tests.tools import python_tool
 
 NEMOTRON = str(Path(sys.executable).with_name("nemotron"))
@@ -24,7 +24,7 @@ def bench(*options: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def url(server: TritonServer) -> str:
+def url(server: ModelServer) -> str:
     return f"grpc://{server.endpoints.address}:{server.endpoints.grpc}"
 
 
@@ -38,7 +38,7 @@ def check(level: LevelResult, requests: int, tokens: int = TOKENS) -> None:
     assert level.requests_per_second == pytest.approx(requests / level.seconds)
 
 
-def test_concurrency_and_rate(server: TritonServer, tmp_path: Path) -> None:
+def test_concurrency_and_rate(server: ModelServer, tmp_path: Path) -> None:
     common = ("--url", url(server), "--requests", "8", "--warmup", "1", "--input-tokens", "20-40")
     process = bench(
         *common,
@@ -67,7 +67,7 @@ def test_concurrency_and_rate(server: TritonServer, tmp_path: Path) -> None:
     assert "1.000" in process.stdout
 
 
-def test_perf_analyzer_as_the_generator(server: TritonServer, tmp_path: Path) -> None:
+def test_perf_analyzer_as_the_generator(server: ModelServer, tmp_path: Path) -> None:
     process = bench(
         *("--url", url(server), "--requests", "8", "--concurrency", "2", "--input-tokens", "20"),
         *("--output-tokens", str(TOKENS), "--warmup", "1", "-o", str(tmp_path)),
@@ -79,7 +79,7 @@ def test_perf_analyzer_as_the_generator(server: TritonServer, tmp_path: Path) ->
     check(report.levels[0], 8)
 
 
-def test_unreachable_and_refusing_servers(server: TritonServer) -> None:
+def test_unreachable_and_refusing_servers(server: ModelServer) -> None:
     process = bench("--url", "grpc://127.0.0.1:1", "--requests", "1")
     assert process.returncode == 1
     assert "UNAVAILABLE" in process.stderr
@@ -89,7 +89,7 @@ def test_unreachable_and_refusing_servers(server: TritonServer) -> None:
     assert "| 1 at once | 0 | 3 |" in process.stdout
 
 
-def test_the_gateway_with_the_builtin_load_and_aiperf(server: TritonServer, tmp_path: Path) -> None:
+def test_the_gateway_with_the_builtin_load_and_aiperf(server: ModelServer, tmp_path: Path) -> None:
     ports = tmp_path / "port.json"
     triton = f"{server.endpoints.address}:{server.endpoints.grpc}"
     command = [NEMOTRON, "gateway", "--triton", triton, "--port", "0", "--port-file", str(ports)]

@@ -24,7 +24,7 @@ from nemotron_client import (
 )
 from nemotron_core.metrics import RUNNING_METRIC
 from nemotron_core.text import Tokenizer
-from nemotron_serve.server import TritonServer
+from nemotron_serve.model_server import ModelServer
 from tests.client.clients import ENDLESS, GO, ONCE, complete_with_each, fail_with_each
 from tests.client.scripted import Scripted, Serving
 from tests.serve.wire import metric
@@ -34,7 +34,7 @@ from tests.waiting import WAIT, until
 
 
 @pytest.fixture
-def url(server: TritonServer) -> str:
+def url(server: ModelServer) -> str:
     return f"{server.endpoints.address}:{server.endpoints.grpc}"
 
 
@@ -125,7 +125,7 @@ def test_a_lane_says_what_it_cannot_do(url: str) -> None:
     fail_with_each(url, RequestRefused, "bad_words", Generation(max_tokens=5, bad_words=["no"]))
 
 
-def test_leaving_an_answer_frees_the_engine(url: str, server: TritonServer) -> None:
+def test_leaving_an_answer_frees_the_engine(url: str, server: ModelServer) -> None:
     async def leave() -> None:
         async with AsyncClient(url) as client:
             for _ in range(70):  # more than run at once: each must make room for the next
@@ -138,7 +138,7 @@ def test_leaving_an_answer_frees_the_engine(url: str, server: TritonServer) -> N
     until(lambda: metric(server, RUNNING_METRIC) == 0)
 
 
-def test_a_cancelled_task_frees_the_engine(url: str, server: TritonServer) -> None:
+def test_a_cancelled_task_frees_the_engine(url: str, server: ModelServer) -> None:
     async def cancel() -> None:
         async with AsyncClient(url) as client:
             tasks = [asyncio.create_task(client.complete(GO, ENDLESS)) for _ in range(5)]
@@ -153,7 +153,7 @@ def test_a_cancelled_task_frees_the_engine(url: str, server: TritonServer) -> No
     until(lambda: metric(server, RUNNING_METRIC) == 0)
 
 
-def test_closing_the_client_ends_its_requests(url: str, server: TritonServer) -> None:
+def test_closing_the_client_ends_its_requests(url: str, server: ModelServer) -> None:
     async def close() -> None:
         client = AsyncClient(url)
         with pytest.raises(ConnectionFailed, match="client was closed"):

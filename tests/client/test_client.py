@@ -20,7 +20,7 @@ from nemotron_client import (
     ServerOverloaded,
     Timeouts,
 )
-from nemotron_serve.server import TritonServer
+from nemotron_serve.model_server import ModelServer
 from tests.tiny_nemotron.answers import ExactAnswer
 
 NEMOTRON = str(Path(sys.executable).with_name("nemotron"))
@@ -28,7 +28,7 @@ ENDLESS = Generation(max_tokens=4000, end_id=0)
 
 
 @pytest.fixture
-def url(server: TritonServer) -> str:
+def url(server: ModelServer) -> str:
     return f"{server.endpoints.address}:{server.endpoints.grpc}"
 
 
@@ -87,7 +87,7 @@ def test_every_setting_reaches_the_engine(url: str) -> None:
         assert first.num_output_tokens >= 3
 
 
-def test_leaving_an_answer_frees_the_engine(url: str, server: TritonServer) -> None:
+def test_leaving_an_answer_frees_the_engine(url: str, server: ModelServer) -> None:
     with Client(url) as client:
         for _ in range(70):  # more than run at once: each must make room for the next
             pieces = client.stream_complete("<extra_id_1>Go", ENDLESS)

@@ -8,19 +8,19 @@ from collections.abc import Iterator
 
 import pytest
 
-from nemotron_serve.server import TritonServer
+from nemotron_serve.model_server import ModelServer
 from tests.data.runs import NEMOTRON, wait_for
 
 
 @pytest.fixture
-def url(server: TritonServer) -> str:
+def url(server: ModelServer) -> str:
     return f"grpc://{server.endpoints.address}:{server.endpoints.grpc}"
 
 
 @pytest.fixture(scope="session")
-def gateway_url(server: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def gateway_url(server: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     ports = tmp_path_factory.mktemp("gateway") / "ports.json"
-    triton = f"{server.endpoints.address}:{server.endpoints.grpc}"
+    triton = f"{server.endpoints.address}:{server.endpoints.http}"
     command = [NEMOTRON, "gateway", "--triton", triton, "--port", "0", "--port-file", str(ports)]
     process = subprocess.Popen([*command, "--no-access-log"])
     try:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from nemotron_build.profile import Profile
-from nemotron_serve.server import TritonServer
+from nemotron_serve.model_server import ModelServer
 from tests.data.runs import (
     NEMOTRON,
     batch,
@@ -58,17 +58,17 @@ def test_a_server_killed_and_started_again(
 ) -> None:
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     expected = write_rows(source, answers)
-    with TritonServer(engine_bf16, cpu_profile) as server:
+    with ModelServer(engine_bf16, cpu_profile) as server:
         endpoints = server.endpoints
         url = f"grpc://{endpoints.address}:{endpoints.grpc}"
         process = subprocess.Popen(
             [NEMOTRON, "batch", str(source), str(out), "--url", url], stderr=subprocess.PIPE
         )
         wait_for(lambda: lines_in(out) >= 100, process)
-        os.killpg(server.process.pid, signal.SIGKILL)
-        server.process.wait()
+        os.killpg(server.triton.process.pid, signal.SIGKILL)
+        server.triton.process.wait()
     ports = cpu_profile.ports.model_copy(update={"grpc": endpoints.grpc})
-    with TritonServer(engine_bf16, cpu_profile.model_copy(update={"ports": ports})):
+    with ModelServer(engine_bf16, cpu_profile.model_copy(update={"ports": ports})):
         _, stderr = process.communicate(timeout=WAIT)
         assert process.returncode == 0, stderr
     assert b"waiting for the server" in stderr

@@ -16,7 +16,7 @@ import yaml
 from nemotron_core.errors import NemotronError
 from nemotron_data.synthesis.recipe import Recipe, load_recipe, prompts
 from nemotron_data.synthesis.reward import read_scores, reward
-from nemotron_serve.server import TritonServer
+from nemotron_serve.model_server import ModelServer
 from tests.standins.chat_server import ChatServer, Reply, refused, said
 from tests.standins.reward_server import answer as score
 from tests.standins.reward_server import reward_server, scores_of
@@ -66,7 +66,7 @@ def worth(answer: str) -> float:
     return sum(w * s for w, s in zip(WEIGHTS, scores_of(answer).values(), strict=True))
 
 
-def test_generate_score_keep(server: TritonServer, scorer: ChatServer, tmp_path: Path) -> None:
+def test_generate_score_keep(server: ModelServer, scorer: ChatServer, tmp_path: Path) -> None:
     url = f"grpc://{server.endpoints.address}:{server.endpoints.grpc}"
     recipe = write_recipe(tmp_path, {"url": url}, scorer.url, threshold=1.0, best=2, margin=0.5)
     out = tmp_path / "out"

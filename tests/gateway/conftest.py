@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import openai
 import pytest
 
-from nemotron_serve.server import TritonServer
+from nemotron_serve.model_server import ModelServer
 from tests.gateway.process import Running, running
 
 
 @pytest.fixture(scope="session")
-def triton(server: TritonServer) -> str:
-    return f"{server.endpoints.address}:{server.endpoints.grpc}"
+def triton(server: ModelServer) -> str:
+    return f"{server.endpoints.address}:{server.endpoints.http}"
 
 
 @pytest.fixture(scope="session")

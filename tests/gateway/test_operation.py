@@ -17,7 +17,7 @@ from nemotron_core.openai.schema import ChatRequest, CompletionRequest
 from nemotron_gateway.app import Gateway
 from nemotron_gateway.nemo_schema import GenerateRequest
 from nemotron_gateway.settings import GatewaySettings, load_keys, load_settings
-from nemotron_serve.server import TritonServer
+from nemotron_serve.model_server import ModelServer
 from tests.gateway.process import MODEL, NEMOTRON, Running, running
 from tests.serve.wire import metric
 from tests.waiting import WAIT, until
@@ -26,7 +26,7 @@ ENDLESS = {"max_tokens": 4000, "min_tokens": 4000}
 GO = "<extra_id_1>Go"
 
 
-def disconnect_during_the_answer(gateway: Running, server: TritonServer, *, stream: bool) -> None:
+def disconnect_during_the_answer(gateway: Running, server: ModelServer, *, stream: bool) -> None:
     body = {"model": MODEL, "prompt": GO, "temperature": 0, "stream": stream} | ENDLESS
     connection = gateway.connect()
     connection.request(
@@ -41,7 +41,7 @@ def disconnect_during_the_answer(gateway: Running, server: TritonServer, *, stre
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_disconnect_frees_the_engine(
-    stream: bool, gateway: Running, server: TritonServer
+    stream: bool, gateway: Running, server: ModelServer
 ) -> None:
     disconnect_during_the_answer(gateway, server, stream=stream)
     until(lambda: any(line["status"] == 499 for line in gateway.lines()) or stream)
@@ -151,7 +151,7 @@ def test_where_keys_come_from(tmp_path: Path) -> None:
             load_keys(GatewaySettings(api_keys_file=path), {})
 
 
-def test_a_full_gateway_and_limits(triton: str, server: TritonServer, tmp_path: Path) -> None:
+def test_a_full_gateway_and_limits(triton: str, server: ModelServer, tmp_path: Path) -> None:
     settings = tmp_path / "gateway.yaml"
     settings.write_text(
         "log_prompts: true\n"
@@ -210,7 +210,7 @@ def test_deadlines(triton: str, tmp_path: Path) -> None:
             assert slow.recv(100).startswith(b"HTTP/1.1 408 ")
 
 
-def test_a_drain_has_an_end(triton: str, server: TritonServer, tmp_path: Path) -> None:
+def test_a_drain_has_an_end(triton: str, server: ModelServer, tmp_path: Path) -> None:
     with running(tmp_path, triton, "--drain-timeout", "1") as gateway:
         body = {"model": MODEL, "prompt": GO, "stream": True, "temperature": 0} | ENDLESS
         headers = {"Content-Type": "application/json"}

@@ -17,7 +17,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
 from nemotron_core.metrics import RUNNING_METRIC
-from nemotron_serve.server import TritonServer
+from nemotron_serve.model_server import ModelServer
 from tests.gateway.process import Running, running
 from tests.serve.wire import metric
 from tests.tiny_nemotron.answers import ExactAnswer
@@ -185,7 +185,7 @@ def test_settings_reach_the_model(page: Page, answers: list[ExactAnswer]) -> Non
 
 
 @pytest.mark.parametrize("how", ["button", "escape"])
-def test_stop_frees_the_engine(how: str, page: Page, server: TritonServer) -> None:
+def test_stop_frees_the_engine(how: str, page: Page, server: ModelServer) -> None:
     # At a high temperature the tiny model writes long answers. If exact ends first, try again.
     page.script("document.getElementById('temperature').value = 2")
     page.script("document.getElementById('max_tokens').value = 3900")

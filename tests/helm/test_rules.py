@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from nemotron_core import metrics
-from nemotron_serve.server import TritonServer
+from nemotron_serve.model_server import ModelServer
 from tests.helm.chart import CHART, find, render
 from tests.serve.wire import stream
 from tests.tools import debian_program
@@ -125,7 +125,7 @@ def test_when_alerts_fire(rules: Path) -> None:
     assert "SUCCESS" in promtool("test", "rules", file)
 
 
-def test_every_metric_exists(server: TritonServer) -> None:
+def test_every_metric_exists(server: ModelServer) -> None:
     """Each metric is on the metrics page of a real server or recorded by a rule."""
     stream(server, text_input="<extra_id_1>User\nHi", max_tokens=3)
     rules = find(render(PRODUCTION), "PrometheusRule")["spec"]["groups"]
@@ -143,7 +143,7 @@ def test_every_metric_exists(server: TritonServer) -> None:
     )
 
 
-def names_on(server: TritonServer) -> set[str]:
+def names_on(server: ModelServer) -> set[str]:
     with urllib.request.urlopen(
         f"http://127.0.0.1:{server.endpoints.metrics}/metrics", timeout=WAIT
     ) as page:
