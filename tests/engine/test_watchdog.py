@@ -1,4 +1,4 @@
-"""A model's process ends with its Triton."""
+"""A model's process ends with its Triton, and with each of its threads."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ import sys
 from tests.waiting import WAIT
 
 MODEL = """
-import time
+import sys, threading, time, types
+triton = sys.modules["triton_python_backend_utils"] = types.ModuleType("triton")
+triton.Logger = types.SimpleNamespace(log_error=lambda text: print("log:", text, flush=True))
 from nemotron_engine.triton import watchdog
 watchdog.POLL_SECONDS = watchdog.FINALIZE_SECONDS = 0.05
 watchdog.start_watchdog()
 print("watching", flush=True)
-time.sleep(1000)
 """
+SLEEP = "time.sleep(1000)"
 TRITON = f"""
 import subprocess, sys
 from tests.waiting import WAIT
-model = subprocess.Popen([sys.executable, "-c", {MODEL!r}], stdout=subprocess.PIPE)
+model = subprocess.Popen([sys.executable, "-c", {MODEL + SLEEP!r}], stdout=subprocess.PIPE)
 assert model.stdout.readline() == b"watching\\n"
 """
 
@@ -32,3 +34,17 @@ def test_a_model_that_sleeps_ends_after_its_triton() -> None:
         timeout=WAIT,
     )
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_model_ends_with_any_of_its_threads() -> None:
+    die = 'threading.Thread(target=lambda: 1 / 0, name="sender").start()\n'
+    done = subprocess.run(
+        [sys.executable, "-c", MODEL + die + SLEEP],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=WAIT,
+    )
+    assert done.returncode == 1
+    assert done.stdout == "watching\nlog: a thread has died: division by zero\n"
+    assert "ZeroDivisionError" in done.stderr

@@ -69,14 +69,15 @@ class RunningRequests:
         self._requests.clear()
 
     def start(self, request: RunningRequest) -> None:
-        """Begin a request. Raises `NemotronError` if there is no engine."""
+        """Begin a request. Without an engine it ends with an error."""
         with self._changed:
             self._requests.update(dict.fromkeys(request.index_of, request))
         try:
             self.engine.ask(request.prompts.requests)
-        except NemotronError:
+        except NemotronError as error:
+            # Here, not in the caller: the loss of the engine may have ended it a moment ago.
+            request.fail(error)
             self._forget(request)
-            raise
 
     def acknowledge(self, key: bytes) -> None:
         """Note that a response has reached whoever acknowledges it."""
