@@ -89,9 +89,15 @@ def ssh_secret(folder: Path) -> dict[str, str]:
     }
 
 
-def ranks() -> list[psutil.Process]:
-    nodes = psutil.process_iter(["cmdline"])
-    return [node for node in nodes if RANK.search(" ".join(node.info["cmdline"] or ()))]
+def ranks(root: Path) -> list[psutil.Process]:
+    """Return the ranks of the server whose files are in `root`."""
+
+    def belongs(process: psutil.Process) -> bool:
+        if not RANK.search(" ".join(process.info["cmdline"] or ())):
+            return False
+        return str(root) in " ".join(process.environ().values())
+
+    return [process for process in psutil.process_iter(["cmdline"]) if belongs(process)]
 
 
 def host_name(process: psutil.Process) -> str:
@@ -142,15 +148,21 @@ def test_a_server_over_two_nodes(
         leading.start("server") as server,
     ):
         server.wait_for("startupProbe")
-        workers = [
-            process for process in ranks() if str(root) in " ".join(process.environ().values())
-        ]
-        assert sorted(map(host_name, workers)) == sorted([os.uname().nodename] * 4 + ["worker"] * 4)
+        hosts = sorted([os.uname().nodename] * 4 + ["worker"] * 4)
+        workers = ranks(root)
+        assert sorted(map(host_name, workers)) == hosts
         test = Pod(cluster, find(documents, "Pod", "-test"), "test")
         (answer,) = (
             answer for answer in answers if answer.question.messages[0].content == "Who are you?"
         )
         assert test.run("ask-triton") == answer.question.answer + "\n"
+        next(process for process in workers if host_name(process) == "worker").kill()
+        until(lambda: not any(process.is_running() for process in workers))
+        until(lambda: len(ranks(root)) == len(hosts), poll_seconds=0.2)
+        workers = ranks(root)
+        assert sorted(map(host_name, workers)) == hosts
+        server.wait_for("readinessProbe")
+        assert test.run("ask-triton").endswith(answer.question.answer + "\n")
         server.terminate()
         until(lambda: not any(process.is_running() for process in workers))
         assert daemon.process.poll() is None
