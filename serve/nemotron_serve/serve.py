@@ -7,14 +7,13 @@ import os
 import shlex
 import signal
 import socket
+import sys
 import threading
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
-
-from rich.console import Console
 
 from nemotron_build.engine_folder import EngineRecord, open_engine
 from nemotron_build.lanes import lane_of
@@ -111,7 +110,6 @@ class Signals:
 
 
 def _serve(server: ModelServer, profile: Profile, signals: Signals, options: ServeOptions) -> None:
-    console = Console(highlight=False)
     endpoints = server.endpoints
     has_worked = threading.Event()
 
@@ -128,7 +126,7 @@ def _serve(server: ModelServer, profile: Profile, signals: Signals, options: Ser
             has_worked.set()
             if options.port_file is not None:
                 _write_port_file(options.port_file, endpoints)
-            console.print(_welcome(options.engine, endpoints), soft_wrap=True)
+            _say(_welcome(options.engine, endpoints))
             command = None
             if options.command:
                 command = stack.enter_context(UserCommand(options.command, endpoints))
@@ -137,7 +135,7 @@ def _serve(server: ModelServer, profile: Profile, signals: Signals, options: Ser
                     break
                 _check(server, gateway, options)
             server.refuse_new()
-            console.print("draining: running requests may finish; signal again to end at once")
+            _say("draining: running requests may finish; signal again to end at once")
             if command is not None:
                 command.ask_to_stop()
             if gateway is not None:
@@ -150,7 +148,7 @@ def _serve(server: ModelServer, profile: Profile, signals: Signals, options: Ser
         finally:
             if options.port_file is not None:
                 options.port_file.unlink(missing_ok=True)
-    console.print("stopped")
+    _say("stopped")
 
 
 def _check(server: ModelServer, gateway: Gateway | None, options: ServeOptions) -> None:
@@ -173,6 +171,14 @@ def _wait_until_it_works(server: ModelServer, profile: Profile) -> None:
         if time.monotonic() > deadline:
             raise NemotronError("the models do not answer")
         time.sleep(POLL_SECONDS)
+
+
+def _say(text: str) -> None:
+    """Print a text. A reader that has ended, as `tee` after Ctrl-C, must not end the server."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _write_port_file(path: Path, endpoints: Endpoints) -> None:

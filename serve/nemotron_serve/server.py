@@ -11,6 +11,7 @@ import socket
 import subprocess
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ POLL_SECONDS = 0.05
 IDLE_POLLS = 5
 """Number of polls in a row without a request. A request between two models is in no count."""
 PENDING_METRIC = "nv_inference_pending_request_count"
+CLOSED_OPTIONS = {"--model-control-mode", "--load-model", "--allow-http", "--allow-grpc"}
+"""Options of Triton with which no server of ours would work."""
 LOAD_FAILURE = "failed to load "
 RESTRICTED_APIS = "shared-memory,model-repository,logging,trace"
 """APIs that no client needs. Triton takes their key only on its command line, which others can
@@ -74,11 +77,12 @@ class TritonServer:
         self._profile = profile
         self._give_up = give_up or threading.Event()
         self._triton = find_triton(lane_of(profile).deployment(profile).triton, files.folder)
-        self._command = [
+        options = [
             *self._triton.command(files.models, shared_memory_prefix(files.folder)),
             *leader_options(endpoints, traces),
-            *profile.triton_args,
         ]
+        check_extra_options(options, profile.triton_args)
+        self._command = [*options, *profile.triton_args]
 
     def __enter__(self) -> TritonServer:
         self._start()
@@ -219,6 +223,9 @@ def leader_options(endpoints: Endpoints, traces: str | None = None) -> list[str]
         f"--grpc-restricted-protocol={closed}",
         f"--metrics-address={endpoints.address}",
         f"--metrics-port={endpoints.metrics}",
+        # Ordinary clients ping idle connections; by default Triton closes these after two pings.
+        "--grpc-http2-max-ping-strikes=0",
+        "--grpc-keepalive-permit-without-calls=1",
     ]
     if traces is not None:
         options += [
@@ -228,6 +235,18 @@ def leader_options(endpoints: Endpoints, traces: str | None = None) -> list[str]
             f"--trace-config=opentelemetry,url={traces}",
         ]
     return options
+
+
+def check_extra_options(options: Sequence[str], extra: Sequence[str]) -> None:
+    """Raise `NemotronError` if a profile's `triton_args` change what the server depends on."""
+    taken = {option.partition("=")[0] for option in options} | CLOSED_OPTIONS
+    for option in extra:
+        if not option.startswith("--") or option.partition("=")[0] in taken:
+            raise NemotronError(
+                f"{option!r} cannot be passed on to tritonserver",
+                where="triton_args",
+                remedy="write --name=value; leave out what `serve --dry-run` shows already",
+            )
 
 
 def choose_ports(profile: Profile) -> Endpoints:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -97,6 +99,7 @@ class Stream:
 
     served: Served
     model: str
+    max_tokens: int = 4000
     began: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
     text: bytes = b""
@@ -110,7 +113,9 @@ class Stream:
         connection = http.client.HTTPConnection(ports["address"], ports["http"], timeout=WAIT)
         try:
             connection.request(
-                "POST", f"/v2/models/{self.model}/generate_stream", json.dumps(ENDLESS)
+                "POST",
+                f"/v2/models/{self.model}/generate_stream",
+                json.dumps(ENDLESS | {"max_tokens": self.max_tokens}),
             )
             response = connection.getresponse()
             while data := response.read1():
@@ -186,6 +191,28 @@ def test_a_removed_socket_is_a_lost_engine(served: Served) -> None:
     until(lambda: not engine.is_running())
     until(served.ready)
     until(lambda: "tiny Nemotron" in served.answer("ensemble"))
+
+
+def test_ctrl_c_at_a_pipeline_loses_no_answer(engine_bf16: Path, tmp_path: Path) -> None:
+    """The terminal sends SIGINT to all of `serve | tee`: what serve prints then has no reader."""
+    port_file, output = tmp_path / "ports.json", tmp_path / "output"
+    ports = [f"--{name}-port=0" for name in ("http", "grpc", "metrics", "health")]
+    options = [*ports, "--no-gateway", f"--port-file={port_file}"]
+    serve = [sys.executable, "-m", "nemotron_cli", "serve", str(engine_bf16), *options]
+    process = subprocess.Popen(
+        ["bash", "-c", f"{shlex.join(serve)} | tee {output}; exit ${{PIPESTATUS[0]}}"],
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    until_written(port_file, process)
+    served = Served(psutil.Process(process.pid), json.loads(port_file.read_text()))
+    streams = [Stream(served, model, 300).start() for model in ("ensemble", "tensorrt_llm_bls")]
+    assert all(stream.began.wait(WAIT) for stream in streams)
+    os.killpg(process.pid, signal.SIGINT)
+    assert all(stream.ended.wait(WAIT) for stream in streams)
+    process.wait(WAIT)
+    for stream in streams:
+        assert b'"finish_reason":"length"' in stream.text.splitlines()[-2]
 
 
 def test_what_killed_servers_leave_is_removed_by_the_next_start(
