@@ -8,6 +8,7 @@ import queue
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -16,7 +17,7 @@ import tritonclient.grpc
 import tritonclient.http
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
-from nemotron_serve.server import TritonServer
+from nemotron_serve.model_server import ModelServer
 from tests.tiny_nemotron.dialogues import Message
 from tests.waiting import WAIT
 
@@ -43,6 +44,9 @@ INPUTS = {
     "presence_penalty": ("FP32", [1]),
     "frequency_penalty": ("FP32", [1]),
     "seed": ("UINT64", [1]),
+    "random_seed": ("UINT64", [1]),
+    "min_length": ("INT32", [1]),
+    "return_kv_cache_reuse_stats": ("BOOL", [1]),
     "return_log_probs": ("BOOL", [1]),
     "return_context_logits": ("BOOL", [1]),
     "return_generation_logits": ("BOOL", [1]),
@@ -69,6 +73,7 @@ OUTPUTS = {
     "stop_reason": ("BYTES", [1]),  # ours
     "num_input_tokens": ("INT32", [1]),
     "num_output_tokens": ("INT32", [1]),
+    "batch_index": ("INT32", [1]),
     "sequence_index": ("INT32", [1]),
     "cum_log_probs": ("FP32", [-1]),
     "output_log_probs": ("FP32", [-1, -1]),
@@ -76,16 +81,45 @@ OUTPUTS = {
     "first_scheduled_time_ns": ("INT64", [1]),
     "first_token_time_ns": ("INT64", [1]),
     "last_token_time_ns": ("INT64", [1]),
+    "kv_cache_alloc_new_blocks": ("INT32", [1]),
+    "kv_cache_reused_blocks": ("INT32", [1]),
+    "kv_cache_alloc_total_blocks": ("INT32", [1]),
 }
 ENGINE_INPUTS = {
-    "stop": ("BOOL", [1]),
     "input_ids": ("INT32", [-1]),
     "input_lengths": ("INT32", [1]),
     "request_output_len": ("INT32", [1]),
+    "stop_words_list": ("INT32", [2, -1]),
+    "bad_words_list": ("INT32", [2, -1]),
+    "embedding_bias": ("FP32", [-1]),
+    "streaming": ("BOOL", [1]),
+    "stop": ("BOOL", [1]),
+    "runtime_top_k": ("INT32", [1]),
+    "runtime_top_p": ("FP32", [1]),
+    "len_penalty": ("FP32", [1]),
+    "runtime_top_p_min": ("FP32", [1]),
+    "runtime_top_p_decay": ("FP32", [1]),
+    "runtime_top_p_reset_ids": ("INT32", [1]),
+    "draft_input_ids": ("INT32", [-1]),
+    "draft_logits": ("FP32", [-1, -1]),
+    "draft_acceptance_threshold": ("FP32", [1]),
 }
-"""Inputs of `tensorrt_llm` that the tests send."""
+"""Inputs of `tensorrt_llm` that text models do not have."""
+ONLY_TEXT_INPUTS = {
+    *("text_input", "messages", "input_token_ids", "decoder_text_input", "max_tokens"),
+    *("bad_words", "stop_words", "stream", "top_k", "top_p", "length_penalty"),
+    *("embedding_bias_words", "embedding_bias_weights"),
+}
+ENGINE_OUTPUTS = {
+    "output_ids": ("INT32", [-1, -1]),
+    "sequence_length": ("INT32", [-1]),
+    "acceptance_rate": ("FP32", [1]),
+}
+"""Outputs of `tensorrt_llm` in place of the text models' first ones."""
+ONLY_TEXT_OUTPUTS = {"text_output", "output_token_ids", "stop_reason"}
 MODELS = ("ensemble", "tensorrt_llm_bls")
 """The two models that stream text."""
+TEXT_MODELS = (*MODELS, "generate")
 ASK = json.dumps([{"role": "user", "content": "Who are you?"}])
 ENDLESS = {"text_input": "<extra_id_1>Go", "end_id": 0, "max_tokens": 4000, "stream": True}
 STOP = {"stop": True, "input_ids": [1], "input_lengths": 1, "request_output_len": 1}
@@ -98,35 +132,57 @@ def messages_json(messages: Sequence[Message]) -> str:
 
 
 def inputs(client: ModuleType, **fields: Any) -> list[Any]:
-    """The fields as tensors of `client`, which is tritonclient's module for gRPC or HTTP."""
+    """The fields as tensors of `client`, which is tritonclient's module for gRPC or HTTP.
+
+    A value is one element, a list of the elements of a request with one prompt, or an array.
+    """
     tensors = []
     for name, value in fields.items():
         datatype, _shape = (INPUTS | ENGINE_INPUTS)[name]
         elements = value if isinstance(value, list) else [value]
-        if datatype == "BYTES":
+        if datatype == "BYTES" and not isinstance(value, np.ndarray):
             elements = [e.encode() if isinstance(e, str) else e for e in elements]
-        tensor = client.InferInput(name, [1, len(elements)], datatype)
-        tensor.set_data_from_numpy(np.array([elements], triton_to_np_dtype(datatype)))
+        dtype = triton_to_np_dtype(datatype)
+        array = value if isinstance(value, np.ndarray) else np.array([elements], dtype)
+        tensor = client.InferInput(name, array.shape, datatype)
+        tensor.set_data_from_numpy(array.astype(dtype))
         tensors.append(tensor)
     return tensors
 
 
-def grpc_client(server: TritonServer) -> Any:
+def grpc_client(server: ModelServer) -> Any:
     endpoints = server.endpoints
     return tritonclient.grpc.InferenceServerClient(f"{endpoints.address}:{endpoints.grpc}")
 
 
+@dataclass(frozen=True)
+class Sent:
+    """What a request over gRPC has besides its inputs."""
+
+    request_id: str = ""
+    parameters: dict[str, Any] | None = None
+    timeout: int | None = None
+    """Triton's own time limit in microseconds."""
+
+
 def stream(
-    server: TritonServer, model: str = "ensemble", request_id: str = "", **fields: Any
+    server: ModelServer,
+    model: str = "ensemble",
+    request_id: str = "",
+    sent: Sent | None = None,
+    **fields: Any,
 ) -> list[dict[str, Any]]:
     """Return all responses of a streamed request. Raises `InferenceServerException` if it fails."""
+    sent = sent or Sent(request_id)
     results: queue.Queue[Any] = queue.Queue()
     with grpc_client(server) as client:
         client.start_stream(lambda result, error: results.put(error or result))
         client.async_stream_infer(
             model,
             inputs(tritonclient.grpc, **fields),
-            request_id=request_id,
+            request_id=sent.request_id,
+            parameters=sent.parameters,
+            timeout=sent.timeout,
             enable_empty_final_response=True,
         )
         responses = []
@@ -136,14 +192,42 @@ def stream(
                 raise result
             response = result.get_response()
             if response.outputs:
-                responses.append(
-                    {output.name: result.as_numpy(output.name) for output in response.outputs}
-                )
+                responses.append(as_arrays(result))
             if response.parameters["triton_final_response"].bool_param:
                 return responses
 
 
-def metric(server: TritonServer, name: str) -> float:
+def infer(
+    server: ModelServer, model: str = "generate", sent: Sent | None = None, **fields: Any
+) -> dict[str, Any]:
+    """Return the response to plain inference over gRPC."""
+    sent = sent or Sent()
+    with grpc_client(server) as client:
+        result = client.infer(
+            model,
+            inputs(tritonclient.grpc, **fields),
+            request_id=sent.request_id,
+            parameters=sent.parameters,
+            timeout=sent.timeout,
+        )
+    return as_arrays(result)
+
+
+def whole(
+    server: ModelServer, model: str, sent: Sent | None = None, **fields: Any
+) -> dict[str, Any]:
+    """Return the only response to an unstreamed request."""
+    if model == "generate":
+        return infer(server, model, sent, **fields)
+    (response,) = stream(server, model, sent=sent, **fields)
+    return response
+
+
+def as_arrays(result: Any) -> dict[str, Any]:
+    return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
+
+
+def metric(server: ModelServer, name: str) -> float:
     """Return the value of a metric, or NaN until it is counted. `name` includes its labels."""
     endpoints = server.endpoints
     with urllib.request.urlopen(
@@ -155,6 +239,13 @@ def metric(server: TritonServer, name: str) -> float:
     return values[0] if values else math.nan
 
 
+def running(server: ModelServer) -> int:
+    """Return how many requests the engine itself has."""
+    count = server.engine.running()
+    assert count is not None
+    return count
+
+
 def text(responses: Sequence[dict[str, Any]]) -> str:
     return "".join(r["text_output"].ravel()[0].decode() for r in responses)
 
@@ -164,7 +255,7 @@ def last(responses: Sequence[dict[str, Any]], name: str) -> Any:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def post(server: TritonServer, path: str, body: object) -> tuple[int, bytes]:
+def post(server: ModelServer, path: str, body: object) -> tuple[int, bytes]:
     """Send an HTTP POST. Return its status and body."""
     endpoints = server.endpoints
     request = urllib.request.Request(
