@@ -183,12 +183,24 @@ def test_ids_are_sentencepieces(kind: str, normalization: str, tmp_path: Path) -
 CHATS = [
     [{"role": "user", "content": "Hello?"}],
     [{"role": "system", "content": "Be brief."}, {"role": "user", "content": " Hi\n"}],
+    [{"role": "system", "content": ""}, {"role": "user", "content": "Hello?"}],
     [
         {"role": "user", "content": "One"},
         {"role": "assistant", "content": "Two"},
         {"role": "user", "content": "Three  "},
     ],
 ]
+
+
+def test_transformers_takes_end_tokens_in_a_text_for_tokens(trained: Path) -> None:
+    """So nothing of ours tokenizes prompts with transformers; docs/convert.md says so."""
+    text = "The tag </s> ends a sentence."
+    ours = Tokenizer(trained / "tokenizer.model")
+    theirs = AutoTokenizer.from_pretrained(trained)
+    end = ours.id_of("</s>")
+    assert end not in ours.encode(text)
+    assert ours.decode(ours.encode(text)) == text
+    assert end in theirs.encode(text, add_special_tokens=False)
 
 
 @pytest.mark.parametrize("messages", CHATS)
