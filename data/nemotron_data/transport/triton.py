@@ -55,6 +55,8 @@ def parse_request(row: Row, body: Mapping[str, Any]) -> tuple[Prompt, Generation
         raise _refusal(f"there is no model {request.model!r}, only {MODEL!r}")
     if request.log_probs:
         raise _refusal("logprobs: ask the gateway, over http://")
+    if request.timeout is not None:
+        raise _refusal("timeout: ask the gateway, over http://")
     generation = request.generation(request.requested_tokens or MAX_TOKENS, log_probs=False)
     if isinstance(request, ChatRequest):
         return [message.as_dict() for message in request.messages], generation
