@@ -30,6 +30,7 @@ class Answers:
 
     With a tokenizer the responses are those of a text model, without one those of `tensorrt_llm`.
     In a stream each response belongs to one answer; otherwise a single response has all of them.
+    Tokens that are no text yet wait for the next text, unless `sends_empty_text`.
     """
 
     def __init__(
@@ -38,11 +39,14 @@ class Answers:
         answers: Sequence[AnswerSettings],
         settings: RequestSettings,
         arrival_ns: int,
+        *,
+        sends_empty_text: bool = False,
     ) -> None:
         self._answers = [Answer(tokenizer, answer, arrival_ns) for answer in answers]
         self._settings = settings
         self._first = answers[0]
         self._is_text = tokenizer is not None
+        self._sends_empty_text = sends_empty_text or not self._is_text
 
     def respond(self, chunks: Iterable[tuple[int, Chunk]], names: Collection[str]) -> Outcome:
         """Return what follows from chunks, each with the index of its answer."""
@@ -71,7 +75,7 @@ class Answers:
         if answer.is_finished:
             parts = [answer.take()]
             return [last_response(parts, self._settings, names, is_text=self._is_text)]
-        if answer.has_text or not self._is_text:
+        if answer.has_text or self._sends_empty_text:
             return [self._middle(answer.take(), names)]
         return []
 

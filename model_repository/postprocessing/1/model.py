@@ -77,7 +77,13 @@ class TritonPythonModel:
 
     def _begin(self, piece: Piece) -> _Running:
         assert piece.settings is not None
-        answers = Answers(self._tokenizer, piece.answers, piece.settings, piece.arrival_ns)
+        answers = Answers(
+            self._tokenizer,
+            piece.answers,
+            piece.settings,
+            piece.arrival_ns,
+            sends_empty_text=True,  # there must be a response to each piece
+        )
         running = self._running[piece.keys[0]] = _Running(piece.keys, answers)
         if len(self._running) > MAX_REQUESTS:
             self._running.popitem(last=False)
