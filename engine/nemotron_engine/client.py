@@ -6,6 +6,7 @@ import hashlib
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -72,11 +73,15 @@ class EngineClient:
 
     def start(self) -> None:
         """Begin to connect."""
+        self._started_seconds = time.monotonic()
         self._thread.start()
 
     def hello(self, seconds: float) -> Hello:
-        """Return the engine's description. Raises `NemotronError` after `seconds` without one."""
-        self._ready.wait(seconds)
+        """Return the engine's description.
+
+        Raises `NemotronError` if there was none within `seconds` of the start.
+        """
+        self._ready.wait(max(0.0, self._started_seconds + seconds - time.monotonic()))
         if self._refusal is not None:
             raise self._refusal
         if self._hello is None:

@@ -124,10 +124,9 @@ class EngineProcess:
         """Return whether the engine generates a token now."""
         try:
             with Probe(self._start.socket, PROBE_SECONDS) as probe:
-                probe.canary()
+                return probe.canary()
         except (OSError, NemotronError):
             return False
-        return True
 
     def _launch(self) -> None:
         if not self._start.command:

@@ -18,7 +18,7 @@ from nemotron_serve.server import Endpoints
 from nemotron_serve.triton import die_with_parent
 
 POLL_SECONDS = 0.05
-LIBRARIES = ("starlette", "uvicorn", "prometheus_client", "aiohttp", "msgspec", "sentencepiece")
+LIBRARIES = ("starlette", "uvicorn", "prometheus_client", "httptools", "msgspec", "sentencepiece")
 
 
 def check_gateway(profile: Profile) -> None:

@@ -63,8 +63,11 @@ class ModelWatch:
         for canary in self._canaries:
             if canary.error is not None:
                 return f"the model {canary.model} fails: {canary.error}"
-            if canary.is_silent() and self._engine_answers() and canary.is_silent():
+            if canary.is_silent() and canary.is_overtaken:
                 return f"the model {canary.model} answers no more"
+            # The engine takes requests in turn, so a canary of its own that was sent later and is
+            # answered shows whose fault it is. The answer to the earlier one has another second.
+            canary.is_overtaken = canary.is_silent() and self._engine_answers()
         return None
 
 
@@ -75,6 +78,8 @@ class _Canary(threading.Thread):
         super().__init__(name=f"canary {model}", daemon=True)
         self.model = model
         self.answers = 0
+        self.is_overtaken = False
+        """Whether the engine has answered a canary that was sent after this one."""
         self.error: str | None = None
         """Triton's own words about a model that no longer works."""
         self._server = server

@@ -64,15 +64,21 @@ class Probe:
         self._socket.sendall(frame(Query()))
         return self._next(Load)
 
-    def canary(self) -> None:
-        """Have the engine generate one token. Raises `NemotronError` if it fails."""
+    def canary(self) -> bool:
+        """Have the engine generate one token. Return whether it did, or refused for now.
+
+        Raises `NemotronError` if it fails.
+        """
         request = Request(key=new_key(), input_ids=CANARY_IDS, max_tokens=1)
         self._socket.sendall(frame(Ask([request])))
         chunk: Chunk | None = None
         while chunk is None or not chunk.finish_reason:
             (chunk,) = self._next(Step).chunks
-        if chunk.finish_reason == "error" and chunk.error_kind not in WORKING_REFUSALS:
+        if chunk.finish_reason != "error":
+            return True
+        if chunk.error_kind not in WORKING_REFUSALS:
             raise chunk.failure()
+        return False
 
     def drain(self) -> None:
         """Let the engine end when its last request has ended."""
