@@ -34,7 +34,7 @@ from bench.measurements.load_client import (
     triton_grpc,
     triton_sse,
 )
-from bench.measurements.processes import family, rss_megabytes
+from bench.measurements.processes import family, rss_by_name
 from bench.measurements.servers import Server, engine_of, serving, synthetic_engine
 from bench.measurements.synthetic_engine import DEFAULT_HZ
 from nemotron_serve.probe import Probe
@@ -47,11 +47,12 @@ VICTIM_STREAMS, VICTIM_SECONDS = 4, 4
 """Streams of a client process that is killed, and its time."""
 SILENCE_SECONDS = 25
 """Time without a whole answer on a route after which the server counts as hung."""
-IDLE_SECONDS = 2
-"""Time in which the engine must have ended all requests after the clients left."""
+IDLE_SECONDS, UNHEARD_IDLE_SECONDS = 2, 60
+"""Time in which the engine must have ended all requests after the clients left. Triton never hears
+of a client that leaves an unstreamed HTTP request, so those answers run to their ends."""
 ANSWER_SECONDS = 15
-GROWTH, GROWTH_MEGABYTES = 1.05, 20
-"""Memory is flat if it grows by no more than this factor and this amount in the second half."""
+GROWTH, GROWTH_BYTES = 1.05, 10_000_000
+"""A process's memory is flat if it grows by no more than this in the second half."""
 OTHER_SECONDS = 600
 """Time for starts and ends besides the loads, after which the whole run is given up."""
 Loads = Sequence[tuple[Route, int]]
@@ -124,8 +125,13 @@ def single_routes(server: Server) -> Mapping[str, Loads]:
 
 
 def soak_routes(server: Server, streams: int) -> Loads:
-    """Return the loads of all routes at once, with about equal numbers of streams."""
-    routes = [route for loads in single_routes(server).values() for route, _ in loads]
+    """Return the loads of the routes that hear of their clients, with about equal streams each."""
+    routes = [
+        route
+        for loads in single_routes(server).values()
+        for route, streams in loads
+        if not is_unheard([(route, streams)])
+    ]
     return [
         (route, streams // len(routes) + (index < streams % len(routes)))
         for index, route in enumerate(routes)
@@ -145,7 +151,7 @@ def run_part(
 
     `engine` is the socket of an engine that the server has not started.
     """
-    rss = [_rss(server)]
+    rss = [rss_by_name(family([server.pid]))]
     faults: list[str] = []
     end = time.monotonic() + seconds
     longest_silence = SILENCE_SECONDS
@@ -159,7 +165,7 @@ def run_part(
     kills = 0
     while time.monotonic() < end and not faults:
         kills += _run_victims(client, loads)
-        rss.append(_rss(server))
+        rss.append(rss_by_name(family([server.pid])))
         silence = max(load.silence_seconds for load in watched)
         if silence > longest_silence:
             faults.append(f"no whole answer in {silence:.0f} s")
@@ -180,17 +186,22 @@ def run_part(
         faults.append(f"{outcomes['errors']} errors")
     if outcomes["truncated"]:
         faults.append(f"{outcomes['truncated']} answers without an error are not whole")
-    if remaining := _remaining(server, engine):
-        faults.append(f"{remaining} requests in the engine {IDLE_SECONDS} s after the load")
+    idle_seconds = UNHEARD_IDLE_SECONDS if is_unheard(loads) else IDLE_SECONDS
+    if remaining := _remaining(server, engine, idle_seconds):
+        faults.append(f"{remaining} requests in the engine {idle_seconds} s after the load")
     faults += [f"{route} does not answer after the load" for route in _unanswered(server)]
-    half_way, last = rss[len(rss) // 2], _rss(server)
-    if last > half_way * GROWTH + GROWTH_MEGABYTES:
-        faults.append(f"memory grew from {half_way:.0f} MB half way to {last:.0f} MB")
+    half_way, last = rss[len(rss) // 2], rss[-1]
+    if growth := {
+        name: size / 1e6
+        for name, size in last.items()
+        if size > half_way.get(name, size) * GROWTH + GROWTH_BYTES
+    }:
+        faults.append(f"memory in MB grew in the second half: {growth}")
     result = {
         "outcomes": dict(outcomes) | {"killed client processes": kills},
         "last_errors": sorted(set(last_errors)),
         "disturbances": disturbances.events if disturbances else [],
-        "rss_megabytes": {"start": rss[0], "half way": half_way, "end": last},
+        "rss_bytes": {"start": rss[0], "half way": half_way, "end": last},
         "faults": faults,
     }
     print(f"{name}: {json.dumps(result)}", flush=True)
@@ -207,14 +218,14 @@ def _run_victims(client: LoadClient, loads: Loads) -> int:
     return len(victims)
 
 
-def _rss(server: Server) -> float:
-    """Return the memory of all of the server's processes in MB."""
-    return rss_megabytes(family([server.pid]))
+def is_unheard(loads: Loads) -> bool:
+    """Return whether Triton does not hear of some of the clients that leave."""
+    return any(b"/generate HTTP" in route.request for route, _ in loads)
 
 
-def _remaining(server: Server, engine: Path | None) -> int:
-    """Return the number of requests in the engine once it is 0, or `IDLE_SECONDS` from now."""
-    deadline = time.monotonic() + IDLE_SECONDS
+def _remaining(server: Server, engine: Path | None, seconds: float) -> int:
+    """Return the number of requests in the engine once it is 0, or `seconds` from now."""
+    deadline = time.monotonic() + seconds
     with Probe(engine or engine_of(server).socket, ANSWER_SECONDS) as probe:
         while (running := probe.load().running) and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
@@ -39,10 +40,19 @@ def cpu_seconds(pids: Collection[int]) -> float:
     )
 
 
-def rss_megabytes(pids: Collection[int]) -> float:
-    """Return the resident memory of processes that still run."""
-    total = 0
+def rss_by_name(pids: Collection[int]) -> dict[str, int]:
+    """Return the resident memory in bytes of processes that still run; see `name_of`."""
+    sizes = {}
     for pid in pids:
         with suppress(psutil.NoSuchProcess):
-            total += psutil.Process(pid).memory_info().rss
-    return total / 1e6
+            sizes[name_of(pid)] = psutil.Process(pid).memory_info().rss
+    return sizes
+
+
+def name_of(pid: int) -> str:
+    """Return the Triton model that runs in a process, or its Python module, or its program."""
+    command = command_of(pid)
+    match = re.search(r"/models/(\w+)/|-m (nemotron_\w+)( gateway)?", " ".join(command))
+    if match:
+        return match[1] or match[2] + (match[3] or "")
+    return Path(command[0]).name if command else ""

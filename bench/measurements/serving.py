@@ -57,6 +57,8 @@ BUILD_LIMITS = {"max_batch_size": STREAMS + 8, "max_queue_size": 512}
 RAMP_SECONDS = 2.5
 """Time in which the streams start, so that their answers do not end together."""
 WARM_SECONDS = 4.0
+CALIBRATION_TOKENS = 300
+"""The synthetic engine's ids repeat after 100, so longer answers have the same mean size."""
 IDLE_CORES, IDLE_SECONDS = 0.1, 60
 """A server counts as idle below this; it has this much time to become idle after a load."""
 NEW, OLD = "new", "old"
@@ -116,6 +118,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 target = engine_socket(engine.socket, 300)
                 sample = measure_route(client, target, STREAMS, options.seconds, [], engine)
                 samples[NEW].setdefault(label("engine", STREAMS, 300), []).append(sample)
+                sizes = {
+                    version: bytes_per_token(client, server) for version, server in servers.items()
+                }
                 for route, streams, tokens in LOADS:
                     name = label(route, streams, tokens)
                     for version in samples if number % 2 else reversed(samples):
@@ -123,7 +128,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                         pids = family([server.pid], without=[engine.pid])
                         target = ROUTES[route](server, tokens)
                         sample = measure_route(
-                            client, target, streams, options.seconds, pids, engine
+                            client, target, streams, options.seconds, pids, engine, sizes[version]
                         )
                         samples[version].setdefault(name, []).append(sample)
                         print(f"{number + 1}: {version} {name}: {sample}", flush=True)
@@ -145,12 +150,32 @@ def all_servers(
         yield engine, servers
 
 
+def bytes_per_token(client: LoadClient, server: Server) -> float:
+    """Return the size of a token in the gateway's text, from one whole answer."""
+    route = ROUTES["gateway"](server, CALIBRATION_TOKENS)
+    seconds = 2 * CALIBRATION_TOKENS / DEFAULT_HZ
+    return result_of(client.start(route, 1, seconds=seconds), seconds).bytes_per_token
+
+
 def measure_route(
-    client: LoadClient, route: Route, streams: int, seconds: float, pids: list[int], engine: Engine
+    client: LoadClient,
+    route: Route,
+    streams: int,
+    seconds: float,
+    pids: list[int],
+    engine: Engine,
+    token_bytes: float = 0,
 ) -> Sample:
     """Run one load, then wait until the server is idle. `pids` are the server's processes."""
     gateway = [pid for pid in pids if "gateway" in command_of(pid)]
-    process = client.start(route, streams, warm=WARM_SECONDS, seconds=seconds, ramp=RAMP_SECONDS)
+    process = client.start(
+        route,
+        streams,
+        warm=WARM_SECONDS,
+        seconds=seconds,
+        ramp=RAMP_SECONDS,
+        options=("--bytes", str(token_bytes)),
+    )
     time.sleep(WARM_SECONDS)
     start, before = time.monotonic(), [cpu_seconds(pids), cpu_seconds(gateway)]
     engine_before = cpu_seconds([engine.pid])

@@ -14,19 +14,15 @@ import argparse
 import http.client
 import json
 import random
-import re
 import statistics
 import threading
 import time
 from collections import Counter
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from bench.measurements.processes import family
+from bench.measurements.processes import family, rss_by_name
 from bench.measurements.servers import (
     Server,
     build_cpu_engine,
@@ -157,12 +153,7 @@ def run(server: Server, streams: int, seconds: float, seed: int) -> tuple[Stress
 
 def sample(server: Server, seconds: float) -> Sample:
     """Return the RSS of each of the server's processes, and the engine's requests."""
-    rss = {}
-    for pid in family([server.pid]):
-        with suppress(psutil.NoSuchProcess):
-            process = psutil.Process(pid)
-            rss[_name(process)] = process.memory_info().rss
-    return Sample(seconds, rss, running(server))
+    return Sample(seconds, rss_by_name(family([server.pid])), running(server))
 
 
 def running(server: Server) -> int:
@@ -170,12 +161,6 @@ def running(server: Server) -> int:
     engine = engine_of(server)
     with Probe(engine.socket, PROBE_SECONDS) as probe:
         return probe.load().running
-
-
-def _name(process: psutil.Process) -> str:
-    """Return the Triton model that runs in a process, or its Python module, or its name."""
-    match = re.search(r"/models/(\w+)/|-m (nemotron_\w+)", " ".join(process.cmdline()))
-    return match[1] or match[2] if match else process.name()
 
 
 def slopes(samples: list[Sample]) -> dict[str, float]:

@@ -150,10 +150,26 @@ def test_answers_over_sse(
     assert ends.total() <= 4  # connections are kept alive
 
 
-def test_an_answer_as_a_whole(client: LoadClient) -> None:
-    body = triton_events()[-1].encode()
-    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+def test_a_known_size_tells_the_tokens_of_answers_that_do_not_end(client: LoadClient) -> None:
+    answer = chunked(openai_events()[:1] * 1000)[:-100]
     with http_server(answer) as (port, _):
+        load = run(client, openai_sse(port, "m", TOKENS), 4, "--bytes", "2.5")
+    assert load.finished == 0 < load.responses_per_second
+    assert load.tokens_per_second == pytest.approx(load.responses_per_second * 2, rel=0.01)
+
+
+WHOLE = triton_events()[-1].encode()
+
+
+@pytest.mark.parametrize(
+    "framed",
+    [
+        b"Content-Length: %d\r\n\r\n%s" % (len(WHOLE), WHOLE),
+        b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(WHOLE), WHOLE),
+    ],
+)
+def test_an_answer_as_a_whole(client: LoadClient, framed: bytes) -> None:
+    with http_server(b"HTTP/1.1 200 OK\r\n" + framed) as (port, _):
         load = run(client, triton_sse(port, "m", TOKENS, streamed=False))
     assert load.finished > 4 and load.errors == load.truncated == 0, load
 

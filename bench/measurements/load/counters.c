@@ -13,7 +13,7 @@ typedef struct {
 } Samples;
 
 Outcomes outcomes;
-double window_start, window_end;
+double window_start, window_end, bytes_per_token;
 long expected_tokens;
 static Samples gaps, first_tokens;
 static long responses, tokens, text;
@@ -96,11 +96,13 @@ static void print_quantiles(const char *name, Samples *samples) {
 }
 
 void print_report(double seconds, double cpu_seconds) {
-    /* If responses do not tell their tokens, the text of whole answers tells the size of a token. */
-    double counted = tokens || !answer_text ? tokens : (double)text * answer_tokens / answer_text;
+    if (!bytes_per_token && answer_tokens) bytes_per_token = (double)answer_text / answer_tokens;
+    /* If responses do not tell their tokens, their text does. */
+    double counted = tokens || !bytes_per_token ? tokens : text / bytes_per_token;
     print_outcomes();
-    printf(", \"responses_per_second\": %.2f, \"tokens_per_second\": %.2f, \"client_cores\": %.4f",
-           responses / seconds, counted / seconds, cpu_seconds / seconds);
+    printf(", \"responses_per_second\": %.2f, \"tokens_per_second\": %.2f"
+           ", \"bytes_per_token\": %.6f, \"client_cores\": %.4f",
+           responses / seconds, counted / seconds, bytes_per_token, cpu_seconds / seconds);
     print_quantiles("ttft", &first_tokens);
     print_quantiles("gap", &gaps);
     printf("}\n");

@@ -199,7 +199,7 @@ static void read_options(int count, char **values) {
         {"streams", 1, 0, 'n'}, {"tokens", 1, 0, 't'},  {"connections", 1, 0, 'c'},
         {"warm", 1, 0, 'w'},    {"seconds", 1, 0, 's'}, {"ramp", 1, 0, 'r'},
         {"leave", 1, 0, 'l'},   {"silence", 1, 0, 'i'}, {"progress", 0, 0, 'o'},
-        {"seed", 1, 0, 'd'},    {0}};
+        {"bytes", 1, 0, 'y'},   {0}};
     for (int name; (name = getopt_long(count, values, "", names, 0)) != -1;) switch (name) {
             case 'b': options.request = optarg; break;
             case 'p': options.port = atoi(optarg); break;
@@ -213,7 +213,7 @@ static void read_options(int count, char **values) {
             case 'l': options.leave = atof(optarg); break;
             case 'i': options.silence = atof(optarg); break;
             case 'o': options.progress = true; break;
-            case 'd': srand48(atol(optarg)); break;
+            case 'y': bytes_per_token = atof(optarg); break;
             default: exit(2);
         }
     const char *name = optind < count ? values[optind] : "";
@@ -249,6 +249,7 @@ static void create_streams(double time) {
 
 int main(int count, char **values) {
     read_options(count, values);
+    srand48(getpid());
     signal(SIGTERM, stop);
     epoll = epoll_create1(0);
     double begin = now(), cpu = -1, tick = begin + 1;

@@ -71,6 +71,7 @@ typedef struct {
 extern Outcomes outcomes;
 extern double window_start, window_end; /* Responses are counted between these times. */
 extern long expected_tokens;            /* Of each answer; 0 means any number. */
+extern double bytes_per_token;          /* For responses that do not tell their tokens. */
 double now(void);
 /* Count a response. `total` is the number of the answer's tokens so far, or -1 if it is unknown. */
 void count_response(Stream *stream, long total, long text_bytes);

@@ -67,7 +67,7 @@ static void receive_lines(Connection *connection) {
 
 static void end_response(Connection *connection) {
     Stream *stream = connection->streams[0];
-    if (connection->state == WHOLE && connection->status == 200)
+    if (connection->status == 200 && connection->body.size) /* not an event, but a whole answer */
         receive_event(connection, connection->body.data, connection->body.size);
     if (stream->active && connection->status != 200)
         fail(stream, connection->body.data, connection->body.size);
