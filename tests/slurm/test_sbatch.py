@@ -220,7 +220,7 @@ def test_sixteen_ranks_of_the_tensorrt_lane(
         ports=dict.fromkeys(PORTS, 0),
         **BF16_TP8,
     )
-    paths = os.pathsep.join([tensorrt.environment["PATH"], site.cluster.environment["PATH"]])
+    paths = os.pathsep.join([str(tensorrt.root / "bin"), site.cluster.environment["PATH"]])
     settings = tensorrt.environment | {"PATH": paths, "PROFILE": profile, "STEPS": "build serve"}
     work = tmp_path / "work"
     convert(NEMO, work / "checkpoint-own", Options(Parallel(8, 2)))
