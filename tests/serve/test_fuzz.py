@@ -14,12 +14,11 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from nemotron_core.metrics import RUNNING_METRIC
 from nemotron_core.wire import ENGINE_INPUTS, TEXT_INPUTS, Tensor
-from nemotron_serve.server import TritonServer
-from tests.serve.wire import messages_json, metric, stream, text
+from nemotron_serve.model_server import ModelServer
+from tests.serve.wire import messages_json, running, stream, text
 from tests.tiny_nemotron.answers import ExactAnswer
-from tests.waiting import WAIT
+from tests.waiting import WAIT, until
 
 SEED = 20240614
 OVER_HTTP = 400
@@ -57,7 +56,7 @@ def body_of_json(rng: random.Random) -> bytes:
     return bytes(body[: rng.randrange(len(body) + 1)] if rng.random() < 0.1 else body)
 
 
-def over_http(server: TritonServer, rng: random.Random) -> int:
+def over_http(server: ModelServer, rng: random.Random) -> int:
     """Send an invalid request. Return its status, or 0 if the server closed the connection."""
     endpoints = server.endpoints
     verb = rng.choice(["generate"] * 4 + ["generate_stream"] * 4 + ["infer", "%ff"])
@@ -142,11 +141,11 @@ def over_grpc(stub: Any, rng: random.Random) -> str:
 
 
 @pytest.fixture(scope="module")
-def check_server(answers: list[ExactAnswer]) -> Callable[[TritonServer], None]:
+def check_server(answers: list[ExactAnswer]) -> Callable[[ModelServer], None]:
     """Return a function that asserts that nothing runs and that answers are still correct."""
 
-    def check(server: TritonServer) -> None:
-        assert metric(server, RUNNING_METRIC) == 0
+    def check(server: ModelServer) -> None:
+        until(lambda: running(server) == 0)
         for exact in answers[11::90]:
             prompt = messages_json(exact.question.messages)
             for model in ("ensemble", "tensorrt_llm_bls"):
@@ -157,11 +156,11 @@ def check_server(answers: list[ExactAnswer]) -> Callable[[TritonServer], None]:
 
 
 def test_malformed_http_requests(
-    server: TritonServer, check_server: Callable[[TritonServer], None]
+    server: ModelServer, check_server: Callable[[ModelServer], None]
 ) -> None:
     rng = random.Random(SEED)
     outcomes = Counter(over_http(server, rng) for _ in range(OVER_HTTP))
-    assert server.process.poll() is None
+    assert server.triton.process.poll() is None
     assert set(outcomes) <= {0, 200, *REFUSALS}, outcomes
     assert outcomes[400] > OVER_HTTP / 8, (
         outcomes
@@ -171,14 +170,14 @@ def test_malformed_http_requests(
 
 
 def test_malformed_grpc_requests(
-    server: TritonServer, check_server: Callable[[TritonServer], None]
+    server: ModelServer, check_server: Callable[[ModelServer], None]
 ) -> None:
     rng = random.Random(SEED)
     endpoints = server.endpoints
     with grpc.insecure_channel(f"{endpoints.address}:{endpoints.grpc}") as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         outcomes = Counter(over_grpc(stub, rng) for _ in range(OVER_GRPC))
-    assert server.process.poll() is None
+    assert server.triton.process.poll() is None
     assert outcomes["refused"] > OVER_GRPC / 4, outcomes
     assert "StatusCode.DEADLINE_EXCEEDED" not in outcomes, outcomes
     check_server(server)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from nemotron_serve.server import TritonServer
-from tests.serve.wire import ASK, MODELS, post, stream, text
+from nemotron_serve.model_server import ModelServer
+from tests.serve.wire import ASK, TEXT_MODELS, post, text, whole
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "neither": ({"max_tokens": 5}, "exactly one of text_input, messages, input_token_ids"),
@@ -44,33 +44,41 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "top_p": ({"messages": ASK, "max_tokens": 5, "top_p": 2.0}, "top_p is 2.0"),
     "end_id": ({"messages": ASK, "max_tokens": 5, "end_id": 1536}, "token id 1536 is outside"),
     "max_tokens missing": ({"messages": ASK, "stream": True}, "max_tokens is missing"),
-    "echo": (
-        {"messages": ASK, "max_tokens": 5, "exclude_input_in_output": False},
-        "an answer never repeats its prompt",
-    ),
     "long stop": ({"messages": ASK, "max_tokens": 5, "stop_words": ["x" * 1025]}, "stop string 1"),
     "no sequences": (
         {"messages": ASK, "max_tokens": 5, "num_return_sequences": 0},
         "num_return_sequences is 0",
     ),
+    "prompts of two forms": (
+        {"messages": ASK, "input_token_ids": [5], "max_tokens": 5},
+        "exactly one of text_input, messages, input_token_ids",
+    ),
+    "token outside": (
+        {"input_token_ids": [5, 1536], "max_tokens": 5},
+        "token id 1536 is outside the vocabulary of 1536",
+    ),
+    "min_tokens": ({"messages": ASK, "max_tokens": 5, "min_tokens": 6}, "min_tokens is 6"),
+    "end_id -2": ({"messages": ASK, "max_tokens": 5, "end_id": -2}, "token id -2 is outside"),
     "two values": ({"messages": ASK, "max_tokens": [5, 6]}, "shape|one value"),
 }
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", TEXT_MODELS)
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_wrong_request_is_refused_and_harms_nobody(
-    name: str, model: str, server: TritonServer
+    name: str, model: str, server: ModelServer
 ) -> None:
     fields, message = REFUSED[name]
+    if model == "generate":
+        fields = {name: value for name, value in fields.items() if name != "stream"}
     with pytest.raises(InferenceServerException) as caught:
-        stream(server, model, **fields)
+        whole(server, model, **fields)
     assert any(part in str(caught.value) for part in message.split("|"))
-    assert text(stream(server, model, messages=ASK, max_tokens=200)).startswith("I am")
+    assert text([whole(server, model, messages=ASK, max_tokens=200)]).startswith("I am")
 
 
-@pytest.mark.parametrize("model", [*MODELS, "generate"])
-def test_a_key_that_is_no_input_is_not_ignored(model: str, server: TritonServer) -> None:
+@pytest.mark.parametrize("model", TEXT_MODELS)
+def test_a_key_that_is_no_input_is_not_ignored(model: str, server: ModelServer) -> None:
     for key in ("temprature", "beam_widths"):
         body = {"messages": ASK, "max_tokens": 5, key: 2}
         status, reply = post(server, f"/v2/models/{model}/generate", body)
@@ -78,14 +86,30 @@ def test_a_key_that_is_no_input_is_not_ignored(model: str, server: TritonServer)
         assert f"there is no input '{key}'" in json.loads(reply)["error"]
 
 
-def test_an_error_on_generate_stream_has_its_status(server: TritonServer) -> None:
+def test_an_error_on_generate_stream_has_its_status(server: ModelServer) -> None:
     body = {"messages": ASK, "max_tokens": 5, "stream": True, "temperature": -1.0}
     status, reply = post(server, "/v2/models/ensemble/generate_stream", body)
     assert status == 400
     assert b"temperature is -1.0: use 0 to 1000" in reply
 
 
-def test_the_engine_refuses_a_padded_prompt(server: TritonServer) -> None:
-    prompt = {"input_ids": [1, 2, 3], "input_lengths": 2, "request_output_len": 4}
-    with pytest.raises(InferenceServerException, match="input_lengths is 2, but there are 3"):
-        stream(server, "tensorrt_llm", **prompt)
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"temprature": 1}, "there is no input 'temprature'"),
+        ({"chunk_tokens": 2}, "chunk_tokens is 2: use 1"),
+        ({"timeout": -1}, "timeout is -1: use a whole number from 0 on"),
+        ({"timeout": 1.5}, "timeout is 1.5"),
+        ({"priority": True}, "priority is True"),
+    ],
+)
+@pytest.mark.parametrize("model", [*TEXT_MODELS, "tensorrt_llm"])
+def test_request_parameters_that_mean_nothing(
+    parameters: dict[str, Any], message: str, model: str, server: ModelServer
+) -> None:
+    tokens = {"input_ids": [5], "input_lengths": 1, "request_output_len": 2}
+    fields = tokens if model == "tensorrt_llm" else {"messages": ASK, "max_tokens": 5}
+    path = f"/v2/models/{model}/generate"
+    status, reply = post(server, path, fields | parameters)
+    assert status == 400
+    assert message in json.loads(reply)["error"]

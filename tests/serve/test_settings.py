@@ -16,10 +16,20 @@ from tritonclient.utils import InferenceServerException
 from nemotron_build.engine_folder import build_engine
 from nemotron_build.profile import Profile
 from nemotron_client import Client, Generation, RequestTimeout, ServerOverloaded
-from nemotron_core.metrics import RUNNING_METRIC
-from nemotron_core.wire import LANES, TEXT_INPUTS
-from nemotron_serve.server import TritonServer
-from tests.serve.wire import ASK, ENDLESS, MODELS, grpc_client, inputs, metric, stream, text
+from nemotron_core.wire import TEXT_INPUTS
+from nemotron_serve.model_server import ModelServer
+from tests.serve.wire import (
+    ASK,
+    ENDLESS,
+    MODELS,
+    TEXT_MODELS,
+    grpc_client,
+    inputs,
+    running,
+    stream,
+    text,
+    whole,
+)
 from tests.waiting import WAIT, until
 
 LACKING: dict[str, tuple[Any, Any]] = {
@@ -34,73 +44,35 @@ LACKING: dict[str, tuple[Any, Any]] = {
     "embedding_bias_words": (["a"], [""]),
     "embedding_bias_weights": ([1.0], [0.0]),
     "lora_task_id": (1, None),
-    "guided_decoding_guide_type": ("json", ""),
-    "guided_decoding_guide": ("{}", ""),
 }
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", TEXT_MODELS)
 @pytest.mark.parametrize("name", LACKING)
 def test_what_this_engine_lacks_is_refused_by_name(
-    name: str, model: str, server: TritonServer
+    name: str, model: str, server: ModelServer
 ) -> None:
     unsupported, neutral = LACKING[name]
-    with pytest.raises(InferenceServerException, match=f"{name} is not on the engine of the lane"):
-        stream(server, model, messages=ASK, max_tokens=5, **{name: unsupported})
+    with pytest.raises(InferenceServerException, match=f"{name} is not on this engine"):
+        whole(server, model, messages=ASK, max_tokens=5, **{name: unsupported})
     if neutral is not None:  # many clients send their defaults
-        responses = stream(server, model, messages=ASK, max_tokens=200, **{name: neutral})
-        assert text(responses).startswith("I am")
+        response = whole(server, model, messages=ASK, max_tokens=200, **{name: neutral})
+        assert text([response]).startswith("I am")
 
 
-def test_every_input_that_the_cpu_lane_lacks_is_tried() -> None:
-    lacking = {text_input.name for text_input in TEXT_INPUTS if "cpu" not in text_input.lanes}
+def test_every_input_that_this_engine_lacks_is_tried(server: ModelServer) -> None:
+    features = server.engine.hello.capabilities.features
+    lacking = {
+        entry.name
+        for entry in TEXT_INPUTS
+        if not entry.is_supported or (entry.feature and entry.feature not in features)
+    }
     matrices = {"prompt_embedding_table", "lora_weights", "lora_config"}
     assert lacking - matrices == set(LACKING)
-    assert {lane for text_input in TEXT_INPUTS for lane in text_input.lanes} == set(LANES)
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("streaming", [True, False])
-def test_several_answers_to_one_prompt(streaming: bool, model: str, server: TritonServer) -> None:
-    """Each sequence equals the answer to a single request with its seed."""
-    sampling = {"text_input": "<extra_id_1>Go", "max_tokens": 30, "temperature": 3.0, "end_id": 0}
-    all_responses = stream(
-        server, model, **sampling, seed=7, num_return_sequences=3, stream=streaming
-    )
-    sequences: dict[int, list[dict[str, Any]]] = {0: [], 1: [], 2: []}
-    for response in all_responses:
-        sequences[int(response["sequence_index"].ravel()[0])].append(response)
-    ids = [
-        [id_ for r in responses for id_ in r["output_token_ids"].ravel().tolist()]
-        for responses in sequences.values()
-    ]
-    assert len({tuple(sequence_ids) for sequence_ids in ids}) == 3
-    for number, responses in sequences.items():
-        assert responses[-1]["finish_reason"].ravel()[0] == b"length"
-        alone = stream(server, model, **sampling, seed=7 + number)
-        assert ids[number] == alone[0]["output_token_ids"].ravel().tolist()
-        assert text(responses) == text(alone)
-
-
-@pytest.mark.parametrize("model", MODELS)
-def test_a_stop_string_ends_only_its_own_answer(model: str, server: TritonServer) -> None:
-    sampling = {"text_input": "<extra_id_1>Go", "max_tokens": 60, "temperature": 3.0, "end_id": 0}
-    first, second = (text(stream(server, model, **sampling, seed=seed)) for seed in (20, 21))
-    stop = next(word for word in first.split() if len(word) > 2 and word not in second)
-    responses = stream(
-        server, model, **sampling, seed=20, num_return_sequences=2, stop_words=[stop]
-    )
-    reasons = {
-        int(response["sequence_index"].ravel()[0]): response["finish_reason"].ravel()[0].decode()
-        for response in responses
-    }
-    assert reasons == {0: "stop", 1: "length"}
-    texts = {int(response["sequence_index"].ravel()[0]): text([response]) for response in responses}
-    assert texts == {0: first[: first.index(stop)], 1: second}
-
-
-@pytest.mark.parametrize("model", MODELS)
-def test_times_come_with_the_last_response_when_asked_for(model: str, server: TritonServer) -> None:
+def test_times_come_with_the_last_response_when_asked_for(model: str, server: ModelServer) -> None:
     before = time.time_ns()
     responses = stream(
         server, model, messages=ASK, max_tokens=200, stream=True, return_perf_metrics=True
@@ -119,7 +91,7 @@ def test_times_come_with_the_last_response_when_asked_for(model: str, server: Tr
 @pytest.fixture(scope="module")
 def narrow(
     checkpoint_tp8: Path, cpu_profile: Profile, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[TritonServer]:
+) -> Iterator[ModelServer]:
     """A server for two requests in a step and one in the queue, with two seconds per request."""
     engine = tmp_path_factory.mktemp("narrow") / "engine"
     limits = {"max_batch_size": 2, "max_queue_size": 1, "long_answers": "clamp"}
@@ -130,7 +102,7 @@ def narrow(
 @pytest.fixture(scope="module")
 def short(
     checkpoint_tp8: Path, cpu_profile: Profile, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[TritonServer]:
+) -> Iterator[ModelServer]:
     """A server whose requests have at most 64 tokens, to which it shortens answers."""
     engine = tmp_path_factory.mktemp("short") / "engine"
     limits = {"max_seq_len": 64, "long_answers": "clamp"}
@@ -141,7 +113,7 @@ def short(
 @contextmanager
 def changed_server(
     checkpoint: Path, engine: Path, profile: Profile, limits: dict[str, Any], **timeouts: int
-) -> Iterator[TritonServer]:
+) -> Iterator[ModelServer]:
     """Build and serve an engine of a profile with other limits and timeouts."""
     changes = {
         "limits": profile.limits.model_copy(update=limits),
@@ -149,11 +121,11 @@ def changed_server(
     }
     changed = profile.model_copy(update=changes)
     build_engine(checkpoint, engine, changed)
-    with TritonServer(engine, changed) as running:
+    with ModelServer(engine, changed) as running:
         yield running
 
 
-def start(server: TritonServer, model: str, count: int) -> tuple[Any, queue.Queue[Any]]:
+def start(server: ModelServer, model: str, count: int) -> tuple[Any, queue.Queue[Any]]:
     """Start endless streams on one connection, and return the client and its queue of results."""
     client = grpc_client(server)
     results: queue.Queue[Any] = queue.Queue()
@@ -166,11 +138,11 @@ def start(server: TritonServer, model: str, count: int) -> tuple[Any, queue.Queu
 
 @pytest.mark.parametrize("model", MODELS)
 def test_a_full_queue_refuses_at_once_and_a_deadline_ends_what_runs(
-    model: str, narrow: TritonServer
+    model: str, narrow: ModelServer
 ) -> None:
     client, results = start(narrow, model, 3)
     try:
-        until(lambda: metric(narrow, RUNNING_METRIC) == 3)
+        until(lambda: running(narrow) == 3)
         url = f"{narrow.endpoints.address}:{narrow.endpoints.grpc}"
         began = time.monotonic()
         with (
@@ -188,11 +160,11 @@ def test_a_full_queue_refuses_at_once_and_a_deadline_ends_what_runs(
     finally:
         client.stop_stream()
         client.close()
-    until(lambda: not metric(narrow, RUNNING_METRIC))
+    until(lambda: not running(narrow))
     assert text(stream(narrow, model, messages=ASK, max_tokens=200)).startswith("I am")
 
 
-def test_the_client_tells_a_deadline(narrow: TritonServer) -> None:
+def test_the_client_tells_a_deadline(narrow: ModelServer) -> None:
     url = f"{narrow.endpoints.address}:{narrow.endpoints.grpc}"
     with Client(url) as client, pytest.raises(RequestTimeout, match="deadline exceeded"):
         client.complete("<extra_id_1>Go", Generation(max_tokens=4000, end_id=0))
@@ -200,7 +172,7 @@ def test_the_client_tells_a_deadline(narrow: TritonServer) -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_an_answer_is_as_long_as_fits_if_the_profile_says_so(
-    model: str, short: TritonServer
+    model: str, short: ModelServer
 ) -> None:
     request = {"text_input": "<extra_id_1>" * 58, "end_id": 0}
     for max_tokens, length in ((3, 3), (6, 6), (7, 6), (2**31 - 1, 6)):
@@ -209,14 +181,3 @@ def test_an_answer_is_as_long_as_fits_if_the_profile_says_so(
         assert response["finish_reason"].ravel()[0] == b"length"
     with pytest.raises(InferenceServerException, match=r"64 prompt tokens.*shorten the prompt"):
         stream(short, model, text_input="<extra_id_1>" * 64, max_tokens=5)
-
-
-def test_a_bls_client_that_goes_frees_its_slot_within_a_step(server: TritonServer) -> None:
-    """The server notices a cancelled stream within two seconds."""
-    client, results = start(server, "tensorrt_llm_bls", 1)
-    assert not isinstance(results.get(timeout=WAIT), InferenceServerException)
-    client.stop_stream(cancel_requests=True)
-    began = time.monotonic()
-    while metric(server, RUNNING_METRIC):
-        assert time.monotonic() - began < 2
-    client.close()
