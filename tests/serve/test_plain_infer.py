@@ -10,8 +10,7 @@ import tritonclient.grpc
 import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
-from nemotron_core.metrics import RUNNING_METRIC
-from nemotron_serve.server import TritonServer
+from nemotron_serve.model_server import ModelServer
 from tests.serve.wire import (
     ASK,
     STOP,
@@ -19,15 +18,15 @@ from tests.serve.wire import (
     grpc_client,
     inputs,
     messages_json,
-    metric,
     post,
+    running,
     stream,
 )
 from tests.tiny_nemotron.answers import ExactAnswer
 from tests.waiting import WAIT, until
 
 
-def test_plain_infer_over_grpc_and_http(server: TritonServer, answers: list[ExactAnswer]) -> None:
+def test_plain_infer_over_grpc_and_http(server: ModelServer, answers: list[ExactAnswer]) -> None:
     exact = answers[0]
     fields = {"messages": messages_json(exact.question.messages), "max_tokens": 200}
     with grpc_client(server) as client:
@@ -45,7 +44,7 @@ def test_plain_infer_over_grpc_and_http(server: TritonServer, answers: list[Exac
         assert result.as_numpy("output_token_ids").ravel().tolist() == exact.token_ids
 
 
-def test_plain_infer_answers_many_at_once(server: TritonServer, answers: list[ExactAnswer]) -> None:
+def test_plain_infer_answers_many_at_once(server: ModelServer, answers: list[ExactAnswer]) -> None:
     def ask(exact: ExactAnswer) -> str:
         body = {"messages": messages_json(exact.question.messages), "max_tokens": 200}
         status, reply = post(server, "/v2/models/generate/generate", body)
@@ -57,13 +56,13 @@ def test_plain_infer_answers_many_at_once(server: TritonServer, answers: list[Ex
         assert list(pool.map(ask, chosen)) == [exact.question.answer for exact in chosen]
 
 
-def test_plain_infer_does_not_wait_for_a_longer_one(server: TritonServer) -> None:
+def test_plain_infer_does_not_wait_for_a_longer_one(server: ModelServer) -> None:
     long = {"text_input": "<extra_id_1>Go", "end_id": 0, "max_tokens": 4000, "id": "long"}
     path = "/v2/models/generate/generate"
     with ThreadPoolExecutor(1) as pool:
         for _ in range(STOP_ATTEMPTS):
             waiting = pool.submit(post, server, path, long)
-            until(lambda: metric(server, RUNNING_METRIC) == 1)
+            until(lambda: running(server) >= 1)
             status, _reply = post(server, path, {"messages": ASK, "max_tokens": 200})
             assert status == 200
             assert not waiting.done()
@@ -76,7 +75,7 @@ def test_plain_infer_does_not_wait_for_a_longer_one(server: TritonServer) -> Non
     assert json.loads(reply)["finish_reason"] == "cancelled"
 
 
-def test_plain_infer_cannot_stream(server: TritonServer) -> None:
+def test_plain_infer_cannot_stream(server: ModelServer) -> None:
     body = {"messages": ASK, "max_tokens": 5, "stream": True}
     status, reply = post(server, "/v2/models/generate/generate", body)
     assert status == 400

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import queue
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -121,6 +122,13 @@ MODELS = ("ensemble", "tensorrt_llm_bls")
 """The two models that stream text."""
 TEXT_MODELS = (*MODELS, "generate")
 ASK = json.dumps([{"role": "user", "content": "Who are you?"}])
+ENDLESS_TOKENS = {
+    "input_ids": [5, 300],
+    "input_lengths": 2,
+    "request_output_len": 4000,
+    "end_id": -1,
+    "streaming": True,
+}
 ENDLESS = {"text_input": "<extra_id_1>Go", "end_id": 0, "max_tokens": 4000, "stream": True}
 STOP = {"stop": True, "input_ids": [1], "input_lengths": 1, "request_output_len": 1}
 STOP_ATTEMPTS = 5
@@ -195,6 +203,58 @@ def stream(
                 responses.append(as_arrays(result))
             if response.parameters["triton_final_response"].bool_param:
                 return responses
+
+
+class Running:
+    """A streamed request on a connection of its own, as a context manager that cancels it."""
+
+    def __init__(
+        self, server: ModelServer, model: str, sent: Sent | None = None, **fields: Any
+    ) -> None:
+        sent = sent or Sent()
+        self.responses: list[dict[str, Any]] = []
+        self.error: InferenceServerException | None = None
+        self.began, self.ended = threading.Event(), threading.Event()
+        self._client = grpc_client(server)
+        self._client.start_stream(self._collect)
+        self._client.async_stream_infer(
+            model,
+            inputs(tritonclient.grpc, **fields),
+            request_id=sent.request_id,
+            parameters=sent.parameters,
+            timeout=sent.timeout,
+            enable_empty_final_response=True,
+        )
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._client.stop_stream(cancel_requests=True)
+        self._client.close()
+
+    def begin(self) -> None:
+        """Wait for the first response."""
+        assert self.began.wait(WAIT)
+
+    def end(self) -> list[dict[str, Any]]:
+        """Wait for the last response. Raises `InferenceServerException` if the request fails."""
+        assert self.ended.wait(WAIT)
+        if self.error is not None:
+            raise self.error
+        return self.responses
+
+    def _collect(self, result: Any, error: InferenceServerException | None) -> None:
+        self.error = error
+        is_last = error is not None
+        if result is not None:
+            response = result.get_response()
+            is_last = response.parameters["triton_final_response"].bool_param
+            if response.outputs:
+                self.responses.append(as_arrays(result))
+        self.began.set()
+        if is_last:
+            self.ended.set()
 
 
 def infer(
