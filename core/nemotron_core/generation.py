@@ -68,13 +68,14 @@ def request_inputs(
         inputs["input_token_ids"] = cast("Sequence[int]", prompt)
     else:
         inputs["messages"] = [_messages_json(cast("Sequence[Mapping[str, Any]]", prompt))]
+    for name, value in vars(generation).items():
+        if isinstance(value, list | tuple):
+            if value:
+                inputs[name] = value
+        elif value is not None:
+            inputs[name] = [value]
     if generation.temperature and generation.top_p is None:
-        generation = dataclasses.replace(generation, top_p=1.0)
-    for field in dataclasses.fields(generation):
-        value = getattr(generation, field.name)
-        values: Sequence[Value] = value if isinstance(value, list | tuple) else [value]
-        if values and value is not None:
-            inputs[field.name] = values
+        inputs["top_p"] = [1.0]
     for name, values in inputs.items():
         _check_range(name, values)
     return inputs

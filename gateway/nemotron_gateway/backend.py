@@ -45,9 +45,9 @@ class Backend:
 
     def __init__(self, settings: GatewaySettings, metrics: Metrics) -> None:
         self._settings = settings
-        self._metrics = metrics
         self._triton = Triton(settings.triton)
         self._running = 0
+        metrics.running.set_function(lambda: self._running)
         self._facts: ModelFacts | None = None
         self._piece_time = float("-inf")
         """Time of the last piece of any answer."""
@@ -95,12 +95,10 @@ class Backend:
             message = f"{self._running} prompts are at the engine already"
             raise HttpError.of_kind(ErrorKind.OVERLOADED, message)
         self._running += 1
-        self._metrics.running.set(self._running)
         try:
             yield
         finally:
             self._running -= 1
-            self._metrics.running.set(self._running)
 
     async def facts(self) -> ModelFacts:
         """Return the facts about the model. Triton gets requests until it has answered once."""

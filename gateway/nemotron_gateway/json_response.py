@@ -21,7 +21,10 @@ class JsonResponse(JSONResponse):
 
 def to_json(content: object) -> bytes:
     """Return JSON in UTF-8, with a question mark for each lone surrogate."""
-    return json.dumps(content, ensure_ascii=False).encode(errors="replace")
+    return _encode(content).encode(errors="replace")
+
+
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def to_http_error(error: Exception, request_id: str) -> HttpError:

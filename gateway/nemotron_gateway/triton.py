@@ -95,7 +95,7 @@ def _request_body(prompt: Prompt, generation: Generation, seconds: float) -> byt
         raise bad_request(str(error)) from error
     body: dict[str, Any] = {"heartbeat": True, "timeout": max(1, round(seconds * 1e6))}
     body |= {name: values[0] if len(values) == 1 else values for name, values in inputs.items()}
-    return json.dumps(body, ensure_ascii=False).encode()
+    return msgspec.json.encode(body)
 
 
 class _Event(msgspec.Struct):
