@@ -165,14 +165,14 @@ ENGINE_INPUTS = (
     Input("input_lengths", "INT32"),
     Input("request_output_len", "INT32"),
     Input("stop_words_list", "INT32", (2, -1)),
-    Input("bad_words_list", "INT32", (2, -1), feature="bad_words"),
-    Input("embedding_bias", "FP32", (-1,), feature="bias"),
+    Input("bad_words_list", "INT32", (2, -1), feature="bad_words", neutral=(0, -1)),  # no word
+    Input("embedding_bias", "FP32", (-1,), feature="bias", neutral=(0.0,)),
     Input("streaming", "BOOL"),
     Input("stop", "BOOL"),
     Input("runtime_top_k", "INT32"),
     Input("runtime_top_p", "FP32"),
     _unused("len_penalty", "FP32", (1,), 0.0, 1.0),
-    _unused("runtime_top_p_min", "FP32", (1,), 0.0, 1e-6),
+    _unused("runtime_top_p_min", "FP32", (1,), 0.0, 9.999999974752427e-07),  # 1e-6 in FP32
     _unused("runtime_top_p_decay", "FP32", (1,), 0.0, 1.0),
     _unused("runtime_top_p_reset_ids", "INT32", (1,), -1, 0),
     _unused("draft_input_ids", "INT32", (-1,)),
