@@ -25,10 +25,11 @@ def sequence_count(inputs: Inputs, row: int) -> int:
     return count
 
 
-def request_settings(inputs: Inputs, *, stream: bool) -> RequestSettings:
+def request_settings(inputs: Inputs, options: Options, *, stream: bool) -> RequestSettings:
     """Return the settings that all answers to a request have in common, from its first row."""
     return RequestSettings(
         stream=stream,
+        single_tokens=options.chunk_tokens is not None,
         log_probs=inputs.value(0, "return_log_probs", default=False),
         times=inputs.value(0, "return_perf_metrics", default=False),
         cache_stats=inputs.value(0, "return_kv_cache_reuse_stats", default=False),

@@ -60,7 +60,7 @@ class PromptBuilder:
             for row in range(len(inputs))
         ]
         stream = inputs.value(0, "stream", default=False)
-        return Prompts.of_rows(prompts, request_settings(inputs, stream=stream))
+        return Prompts.of_rows(prompts, request_settings(inputs, options, stream=stream))
 
     def _characters(self, inputs: Inputs) -> int:
         return sum(

@@ -33,6 +33,8 @@ class RequestSettings(msgspec.Struct, array_like=True, frozen=True, kw_only=True
 
     stream: bool = False
     """Whether the client receives the answers in pieces."""
+    single_tokens: bool = False
+    """Whether a piece is sent as soon as there is a token for it."""
     log_probs: bool = False
     times: bool = False
     cache_stats: bool = False

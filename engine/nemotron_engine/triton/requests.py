@@ -170,7 +170,7 @@ class RunningRequests:
                 self._look_after(request, now)
 
     def _look_after(self, request: RunningRequest, now: float) -> None:
-        if request.is_cancelled():
+        if not request.is_acknowledged and request.is_cancelled():
             request.fail(cancelled())
             self.engine.cancel(list(request.index_of))
             self._forget(request)

@@ -28,7 +28,8 @@ class RunningRequest(ABC):
     """
 
     is_acknowledged = False
-    """Whether somebody acknowledges each response."""
+    """Whether somebody acknowledges each response: the ensemble's next step, which also learns in
+    place of this one that the client has cancelled."""
 
     def __init__(
         self, prompts: Prompts, sender: Any, names: Collection[str], options: Options
@@ -40,7 +41,7 @@ class RunningRequest(ABC):
         self.is_ended = False
         """Whether the last response was sent."""
         self.outbox = Outbox()
-        self.interval = 0.0 if options.chunk_tokens else PIECE_SECONDS
+        self.interval = 0.0 if prompts.settings.single_tokens else PIECE_SECONDS
         self.heartbeat = options.heartbeat and prompts.settings.stream
         self.due = 0.0
         self.is_queued = self.is_busy = False

@@ -48,7 +48,7 @@ def build_token_prompts(inputs: Inputs, options: Options, request_id: str, hello
         )
         prompts.append((request, answer, sequence_count(inputs, row)))
     stream = inputs.value(0, "streaming", default=False)
-    return Prompts.of_rows(prompts, request_settings(inputs, stream=stream))
+    return Prompts.of_rows(prompts, request_settings(inputs, options, stream=stream))
 
 
 def _sequences(inputs: Inputs, row: int, name: str) -> list[list[int]]:
