@@ -9,6 +9,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,8 @@ class GuideTrials:
             raise NemotronError("a guide needs an end token, which ends the answer")
         if request.min_tokens:
             raise NemotronError("min_tokens and a guide do not go together on this engine")
+        if "\0" in request.guide:  # on some of these the library crashes
+            raise NemotronError("the guide has a NUL character")
         digest = sha256(f"{request.guide_type}:{request.guide}".encode()).digest()
         verdict = self._verdicts.pop(digest, None)
         if verdict is None or verdict.cancelled() or (verdict.done() and verdict.exception()):
@@ -99,17 +102,19 @@ class GuideTrials:
         self._thread.shutdown(wait=False, cancel_futures=True)
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
+            _end(self._process)
 
     def _try(self, guide_type: str, guide: str) -> str:
         """Return what is wrong with a guide, "" for nothing. Runs in the thread."""
         while True:
-            if self._process is None or self._process.poll() is not None:
-                self._process = self._start()
-            line = _answer(self._process, json.dumps([guide_type, guide]))
+            if self._process is not None and self._process.poll() is not None:
+                _end(self._process)
+                self._process = None
+            process = self._process = self._process or self._start()
+            line = _answer(process, json.dumps([guide_type, guide]))
             if line:
                 return str(json.loads(line))
-            if code := self._process.wait():
+            if code := process.wait():
                 return "compiling it takes too long" if code in TIMERS else "it crashes the library"
 
     def _start(self) -> subprocess.Popen[str]:
@@ -118,9 +123,8 @@ class GuideTrials:
         )
         if _answer(process):
             return process
-        code = process.wait()
         raise NemotronError(
-            f"the process that tries guides ends at its start with code {code}",
+            f"the process that tries guides ends at its start with code {_end(process)}",
             kind=ErrorKind.FAILED,
         )
 
@@ -134,6 +138,13 @@ def _answer(process: subprocess.Popen[str], question: str = "") -> str:
     except BrokenPipeError:
         return ""
     return process.stdout.readline()
+
+
+def _end(process: subprocess.Popen[str]) -> int:
+    """Wait until a process ends, close its pipes, and return its exit code."""
+    with suppress(BrokenPipeError), process:
+        pass
+    return process.wait()
 
 
 def _error(request: Request, verdict: Future[str]) -> NemotronError | None:

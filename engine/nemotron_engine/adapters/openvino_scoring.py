@@ -23,7 +23,9 @@ from nemotron_engine.protocol import Chunk, Request
 MAX_LOG_PROBS = 20
 """Number of alternatives that the graph computes at each position."""
 LOGITS_BYTES = 128 << 20
-"""Limit of the logits of one inference."""
+"""Limit of the logits of one inference; it holds them about three times."""
+SLOWNESS = 4
+"""Limit of how many times longer than in the pipeline, whose attention is faster, a token takes."""
 NEUTRAL = {
     "temperature": 0.0,
     "repetition_penalty": 1.0,
@@ -50,15 +52,14 @@ class _Prompt:
 class Scorer:
     """Computes one request at a time, a piece of its prompt after the other.
 
-    A piece has at most as many tokens as a step of the pipeline, which other requests wait for too.
+    Other requests wait for a piece, which takes no longer than the pipeline's longest step.
     """
 
     def __init__(self, folder: Path, settings: CpuEngineSettings, properties: dict[str, Any]):
         self._folder = folder
         self._properties = properties
-        self._piece = min(
-            settings.max_num_tokens, max(1, LOGITS_BYTES // (4 * settings.vocab_size))
-        )
+        tokens = min(settings.max_num_tokens // SLOWNESS, LOGITS_BYTES // (4 * settings.vocab_size))
+        self._piece = max(1, tokens)
         self._prompts: dict[bytes, _Prompt] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="scoring")
         self._model: Future[Any] | None = None
