@@ -98,8 +98,8 @@ class EngineProcess:
         if self._process is not None:
             with suppress(OSError), Probe(self._start.socket, PROBE_SECONDS) as probe:
                 probe.drain()
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(PROBE_SECONDS)
+            with suppress(subprocess.TimeoutExpired):  # MPI takes its time to end all ranks
+                self._process.wait(EXIT_SECONDS)
             self._kill()
 
     @property

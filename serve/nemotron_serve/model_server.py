@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -152,10 +153,17 @@ class ModelServer:
             log=self.log,
             startup_seconds=timeouts.startup,
             stall_seconds=timeouts.stall,
-            environment={"TMPDIR": str(files.folder)},
+            environment=self._engine_environment(files),
             has_launcher=bool(options.launcher),
             may_restart=options.may_restart_engine,
         )
+
+    def _engine_environment(self, files: ServerFiles) -> dict[str, str]:
+        """Return the variables of the engine's process. The library's launcher calls `python3`."""
+        environment = {"TMPDIR": str(files.folder)}
+        if (python := self._profile.engine.python) is not None:
+            environment["PATH"] = os.pathsep.join([str(python.parent), os.environ.get("PATH", "")])
+        return environment
 
     def _truncate_log(self) -> None:
         try:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 PREFIX = "nemotron-"
 LOCK_NAME = "lock"
+LONGEST_PARENT = 60
+"""Bytes of a path that leave room for the names of the sockets."""
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # where shm_open puts it
 
 
@@ -23,7 +25,7 @@ def scratch_folder() -> Iterator[Path]:
     as this process lives. What killed servers have left is removed first.
     """
     remove_leftovers()
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_parent()))
     lock = os.open(folder / LOCK_NAME, os.O_CREAT | os.O_RDWR)
     fcntl.flock(lock, fcntl.LOCK_EX)
     try:
@@ -35,7 +37,7 @@ def scratch_folder() -> Iterator[Path]:
 
 def remove_leftovers() -> None:
     """Remove the folders whose lock nobody holds, and their shared memory."""
-    for lock in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/{LOCK_NAME}"):
+    for lock in _parent().glob(f"{PREFIX}*/{LOCK_NAME}"):
         try:
             file = os.open(lock, os.O_RDWR)
         except OSError:  # another user's, or removed meanwhile
@@ -59,6 +61,12 @@ def remove_shared_memory(folder: Path) -> None:
     """Remove the shared memory that a killed Triton has left."""
     for file in SHARED_MEMORY.glob(f"{shared_memory_prefix(folder)}*"):
         file.unlink(missing_ok=True)
+
+
+def _parent() -> Path:
+    """Return where the folders are. A Unix socket's path has at most 107 bytes."""
+    folder = tempfile.gettempdir()
+    return Path(folder if len(os.fsencode(folder)) <= LONGEST_PARENT else "/tmp")  # noqa: S108
 
 
 def _remove(folder: Path) -> None:

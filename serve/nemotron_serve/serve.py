@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
@@ -154,7 +154,8 @@ def _serve(server: ModelServer, profile: Profile, signals: Signals, options: Ser
 def _check(server: ModelServer, gateway: Gateway | None, options: ServeOptions) -> None:
     """Mend what has failed. Raises `NemotronError` if that is not possible."""
     try:
-        server.check()
+        with suppress(KeyboardInterrupt):  # asked to stop while Triton was starting again
+            server.check()
         if gateway is not None:
             gateway.check()
     except NemotronError as error:
