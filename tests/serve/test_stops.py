@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -63,27 +64,28 @@ def test_a_second_request_stops_the_first_by_its_id(model: str, server: ModelSer
 def test_clients_with_the_same_id_share_it(server: ModelServer) -> None:
     """Also on different models. Requests with another id, and without any, go on."""
     for _ in range(STOP_ATTEMPTS):
-        requests = [
-            Running(server, model, Sent(request_id), **STREAMED[model])
-            for model in STREAMED
-            for request_id in ("mine", "mine", "other", "")
-        ]
-        for request in requests:
-            request.begin()
-        stop(server, "mine")
-        stop(server, "nobody")
-        stop(server, "")
-        mine = [request for n, request in enumerate(requests) if n % 4 < 2]
-        others = [request for request in requests if request not in mine]
-        responses = [request.end() for request in mine]
-        came_too_late = any(request.ended.is_set() for request in others)
-        for request in requests:
-            request.__exit__()
+        with ExitStack() as stack:
+            requests = [
+                (
+                    request_id,
+                    stack.enter_context(Running(server, model, Sent(request_id), **fields)),
+                )
+                for model, fields in STREAMED.items()
+                for request_id in ("mine", "mine", "other", "")
+            ]
+            for _, request in requests:
+                request.begin()
+            for request_id in ("mine", "nobody", ""):
+                stop(server, request_id)
+            responses = [request.end() for name, request in requests if name == "mine"]
+            came_too_late = any(
+                request.ended.is_set() for name, request in requests if name != "mine"
+            )
         until(lambda: running(server) == 0)
         if not came_too_late:
             break
     reasons = [last(answer, "finish_reason") for answer in responses]
-    assert reasons == ["cancelled"] * len(mine)
+    assert reasons == ["cancelled"] * 2 * len(STREAMED)
     assert not came_too_late
 
 

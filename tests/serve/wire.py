@@ -6,6 +6,7 @@ import json
 import math
 import queue
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -213,6 +214,8 @@ class Running:
     ) -> None:
         sent = sent or Sent()
         self.responses: list[dict[str, Any]] = []
+        self.times: list[float] = []
+        """Seconds of `time.monotonic()` of each response."""
         self.error: InferenceServerException | None = None
         self.began, self.ended = threading.Event(), threading.Event()
         self._client = grpc_client(server)
@@ -252,6 +255,7 @@ class Running:
             is_last = response.parameters["triton_final_response"].bool_param
             if response.outputs:
                 self.responses.append(as_arrays(result))
+                self.times.append(time.monotonic())
         self.began.set()
         if is_last:
             self.ended.set()
