@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import statistics
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,8 +17,8 @@ import tritonclient.grpc.aio
 import tritonclient.http
 import tritonclient.http.aio
 
-from nemotron_serve.server import TritonServer
-from tests.serve.wire import inputs, messages_json, post, stream, text
+from nemotron_serve.model_server import ModelServer
+from tests.serve.wire import MODELS, inputs, messages_json, post, stream, text
 from tests.tiny_nemotron.answers import ExactAnswer
 from tests.tools import TOOLS, python_tool
 from tests.waiting import WAIT
@@ -30,7 +31,7 @@ last answer: the server had counted all 20 requests as answered when that was se
 LITELLM = Path(__file__).with_name("litellm_client.py")
 
 
-def perf_analyzer(server: TritonServer, folder: Path, *options: str, **fields: Any) -> str:
+def perf_analyzer(server: ModelServer, folder: Path, *options: str, **fields: Any) -> str:
     """Return perf_analyzer's report on 20 requests, two at a time."""
     data = folder / "input.json"
     data.write_text(json.dumps({"data": [{name: [value] for name, value in fields.items()}]}))
@@ -57,7 +58,7 @@ def perf_analyzer(server: TritonServer, folder: Path, *options: str, **fields: A
     return done.stdout
 
 
-def test_perf_analyzer_streams_from_the_ensemble(server: TritonServer, tmp_path: Path) -> None:
+def test_perf_analyzer_streams_from_the_ensemble(server: ModelServer, tmp_path: Path) -> None:
     """With the neutral inputs that its users' scripts send."""
     report = tmp_path / "profile.json"
     perf_analyzer(
@@ -84,16 +85,43 @@ def test_perf_analyzer_streams_from_the_ensemble(server: TritonServer, tmp_path:
         assert "".join(output["text_output"] for output in request["response_outputs"]) == expected
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_perf_analyzer_counts_single_tokens(
+    model: str, server: ModelServer, tmp_path: Path
+) -> None:
+    """Its recipe for LLMs takes each response for a token."""
+    report = tmp_path / "profile.json"
+    perf_analyzer(
+        server,
+        tmp_path,
+        *("-m", model, "-i", "grpc", "-u", f"127.0.0.1:{server.endpoints.grpc}"),
+        *("--async", "--streaming", "--request-parameter=chunk_tokens:1:int"),
+        f"--profile-export-file={report}",
+        text_input="<extra_id_1>Count",
+        max_tokens=TOKENS,
+        end_id=0,
+        stream=True,
+    )
+    whole = json.loads(report.read_text("utf-8", errors="replace"), strict=False)
+    counts = [
+        len(request["response_timestamps"]) for request in whole["experiments"][0]["requests"]
+    ]
+    assert len(counts) == 20
+    # As fast as the model can send: two tokens may come together. Without the parameter there would
+    # be the first token, and the rest in one or two responses.
+    assert statistics.median(counts) > TOKENS / 3
+
+
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_perf_analyzer_asks_for_one_response(
-    protocol: str, server: TritonServer, tmp_path: Path
+    protocol: str, server: ModelServer, tmp_path: Path
 ) -> None:
     url = f"127.0.0.1:{getattr(server.endpoints, protocol)}"
     options = ("-m", "generate", "-i", protocol, "-u", url)
     perf_analyzer(server, tmp_path, *options, text_input=PROMPT, max_tokens=TOKENS)
 
 
-def test_litellms_triton_provider(server: TritonServer) -> None:
+def test_litellms_triton_provider(server: ModelServer) -> None:
     expected = text(stream(server, text_input="Who are you?", max_tokens=TOKENS))
     base = f"http://127.0.0.1:{server.endpoints.http}/v2/models/ensemble/generate"
     done = subprocess.run(
@@ -108,7 +136,7 @@ def test_litellms_triton_provider(server: TritonServer) -> None:
     assert json.loads(done.stdout.splitlines()[-1]) == [expected] * 3
 
 
-def test_a_curl_of_the_classic_guides(server: TritonServer) -> None:
+def test_a_curl_of_the_classic_guides(server: ModelServer) -> None:
     body = {"text_input": PROMPT, "max_tokens": 200, "bad_words": "", "stop_words": ""}
     status, reply = post(server, "/v2/models/ensemble/generate", body)
     assert status == 200
@@ -120,7 +148,7 @@ def first_text(result: Any) -> str:
 
 
 def test_tritonclients_asynchronous_clients(
-    server: TritonServer, answers: list[ExactAnswer]
+    server: ModelServer, answers: list[ExactAnswer]
 ) -> None:
     exact = answers[7]
     fields = {"messages": messages_json(exact.question.messages), "max_tokens": 200}
