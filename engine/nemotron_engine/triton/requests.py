@@ -17,7 +17,7 @@ from nemotron_engine.triton.tensors import cancelled
 WATCH_SECONDS = 0.1
 """Time between two questions to Triton whether a client has cancelled or disconnected. Each
 question takes a message to Triton's process and back."""
-HEARTBEAT_SECONDS = 0.25
+HEARTBEAT_SECONDS = 0.15
 UNACKNOWLEDGED_SECONDS = 1.0
 """Time after which a response that nobody acknowledged no longer counts."""
 
