@@ -55,7 +55,9 @@ class Scorer:
     Other requests wait for a piece, which takes no longer than the pipeline's longest step.
     """
 
-    def __init__(self, folder: Path, settings: CpuEngineSettings, properties: dict[str, Any]):
+    def __init__(
+        self, folder: Path, settings: CpuEngineSettings, properties: dict[str, Any]
+    ) -> None:
         self._folder = folder
         self._properties = properties
         tokens = min(settings.max_num_tokens // SLOWNESS, LOGITS_BYTES // (4 * settings.vocab_size))
