@@ -61,6 +61,12 @@ def test_stop_strings_that_could_never_match(stops: list[str]) -> None:
         StopStrings(stops)
 
 
+def test_the_error_names_the_stop_string_counted_from_1() -> None:
+    with pytest.raises(NemotronError) as refused:
+        StopStrings(["a", "b", "", "c"])
+    assert refused.value.where == "stop string 3"
+
+
 def test_the_largest_stop_strings_that_are_allowed() -> None:
     stops = [f"{number:02}" + "a" * 1022 for number in range(64)]
     stream = StopStrings(stops)
