@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import sentencepiece
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -34,6 +35,15 @@ def test_a_broken_byte_does_not_break_the_character_behind_it() -> None:
             ids = [*broken, *character.encode()]
             assert detokenizer.push(ids) == BROKEN * len(broken) + character
             assert detokenizer.push([256]) == " word"
+
+
+def test_control_tokens_are_shown_only_if_asked_for_by_name() -> None:
+    ids = [256, VOCABULARY.END, 257]
+    assert StreamingDetokenizer(VOCABULARY).push(ids) == " worda"
+    shown = StreamingDetokenizer(VOCABULARY, show_control=True)
+    assert shown.push(ids) == " word<extra_id_1>a"
+    with pytest.raises(TypeError):
+        StreamingDetokenizer(VOCABULARY, True)  # type: ignore[misc]
 
 
 @given(data=st.data(), cuts=CUTS)
