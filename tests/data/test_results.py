@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import gzip
+import io
 import json
 import os
+import random
+import zlib
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,7 @@ import pytest
 from nemotron_core.errors import NemotronError
 from nemotron_data.batch import results as results_module
 from nemotron_data.batch.manifest import row_seed
-from nemotron_data.batch.results import SYNC_SECONDS, ResultFile
+from nemotron_data.batch.results import ResultFile
 from nemotron_data.rows import digest
 
 
@@ -78,6 +81,7 @@ def test_sorted_like_the_rows(name: str, tmp_path: Path) -> None:
         ("out.jsonl", line("a") + line("b") + line("a"), "'a' is there twice"),
         ("out.jsonl.gz", b"hello", "byte 0 is not gzip"),
         ("out.jsonl.gz", gzip.compress(line("a")) + b"\0\0", "is not gzip"),
+        ("out.jsonl.gz", zlib.compress(line("a")), "byte 0 is not gzip"),
     ],
 )
 def test_what_is_no_output_is_left_alone(
@@ -88,6 +92,16 @@ def test_what_is_no_output_is_left_alone(
     with ResultFile(path) as results, pytest.raises(NemotronError, match=reason):
         results.load()
     assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.jsonl.gz"])
+def test_a_whole_output_is_left_untouched(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(line("a")) if name.endswith(".gz") else line("a"))
+    os.utime(path, ns=(0, 0))
+    with ResultFile(path) as results:
+        assert results.load() == ids("a")
+    assert path.stat().st_mtime_ns == 0
 
 
 def test_a_gzip_file_is_read_across_the_pieces_that_are_read(
@@ -103,6 +117,37 @@ def test_a_gzip_file_is_read_across_the_pieces_that_are_read(
     with ResultFile(path) as results:
         results.load()
     assert path.read_bytes() == b"".join(members)
+
+
+def test_a_gzip_file_is_read_a_mebibyte_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few reads, and no more memory for a larger file."""
+    path, sizes = tmp_path / "out.jsonl.gz", []
+    members = [gzip.compress(line(f"{number}" * 200_000), compresslevel=0) for number in range(6)]
+
+    class File(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            data = super().read(size)
+            sizes.append(len(data))
+            return data
+
+    with ResultFile(path) as results:
+        monkeypatch.setattr(Path, "open", lambda _path, _mode: File(b"".join(members)))
+        assert sum(1 for _result in results.read()) == 6
+    assert sizes == [1 << 20, sum(map(len, members)) - (1 << 20), 0]
+
+
+def test_lines_that_repeat_far_apart_are_read_back(tmp_path: Path) -> None:
+    """A gzip member refers to text up to 32 KiB before."""
+    path, generator = tmp_path / "out.jsonl.gz", random.Random(0)
+    names = [generator.randbytes(15_500).hex(), "a"]
+    with ResultFile(path) as results:
+        results.load()
+        for name in names:
+            results.append(json.dumps({"custom_id": name, "text": names[0]}).encode() + b"\n")
+    with ResultFile(path) as results:
+        assert [custom_id for custom_id, _line in results.read()] == names
 
 
 class Clock:
@@ -139,26 +184,28 @@ def test_it_is_made_durable_every_second_and_at_the_end(
     with ResultFile(tmp_path / "out.jsonl", clock) as results:
         results.load()
         results.append(line("a"))
-        clock.now += SYNC_SECONDS - 0.01
+        clock.now += 0.75
         results.tick()
         assert synced_sizes == []
-        clock.now += 0.01
+        clock.now += 0.25
         results.tick()
         assert synced_sizes == [size]
-        clock.now += SYNC_SECONDS - 0.01
+        clock.now += 0.75
         results.append(line("b"))
         assert synced_sizes == [size]
-        clock.now += 0.01
+        clock.now += 0.75
         results.append(line("c"))
         assert synced_sizes == [size, 3 * size]
     assert synced_sizes == [size, 3 * size, 3 * size]
 
 
 def test_a_gzip_member_is_written_when_it_is_large_or_due(
-    tmp_path: Path, synced_sizes: list[int], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, synced_sizes: list[int]
 ) -> None:
-    clock, path, size = Clock(), tmp_path / "out.jsonl.gz", len(line("a"))
-    monkeypatch.setattr(results_module, "MEMBER_BYTES", 3 * size)
+    """Large is a mebibyte of text."""
+    clock, path = Clock(), tmp_path / "out.jsonl.gz"
+    quarter = line("a" * ((1 << 18) - len(line(""))))
+    assert len(quarter) == 1 << 18
 
     def written() -> int:
         return gzip.decompress(path.read_bytes()).count(b"\n")
@@ -166,17 +213,18 @@ def test_a_gzip_member_is_written_when_it_is_large_or_due(
     with ResultFile(path, clock) as results:
         results.load()
         assert results.is_empty
-        for expected in (0, 0, 3, 3):
-            results.append(line("a"))
+        for count, expected in [(3, 0), (1, 4), (3, 4), (2, 9)]:
+            results.append(quarter * count)
             assert written() == expected
+        results.append(line("a"))
         assert not results.is_empty
         assert synced_sizes == []
-        clock.now += SYNC_SECONDS
+        clock.now += 1.0
         results.tick()
-        assert written() == 4
+        assert written() == 10
         assert synced_sizes == [path.stat().st_size]
         results.append(line("a"))
-    assert written() == 5
+    assert written() == 11
     assert synced_sizes[1:] == [path.stat().st_size]
 
 
@@ -322,17 +370,19 @@ def test_a_file_that_cannot_be_locked_is_an_error(
     assert open_descriptors() == before
 
 
-def test_a_new_file_is_readable_by_all_and_has_no_times(tmp_path: Path) -> None:
-    path = tmp_path / "out.jsonl.gz"
+def test_a_new_file_is_readable_by_all_and_compressed_as_gzip_does_it(tmp_path: Path) -> None:
+    """At gzip's default level, and without a time of modification."""
+    path, generator = tmp_path / "out.jsonl.gz", random.Random(0)
+    text = line(" ".join(generator.choices(["tea", "team", "steam", "eat"], k=500)))
     umask = os.umask(0)
     try:
         with ResultFile(path) as results:
             results.load()
-            results.append(line("a"))
+            results.append(text)
     finally:
         os.umask(umask)
     assert path.stat().st_mode & 0o777 == 0o644
-    assert path.read_bytes()[4:8] == bytes(4)  # gzip's time of modification
+    assert path.read_bytes() == gzip.compress(text, compresslevel=6, mtime=0)
 
 
 def test_no_file_stays_open_when_the_output_is_refused(tmp_path: Path) -> None:
