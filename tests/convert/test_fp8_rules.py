@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import FrozenInstanceError
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -109,6 +112,20 @@ def test_looking_up_any_number_of_words(size: int) -> None:
     assert (look_up(table, words) == table[words]).all()
 
 
+def test_words_are_looked_up_64_ki_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few calls, and their indexes of eight bytes each fit into a core's cache."""
+    take, sizes = np.take, []
+
+    def counted(table: np.ndarray, words: np.ndarray, **options: Any) -> None:
+        sizes.append(words.size)
+        take(table, words, **options)
+
+    monkeypatch.setattr(np, "take", counted)
+    words = np.zeros((3, 1 << 16), np.uint16)
+    look_up(np.zeros(1 << 16, np.uint8), words)
+    assert sizes == [1 << 16] * 3
+
+
 def test_looking_up_keeps_the_shape_of_any_view() -> None:
     generator = np.random.default_rng(0)
     table = generator.integers(0, 256, 1 << 16, np.uint8)
@@ -126,6 +143,15 @@ def scales(count: int) -> Scales:
     return Scales(linears, {})
 
 
+def test_scales_cannot_be_changed() -> None:
+    """The threads of a `Quantizer` share them."""
+    changed = scales(1)
+    with pytest.raises(FrozenInstanceError):
+        changed.linears = {}  # type: ignore[misc]
+    with pytest.raises(FrozenInstanceError):
+        changed.linears["w", 0].weight = np.float32(2)  # type: ignore[misc]
+
+
 def test_a_quantizer_uses_the_weights_scale_of_the_layer() -> None:
     quantizer = Quantizer(scales(3 * TABLES))
     words = np.array([[0x3F80, 0xC000]], np.uint16)  # 1, -2
@@ -134,7 +160,7 @@ def test_a_quantizer_uses_the_weights_scale_of_the_layer() -> None:
         assert (quantizer.quantize("w", layer, words) == table[words]).all()
 
 
-def test_a_quantizer_keeps_the_latest_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_quantizer_keeps_the_latest_8_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
 
     def make_table(scale: np.float32) -> NDArray[np.uint8]:
@@ -142,14 +168,14 @@ def test_a_quantizer_keeps_the_latest_tables(monkeypatch: pytest.MonkeyPatch) ->
         return e4m3_table(scale)
 
     monkeypatch.setattr(fp8, "e4m3_table", make_table)
-    quantizer = Quantizer(scales(TABLES + 1))
+    quantizer = Quantizer(scales(9))
     words = np.zeros((1, 1), np.uint16)
-    for layer in (*range(TABLES), *range(TABLES)):
+    for layer in (*range(8), *range(8)):
         quantizer.quantize("w", layer, words)
-    assert made == list(range(TABLES))  # all are kept
-    for layer in (TABLES, 1, 0):
+    assert made == list(range(8))  # all are kept
+    for layer in (8, 1, 0):
         quantizer.quantize("w", layer, words)
-    assert made[TABLES:] == [TABLES, 0]  # the oldest one, of layer 0, made room
+    assert made[8:] == [8, 0]  # the oldest one, of layer 0, made room
 
 
 @pytest.mark.parametrize(
