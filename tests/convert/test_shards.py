@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import FrozenInstanceError
 
 import numpy as np
 import pytest
@@ -173,6 +174,15 @@ def test_stages_divide_the_layers_in_order(num_layers: int, pp: int) -> None:
 
 def test_world_size() -> None:
     assert Parallel(4, 3).world_size == 12
+
+
+def test_a_split_and_its_blocks_cannot_be_changed() -> None:
+    """A plan is made once, and its parts are shared."""
+    parallel, block = Parallel(4, 3), Block(0, 0, 0, 5, 9, 0)
+    with pytest.raises(FrozenInstanceError):
+        parallel.tp = 2  # type: ignore[misc]
+    with pytest.raises(FrozenInstanceError):
+        block.row = 1  # type: ignore[misc]
 
 
 def test_the_340b_fits_where_it_should() -> None:
