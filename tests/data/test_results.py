@@ -142,7 +142,7 @@ def test_lines_that_repeat_far_apart_are_read_back(tmp_path: Path) -> None:
     """A gzip member refers to text up to 32 KiB before."""
     path, generator = tmp_path / "out.jsonl.gz", random.Random(0)
     names = [generator.randbytes(15_500).hex(), "a"]
-    with ResultFile(path) as results:
+    with ResultFile(path, Clock()) as results:
         results.load()
         for name in names:
             results.append(json.dumps({"custom_id": name, "text": names[0]}).encode() + b"\n")
