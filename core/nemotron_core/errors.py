@@ -31,7 +31,7 @@ class ErrorKind(enum.Enum):
     SHUTTING_DOWN = "server shutting down: "
     """The server lets running requests finish and accepts no others."""
     UNREACHABLE = "server unreachable: "
-    """There is no server, or the connection broke. Only clients raise this."""
+    """There is no server or no engine at the moment, or the connection to it broke."""
     TIMED_OUT = "deadline exceeded: "
     """The time allowed for the request ended before its answer was complete."""
     FAILED = "engine failed: "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
+ASCII_END = 0x80
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -45,19 +46,22 @@ class StreamingDetokenizer:
 
     def push(self, ids: Iterable[int]) -> str:
         """Return the text that is final with these tokens."""
-        return "".join(self._push_token(int(id_)) for id_ in ids)
-
-    def _push_token(self, id_: int) -> str:
-        text = self._tokenizer.token_text(id_)
-        if isinstance(text, int):
-            return self._push_byte(text)
-        if not self._show_control and self._tokenizer.is_control(id_):
-            text = ""
-        broken = REPLACEMENT * len(self._bytes)
-        self._bytes = b""
-        return broken + text
+        pieces = []
+        for id_ in ids:
+            text = self._tokenizer.token_text(id_)
+            if isinstance(text, int):
+                pieces.append(self._push_byte(text))
+                continue
+            if self._bytes:
+                pieces.append(REPLACEMENT * len(self._bytes))
+                self._bytes = b""
+            if self._show_control or not self._tokenizer.is_control(id_):
+                pieces.append(text)
+        return "".join(pieces)
 
     def _push_byte(self, byte: int) -> str:
+        if byte < ASCII_END and not self._bytes:
+            return chr(byte)
         self._bytes += bytes((byte,))
         text = ""
         while self._bytes:

@@ -45,6 +45,7 @@ class Tokenizer:
         untypable = UNTYPABLE_PREFIX.encode(errors="surrogateescape")
         self._chat = _load(model.replace(CONTROL_PREFIX.encode(), untypable), path)
         self._texts: dict[int, str | int] = {}
+        self._controls: dict[int, bool] = {}
         missing = [p for p in ("<extra_id_0>", "<extra_id_1>") if self.id_of(p) is None]
         if missing:
             raise NemotronError(
@@ -77,7 +78,7 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int], *, show_control: bool = False) -> str:
         """Return the text that `ids` add to a prompt, by the rules of `StreamingDetokenizer`."""
-        return StreamingDetokenizer(self, show_control=show_control).push(ids)
+        return StreamingDetokenizer(self, show_control=show_control).push(map(int, ids))
 
     def token_text(self, id_: int) -> str | int:
         """Return the characters that one token adds to a text, or an int if it is a single byte.
@@ -92,11 +93,12 @@ class Tokenizer:
 
     def is_control(self, id_: int) -> bool:
         """Return whether this token steers the model and is not part of its answer."""
-        if not 0 <= id_ < self.vocab_size:
-            return True
-        return bool(self._raw.is_control(id_)) or (
-            self._raw.id_to_piece(id_).startswith(CONTROL_PREFIX)
-        )
+        is_control = self._controls.get(id_)
+        if is_control is None:
+            is_control = self._controls[id_] = not 0 <= id_ < self.vocab_size or (
+                bool(self._raw.is_control(id_)) or self.piece(id_).startswith(CONTROL_PREFIX)
+            )
+        return is_control
 
     def piece(self, id_: int) -> str:
         """Return a token as SentencePiece spells it, or "" for an id that pads the vocabulary."""

@@ -14,6 +14,11 @@ from nemotron_core.errors import ErrorKind, NemotronError
 from nemotron_core.wire import DATATYPES, Input, Tensor
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+NUMPY_TYPES = {
+    name: pb_utils.triton_string_to_numpy("TYPE_" + datatype.replace("BYTES", "STRING"))
+    for name, datatype in DATATYPES.items()
+}
+"""Type of each tensor of the contract in NumPy."""
 LENGTH_BYTES = 4
 """Length of the number in front of each blob, which says how many bytes it has."""
 
@@ -113,8 +118,7 @@ class Inputs:
 
 def tensor(name: str, elements: Any) -> Any:
     """Return the tensor `name` of the contract; the shape is that of `elements`."""
-    dtype = "TYPE_" + DATATYPES[name].replace("BYTES", "STRING")
-    return pb_utils.Tensor(name, np.array(elements, pb_utils.triton_string_to_numpy(dtype)))
+    return pb_utils.Tensor(name, np.array(elements, NUMPY_TYPES[name]))
 
 
 def blob_tensor(entry: Tensor, blobs: Sequence[bytes]) -> Any:
