@@ -136,7 +136,7 @@ class Piece:
 def join_pieces(pieces: Sequence[Piece]) -> Piece:
     """Return the pieces of one answer, in their order, as one piece.
 
-    >>> join_pieces([Piece("Hel", (1,)), Piece("lo", (2,), "stop", num_output_tokens=2)]).text
+    >>> join_pieces([Piece("He", (1,)), Piece("llo", (2,), "stop", num_output_tokens=2)]).text
     'Hello'
     """
     return dataclasses.replace(

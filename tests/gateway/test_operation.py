@@ -40,9 +40,7 @@ def disconnect_during_the_answer(gateway: Running, server: ModelServer, *, strea
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_disconnect_frees_the_engine(
-    stream: bool, gateway: Running, server: ModelServer
-) -> None:
+def test_a_disconnect_frees_the_engine(stream: bool, gateway: Running, server: ModelServer) -> None:
     disconnect_during_the_answer(gateway, server, stream=stream)
     until(lambda: any(line["status"] == 499 for line in gateway.lines()) or stream)
 
