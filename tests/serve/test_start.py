@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -17,7 +16,7 @@ import pytest
 from nemotron_build.engine_folder import open_engine
 from nemotron_build.profile import Profile
 from nemotron_core.errors import NemotronError
-from nemotron_serve.server import TritonServer
+from nemotron_serve.model_server import ModelServer
 from tests.waiting import WAIT, until
 
 NEMOTRON = str(Path(sys.executable).with_name("nemotron"))
@@ -28,10 +27,10 @@ def test_a_proxy_of_the_environment_is_not_asked(
     engine_bf16: Path, cpu_profile: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    with TritonServer(engine_bf16, cpu_profile) as server:
+    with ModelServer(engine_bf16, cpu_profile) as server:
         endpoints = server.endpoints
         assert len({endpoints.http, endpoints.grpc, endpoints.metrics}) == 3
-    assert server.process.returncode == 0
+    assert server.triton.process.returncode == 0
 
 
 def test_the_models_of_a_clone_without_empty_folders(
@@ -46,41 +45,35 @@ def test_the_models_of_a_clone_without_empty_folders(
             folder.rmdir()
     monkeypatch.setattr(repository, "resource", lambda *_: clone)
     record = open_engine(engine_bf16)
-    repository.render_repository(
-        engine_bf16, record, record.profile, tmp_path / "models", drain_file=tmp_path / "drain"
-    )
-    assert all((model / "1").is_dir() for model in (tmp_path / "models").iterdir())
+    files = repository.ServerFiles(tmp_path, tmp_path / "engine.sock")
+    repository.render_repository(engine_bf16, record, record.profile, files)
+    assert all((model / "1").is_dir() for model in files.models.iterdir())
 
 
-def test_a_signal_before_it_is_ready_ends_it_at_once(engine_bf16: Path, tmp_path: Path) -> None:
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    log = tmp_path / "log"
-    os.mkfifo(log)
-    full_log = os.open(log, os.O_RDWR | os.O_NONBLOCK)
-    with suppress(BlockingIOError):  # Triton waits with its first line, so it is never ready
-        while True:
-            os.write(full_log, bytes(4096))
+@pytest.mark.parametrize("part", ["nemotron_engine", "tritonserver"])
+def test_a_signal_before_it_is_ready_ends_it_at_once(
+    part: str, engine_bf16: Path, tmp_path: Path
+) -> None:
     process = psutil.Popen(
-        [NEMOTRON, "serve", str(engine_bf16), *FREE_PORTS, f"--log-file={log}"],
+        [NEMOTRON, "serve", str(engine_bf16), *FREE_PORTS],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=os.environ | {"TMPDIR": str(scratch)},
+        env=os.environ | {"TMPDIR": str(tmp_path)},
     )
 
-    def children_of_triton() -> list[psutil.Process]:
-        return [child for child in process.children() if child.name() == "tritonserver"]
+    def parts() -> list[psutil.Process]:
+        return [child for child in process.children() if part in " ".join(child.cmdline()[:3])]
 
-    until(children_of_triton)
-    (triton,) = children_of_triton()
+    until(parts)
+    (stuck,) = parts()
+    stuck.suspend()  # so that the server is never ready
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=WAIT)
     assert process.returncode == 130
     assert "is ready" not in output
-    assert not triton.is_running()
-    assert list(scratch.iterdir()) == []
-    os.close(full_log)
+    assert not stuck.is_running()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("option", ["--log-file", "--port-file"])
@@ -106,6 +99,6 @@ def test_no_two_ports_are_the_same(engine_bf16: Path, cpu_profile: Profile) -> N
     ports = cpu_profile.ports.model_copy(update={"http": port, "metrics": port})
     with (
         pytest.raises(NemotronError, match=f"the metrics port {port} cannot be used"),
-        TritonServer(engine_bf16, cpu_profile.model_copy(update={"ports": ports})),
+        ModelServer(engine_bf16, cpu_profile.model_copy(update={"ports": ports})),
     ):
         pass
