@@ -23,6 +23,7 @@ SLOW_FIXTURES = {"server", "engine_bf16", "engine_f32", "checkpoint_fp8"}
 SLOW = (
     *("docker", "fuzz", "helm", "serve", "slurm", "test_readme.py", "test_tiny_nemotron.py"),
     *("attacks/test_damage.py", "attacks/test_torch_files.py", "bench/test_bench.py"),
+    *("bench/test_load_client.py", "engine/test_server.py"),
     *("build/test_reuse.py", "build/test_tensorrt_lane.py", "client/test_client.py"),
     *("client/test_failures.py", "data/test_failures.py", "engine/test_openvino.py"),
     *("convert/test_inspect.py", "convert/test_legacy.py", "convert/test_plan.py"),

@@ -12,8 +12,6 @@ from typing import Any, Literal
 
 from nemotron_core.errors import NemotronError
 
-Lane = Literal["cpu", "tensorrt", "pytorch"]
-LANES: tuple[Lane, ...] = ("cpu", "tensorrt", "pytorch")
 Dtype = Literal["STRING", "INT32", "INT64", "UINT64", "UINT8", "FP16", "FP32", "BOOL"]
 
 
