@@ -20,7 +20,7 @@ from nemotron_engine.protocol import VERSION, Hello
 from nemotron_serve.probe import Probe
 from nemotron_serve.triton import EXIT_SECONDS, die_with_parent, log_lines, log_tail
 
-CHECK_SECONDS = 0.5
+CHECK_SECONDS = 1.0
 """Time between two checks of a working engine."""
 PROBE_SECONDS = 1.0
 """Time limit of each step of a check."""

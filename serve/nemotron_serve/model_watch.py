@@ -14,7 +14,7 @@ from nemotron_core.errors import ErrorKind
 from nemotron_serve.server import TritonServer
 
 TEXT_MODELS = ("ensemble", "tensorrt_llm_bls", "generate")
-CANARY_SECONDS = 2.0
+CANARY_SECONDS = 3.0
 """Time between two canaries through one model."""
 SILENT_SECONDS = 5.0
 """Time after which a canary without an answer is suspicious."""
