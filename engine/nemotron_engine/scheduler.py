@@ -146,11 +146,14 @@ class Scheduler:
     def load(self) -> Load:
         """Return the engine's load and its counters."""
         running, counters = len(self._running), self._counters
+        usage = self._adapter.kv_cache_usage()
+        if usage is not None and not running:
+            usage = 0.0  # a library that is stepped still has what its last request held
         return Load(
             steps=counters.steps,
             running=running,
             waiting=max(0, running - self._settings.max_batch_size),
-            kv_cache_usage=self._adapter.kv_cache_usage(),
+            kv_cache_usage=usage,
             prompt_tokens=counters.prompt_tokens,
             generated_tokens=counters.generated_tokens,
             histograms=counters.histograms,

@@ -323,6 +323,19 @@ def test_what_an_engine_counts(engine: Engine, clock: Clock) -> None:
     assert between.total == pytest.approx(0.206)
 
 
+def test_an_idle_engine_uses_no_cache_whatever_its_library_says(
+    engine: Engine, adapter: FakeAdapter
+) -> None:
+    adapter.kv_cache_usage = lambda: 0.5  # type: ignore[method-assign]
+    assert engine.scheduler.load().kv_cache_usage == 0.0
+    answer = engine.ask([1])
+    assert engine.scheduler.load().kv_cache_usage == 0.5
+    engine.cancel(answer)
+    assert engine.scheduler.load().kv_cache_usage == 0.0
+    adapter.kv_cache_usage = lambda: None  # type: ignore[method-assign]
+    assert engine.scheduler.load().kv_cache_usage is None
+
+
 def test_latencies_above_every_bound(engine: Engine, clock: Clock) -> None:
     engine.ask([1], max_tokens=1)
     clock.seconds += 100

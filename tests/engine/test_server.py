@@ -307,7 +307,7 @@ def test_an_engine_for_one_server_ends_after_it(lane: str, folder: Path) -> None
 
 
 def refused(folder: Path, path: Path, *options: str, lane: str = FAKE) -> str:
-    """Return the only line of an engine that does not start."""
+    """Return the last line of an engine that does not start."""
     command = [sys.executable, "-m", "nemotron_engine", "--lane", lane, "--socket", str(path)]
     done = subprocess.run(
         [*command, *options, str(folder)],
@@ -318,7 +318,8 @@ def refused(folder: Path, path: Path, *options: str, lane: str = FAKE) -> str:
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
+    *_notes, line = done.stderr.splitlines()
+    assert line.startswith("nemotron_engine: ")
     return line.removeprefix("nemotron_engine: ")
 
 
