@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import urllib.error
 import urllib.request
@@ -167,37 +166,6 @@ def test_health_while_it_serves_and_drains(engine_bf16: Path, tmp_path: Path) ->
         assert health(ports, "live") == 0
 
 
-def engine_process(process: subprocess.Popen[str]) -> psutil.Process:
-    processes = psutil.Process(process.pid).children(recursive=True)
-    (engine,) = (
-        child for child in processes if "models/tensorrt_llm/1/model.py" in str(child.cmdline())
-    )
-    return engine
-
-
-def test_a_dead_engine_ends_the_server(engine_bf16: Path, tmp_path: Path) -> None:
-    with serving(engine_bf16, tmp_path) as (process, ports):
-        engine_process(process).kill()
-        output, _ = process.communicate(timeout=WAIT)
-        assert process.returncode == 1
-        assert "the process of the model tensorrt_llm has ended" in output
-        assert health(ports, "ready") == 0
-    assert list((tmp_path / "scratch").iterdir()) == []
-
-
-def test_an_engine_that_hangs_ends_the_server(engine_bf16: Path, tmp_path: Path) -> None:
-    own = tmp_path / "own.yaml"
-    shipped = (profiles_folder() / "cpu.yaml").read_text()
-    own.write_text(shipped.replace("stall: 120", "stall: 2"))
-    with serving(engine_bf16, tmp_path, "--profile", str(own)) as (process, _ports):
-        engine = engine_process(process)
-        engine.suspend()
-        output, _ = process.communicate(timeout=WAIT)
-        assert process.returncode == 1
-        assert re.search(r"the engine has done nothing for \d+ seconds", output)
-        assert not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE
-
-
 class Collector(BaseHTTPRequestHandler):
     """An OpenTelemetry collector for OTLP over HTTP."""
 
@@ -268,39 +236,47 @@ def test_an_engine_of_another_lane(engine_bf16: Path, tmp_path: Path) -> None:
     assert "an engine of the lane 'abacus'" in refused([str(other), *FREE_PORTS], tmp_path)
 
 
-def test_a_triton_that_does_not_start_says_why(engine_bf16: Path, tmp_path: Path) -> None:
+def test_an_engine_that_does_not_start_says_why(engine_bf16: Path, tmp_path: Path) -> None:
     broken = shutil.copytree(engine_bf16, tmp_path / "broken")
     size = (broken / "openvino_model.xml").stat().st_size
     (broken / "openvino_model.xml").write_text("x" * size)
     error = refused([str(broken), *FREE_PORTS], tmp_path)
-    assert "Triton ended with status" in error
-    assert "tensorrt_llm" in error
+    assert error.startswith("nemotron: the engine's process ended with status 1: ")
+    assert f"[{broken}]: build the engine again, or give the machine more memory" in error
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]
 
 
-def test_the_configurations_are_what_triton_parses(engine_bf16: Path) -> None:
+def test_a_triton_that_does_not_start_says_why(engine_bf16: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    shipped = (profiles_folder() / "cpu.yaml").read_text()
+    own.write_text(shipped + "triton_args: ['--cache-config=no_such_cache,size=1']\n")
+    error = refused([str(engine_bf16), *FREE_PORTS, "--profile", str(own)], tmp_path)
+    assert "Triton ended with status" in error
+    assert "no_such_cache" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["own.yaml"]
+
+
+def test_the_configurations_are_what_triton_parses(engine_bf16: Path, tmp_path: Path) -> None:
     from google.protobuf import text_format
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-    from nemotron_serve.repository import render_repository
+    from nemotron_serve.repository import ServerFiles, render_repository
 
-    with tempfile.TemporaryDirectory() as folder:
-        record = open_engine(engine_bf16)
-        render_repository(
-            engine_bf16,
-            record,
-            record.profile,
-            Path(folder, "models"),
-            drain_file=Path(folder, "drain"),
-        )
-        configs = {
-            path.parent.name: text_format.Parse(path.read_text(), ModelConfig())
-            for path in Path(folder).glob("models/*/config.pbtxt")
-        }
+    record = open_engine(engine_bf16)
+    files = ServerFiles(tmp_path, tmp_path / "engine.sock")
+    render_repository(engine_bf16, record, record.profile, files)
+    configs = {
+        path.parent.name: text_format.Parse(path.read_text(), ModelConfig())
+        for path in files.models.glob("*/config.pbtxt")
+    }
     assert len(configs) == 6
     assert all(name == config.name for name, config in configs.items())
-    engine = configs["tensorrt_llm"].parameters["gpt_model_path"].string_value
-    assert engine == str(engine_bf16)
+    for name in configs.keys() - {"ensemble"}:
+        parameters = {key: value.string_value for key, value in configs[name].parameters.items()}
+        assert parameters["engine_socket"] == str(files.engine_socket)
+        assert parameters["tokenizer_path"] == str(engine_bf16 / "tokenizer.model")
+        assert len(configs[name].instance_group) == configs[name].instance_group[0].count == 1
+        assert not configs[name].HasField("dynamic_batching")
     # Every tensor of the ensemble's maps is one of the step's model.
     for step in configs["ensemble"].ensemble_scheduling.step:
         model = configs[step.model_name]
