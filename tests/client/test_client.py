@@ -102,8 +102,8 @@ def test_leaving_an_answer_frees_the_engine(url: str, server: ModelServer) -> No
         (Generation(max_tokens=0), "max_tokens is 0"),
         (Generation(max_tokens=5000), "more than the 4096"),
         (Generation(temperature=float("nan")), "temperature is nan"),
-        (Generation(seed=-1), "seed: .* is no UINT64"),
-        (Generation(max_tokens=2**40), "max_tokens: .* is no INT32"),
+        (Generation(seed=-1), "seed is no UINT64: "),
+        (Generation(max_tokens=2**40), "max_tokens is no INT32: "),
     ],
 )
 def test_a_refused_request_is_its_own_exception(
