@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -17,6 +18,8 @@ from nemotron_engine.triton.tensors import cancelled
 WATCH_SECONDS = 0.1
 """Time between two questions to Triton whether a client has cancelled or disconnected. Each
 question takes a message to Triton's process and back."""
+TICK_SECONDS = 0.005
+"""Requests become due at multiples of this, so that a thread wakes once for several of them."""
 HEARTBEAT_SECONDS = 0.15
 UNACKNOWLEDGED_SECONDS = 1.0
 """Time after which a response that nobody acknowledged no longer counts."""
@@ -97,6 +100,7 @@ class RunningRequests:
 
     def _add(self, chunks: Sequence[Chunk]) -> None:
         """Add the chunks of a step to their requests."""
+        must_look = False
         with self._changed:
             for chunk in chunks:
                 request = self._requests.get(chunk.key)
@@ -106,33 +110,45 @@ class RunningRequests:
                     request.unfinished.discard(chunk.key)
                     request.due = 0.0
                 request.outbox.put(chunk)
-                self._queue(request)
-            self._changed.notify_all()
+                must_look |= self._queue(request)
+            if must_look:
+                self._changed.notify_all()
 
-    def _queue(self, request: RunningRequest) -> None:
-        """Put a request that has chunks into the queue of those to send."""
-        if request.is_queued or request.is_busy or request.in_flight or not request.outbox:
-            return
+    def _queue(self, request: RunningRequest) -> bool:
+        """Queue a request that has chunks. Return whether a waiting thread must look."""
+        if request.is_ready or request.is_busy or request.in_flight or not request.outbox:
+            return False
         if not request.wants_chunks and request.unfinished:
-            return
-        request.is_queued = True
+            return False
         if request.is_new:
             request.is_new = False
             self._ready.appendleft(request)
         elif request.due <= time.monotonic():
             self._ready.append(request)
+        elif request.is_waiting:
+            return False
         else:
+            request.is_waiting = True
             self._later.append(request)  # nearly in the order in which they are due
+            return len(self._later) == 1
+        request.is_ready, request.is_waiting = True, False
+        return True
 
     def _next(self) -> RunningRequest | None:
         """Wait for a request to send. Return `None` at the end."""
         while not self._closed.is_set():
             now = time.monotonic()
             while self._later and self._later[0].due <= now:
-                self._ready.append(self._later.popleft())
-            if self._ready and (self._window is None or self._in_flight < self._window):
+                request = self._later.popleft()
+                if request.is_waiting:  # otherwise it has become ready earlier
+                    request.is_ready, request.is_waiting = True, False
+                    self._ready.append(request)
+            if self._window is not None and self._in_flight >= self._window:
+                self._changed.wait()
+            elif self._ready:
                 return self._ready.popleft()
-            self._changed.wait(self._later[0].due - now if self._later else None)
+            else:
+                self._changed.wait(self._later[0].due - now if self._later else None)
         return None
 
     def _send(self) -> None:
@@ -141,9 +157,9 @@ class RunningRequests:
                 request = self._next()
                 if request is None:
                     return
-                request.is_queued, request.is_busy = False, True
+                request.is_ready, request.is_busy = False, True
                 chunks = request.outbox.take()
-                if self._ready or self._later:
+                if self._ready:
                     self._changed.notify()
             outcome = request.respond(chunks)
             if outcome.stopped:
@@ -156,7 +172,7 @@ class RunningRequests:
             with self._changed:
                 request.is_busy = False
                 request.sent_seconds = time.monotonic()
-                request.due = request.sent_seconds + request.interval
+                request.due = _next_tick(request.sent_seconds + request.interval)
                 self._queue(request)
             if request.is_ended:
                 self._forget(request)
@@ -196,3 +212,7 @@ class RunningRequests:
             self._in_flight -= request.in_flight
             request.in_flight = 0
             self._changed.notify()
+
+
+def _next_tick(seconds: float) -> float:
+    return math.ceil(seconds / TICK_SECONDS) * TICK_SECONDS

@@ -44,7 +44,9 @@ class RunningRequest(ABC):
         self.interval = 0.0 if prompts.settings.single_tokens else PIECE_SECONDS
         self.heartbeat = options.heartbeat and prompts.settings.stream
         self.due = 0.0
-        self.is_queued = self.is_busy = False
+        self.is_ready = self.is_waiting = self.is_busy = False
+        """Whether a thread may send it now, whether it waits until it is due, and whether a thread
+        is sending it."""
         self.is_new = True
         self.in_flight = 0
         """Number of responses that are not acknowledged yet, where they are acknowledged."""
