@@ -35,6 +35,7 @@ def check(capabilities: Capabilities = PLAIN, **fields: Any) -> None:
     ("fields", "message"),
     [
         ({"key": b"short"}, "the key has 5 bytes: use 16"),
+        ({"key": b"k" * 17}, "the key has 17 bytes: use 16"),
         ({"input_ids": []}, "the prompt is empty"),
         ({"input_ids": [4, 1536]}, r"token id 1536 is outside the vocabulary of 1536 \[input_ids"),
         ({"input_ids": [-1]}, "token id -1 is outside"),
@@ -65,6 +66,7 @@ def check(capabilities: Capabilities = PLAIN, **fields: Any) -> None:
         ({"presence_penalty": -2.5}, "presence_penalty is -2.5"),
         ({"frequency_penalty": math.nan}, "frequency_penalty is nan"),
         ({"frequency_penalty": 2.5}, "frequency_penalty is 2.5"),
+        ({"frequency_penalty": -2.5}, "frequency_penalty is -2.5"),
         ({"min_tokens": 65}, "min_tokens is 65: use 0 to 64"),
         ({"min_tokens": -1}, "min_tokens is -1"),
         ({"seed": -1}, "seed is -1"),
@@ -86,6 +88,7 @@ def test_a_request_that_makes_no_sense(fields: dict[str, Any], message: str) -> 
     "fields",
     [
         {},
+        {"max_tokens": 1, "frequency_penalty": -2.0},
         {"max_tokens": 4093, "input_ids": [0, 5, 1535], "end_ids": [0, 1535]},
         {"temperature": 100.0, "top_p": 1.0, "top_k": 2**31 - 1, "seed": 2**64 - 1},
         {"temperature": 0.0, "top_p": 0.0, "top_k": 0, "seed": 0, "min_tokens": 64},
