@@ -124,7 +124,8 @@ class AsyncClient(BaseClient):
             timer.start()
             async for response in call:
                 timeout.stop()
-                yield exchange.read(response)
+                for piece in exchange.read(response):
+                    yield piece
                 timeout.start(time.monotonic())
                 timer.start()
             exchange.end()

@@ -116,7 +116,7 @@ class Client(BaseClient):
                 timeout.start(time.monotonic())
                 for response in call:
                     timeout.stop()
-                    yield exchange.read(response)
+                    yield from exchange.read(response)
                     timeout.start(time.monotonic())
             exchange.end()
         except grpc.RpcError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import uuid
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +20,7 @@ from nemotron_client.exceptions import (
     from_stream_error,
 )
 from nemotron_client.request import generation_request
-from nemotron_client.response import read_outputs, read_piece
+from nemotron_client.response import read_outputs, read_pieces
 from nemotron_client.settings import Timeouts
 from nemotron_core.generation import Generation, Piece, Prompt
 
@@ -37,7 +37,7 @@ class Exchange:
         self, url: str, model: str, prompt: Prompt, generation: Generation, *, stream: bool
     ) -> None:
         self._url = url
-        self.request_id = uuid.uuid4().hex
+        self.request_id = secrets.token_hex(16)
         try:
             self.request = generation_request(
                 model, self.request_id, prompt, generation, stream=stream
@@ -50,27 +50,27 @@ class Exchange:
         self.is_over = False
         """Whether the server has ended its work on the request."""
 
-    def read(self, response: service_pb2.ModelStreamInferResponse) -> Piece:
-        """Return the piece in a response. Raises the `ClientError` that it has instead of one."""
+    def read(self, response: service_pb2.ModelStreamInferResponse) -> list[Piece]:
+        """Return the pieces in a response. Raises the `ClientError` that it has instead of any."""
         if response.error_message:
             self.is_over = True
             raise from_stream_error(response.error_message)
         try:
             outputs = read_outputs(response.infer_response)
-            piece = read_piece(outputs)
+            pieces = read_pieces(outputs)
         except KeyError as error:
             model = response.infer_response.model_name
             raise ServerFailed(f"model {model} does not answer with {error}") from error
         except ValueError as error:
             raise ServerFailed(str(error)) from error
         self.has_started = True
-        if "finish_reason" not in outputs:
-            # The classic ensemble sends none: only the end of the stream ends its answer.
+        if not {"finish_reason", "output_token_ids"} & outputs.keys():
+            # The classic ensemble sends neither: only the end of the stream ends its answer.
             self._unfinished = 0
-        elif piece.finish_reason:
-            self._unfinished -= 1
-            self.is_over = self._unfinished <= 0
-        return piece
+        finished = sum(bool(piece.finish_reason) for piece in pieces)
+        self._unfinished -= finished
+        self.is_over = self.is_over or bool(finished and self._unfinished <= 0)
+        return pieces
 
     def end(self) -> None:
         """Record that the server ended the stream. Raises `ServerFailed` if answers are missing."""

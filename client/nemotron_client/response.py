@@ -27,26 +27,44 @@ def read_outputs(response: service_pb2.ModelInferResponse) -> dict[str, Values]:
         raise ValueError(f"model {response.model_name} sent a broken response: {error}") from error
 
 
-def read_piece(outputs: Mapping[str, Values]) -> Piece:
-    """Return the piece in the outputs of a response. Raises `KeyError` if they have no text.
+def read_pieces(outputs: Mapping[str, Values]) -> list[Piece]:
+    """Return the pieces in the outputs of a response, one for each answer of which it has a text.
 
-    Every other output may be missing: the classic ensemble sends neither reasons nor token ids.
+    Raises `KeyError` if they have no text. Every other output may be missing: the classic ensemble
+    sends neither reasons nor token ids.
     """
+    count = len(outputs["text_output"])
+    if count <= 1:
+        return [_read_row(outputs, 0)]
+    rows = [
+        {
+            name: values[row * len(values) // count : (row + 1) * len(values) // count]
+            for name, values in outputs.items()
+        }
+        for row in range(count)
+    ]
+    return [_read_row(outputs, row) for row, outputs in enumerate(rows)]
 
+
+def _read_row(outputs: Mapping[str, Values], row: int) -> Piece:
     def first(name: str, default: int | float | str) -> int | float | str:
         return (outputs.get(name) or (default,))[0]
 
+    ids = tuple(int(id_) for id_ in outputs.get("output_token_ids", ()))
+    num_output_tokens = int(first("num_output_tokens", 0))
+    # Rows are filled up to the longest one. A row in the middle of a stream has fewer tokens.
+    length = min(num_output_tokens, len(ids)) if "num_output_tokens" in outputs else len(ids)
     cum_log_probs = outputs.get("cum_log_probs")
     times = [outputs.get(f"{name}_time_ns") for name in _TIMES]
     return Piece(
         text="".join(map(str, outputs["text_output"])),
-        token_ids=tuple(int(id_) for id_ in outputs.get("output_token_ids", ())),
+        token_ids=ids[:length],
         finish_reason=str(first("finish_reason", "")),
         stop_reason=str(first("stop_reason", "")),
         num_input_tokens=int(first("num_input_tokens", 0)),
-        num_output_tokens=int(first("num_output_tokens", 0)),
-        sequence_index=int(first("sequence_index", 0)),
-        log_probs=tuple(float(p) for p in outputs.get("output_log_probs", ())),
+        num_output_tokens=num_output_tokens,
+        sequence_index=int(first("sequence_index", row)),
+        log_probs=tuple(float(p) for p in outputs.get("output_log_probs", ()))[:length],
         cum_log_prob=float(cum_log_probs[0]) if cum_log_probs else None,
         times=Times(*(int(values[0]) for values in times if values)) if all(times) else None,
     )

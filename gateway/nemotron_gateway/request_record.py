@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
+import secrets
 import time
-import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -39,7 +39,9 @@ class RequestRecord:
     ) -> RequestRecord:
         """Return a record with the client's `X-Request-ID`, or a random id if it is not valid."""
         request_id = dict(headers).get(REQUEST_ID_HEADER, b"").decode("latin-1")
-        return cls(metrics, request_id if REQUEST_ID.fullmatch(request_id) else uuid.uuid4().hex)
+        return cls(
+            metrics, request_id if REQUEST_ID.fullmatch(request_id) else secrets.token_hex(16)
+        )
 
     @property
     def seconds(self) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
+import secrets
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -101,7 +101,7 @@ class TritonTransport:
                 raise ServerFailed("the answer was cancelled at the server")
         except ClientError as error:
             raise Failure(error.kind, str(error), status=error.kind.codes.http) from error
-        request_id = uuid.uuid4().hex
+        request_id = secrets.token_hex(16)
         builder = ChatAnswer if row.endpoint == CHAT else CompletionAnswer
         choices = {piece.sequence_index: piece for piece in pieces}
         content = builder(MODEL, request_id=request_id).whole(choices)
