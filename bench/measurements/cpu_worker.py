@@ -8,15 +8,16 @@ for `openvino`, whose decoding is measured in turn with the memory's bandwidth.
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import random
 import statistics
+import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -26,29 +27,36 @@ Generate = Callable[[list[list[int]], int], None]
 PROMPT, ANSWER, LONG_PROMPT = 128, 64, 512
 BATCHES = (8, 16, 32)
 TURNS = 5
+LOAD_SECONDS = 300
 
 
 def openvino(folder: Path) -> Generate:
-    from nemotron_engine.cpu import CpuEngine
-    from nemotron_engine.request import GenerationChunk, GenerationRequest
+    """Start the engine's process, as `nemotron serve` does, and ask it over its socket."""
+    from nemotron_engine.client import EngineClient, new_key
+    from nemotron_engine.protocol import Chunk, Request
 
-    engine = CpuEngine(folder)
-    names = itertools.count()
+    socket = Path(tempfile.mkdtemp(prefix="engine-"), "engine.sock")
+    engine = ("-m", "nemotron_engine", "--lane", "cpu", "--once", "--socket", str(socket))
+    subprocess.Popen([sys.executable, *engine, str(folder)])
+    finished = threading.Semaphore(0)
 
-    def generate(prompts: list[list[int]], tokens: int) -> None:
-        finished = threading.Semaphore(0)
-
-        def on_chunk(chunk: object) -> None:
-            assert isinstance(chunk, GenerationChunk), chunk
+    def on_chunks(chunks: Sequence[Chunk]) -> None:
+        for chunk in chunks:
+            assert chunk.finish_reason in ("", "length"), chunk
             if chunk.finish_reason:
                 finished.release()
 
-        common = {"max_tokens": tokens, "min_tokens": tokens, "end_ids": ()}
-        requests = [
-            GenerationRequest(request_id=str(next(names)), input_ids=tuple(ids), **common)
-            for ids in prompts
-        ]
-        engine.submit_all([(request, on_chunk) for request in requests])
+    client = EngineClient(socket, on_chunks=on_chunks)
+    client.start()
+    client.hello(LOAD_SECONDS)
+
+    def generate(prompts: list[list[int]], tokens: int) -> None:
+        client.ask(
+            [
+                Request(key=new_key(), input_ids=ids, max_tokens=tokens, min_tokens=tokens)
+                for ids in prompts
+            ]
+        )
         for _ in prompts:
             finished.acquire()
 
