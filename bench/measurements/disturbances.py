@@ -29,11 +29,12 @@ class Disturbances:
 
     def __init__(self, server: Server, seed: int = 19) -> None:
         self._server = server
+        self._ports = {"serve": server.health, "gateway": server.gateway}
         self._generator = random.Random(seed)
         self._thread: threading.Thread | None = None
         self.events: list[dict[str, Any]] = []
-        """Each disturbance: the signal, and the seconds until `/health/ready` said 503, and 200
-        again, by port. `None` means that it did not in time."""
+        """Each disturbance: the signal, and by port whether it was ready before, and the seconds
+        until `/health/ready` said 503, and 200 again. `None` means that it did not in time."""
 
     def start(self, end: float) -> None:
         """Begin, and leave time before `end`, in seconds of `time.monotonic()`, to recover."""
@@ -59,19 +60,21 @@ class Disturbances:
                 return
             time.sleep(due - time.monotonic())
             kind = KINDS[number % len(KINDS)]
+            ready = [name for name, port in self._ports.items() if self._is_ready(port)]
             os.kill(engine_of(self._server).pid, kind)
-            self.events.append({"signal": kind.name} | self._watch())
+            event = {"signal": kind.name, "ready before": ready}
+            self.events.append(event | self._watch())
 
     def _watch(self) -> dict[str, dict[str, float | None]]:
         """Return when both ports became unready, and then ready."""
         start = time.monotonic()
-        ports = {"serve": self._server.health, "gateway": self._server.gateway}
         seen: dict[str, dict[str, float | None]] = {
-            name: {"unready": None, "ready": None} for name in ports
+            name: {"unready": None, "ready": None} for name in self._ports
         }
-        while (seconds := time.monotonic() - start) < UNREADY_SECONDS + READY_SECONDS:
-            for name, port in ports.items():
+        while time.monotonic() - start < self.seconds_without_engine:
+            for name, port in self._ports.items():
                 times, is_ready = seen[name], self._is_ready(port)
+                seconds = time.monotonic() - start
                 if times["unready"] is None:
                     if not is_ready and seconds < UNREADY_SECONDS:
                         times["unready"] = seconds

@@ -37,7 +37,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     values: dict[str, dict[str, dict[str, list[float]]]] = {
         quantity: {hop: {} for hop in HOPS} for quantity in quantities
     }
-    faults = []
+    faults: list[str] = []
+    token_bytes = 0.0
     with ExitStack() as stack:
         server = stack.enter_context(serving(options.engine))
         engine = engine_of(server)
@@ -50,9 +51,16 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                     else ROUTES[hop](server, options.tokens)
                 )
                 process = client.start(
-                    route, int(count), warm=WARM_SECONDS, seconds=options.seconds, ramp=1
+                    route,
+                    int(count),
+                    warm=WARM_SECONDS,
+                    seconds=options.seconds,
+                    ramp=1,
+                    options=("--bytes", str(token_bytes)),
                 )
                 load = result_of(process, WARM_SECONDS + options.seconds)
+                if hop != ALONE:  # the answers, and so their tokens' text, are the same
+                    token_bytes = load.bytes_per_token
                 for quantity in quantities:
                     by_count = values[quantity][hop]
                     by_count.setdefault(count, []).append(getattr(load, quantity))

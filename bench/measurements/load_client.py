@@ -57,7 +57,7 @@ class Load:
     tokens_per_second: float
     """Computed from the text for the gateway, whose events do not tell their tokens."""
     bytes_per_token: float
-    """Of whole answers; 0 without any."""
+    """Of the measured responses; for the gateway, of whole answers. 0 without any."""
     client_cores: float
     """Cores that the client took itself."""
     ttft_p50_ms: float | None

@@ -54,10 +54,8 @@ def _speed_of_the_cpu_engine() -> Iterator[str]:
         for load in engines["openvino"]["tokens_per_second"]:
             yield f"{over_best_peer(engines, load):.2f}"
     yield from _fractions_of_the_limit()
-    rates = Record.read("hops_real").results["tokens_per_second"]
-    for count in ("1", "8", "32"):
-        ensemble, engine = (rates[hop][count]["median"] for hop in ("ensemble", "engine alone"))
-        yield f"{ensemble / engine:.2f}"
+    fractions = Record.read("hops").results["fraction_of_the_engine"]["ensemble"]
+    yield from (f"{fractions[count]['median']:.2f}" for count in ("1", "8", "32"))
 
 
 def _fractions_of_the_limit() -> Iterator[str]:
@@ -90,11 +88,6 @@ def _stress() -> Iterator[str]:
     yield from (f"{value:.0f}" for value in record.results["rss_megabytes"].values())
 
 
-def _ensemble_responses() -> Iterator[str]:
-    yield "128"
-    yield f"{Record.read('hops').results['responses_per_second']['ensemble']['128']['median']:,.0f}"
-
-
 QUOTES = (
     Quote("README.md", "| speed of the CPU engine", lambda: [*_speed_of_the_cpu_engine()]),
     Quote("README.md", "| `nemotron plan`", lambda: [*_fractions_of_the_limit()]),
@@ -113,7 +106,6 @@ QUOTES = (
         lambda: [f"{Record.read('batch_chaos').arguments['rows']:,}"],
     ),
     Quote("docs/serve.md", "results/stress.json", lambda: [*_stress()]),
-    Quote("docs/performance.md", "the ensemble carries", lambda: [*_ensemble_responses()]),
 )
 """All quotes. A page's passages without an entry quote no record."""
 

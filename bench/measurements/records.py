@@ -38,3 +38,12 @@ class Record:
         """Write the record as JSON."""
         text = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)
         path.write_text(text + "\n", encoding="utf-8")
+
+
+def conditions(record: Record) -> str:
+    """Return the machine and the number of runs of a record as one line."""
+    machine = record.machine
+    return (
+        f"{machine['cores']} cores of {machine['cpu']}, {machine['memory'] / 2**30:.0f} GiB, "
+        f"Python {machine['python']}; {record.arguments['runs']} runs, median (lowest–highest)."
+    )

@@ -1,7 +1,8 @@
 """Time from `nemotron serve` to a server that answered, by step.
 
-Seconds after the start of the process. The steps are read from Triton's log; the last one is the
-port file, which is written when the engine and the gateway have answered.
+Seconds after the start of the process. The steps are read from Triton's log, which begins when the
+engine has answered; the last one is the port file, which is written when the models and the gateway
+have answered.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ PORTS = ("http", "grpc", "metrics", "health", "gateway")
 WAIT = 120
 STAMP = re.compile(r"^[IWE](\d{4} \d\d:\d\d:\d\d\.\d{6})")
 STEPS = {
-    "Triton runs": "",
+    "the engine is loaded, Triton runs": "",
     "preprocessing is loaded": "successfully loaded 'preprocessing'",
     "postprocessing is loaded": "successfully loaded 'postprocessing'",
     "generate is loaded": "successfully loaded 'generate'",
     "tensorrt_llm_bls is loaded": "successfully loaded 'tensorrt_llm_bls'",
-    "the engine is loaded": "successfully loaded 'tensorrt_llm'",
+    "tensorrt_llm is loaded": "successfully loaded 'tensorrt_llm'",
     "Triton listens": "Started HTTPService",
 }
 """Text of the first line of Triton's log that ends each step."""
-READY = "ready: engine and gateway have answered"
+READY = "ready: models and gateway have answered"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

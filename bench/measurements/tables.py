@@ -6,63 +6,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from bench.measurements.records import Record
+from bench.measurements.records import Record, conditions
+from bench.measurements.serving_tables import hangups, hops, leaving, serving
+from bench.measurements.timing import spread
 from nemotron_bench.report import table
 from nemotron_build.lanes import lane_of
 from nemotron_build.plan import plans
 from nemotron_build.profile import load_profile, shipped_profiles
-
-Summary = Mapping[str, float]
-"""`median`, `min` and `max` of some runs; see `timing.summary`."""
-
-
-def spread(summary: Summary, form: str, scale: float = 1) -> str:
-    """Return `median (min–max)`, each multiplied by `scale` and formatted with `form`."""
-    median, low, high = (f"{summary[key] * scale:{form}}" for key in ("median", "min", "max"))
-    return f"{median} ({low}–{high})"
-
-
-def conditions(record: Record) -> str:
-    """Return the machine and the number of runs of a record as one line."""
-    machine = record.machine
-    return (
-        f"{machine['cores']} cores of {machine['cpu']}, {machine['memory'] / 2**30:.0f} GiB, "
-        f"Python {machine['python']}; {record.arguments['runs']} runs, median (lowest–highest)."
-    )
-
-
-def hops(name: str) -> list[str]:
-    record = Record.read(name)
-    rates = record.results["tokens_per_second"]
-    counts = list(next(iter(rates.values())))
-    rows = []
-    for hop, by_count in rates.items():
-        responses = record.results["responses_per_second"][hop]
-        cells = (
-            f"{spread(by_count[count], ',.0f')}: {responses[count]['median']:,.0f} responses/s"
-            for count in counts
-        )
-        rows.append([hop, *cells])
-    return [*table(["tokens/s at streams", *counts], rows), "", conditions(record)]
-
-
-def hops_real(name: str) -> list[str]:
-    record = Record.read(name)
-    rates = record.results["tokens_per_second"]
-    engine_rates = rates["engine alone"]
-    rows = []
-    for hop, by_count in rates.items():
-        cells = []
-        for count, rate in by_count.items():
-            fraction = rate["median"] / engine_rates[count]["median"]
-            responses = record.results["responses_per_second"][hop][count]["median"]
-            cells.append(
-                f"{spread(rate, ',.0f')}: {fraction:.2f}, "
-                f"{rate['median'] / responses:.1f} a response"
-            )
-        rows.append([hop, *cells])
-    head = ["tokens/s at streams: fraction", *engine_rates]
-    return [*table(head, rows), "", conditions(record)]
 
 
 def peers(name: str) -> list[str]:
@@ -287,8 +237,10 @@ def gateway_overhead() -> list[str]:
 
 TABLES: Mapping[str, Callable[[], list[str]]] = {
     "plan": plan,
-    "hops": partial(hops, "hops"),
-    "hops_real": partial(hops_real, "hops_real"),
+    "serving": serving,
+    "hops": hops,
+    "hangups": hangups,
+    "leaving": leaving,
     "cpu_peers": partial(peers, "cpu_peers"),
     "cpu_peers_zen4": partial(peers, "cpu_peers_zen4"),
     "startup": startup,

@@ -6,7 +6,7 @@ import statistics
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -71,3 +71,13 @@ def summary(values: Sequence[float]) -> dict[str, float]:
     {'median': 2.0, 'min': 1.0, 'max': 3.0}
     """
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def spread(summary: Mapping[str, float], form: str, scale: float = 1) -> str:
+    """Return `median (min–max)`, each multiplied by `scale` and formatted with `form`.
+
+    >>> spread(summary([3.0, 1.0, 2.0]), ".1f", 10)
+    '20.0 (10.0–30.0)'
+    """
+    median, low, high = (f"{summary[key] * scale:{form}}" for key in ("median", "min", "max"))
+    return f"{median} ({low}–{high})"

@@ -96,7 +96,9 @@ static void print_quantiles(const char *name, Samples *samples) {
 }
 
 void print_report(double seconds, double cpu_seconds) {
-    if (!bytes_per_token && answer_tokens) bytes_per_token = (double)answer_text / answer_tokens;
+    if (tokens) bytes_per_token = (double)text / tokens;
+    else if (!bytes_per_token && answer_tokens)
+        bytes_per_token = (double)answer_text / answer_tokens;
     /* If responses do not tell their tokens, their text does. */
     double counted = tokens || !bytes_per_token ? tokens : text / bytes_per_token;
     print_outcomes();
