@@ -172,7 +172,7 @@ class RunningRequests:
             with self._changed:
                 request.is_busy = False
                 request.sent_seconds = time.monotonic()
-                request.due = _next_tick(request.sent_seconds + request.interval)
+                request.due = _due(request.sent_seconds, request.interval)
                 self._queue(request)
             if request.is_ended:
                 self._forget(request)
@@ -214,5 +214,8 @@ class RunningRequests:
             self._changed.notify()
 
 
-def _next_tick(seconds: float) -> float:
-    return math.ceil(seconds / TICK_SECONDS) * TICK_SECONDS
+def _due(sent_seconds: float, interval: float) -> float:
+    """Return when a request that was sent now is due again."""
+    if not interval:
+        return sent_seconds
+    return math.ceil((sent_seconds + interval) / TICK_SECONDS) * TICK_SECONDS
