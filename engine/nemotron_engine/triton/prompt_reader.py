@@ -13,7 +13,14 @@ from nemotron_core.wire import TEXT_INPUTS
 from nemotron_engine.client import EngineClient
 from nemotron_engine.triton.prompt import PromptBuilder
 from nemotron_engine.triton.prompts import Prompts
-from nemotron_engine.triton.tensors import FINAL, Inputs, Options, error_response, parameter
+from nemotron_engine.triton.tensors import (
+    FINAL,
+    Inputs,
+    Options,
+    error_response,
+    id_of,
+    parameter,
+)
 
 HELLO_SECONDS = 1.0
 """Time that the first request waits for an engine that is starting."""
@@ -46,20 +53,23 @@ class PromptReader:
             build()
 
     def read(
-        self, engine: EngineClient, request: Any, begin: Callable[[Prompts, Options], None]
+        self,
+        engine: EngineClient,
+        request: Any,
+        sender: Any,
+        begin: Callable[[Prompts, Options], None],
     ) -> None:
         """Call `begin` with a request's prompts, now or from another thread.
 
         If the request is invalid, send it the error as its only response.
         """
-        sender = request.get_response_sender()
         try:
             if self._drain_file.exists():
                 raise NemotronError("ask another server", kind=ErrorKind.SHUTTING_DOWN)
             hello = engine.hello(HELLO_SECONDS)
             options = Options.of_request(request)
             inputs = Inputs(request, TEXT_INPUTS, hello.capabilities.features)
-            request_id = request.request_id()
+            request_id = id_of(request)
         except NemotronError as error:
             sender.send(error_response(error), flags=FINAL)
             return

@@ -43,7 +43,10 @@ class Options:
         `/generate` makes a parameter of every key that is not an input. A misspelt or unsupported
         setting would be ignored silently, so `NemotronError` is raised if a parameter is unknown.
         """
-        parameters = json.loads(request.parameters() or "{}")
+        try:
+            parameters = json.loads(request.parameters() or "{}")
+        except UnicodeDecodeError as error:
+            raise NemotronError(f"a parameter is not valid UTF-8: byte {error.start}") from error
         parameters.pop("id", None)  # `/generate` passes on the request's id
         microseconds = parameters.pop("timeout", 0) or request.timeout()
         chunk_tokens = parameters.pop("chunk_tokens", None)
@@ -114,6 +117,14 @@ class Inputs:
         if item is None:
             raise NemotronError(f"{name} is missing")
         return item
+
+
+def id_of(request: Any) -> str:
+    """Return the client's id of a request, or "". Raises `NemotronError` if it is not UTF-8."""
+    try:
+        return str(request.request_id())
+    except UnicodeDecodeError as error:
+        raise NemotronError(f"the id is not valid UTF-8: byte {error.start}") from error
 
 
 def tensor(name: str, elements: Any) -> Any:

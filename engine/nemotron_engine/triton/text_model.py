@@ -65,7 +65,7 @@ class TextModel:
             running = _TextRequest(self._reader, prompts, sender, names, options)
             self._requests.start(running)
 
-        self._reader.read(self._requests.engine, request, begin)
+        self._reader.read(self._requests.engine, request, sender, begin)
 
 
 class _TextRequest(RunningRequest):

@@ -40,4 +40,4 @@ class TritonPythonModel:
                 response = pb_utils.InferenceResponse([blob_tensor(PROMPT, blobs)])
                 sender.send(response, flags=FINAL)
 
-            self._reader.read(self._engine, request, begin)
+            self._reader.read(self._engine, request, sender, begin)

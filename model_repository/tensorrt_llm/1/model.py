@@ -33,6 +33,7 @@ from nemotron_engine.triton.tensors import (
     Options,
     blob_tensor,
     error_response,
+    id_of,
     parameter,
     read_blobs,
     requested_names,
@@ -86,11 +87,11 @@ class TritonPythonModel:
         options = Options.of_request(request)
         inputs = Inputs(request, ENGINE_INPUTS, hello.capabilities.features)
         if inputs.value(0, "stop", default=False):
-            if request.request_id():
-                self._requests.engine.cancel(request_ids=[request.request_id()])
+            if request_id := id_of(request):
+                self._requests.engine.cancel(request_ids=[request_id])
             sender.send(flags=FINAL)
             return
-        prompts = build_token_prompts(inputs, options, request.request_id(), hello)
+        prompts = build_token_prompts(inputs, options, id_of(request), hello)
         self._requests.start(_TokenRequest(prompts, sender, names, options))
 
     def _flush(self) -> None:
