@@ -49,34 +49,44 @@ def sizes(responses: list[dict[str, Any]]) -> list[int]:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_single_tokens_only_for_who_asks(model: str, server: ModelServer) -> None:
-    """The tiny model makes hundreds of tokens a second; 20 pieces a second carry them in groups."""
+    """The tiny model makes hundreds of tokens a second; 20 pieces a second carry them in groups.
+
+    Tried again where a busy machine is slower than both.
+    """
     request = ENDLESS | {"max_tokens": LENGTH}
-    single = stream(server, model, sent=Sent(parameters=SINGLE), **request)
-    grouped = stream(server, model, **request)
-    assert text(single) == text(grouped)
-    assert statistics.median(sizes(single)) == 1
-    assert statistics.median(sizes(grouped)) > 1
-    assert len(single) > 2 * len(grouped)
+
+    def are_single() -> bool:
+        single = stream(server, model, sent=Sent(parameters=SINGLE), **request)
+        grouped = stream(server, model, **request)
+        assert text(single) == text(grouped)
+        return statistics.median(sizes(single)) == 1 and len(single) > 2 * len(grouped)
+
+    until(are_single)
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_single_tokens_over_http(model: str, server: ModelServer) -> None:
     path = f"/v2/models/{model}/generate_stream"
     request = ENDLESS | {"max_tokens": LENGTH}
-    counts = []
-    for parameters in (SINGLE, {}):
+
+    def count(parameters: dict[str, Any]) -> int:
         status, reply = post(server, path, request | parameters)
         assert status == 200
-        counts.append(reply.count(b"data:"))
-    assert counts[0] > 2 * counts[1]
+        return reply.count(b"data:")
+
+    until(lambda: count(SINGLE) > 2 * count({}))
 
 
 def test_single_tokens_of_the_tokens_model(server: ModelServer) -> None:
     request = ENDLESS_TOKENS | {"request_output_len": LENGTH}
-    single = stream(server, "tensorrt_llm", sent=Sent(parameters=SINGLE), **request)
-    grouped = stream(server, "tensorrt_llm", **request)
-    assert statistics.median(r["sequence_length"].item() for r in single) == 1
-    assert len(single) > 2 * len(grouped)
+
+    def are_single() -> bool:
+        single = stream(server, "tensorrt_llm", sent=Sent(parameters=SINGLE), **request)
+        grouped = stream(server, "tensorrt_llm", **request)
+        is_median_one = statistics.median(r["sequence_length"].item() for r in single) == 1
+        return is_median_one and len(single) > 2 * len(grouped)
+
+    until(are_single)
 
 
 @pytest.mark.parametrize("model", [*TEXT_MODELS, "tensorrt_llm"])
