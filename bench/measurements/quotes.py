@@ -54,8 +54,6 @@ def _speed_of_the_cpu_engine() -> Iterator[str]:
         for load in engines["openvino"]["tokens_per_second"]:
             yield f"{over_best_peer(engines, load):.2f}"
     yield from _fractions_of_the_limit()
-    fractions = Record.read("hops").results["fraction_of_the_engine"]["ensemble"]
-    yield from (f"{fractions[count]['median']:.2f}" for count in ("1", "8", "32"))
 
 
 def _fractions_of_the_limit() -> Iterator[str]:

@@ -17,9 +17,9 @@ QUANTITIES = {
 RELATIVE = "of {}, earlier commit"
 
 
-def serving() -> list[str]:
+def serving(name: str) -> list[str]:
     """Return the limits of the serving path, and the values before and now."""
-    record = Record.read("serving")
+    record = Record.read(name)
     rows = []
     for limit in record.results["limits"]:
         quantity = QUANTITIES[limit["quantity"]]

@@ -237,7 +237,8 @@ def gateway_overhead() -> list[str]:
 
 TABLES: Mapping[str, Callable[[], list[str]]] = {
     "plan": plan,
-    "serving": serving,
+    "serving": partial(serving, "serving"),
+    "serving_busy": partial(serving, "serving_busy"),
     "hops": hops,
     "hangups": hangups,
     "leaving": leaving,
