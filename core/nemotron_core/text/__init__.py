@@ -5,12 +5,10 @@ from __future__ import annotations
 from nemotron_core.text.answer import AnswerStream
 from nemotron_core.text.detokenizer import StreamingDetokenizer
 from nemotron_core.text.prompt import Message, check_text, parse_messages, render_prompt
-from nemotron_core.text.settings import AnswerSettings
 from nemotron_core.text.stop import StopStrings
 from nemotron_core.text.tokenizer import Tokenizer
 
 __all__ = [
-    "AnswerSettings",
     "AnswerStream",
     "Message",
     "StopStrings",
