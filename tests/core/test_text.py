@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from nemotron_core.errors import NemotronError
 from nemotron_core.text import (
-    AnswerSettings,
     Message,
     Tokenizer,
     parse_messages,
@@ -115,32 +114,3 @@ def test_a_file_that_is_no_tokenizer(tmp_path: Path) -> None:
         Tokenizer(tmp_path / "tokenizer.model")
     with pytest.raises(NemotronError, match="cannot read the tokenizer: No such file"):
         Tokenizer(tmp_path / "none.model")
-
-
-@given(
-    chat=st.booleans(),
-    stream=st.booleans(),
-    end_ids=st.lists(st.integers(0, 1000)).map(tuple),
-    stop_strings=st.lists(st.text()).map(tuple),
-)
-def test_answer_settings_travel_as_they_are(
-    chat: bool, stream: bool, end_ids: tuple[int, ...], stop_strings: tuple[str, ...]
-) -> None:
-    settings = AnswerSettings(
-        stream_id="7",
-        chat=chat,
-        stream=stream,
-        end_ids=end_ids,
-        stop_strings=stop_strings,
-        num_input_tokens=9,
-        max_tokens=20,
-    )
-    assert AnswerSettings.from_json(settings.to_json()) == settings
-
-
-@pytest.mark.parametrize(
-    "source", ["", "[1]", "{}", '{"end_ids": 1, "stop_strings": []}', "[" * 9999]
-)
-def test_answer_settings_of_somebody_else(source: str) -> None:
-    with pytest.raises(NemotronError, match="no settings of an answer"):
-        AnswerSettings.from_json(source)
