@@ -20,6 +20,7 @@ MAX_IDLE_SECONDS = 60.0
 """Seconds after which an idle connection is not used again: a router may have forgotten it."""
 MAX_BUFFERED_BYTES = 1 << 18
 """Number of bytes of a response that are read ahead."""
+CLOSED = "the server closed the connection"
 PROBES = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
 """TCP's keepalive probes, which detect a server whose machine vanished."""
 
@@ -52,9 +53,18 @@ class Connection(asyncio.Protocol):
         self._body = b""
         self._has_status = self._is_whole = self._keeps_alive = False
         self._deadline = self._loop.call_later(seconds, self._fail, DeadlineExceeded())
-        self._transport.write(request)
+        try:
+            self._transport.write(request)
+        except RuntimeError as error:  # uvloop's, for a transport that is closed already
+            raise ConnectionError(CLOSED) from error
         while not self._has_status:
             await self._progress()
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether another request can be sent, as far as this side knows."""
+        is_fresh = time.monotonic() - self.idle_since < MAX_IDLE_SECONDS
+        return self.is_open and is_fresh and not self._transport.is_closing()
 
     async def read(self) -> bytes:
         """Return the bytes of the body that have come, at least one, or none at its end.
@@ -136,7 +146,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """End the request that uses the connection, if there is one."""
-        self._fail(error or ConnectionError("the server closed the connection"))
+        self._fail(error or ConnectionError(CLOSED))
 
     def on_headers_complete(self) -> None:
         """Take the status, as the parser has it."""
@@ -178,21 +188,33 @@ class Connections:
         """
         head = f"{method} {path} HTTP/1.1\r\nHost: {self._address}\r\n"
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        connection = await self._connection()
+        request = head.encode() + body
+        connection, is_reused = await self._connection()
         try:
-            await connection.send(head.encode() + body, seconds)
+            try:
+                await connection.send(request, seconds)
+            except ConnectionError:
+                # The server may close an idle connection just when it is used again.
+                if not is_reused:
+                    raise
+                connection.finish()
+                connection = await self._connect()
+                await connection.send(request, seconds)
             yield connection
         finally:
             if connection.finish():
                 self._idle.append(connection)
 
-    async def _connection(self) -> Connection:
-        """Return the connection that was used last, or a new one."""
+    async def _connection(self) -> tuple[Connection, bool]:
+        """Return the connection that was used last or a new one, and whether it was used before."""
         while self._idle:
             connection = self._idle.pop()
-            if connection.is_open and time.monotonic() - connection.idle_since < MAX_IDLE_SECONDS:
-                return connection
+            if connection.is_usable:
+                return connection, True
             connection.close()
+        return await self._connect(), False
+
+    async def _connect(self) -> Connection:
         host, _, port = self._address.rpartition(":")
         connecting = asyncio.get_running_loop().create_connection(
             Connection, host.strip("[]"), int(port)

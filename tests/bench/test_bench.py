@@ -91,7 +91,7 @@ def test_unreachable_and_refusing_servers(server: ModelServer) -> None:
 
 def test_the_gateway_with_the_builtin_load_and_aiperf(server: ModelServer, tmp_path: Path) -> None:
     ports = tmp_path / "port.json"
-    triton = f"{server.endpoints.address}:{server.endpoints.grpc}"
+    triton = f"{server.endpoints.address}:{server.endpoints.http}"
     command = [NEMOTRON, "gateway", "--triton", triton, "--port", "0", "--port-file", str(ports)]
     gateway = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:

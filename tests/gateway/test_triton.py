@@ -441,8 +441,23 @@ def test_readiness_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "CANARY_SECONDS", 0.0)
 
     async def run() -> list[bool]:
-        async with ScriptedTriton(stream(WORD, LAST), [CLOSE], stream(WORD, LAST)) as server:
+        answer = stream(WORD, LAST)
+        async with ScriptedTriton(answer, [CLOSE], [CLOSE], answer) as server:
             gateway_backend = Backend(GatewaySettings(triton=server.address), Metrics())
             return [await gateway_backend.is_ready() for _ in range(3)]
 
     assert asyncio.run(run()) == [True, False, True]
+
+
+def test_an_idle_connection_that_the_server_closes_is_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(backend, "CANARY_SECONDS", 0.0)
+
+    async def run() -> list[bool]:
+        answer = stream(WORD, LAST)
+        async with ScriptedTriton(answer, [CLOSE], answer) as server:
+            gateway_backend = Backend(GatewaySettings(triton=server.address), Metrics())
+            return [await gateway_backend.is_ready() for _ in range(2)]
+
+    assert asyncio.run(run()) == [True, True]
