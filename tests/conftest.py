@@ -34,7 +34,10 @@ SLOW = (
     *("gateway/test_ecosystem.py", "gateway/test_operation.py", "gateway/test_page.py"),
 )
 """Folders and files of tests that start other programs or compute for seconds."""
-FAST = ("serve/test_options.py", "serve/test_doctor.py")
+FAST = (
+    *("serve/test_options.py", "serve/test_doctor.py"),
+    *("serve/test_probe.py", "serve/test_scratch.py"),
+)
 
 # Beside busy neighbours OpenMP's threads spin while they wait for each other: with two threads and
 # eight busy processes on two cores, transformers took forty times as long, with one six times.

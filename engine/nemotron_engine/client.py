@@ -41,6 +41,24 @@ def new_key() -> bytes:
     return secrets.token_bytes(KEY_BYTES)
 
 
+def check_hello(hello: Hello, socket: Path, tokenizer: Path | None) -> None:
+    """Raise `NemotronError` if the engine speaks another protocol, or has another tokenizer."""
+    if hello.version != VERSION:
+        raise NemotronError(
+            f"the engine speaks version {hello.version} of the protocol, this is {VERSION}",
+            where=socket,
+            remedy="install the same version on both sides",
+        )
+    if tokenizer is None:
+        return
+    if hashlib.sha256(tokenizer.read_bytes()).hexdigest() != hello.tokenizer:
+        raise NemotronError(
+            "the engine's tokenizer is another one",
+            where=tokenizer,
+            remedy="serve the folder that the engine's process has loaded",
+        )
+
+
 class EngineClient:
     """Asks the engine at a socket. Safe to use from any thread.
 
@@ -156,24 +174,8 @@ class EngineClient:
                 elif isinstance(message, Failed):
                     reason = f"{LOST}: {message.reason}"
                 elif isinstance(message, Hello):
-                    self._check(message)
+                    check_hello(message, self._path, self._tokenizer)
                     with self._lock:
                         self._hello, self._refusal, self._socket = message, None, connection
                     self._ready.set()
         return reason
-
-    def _check(self, hello: Hello) -> None:
-        if hello.version != VERSION:
-            raise NemotronError(
-                f"the engine speaks version {hello.version} of the protocol, this is {VERSION}",
-                where=self._path,
-                remedy="install the same version on both sides",
-            )
-        if self._tokenizer is None:
-            return
-        if hashlib.sha256(self._tokenizer.read_bytes()).hexdigest() != hello.tokenizer:
-            raise NemotronError(
-                "the engine's tokenizer is another one",
-                where=self._tokenizer,
-                remedy="serve the folder that the engine's process has loaded",
-            )

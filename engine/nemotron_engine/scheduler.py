@@ -80,6 +80,8 @@ class Scheduler:
             check_request(request, self._settings, self._adapter.capabilities)
             if request.key in self._running:
                 raise NemotronError("a request with this key is running already")
+        if len({request.key for request in requests}) < len(requests):
+            raise NemotronError("two requests have the same key")
         count = len(self._running)
         if count + len(requests) > self._settings.max_batch_size + self._settings.max_queue_size:
             raise NemotronError(
@@ -90,15 +92,15 @@ class Scheduler:
 
     def cancel(self, keys: Iterable[bytes] = (), request_ids: Sequence[str] = ()) -> None:
         """End the requests with these keys, and those that carry these ids of clients."""
-        selected = [self._running[key] for key in keys if key in self._running]
+        selected = {key for key in keys if key in self._running}
         if request_ids:
-            selected += [
-                running
-                for running in self._running.values()
+            selected |= {
+                key
+                for key, running in self._running.items()
                 if running.request.request_id in request_ids
-            ]
-        for running in selected:
-            self._stop(running, Chunk(running.request.key, finish_reason="cancelled"))
+            }
+        for key in selected:
+            self._stop(self._running[key], Chunk(key, finish_reason="cancelled"))
 
     def close_outbox(self, outbox: Outbox) -> None:
         """End all requests of a client that has disconnected."""

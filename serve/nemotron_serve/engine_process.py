@@ -16,7 +16,8 @@ from pathlib import Path
 from nemotron_build.profile import Profile
 from nemotron_core.errors import NemotronError
 from nemotron_core.launcher import without_rank
-from nemotron_engine.protocol import VERSION, Hello
+from nemotron_engine.client import check_hello
+from nemotron_engine.protocol import Hello
 from nemotron_serve.probe import Probe
 from nemotron_serve.triton import EXIT_SECONDS, die_with_parent, log_lines, log_tail
 
@@ -50,6 +51,8 @@ class EngineStart:
     command: Sequence[str]
     """With the launcher in front, if there is one. Empty for an engine that others start."""
     socket: Path
+    tokenizer: Path
+    """Tokenizer that the engine must have too."""
     log: Path
     startup_seconds: float
     stall_seconds: float
@@ -113,11 +116,13 @@ class EngineProcess:
         return self._failure
 
     def running(self) -> int | None:
-        """Return the number of requests that have not ended, or `None` without an answer."""
+        """Return the number of requests that have not ended, or `None` if it does not say now."""
         try:
             with Probe(self._start.socket, PROBE_SECONDS) as probe:
                 return probe.load().running
-        except OSError:
+        except (ConnectionError, FileNotFoundError):  # without an engine there are none
+            return 0
+        except OSError:  # in the middle of a long step
             return None
 
     def answers(self) -> bool:
@@ -153,13 +158,7 @@ class EngineProcess:
         while time.monotonic() < deadline:
             with suppress(OSError), Probe(self._start.socket, PROBE_SECONDS) as probe:
                 hello = probe.hello()
-                if hello.version != VERSION:
-                    raise NemotronError(
-                        f"the engine speaks version {hello.version} of the protocol,"
-                        f" this is {VERSION}",
-                        where=self._start.socket,
-                        remedy="install the same version on both sides",
-                    )
+                check_hello(hello, self._start.socket, self._start.tokenizer)
                 probe.canary()
                 self._worked_seconds = time.monotonic()
                 return hello
@@ -186,15 +185,23 @@ class EngineProcess:
         while not self._closing.wait(CHECK_SECONDS):
             if self._works():
                 self._worked_seconds = time.monotonic()
-            elif self._process is not None and self._must_be_replaced():
+            elif self._process is not None and self._is_lost():
                 self._replace()
                 if self._failure is not None:
                     return
 
     def _works(self) -> bool:
-        """Return whether the engine has made steps since the last check, or makes one now."""
+        """Return whether the engine has made steps since the last check, or makes one now.
+
+        The engine answers between two steps. However long they are, it is given up only for one of
+        the reasons for which it would be replaced.
+        """
+
+        def gives_up() -> bool:
+            return self._closing.is_set() or self._is_lost()
+
         try:
-            with Probe(self._start.socket, PROBE_SECONDS) as probe:
+            with Probe(self._start.socket, PROBE_SECONDS, gives_up) as probe:
                 steps, self._steps = self._steps, probe.load().steps
                 if steps in (-1, self._steps):
                     probe.canary()
@@ -202,14 +209,15 @@ class EngineProcess:
             return False
         return True
 
-    def _must_be_replaced(self) -> bool:
-        assert self._process is not None
+    def _is_lost(self) -> bool:
+        """Return whether the process has ended, is stopped or stuck, or cannot be reached."""
         idle = time.monotonic() - self._worked_seconds
-        return (
-            self._process.poll() is not None
-            or idle > self._start.stall_seconds
-            or (idle > WORK_SECONDS and (self._is_stopped() or not self._start.socket.is_socket()))
-        )
+        if idle > self._start.stall_seconds:
+            return True
+        if self._process is None:  # others started it, perhaps where its id means nothing here
+            return False
+        is_away = self._is_stopped() or not self._start.socket.is_socket()
+        return self._process.poll() is not None or (idle > WORK_SECONDS and is_away)
 
     def _is_stopped(self) -> bool:
         """Return whether a signal has stopped the process."""

@@ -14,6 +14,7 @@ from types import TracebackType
 from nemotron_build.engine_folder import open_engine
 from nemotron_build.profile import Profile
 from nemotron_core.errors import NemotronError
+from nemotron_core.model_config import TOKENIZER_NAME
 from nemotron_serve.engine_process import EngineProcess, EngineStart, engine_command
 from nemotron_serve.model_watch import ModelWatch
 from nemotron_serve.repository import ServerFiles, render_repository
@@ -150,6 +151,7 @@ class ModelServer:
         return EngineStart(
             command=command,
             socket=files.engine_socket,
+            tokenizer=self._folder / TOKENIZER_NAME,
             log=self.log,
             startup_seconds=timeouts.startup,
             stall_seconds=timeouts.stall,

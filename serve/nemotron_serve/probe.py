@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,6 +13,7 @@ from nemotron_engine.client import new_key
 from nemotron_engine.protocol import (
     Ask,
     Chunk,
+    ClientMessage,
     Drain,
     EngineMessage,
     Failed,
@@ -33,15 +35,21 @@ WORKING_REFUSALS = (ErrorKind.OVERLOADED.name, ErrorKind.SHUTTING_DOWN.name)
 
 
 class Probe:
-    """A connection of its own, as a context manager, whose every step may take `seconds`.
+    """A connection of its own, as a context manager.
 
-    Every method raises `OSError` (`TimeoutError` among them) if the engine does not answer.
+    Whenever an answer has not come for another `seconds`, it waits on unless `gives_up()`. Every
+    method raises `OSError` (`TimeoutError` among them) if the engine does not answer.
     """
 
-    def __init__(self, path: Path, seconds: float) -> None:
+    def __init__(
+        self, path: Path, seconds: float, gives_up: Callable[[], bool] = lambda: True
+    ) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(seconds)
         self._path = path
+        self._gives_up = gives_up
+        self._frames = Frames(EngineMessage)
+        self._messages: deque[ClientMessage | EngineMessage] = deque()
 
     def __enter__(self) -> Probe:
         try:
@@ -49,7 +57,6 @@ class Probe:
         except OSError:
             self._socket.close()
             raise
-        self._messages = self._read()
         return self
 
     def __exit__(self, *_error: object) -> None:
@@ -85,17 +92,21 @@ class Probe:
         self._socket.sendall(frame(Drain()))
 
     def _next(self, message_type: type[Message]) -> Message:
-        for message in self._messages:
-            if isinstance(message, message_type):
-                return message
-            if isinstance(message, Failed):
-                raise ConnectionResetError(message.reason)
-        raise ConnectionResetError("the engine has closed the connection")
-
-    def _read(self) -> Iterator[EngineMessage]:
-        frames = Frames(EngineMessage)
-        while data := self._socket.recv(READ_BYTES):
+        while True:
+            while self._messages:
+                message = self._messages.popleft()
+                if isinstance(message, message_type):
+                    return message
+                if isinstance(message, Failed):
+                    raise ConnectionResetError(message.reason)
             try:
-                yield from frames.feed(data)  # type: ignore[misc]  # all are of this type
+                data = self._socket.recv(READ_BYTES)
+                self._messages.extend(self._frames.feed(data))
+            except TimeoutError:
+                if self._gives_up():
+                    raise
+                continue
             except NemotronError as error:
                 raise ConnectionResetError(str(error)) from error
+            if not data:
+                raise ConnectionResetError("the engine has closed the connection")

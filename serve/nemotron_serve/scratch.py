@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import glob
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,8 +28,11 @@ def scratch_folder() -> Iterator[Path]:
     """
     remove_leftovers()
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_parent()))
-    lock = os.open(folder / LOCK_NAME, os.O_CREAT | os.O_RDWR)
+    # The lock gets its name when it is held, so that no other start takes this for a leftover.
+    unnamed = folder / f"{LOCK_NAME}.new"
+    lock = os.open(unnamed, os.O_CREAT | os.O_RDWR, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
+    unnamed.rename(folder / LOCK_NAME)
     try:
         yield folder
     finally:
@@ -36,11 +41,14 @@ def scratch_folder() -> Iterator[Path]:
 
 
 def remove_leftovers() -> None:
-    """Remove the folders whose lock nobody holds, and their shared memory."""
+    """Remove this user's folders whose lock nobody holds, and their shared memory."""
     for lock in _parent().glob(f"{PREFIX}*/{LOCK_NAME}"):
         try:
-            file = os.open(lock, os.O_RDWR)
-        except OSError:  # another user's, or removed meanwhile
+            folder = lock.parent.lstat()
+            if not stat.S_ISDIR(folder.st_mode) or folder.st_uid != os.geteuid():
+                continue
+            file = os.open(lock, os.O_RDWR | os.O_NOFOLLOW)
+        except OSError:  # removed meanwhile
             continue
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -59,7 +67,7 @@ def shared_memory_prefix(folder: Path) -> str:
 
 def remove_shared_memory(folder: Path) -> None:
     """Remove the shared memory that a killed Triton has left."""
-    for file in SHARED_MEMORY.glob(f"{shared_memory_prefix(folder)}*"):
+    for file in SHARED_MEMORY.glob(f"{glob.escape(shared_memory_prefix(folder))}*"):
         file.unlink(missing_ok=True)
 
 

@@ -147,7 +147,7 @@ class TritonServer:
 
     def _is_idle(self) -> bool:
         pending = self.metric(PENDING_METRIC)
-        return bool(pending) and not any(pending) and not self._engine.running()
+        return bool(pending) and not any(pending) and self._engine.running() == 0
 
     def metric(self, name: str) -> list[float]:
         """Return all values on the metrics page whose name and labels begin with `name`."""

@@ -146,6 +146,26 @@ def test_a_cancel_by_the_clients_name(engine: Engine) -> None:
     assert [answer.finish_reason for answer in answers] == ["cancelled", "", "cancelled", ""]
 
 
+def test_a_request_that_is_named_twice_ends_once(engine: Engine, adapter: FakeAdapter) -> None:
+    """By its key twice and by its client's name as well: the engine and the others go on."""
+    named = request([1], request_id="a")
+    answers = engine.ask_all([named, request([5], max_tokens=3)])
+    engine.scheduler.cancel([named.key, named.key], ["a", "a"])
+    engine.step()
+    assert answers[0].finish_reason == "cancelled"
+    assert adapter.cancelled == [named.key]
+    assert answers[1].wait().token_ids == [6, 7, 8]
+
+
+def test_two_requests_with_one_key_are_refused_together(engine: Engine) -> None:
+    outbox = Outbox()
+    twice = request([1])
+    engine.scheduler.ask([twice, twice], outbox)
+    assert {chunk.error for chunk in outbox.take()} == {"two requests have the same key"}
+    assert engine.scheduler.is_idle
+    assert engine.ask([1], max_tokens=2).wait().token_ids == [2, 3]
+
+
 def test_the_requests_of_a_client_that_has_gone(engine: Engine, adapter: FakeAdapter) -> None:
     outbox = Outbox()
     engine.scheduler.ask([request([1]), request([2])], outbox)

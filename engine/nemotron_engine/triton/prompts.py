@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import msgspec
 from msgspec.structs import replace
 
+from nemotron_core.errors import NemotronError
 from nemotron_core.generation import MAX_SEED
 from nemotron_engine.client import new_key
 from nemotron_engine.protocol import Request
@@ -48,6 +49,18 @@ class Prompts(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     requests: list[Request]
     answers: list[AnswerSettings]
     settings: RequestSettings
+
+    @classmethod
+    def of_blob(cls, blob: bytes) -> Prompts:
+        """Return the prompts that `preprocessing` encoded. Raises `NemotronError` for others."""
+        try:
+            prompts = msgspec.msgpack.decode(blob, type=cls)
+        except msgspec.MsgspecError as error:
+            raise NemotronError(f"not made by preprocessing: {error}", where="prompt") from error
+        keys = {request.key for request in prompts.requests}
+        if not keys or not len(keys) == len(prompts.requests) == len(prompts.answers):
+            raise NemotronError("not made by preprocessing", where="prompt")
+        return prompts
 
     @classmethod
     def of_rows(

@@ -162,8 +162,12 @@ class RunningRequests:
                 if self._ready:
                     self._changed.notify()
             outcome = request.respond(chunks)
-            if outcome.stopped:
-                self.engine.cancel(outcome.stopped)
+            stopped = outcome.stopped
+            if outcome.is_last:  # by an error, perhaps, of one of several answers
+                with self._changed:
+                    stopped = list(request.unfinished.union(stopped))
+            if stopped:
+                self.engine.cancel(stopped)
             if request.is_acknowledged:
                 with self._changed:
                     request.in_flight += len(outcome.responses)
@@ -193,7 +197,7 @@ class RunningRequests:
         elif request.is_new and request.heartbeat:
             if now - request.sent_seconds >= HEARTBEAT_SECONDS:
                 request.sent_seconds = now
-                request.send([request.heartbeat_response()], is_last=False)
+                request.send([request.empty_response()], is_last=False)
         elif request.in_flight and now - request.sent_seconds > UNACKNOWLEDGED_SECONDS:
             with self._changed:
                 self._end_flight(request, request.in_flight)

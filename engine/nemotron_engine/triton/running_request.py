@@ -9,9 +9,10 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from nemotron_core.errors import NemotronError
+from nemotron_core.text import Tokenizer
 from nemotron_engine.outbox import Outbox
 from nemotron_engine.protocol import Chunk
-from nemotron_engine.triton.answers import Outcome
+from nemotron_engine.triton.answers import Answers, Outcome
 from nemotron_engine.triton.prompts import Prompts
 from nemotron_engine.triton.tensors import FINAL, Options, error_response
 
@@ -43,6 +44,7 @@ class RunningRequest(ABC):
         self.outbox = Outbox()
         self.interval = 0.0 if prompts.settings.single_tokens else PIECE_SECONDS
         self.heartbeat = options.heartbeat and prompts.settings.stream
+        """Whether an empty response says, until the first chunk, that the request still runs."""
         self.due = 0.0
         self.is_ready = self.is_waiting = self.is_busy = False
         """Whether a thread may send it now, whether it waits until it is due, and whether a thread
@@ -61,9 +63,9 @@ class RunningRequest(ABC):
     def respond(self, chunks: Sequence[Chunk]) -> Outcome:
         """Return what follows from chunks of the engine."""
 
-    @abstractmethod
-    def heartbeat_response(self) -> Any:
-        """Return an empty response."""
+    def empty_response(self) -> Any:
+        """Return a response without tokens, for a heartbeat."""
+        raise NotImplementedError
 
     @property
     def wants_chunks(self) -> bool:
@@ -92,3 +94,21 @@ class RunningRequest(ABC):
         """Ask Triton whether the client has cancelled or disconnected."""
         with self._sending:
             return not self.is_ended and bool(self._sender.is_cancelled())
+
+
+class AnsweredRequest(RunningRequest):
+    """A request whose chunks become its client's responses, as text if there is a tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer | None, prompts: Prompts, *arguments: Any) -> None:
+        super().__init__(prompts, *arguments)
+        self._answers = Answers(tokenizer, prompts.answers, prompts.settings, self.arrival_ns)
+
+    def respond(self, chunks: Sequence[Chunk]) -> Outcome:
+        """See `RunningRequest`."""
+        return self._answers.respond(
+            ((self.index_of[chunk.key], chunk) for chunk in chunks), self.names
+        )
+
+    def empty_response(self) -> Any:
+        """See `RunningRequest`."""
+        return self._answers.empty_response(self.names)

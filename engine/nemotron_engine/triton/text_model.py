@@ -7,17 +7,14 @@ one response, because Triton refuses plain inference on models that stream.
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from nemotron_core.errors import NemotronError
-from nemotron_engine.protocol import Chunk
-from nemotron_engine.triton.answers import Answers, Outcome
 from nemotron_engine.triton.prompt_reader import PromptReader
 from nemotron_engine.triton.prompts import Prompts
 from nemotron_engine.triton.requests import RunningRequests
-from nemotron_engine.triton.running_request import RunningRequest
+from nemotron_engine.triton.running_request import AnsweredRequest
 from nemotron_engine.triton.tensors import Options, parameter, requested_names
 from nemotron_engine.triton.watchdog import start_watchdog
 
@@ -62,25 +59,7 @@ class TextModel:
                     where="stream",
                     remedy="send the request to the model ensemble",
                 )
-            running = _TextRequest(self._reader, prompts, sender, names, options)
+            running = AnsweredRequest(self._reader.tokenizer, prompts, sender, names, options)
             self._requests.start(running)
 
         self._reader.read(self._requests.engine, request, sender, begin)
-
-
-class _TextRequest(RunningRequest):
-    """A request to the direct text model."""
-
-    def __init__(self, reader: PromptReader, prompts: Prompts, *arguments: Any) -> None:
-        super().__init__(prompts, *arguments)
-        self._answers = Answers(
-            reader.tokenizer, prompts.answers, prompts.settings, self.arrival_ns
-        )
-
-    def respond(self, chunks: Sequence[Chunk]) -> Outcome:
-        return self._answers.respond(
-            ((self.index_of[chunk.key], chunk) for chunk in chunks), self.names
-        )
-
-    def heartbeat_response(self) -> Any:
-        return self._answers.empty_response(self.names)

@@ -58,11 +58,16 @@ class TritonPythonModel:
             return error_response(
                 NemotronError("piece is missing", remedy="send prompts to the model ensemble")
             )
-        piece = self._decoder.decode(blobs[0])
-        key = piece.keys[0]
+        try:
+            piece = self._decoder.decode(blobs[0])
+            key = piece.keys[0]
+            running = self._running.get(key) or self._begin(piece)
+        except (msgspec.MsgspecError, IndexError, NemotronError) as error:
+            return error_response(
+                NemotronError(f"not made by tensorrt_llm: {error}", where=PIECE.name)
+            )
         names = requested_names(request)
         try:
-            running = self._running.get(key) or self._begin(piece)
             self._running.move_to_end(key)
             outcome = running.answers.respond(piece.chunks, names)
             if outcome.is_last:
@@ -76,7 +81,8 @@ class TritonPythonModel:
         return outcome.responses[0] if outcome.responses else running.answers.empty_response(names)
 
     def _begin(self, piece: Piece) -> _Running:
-        assert piece.settings is not None
+        if piece.settings is None:
+            raise NemotronError("the request is not known")
         answers = Answers(
             self._tokenizer,
             piece.answers,

@@ -21,12 +21,13 @@ from nemotron_core.wire import ENGINE_INPUTS, PIECE, PROMPT
 from nemotron_engine.outbox import Outbox
 from nemotron_engine.protocol import Chunk
 from nemotron_engine.triton.answer import Answer
-from nemotron_engine.triton.answers import Answers, Outcome
+from nemotron_engine.triton.answers import Outcome
 from nemotron_engine.triton.meter import Meter
 from nemotron_engine.triton.piece import Acknowledgements, Piece
+from nemotron_engine.triton.prompt_reader import HELLO_SECONDS
 from nemotron_engine.triton.prompts import Prompts
 from nemotron_engine.triton.requests import RunningRequests
-from nemotron_engine.triton.running_request import RunningRequest
+from nemotron_engine.triton.running_request import AnsweredRequest, RunningRequest
 from nemotron_engine.triton.tensors import (
     FINAL,
     Inputs,
@@ -44,7 +45,6 @@ from nemotron_engine.triton.watchdog import start_watchdog
 WINDOW = 8
 """Number of pieces on their way to `postprocessing`: enough to keep it busy, too few to pile up."""
 FLUSH_SECONDS = 0.5
-HELLO_SECONDS = 1.0
 
 
 class TritonPythonModel:
@@ -81,7 +81,7 @@ class TritonPythonModel:
         hello = self._requests.engine.hello(HELLO_SECONDS)
         names = requested_names(request)
         if (blobs := read_blobs(request, PROMPT)) is not None:
-            prompts = msgspec.msgpack.decode(blobs[0], type=Prompts)
+            prompts = Prompts.of_blob(blobs[0])
             self._requests.start(_Step(self._tokenizer, prompts, sender, names))
             return
         options = Options.of_request(request)
@@ -92,7 +92,7 @@ class TritonPythonModel:
             sender.send(flags=FINAL)
             return
         prompts = build_token_prompts(inputs, options, id_of(request), hello)
-        self._requests.start(_TokenRequest(prompts, sender, names, options))
+        self._requests.start(AnsweredRequest(None, prompts, sender, names, options))
 
     def _flush(self) -> None:
         meter = Meter()
@@ -101,22 +101,6 @@ class TritonPythonModel:
                 meter.show(self._requests.load)
             self._requests.engine.query()
         meter.close()
-
-
-class _TokenRequest(RunningRequest):
-    """A request of a client that sends and receives tokens."""
-
-    def __init__(self, prompts: Prompts, *arguments: Any) -> None:
-        super().__init__(prompts, *arguments)
-        self._answers = Answers(None, prompts.answers, prompts.settings, self.arrival_ns)
-
-    def respond(self, chunks: Sequence[Chunk]) -> Outcome:
-        return self._answers.respond(
-            ((self.index_of[chunk.key], chunk) for chunk in chunks), self.names
-        )
-
-    def heartbeat_response(self) -> Any:
-        return self._answers.empty_response(self.names)
 
 
 class _Step(RunningRequest):
@@ -148,7 +132,6 @@ class _Step(RunningRequest):
                 outcome.stopped.append(chunk.key)
             if chunk.finish_reason == "error":  # ends the whole request
                 self._remaining.clear()
-                outcome.stopped = [key for key in self.index_of if key != chunk.key]
             elif chunk.finish_reason:
                 self._remaining.discard(index)
             if self.prompts.settings.stream:
@@ -159,9 +142,6 @@ class _Step(RunningRequest):
         if outcome.is_last and not self.prompts.settings.stream:
             outcome.responses = [self._piece(self._kept.take())]
         return outcome
-
-    def heartbeat_response(self) -> Any:
-        raise AssertionError("the ensemble has no heartbeat")
 
     def _piece(self, chunks: Sequence[Chunk]) -> Any:
         keys = list(self.index_of)
