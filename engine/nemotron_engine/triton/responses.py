@@ -21,7 +21,7 @@ def middle_response(
 ) -> Any:
     """Return the response with a part in the middle of a streamed answer.
 
-    Each tensor costs about 20 µs, so there is only what changes with each part. `names` are the
+    Each tensor costs time, so there is only what changes with each part. `names` are the
     outputs that the client asked for. `is_only` tells whether the request has one answer only.
     """
     values: dict[str, Any] = {
