@@ -7,13 +7,22 @@ INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python
 # PyTorch is only the tests' reference. The registry's plain build carries gigabytes of CUDA, so the
 # CPU build is asked for by its full version; where pip cannot find one, uv knows PyTorch's own index.
 TORCH := torch==2.13.0
+VLLM_INSTALL := $(INSTALL:$(BIN)/python=.tools/vllm/bin/python)
 
-.PHONY: demo test check lint unit lock mutants fuzz loaded-test clean
+VLLM_TESTS := tests/vllm $(addprefix tests/serve/test_,contract.py ensemble.py plain_infer.py batches.py \
+  token_model.py streams.py sampling.py refusals.py classic_clients.py)
+
+.PHONY: demo test test-vllm check lint unit lock mutants fuzz loaded-test clean
 demo: $(VENV)/.user
 	scripts/demo.sh
 
+# Two processes, because tests that serve wait most of the time.
 test: $(VENV)/.dev $(VENV)/.tools
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# The contract on a real vLLM, which takes two gigabytes in .tools/vllm.
+test-vllm: $(VENV)/.dev $(VENV)/.vllm
+	$(BIN)/pytest --lane vllm $(VLLM_TESTS)
 
 # Lint, types, import contracts and the fast tests, in less than a minute.
 check: lint unit
@@ -70,6 +79,14 @@ $(VENV)/.dev: $(VENV)/.python pyproject.toml locks/test.txt
 
 $(VENV)/.tools: $(VENV)/.dev scripts/test_tools.sh $(wildcard tests/tools/*)
 	scripts/test_tools.sh
+	touch $@
+
+$(VENV)/.vllm: $(VENV)/.dev tests/vllm/requirements.txt tests/vllm/left_out.txt
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .tools/vllm
+	$(BIN)/pip --python .tools/vllm/bin/python install --quiet --disable-pip-version-check '$(TORCH)+cpu' || \
+	  $(VLLM_INSTALL) --torch-backend cpu '$(TORCH)'
+	$(VLLM_INSTALL) --override tests/vllm/left_out.txt --requirements tests/vllm/requirements.txt
+	$(VLLM_INSTALL) --no-deps --editable .
 	touch $@
 
 $(VENV)/.mutants: $(VENV)/.dev tests/mutants/requirements.txt

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import settings
 
 from nemotron_core.text import Tokenizer
+from tests.shared_server import run_again_if_triton_ended, shared_server
 from tests.tiny_nemotron.answers import ExactAnswer, load_answers
 from tests.tiny_nemotron.nemo_file import NEMO
 
@@ -47,7 +48,18 @@ settings.register_profile("suite", deadline=None, derandomize=True)  # a busy ma
 settings.load_profile("suite")
 
 
+SERVED = {"cpu": ("engine_bf16", "cpu_profile"), "vllm": ("engine_vllm", "vllm_profile")}
+"""Fixtures with the engine and the profile of the shared server, by lane."""
+pytest_plugins = ["tests.vllm.fixtures"]
 NOT_SLOW = "not slow"
+FIRST = ("slurm", "helm", "test_readme.py", "data", "gateway", "docker", "convert")
+"""Folders and files that take longest, in the order in which two processes begin them."""
+LANE_FOLDERS = ("vllm",)
+"""Folders of tests that need the library of the lane after which they are named."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--lane", default="cpu", help="lane of the server that tests share")
 
 
 def is_slow(path: Path) -> bool:
@@ -57,12 +69,28 @@ def is_slow(path: Path) -> bool:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave out slow files before they are imported: some import PyTorch and transformers."""
+    if collection_path.name in LANE_FOLDERS and collection_path.parent == ROOT:
+        return True if config.option.lane != collection_path.name else None
     is_left_out = config.option.markexpr == NOT_SLOW and collection_path.is_file()
     return True if is_left_out and is_slow(collection_path) else None
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool:
+    run_again_if_triton_ended(item, nextitem)
+    return True
+
+
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
-    """Mark the tests that `make check` leaves out."""
+    """Mark the tests that `make check` leaves out, and begin with those that take longest."""
+
+    def position(item: pytest.Function) -> int:
+        name = item.path.relative_to(ROOT).as_posix()
+        return next(
+            (place for place, part in enumerate(FIRST) if name.startswith(part)), len(FIRST)
+        )
+
+    items.sort(key=position)
     for item in items:
         if is_slow(item.path) or SLOW_FIXTURES.intersection(item.fixturenames):
             item.add_marker(pytest.mark.slow)
@@ -131,8 +159,9 @@ def answers() -> list[ExactAnswer]:
 
 
 @pytest.fixture(scope="session")
-def server(engine_bf16: Path, cpu_profile: Profile) -> Iterator[ModelServer]:
-    from nemotron_serve.model_server import ModelServer
-
-    with ModelServer(engine_bf16, cpu_profile) as running:
+def server(request: pytest.FixtureRequest) -> Iterator[ModelServer]:
+    """The server of the lane that the option --lane names."""
+    lane = request.config.option.lane
+    engine, profile = map(request.getfixturevalue, SERVED[lane])
+    with shared_server(engine, profile) as running:
         yield running

@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nemotron_build.lanes import LANES, lane_of
-from nemotron_build.lanes.lane import BuildPlan, installed_version
+from nemotron_build.lanes.lane import BuildPlan
 from nemotron_build.profile import Profile
 from nemotron_convert.target.manifest import MANIFEST_NAME, read_manifest
 from nemotron_core.errors import NemotronError
@@ -31,7 +31,7 @@ class EngineRecord(BaseModel):
     lane: str
     profile: Profile
     versions: dict[str, str]
-    """Versions of the libraries with which the engine was built."""
+    """Versions of the libraries that the engine needs, if it works with no others."""
     gpu: str | None
     """The GPU that the engine was built on, if it runs on no other kind."""
     checkpoint: str
@@ -76,7 +76,7 @@ def build_engine(checkpoint: Path, output: Path, profile: Profile) -> EngineReco
         record = EngineRecord(
             lane=profile.lane,
             profile=profile,
-            versions={name: installed_version(name) for name in lane.libraries},
+            versions=lane.installed(profile) if lane.is_compiled else {},
             gpu=built.gpu,
             checkpoint=built.checkpoint,
             max_seq_len=built.max_seq_len,
@@ -112,6 +112,8 @@ def reuse_or_build(checkpoint: Path, output: Path, profile: Profile) -> EngineRe
     elif _build_settings(record.profile) != _build_settings(profile):
         difference = "profile"
     else:
+        if record.versions:
+            check_versions(output, record, profile)
         return record
     raise NemotronError(
         f"it was built from another {difference}",
@@ -126,12 +128,8 @@ def _build_settings(profile: Profile) -> dict[str, object]:
     return {**profile.model_dump(exclude=serve_only), "request": profile.timeouts.request}
 
 
-def open_engine(folder: Path, *, check_versions: bool = True) -> EngineRecord:
-    """Check an engine folder and return its record.
-
-    With `check_versions`, also check that this machine has the libraries of the build. Raises
-    `NemotronError` if a check fails.
-    """
+def open_engine(folder: Path) -> EngineRecord:
+    """Check an engine folder and return its record. Raises `NemotronError` if a check fails."""
     path = folder / ENGINE_NAME
     try:
         raw = path.read_bytes()
@@ -162,14 +160,19 @@ def open_engine(folder: Path, *, check_versions: bool = True) -> EngineRecord:
             raise NemotronError(
                 f"{name} is missing or cut short", where=folder, remedy="build the engine again"
             )
-    for name, built_with in record.versions.items() if check_versions else ():
-        if (installed := installed_version(name)) != built_with:
+    return record
+
+
+def check_versions(folder: Path, record: EngineRecord, profile: Profile) -> None:
+    """Raise `NemotronError` if the libraries are missing or others than those of the build."""
+    installed = lane_of(profile).installed(profile)
+    for name, built_with in record.versions.items():
+        if installed.get(name) != built_with:
             raise NemotronError(
-                f"built with {name} {built_with}, but {installed} is installed",
+                f"built with {name} {built_with}, but {installed.get(name, 'none')} is installed",
                 where=folder,
                 remedy="build the engine again",
             )
-    return record
 
 
 class _LaneOnly(BaseModel):

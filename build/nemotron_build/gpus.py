@@ -30,7 +30,8 @@ class InstalledGpu:
 
     def mismatch(self, required: Gpu) -> str | None:
         """Return why this is not the GPU that a profile requires, or `None` if it is."""
-        if self.compute_capability != required.compute_capability:
+        is_newer = required.or_newer and self.compute_capability > required.compute_capability
+        if self.compute_capability != required.compute_capability and not is_newer:
             return f"its compute capability is {'.'.join(map(str, self.compute_capability))}"
         if self.memory_mib < required.memory_gib * MIB_PER_GIB * MEMORY_SLACK:
             return f"it has {self.memory_mib} MiB"

@@ -10,7 +10,8 @@ section 2.)
 - operations per token     2 · weights of the linear layers, and for attention over n tokens
                            2 · n per layer, query head and channel for each of Q·K and P·V
 - step                     per pipeline stage the greater of both times; stages follow each other
-- KV cache                 `kv_cache_share` of the memory that weights, activations and CUDA leave
+- KV cache                 `kv_cache_share` of what weights, activations and CUDA leave of the
+                           memory, of which the engine takes `memory_share`
 """
 
 from __future__ import annotations
@@ -102,7 +103,8 @@ class ServingPlan:
         """Number of tokens whose keys and values fit; 0 if not even the weights fit."""
         if self.sizing.kv_cache_tokens is not None:
             return self.sizing.kv_cache_tokens
-        available = self.hardware.memory - RUNTIME_BYTES - self.activations
+        memory = int(self.hardware.memory * self.sizing.memory_share)
+        available = memory - RUNTIME_BYTES - self.activations
         fraction = self.sizing.kv_cache_share
         return min(
             max(0, int((available - stage.weights) * fraction)) // stage.kv_token

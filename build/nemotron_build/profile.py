@@ -81,6 +81,8 @@ class Gpu(_Strict):
     """Part of the name that the driver reports."""
     memory_gib: PositiveInt
     compute_capability: tuple[int, int]
+    or_newer: bool = False
+    """Whether a GPU of a later compute capability will do too."""
 
 
 class Split(_Strict):
@@ -103,6 +105,12 @@ class Split(_Strict):
                 f"{self.gpus_per_node} GPUs each have {self.nodes * self.gpus_per_node}"
             )
         return self
+
+
+def _computes_in_fp8(gpu: Gpu, *dtypes: str) -> None:
+    """Raise `ValueError` if a type is FP8 and the GPU does not compute in it."""
+    if "fp8" in dtypes and gpu.compute_capability < FP8_CAPABILITY:
+        raise ValueError(f"{gpu.name} does not compute in FP8")
 
 
 class EngineOptions(_Strict):
@@ -134,11 +142,8 @@ class _OnGpus(_Served):
     """Folder in which Triton is installed."""
 
     @model_validator(mode="after")
-    def _computes_in_fp8(self) -> _OnGpus:
-        if "fp8" in (self.dtype, self.kv_cache_dtype) and (
-            self.gpu.compute_capability < FP8_CAPABILITY
-        ):
-            raise ValueError(f"{self.gpu.name} does not compute in FP8")
+    def _fp8(self) -> _OnGpus:
+        _computes_in_fp8(self.gpu, self.dtype, self.kv_cache_dtype)
         return self
 
 
@@ -175,12 +180,44 @@ class TensorRTProfile(_OnGpus):
 
 
 class PyTorchProfile(_OnGpus):
-    """Profile of the PyTorch lane: TensorRT-LLM's `LLM` API, 1.3 and later."""
+    """Profile of the PyTorch lane: a Hugging Face folder behind TensorRT-LLM's `LLM` API."""
 
     lane: Literal["pytorch"]
 
 
-Profile = CpuProfile | TensorRTProfile | PyTorchProfile
+class VllmProfile(_Served):
+    """Profile of the vLLM lane: a Hugging Face folder behind vLLM, on GPUs or on a CPU."""
+
+    lane: Literal["vllm"]
+    dtype: Literal["bf16", "fp8"]
+    """Type of the weights."""
+    kv_cache_dtype: Literal["bf16", "fp8"]
+    gpu: Gpu | None = None
+    """`None` means a CPU, whose cores the ranks of `split` share."""
+    split: Split
+    limits: Limits
+    memory_share: float | None = Field(default=None, gt=0, lt=1)
+    """Fraction of a GPU's memory that the engine takes in all."""
+    kv_cache_tokens: PositiveInt | None = None
+    """Number of tokens in the KV cache, on a CPU."""
+    triton: Path | None = None
+    """Folder in which Triton is installed. `None` means the server in the wheel nvidia-pytriton."""
+
+    @model_validator(mode="after")
+    def _has_its_memory(self) -> VllmProfile:
+        if self.gpu is None:
+            if self.kv_cache_tokens is None or self.memory_share is not None:
+                raise ValueError("without gpu, kv_cache_tokens and not memory_share sets the cache")
+            if "fp8" in (self.dtype, self.kv_cache_dtype):
+                raise ValueError("vLLM computes in FP8 on GPUs only")
+            return self
+        if self.memory_share is None or self.kv_cache_tokens is not None:
+            raise ValueError("with gpu, memory_share and not kv_cache_tokens sets the cache")
+        _computes_in_fp8(self.gpu, self.dtype, self.kv_cache_dtype)
+        return self
+
+
+Profile = CpuProfile | TensorRTProfile | PyTorchProfile | VllmProfile
 """Everything that differs between two ways of running the model."""
 GpuProfile = TensorRTProfile | PyTorchProfile
 _PROFILE: TypeAdapter[Profile] = TypeAdapter(Annotated[Profile, Field(discriminator="lane")])

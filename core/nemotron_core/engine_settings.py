@@ -68,14 +68,30 @@ class TensorRTEngineSettings(EngineSettings):
     """Fraction of the GPU memory that is free once the weights are loaded."""
 
 
-class PyTorchEngineSettings(EngineSettings):
-    """Settings of the PyTorch lane's engine."""
-
-    NAME = "pytorch_engine.json"
+class HFEngineSettings(EngineSettings):
+    """Settings of an engine that is a Hugging Face folder, split when it is loaded."""
 
     tp: int
     pp: int
     gpus_per_node: int
     kv_cache_dtype: Literal["bf16", "fp8"]
+
+
+class PyTorchEngineSettings(HFEngineSettings):
+    """Settings of the PyTorch lane's engine."""
+
+    NAME = "pytorch_engine.json"
+
     kv_cache_share: float
     """Fraction of the GPU memory that is free once the weights are loaded."""
+
+
+class VllmEngineSettings(HFEngineSettings):
+    """Settings of the vLLM lane's engine. One of the last two is `None`."""
+
+    NAME = "vllm_engine.json"
+
+    memory_share: float | None
+    """Fraction of a GPU's memory that the engine takes in all."""
+    kv_cache_tokens: int | None
+    """Number of tokens in the KV cache of an engine on CPUs."""

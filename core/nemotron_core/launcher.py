@@ -1,9 +1,12 @@
-"""The rank of a process, from the environment variables of its launcher."""
+"""The rank of a process and the first machine, from its launcher's environment variables."""
 
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Mapping
+
+from nemotron_core.errors import NemotronError
 
 RANK_VARIABLES = {
     "OMPI_COMM_WORLD_RANK": "OMPI_COMM_WORLD_SIZE",
@@ -15,6 +18,9 @@ RANK_VARIABLES = {
 
 A batch script has SLURM_PROCID and SLURM_NTASKS too, but it is not a step of several tasks.
 """
+MASTER_VARIABLE = "MASTER_ADDR"
+"""Variable with the name of the first machine, as PyTorch reads it."""
+NODE_LISTS = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST")
 PREFIXES = ("OMPI_COMM_WORLD_", "PMI_", "PMIX_", "MV2_COMM_WORLD_", "SLURM_STEP_")
 """Prefixes of the variables that a launcher sets for one process."""
 
@@ -33,3 +39,27 @@ def without_rank(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     With the launcher's variables, such a program would wait for the other ranks.
     """
     return {name: text for name, text in environment.items() if not name.startswith(PREFIXES)}
+
+
+def first_machine(environment: Mapping[str, str] = os.environ) -> str:
+    """Return the name of the machine with rank 0.
+
+    Raises `NemotronError` if neither MASTER_ADDR nor Slurm says it.
+    """
+    if name := environment.get(MASTER_VARIABLE):
+        return name
+    nodes = next((environment[name] for name in NODE_LISTS if name in environment), None)
+    if nodes is None:
+        raise NemotronError(
+            f"{MASTER_VARIABLE} is not set", remedy="set it to the name of the first machine"
+        )
+    try:
+        names = subprocess.run(
+            ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise NemotronError(
+            f"scontrol does not name the machines {nodes}: {error}",
+            remedy=f"set {MASTER_VARIABLE} to the name of the first machine",
+        ) from error
+    return names.split()[0]

@@ -15,9 +15,11 @@ import sys
 from pathlib import Path
 
 from nemotron_core.errors import NemotronError
+from nemotron_core.launcher import own_rank
 from nemotron_core.model_config import TOKENIZER_NAME
-from nemotron_engine.adapters import ADAPTERS, load_adapter
+from nemotron_engine.adapters import ADAPTERS, load_adapter, work
 from nemotron_engine.server import EngineServer
+from nemotron_engine.worker_watch import watch_workers
 
 ORPHAN_SECONDS = 10.0
 """Time without a client after which an engine that was started for one server ends: a launcher that
@@ -39,8 +41,12 @@ def main() -> int:
     options = parser.parse_args()
     faulthandler.enable()
     try:
+        if (place := own_rank()) is not None and place[0] > 0:
+            work(options.lane, options.engine, place)
+            return 0
         tokenizer = hashlib.sha256((options.engine / TOKENIZER_NAME).read_bytes()).hexdigest()
         adapter = load_adapter(options.lane, options.engine)
+        watch_workers()
         server = EngineServer(
             adapter, options.lane, options.socket, tokenizer=tokenizer, group=options.group
         )

@@ -22,7 +22,7 @@ def serve(options: ServeOptions) -> None:
     if not options.dry_run:
         run(options)
         return
-    record = open_engine(options.engine, check_versions=False)
+    record = open_engine(options.engine)
     profile = choose_profile(record, options)
     typer.echo(describe_serve(options.engine, record, profile, options.host_names))
 
@@ -46,9 +46,7 @@ def doctor(
 
     if (profile is None) == (engine is None):
         raise typer.BadParameter("name an engine or a profile")
-    chosen = (
-        open_engine(engine, check_versions=False).profile if engine else load_profile(str(profile))
-    )
+    chosen = open_engine(engine).profile if engine else load_profile(str(profile))
     findings = examine(chosen)
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))

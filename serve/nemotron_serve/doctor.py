@@ -12,11 +12,10 @@ from pathlib import Path
 from nemotron_build.gpus import require_gpus
 from nemotron_build.lanes import lane_of
 from nemotron_build.lanes.deployment import Deployment
-from nemotron_build.lanes.lane import installed_version
 from nemotron_build.profile import Profile
 from nemotron_core.errors import NemotronError
 from nemotron_serve.hosts import MPIRUN
-from nemotron_serve.ranks import LAUNCHER, SRUN
+from nemotron_serve.ranks import SRUN
 from nemotron_serve.server import choose_ports
 from nemotron_serve.triton import find_triton, library_folder
 
@@ -58,9 +57,8 @@ def _python(_profile: Profile, deployment: Deployment) -> str:
 
 
 def _libraries(profile: Profile, _deployment: Deployment) -> str:
-    lane = lane_of(profile)
-    lane.check_versions()
-    return ", ".join(f"{name} {installed_version(name)}" for name in lane.libraries)
+    installed = lane_of(profile).installed(profile)
+    return ", ".join(f"{name} {version}" for name, version in installed.items())
 
 
 def _triton(_profile: Profile, deployment: Deployment) -> str:
@@ -85,12 +83,12 @@ def _gpus(_profile: Profile, deployment: Deployment) -> str:
 def _launcher(_profile: Profile, deployment: Deployment) -> str:
     if deployment.nodes == 1:
         return "none needed"
-    programs = [shutil.which(name) for name in (LAUNCHER, SRUN, MPIRUN)]
-    if programs[0] is None or not any(programs[1:]):
-        raise NemotronError(
-            f"{LAUNCHER} or {SRUN} and {MPIRUN} are not on PATH", remedy="use the lane's container"
-        )
-    return ", ".join(filter(None, programs))
+    own, starters = deployment.launch.prefix[:1], (SRUN, MPIRUN)
+    found = [path for name in (*own, *starters) if (path := shutil.which(name))]
+    if not all(map(shutil.which, own)) or not any(map(shutil.which, starters)):
+        missing = " or ".join([*own, " and ".join(starters)])
+        raise NemotronError(f"{missing} are not on PATH", remedy="use the lane's container")
+    return ", ".join(found)
 
 
 def _shared_memory(_profile: Profile, deployment: Deployment) -> str:

@@ -12,7 +12,7 @@ from nemotron_build.lanes import lane_of
 from nemotron_build.profile import Profile
 from nemotron_core.launcher import own_rank
 from nemotron_serve.engine_process import engine_command
-from nemotron_serve.ranks import engine_launcher
+from nemotron_serve.ranks import engine_launch
 from nemotron_serve.repository import ServerFiles, render_repository
 from nemotron_serve.server import Endpoints, leader_options
 from nemotron_serve.triton import Triton, installed_triton
@@ -40,9 +40,10 @@ def _lines(
         triton = Triton(SCRATCH / "tritonserver", SCRATCH / "backends")
     else:
         triton = installed_triton(deployment.triton)
-    launcher = engine_launcher(deployment, own_rank(), hosts)
+    launch = engine_launch(deployment, own_rank(), hosts)
     yield "# engine"
-    yield shlex.join([*launcher, *engine_command(profile, engine, SCRATCH / "engine.sock")])
+    yield from (f"{name}={text}" for name, text in launch.environment.items())
+    yield shlex.join([*launch.prefix, *engine_command(profile, engine, SCRATCH / "engine.sock")])
     models = SCRATCH / "models"
     endpoints = Endpoints(profile.address, **profile.ports.model_dump())
     yield "# Triton"

@@ -59,7 +59,10 @@ class EngineStart:
     """Time without a step after which a process counts as stuck and is replaced."""
     environment: dict[str, str] = field(default_factory=dict)
     """Variables besides those of this process."""
+    keeps_rank: bool = False
+    """Whether the process gets the variables of a launcher that has started this one."""
     has_launcher: bool = False
+    """Whether the command begins with a launcher, which must end the others itself."""
     may_restart: bool = True
     """Whether the process can be started again. The ranks of a Slurm step cannot."""
 
@@ -143,7 +146,7 @@ class EngineProcess:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env=(os.environ if self._start.has_launcher else without_rank())
+                    env=(os.environ if self._start.keeps_rank else without_rank())
                     | self._start.environment,
                     start_new_session=True,  # a terminal's Ctrl-C is for `serve`, which drains
                     preexec_fn=die_with_parent,  # noqa: PLW1509  # only calls the kernel

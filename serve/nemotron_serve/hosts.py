@@ -14,8 +14,8 @@ from nemotron_core.errors import NemotronError
 
 MPIRUN = "mpirun"
 POLL_SECONDS = 1.0
-EXPORTED = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "HOME")
-EXPORTED_PREFIXES = ("NCCL_", "UCX_", "CUDA_", "NVIDIA_", "TRTLLM_", "TLLM_")
+EXPORTED = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "HOME", "MASTER_ADDR", "MASTER_PORT")
+EXPORTED_PREFIXES = ("NCCL_", "UCX_", "CUDA_", "NVIDIA_", "TRTLLM_", "TLLM_", "VLLM_")
 """Environment variables that the ranks need and that an ssh session does not set."""
 
 
@@ -33,19 +33,19 @@ def check_hosts(deployment: Deployment, hosts: Sequence[str]) -> None:
 def mpirun_command(
     hosts: Sequence[str], deployment: Deployment, environment: Mapping[str, str] = os.environ
 ) -> list[str]:
-    """Return what stands before a command to run it on each GPU of `hosts`, in their order.
+    """Return what stands before a command to run it for each process of the engine, on `hosts`.
 
     mpirun is called by its full path, so that it searches for itself there on the other machines.
     """
     names = [name for name in sorted(environment) if name.startswith(EXPORTED_PREFIXES)]
     names += [name for name in EXPORTED if name in environment]
     root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
-    slots = ",".join(f"{host}:{deployment.gpus_per_node}" for host in hosts)
+    slots = ",".join(f"{host}:{deployment.launch.per_node}" for host in hosts)
     exports = [part for name in names for part in ("-x", name)]
     return [
         shutil.which(MPIRUN) or MPIRUN,
         *root,
-        *("-n", str(deployment.ranks), "--host", slots, "--map-by", "slot"),
+        *("-n", str(deployment.processes), "--host", slots, "--map-by", "slot"),
         *exports,
     ]
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
@@ -17,6 +16,7 @@ from nemotron_core.errors import NemotronError
 from nemotron_core.model_config import TOKENIZER_NAME
 from nemotron_serve.engine_process import EngineProcess, EngineStart, engine_command
 from nemotron_serve.model_watch import ModelWatch
+from nemotron_serve.ranks import EngineLaunch
 from nemotron_serve.repository import ServerFiles, render_repository
 from nemotron_serve.scratch import scratch_folder
 from nemotron_serve.server import TritonServer, choose_ports
@@ -36,9 +36,7 @@ class ServerOptions:
     """URL of an OpenTelemetry collector."""
     engine_socket: Path | None = None
     """Socket of an engine that others have started."""
-    launcher: Sequence[str] = ()
-    """Command in front of the engine's process, which starts it on all ranks."""
-    may_restart_engine: bool = True
+    launch: EngineLaunch = field(default_factory=EngineLaunch)
 
 
 class ModelServer:
@@ -147,7 +145,7 @@ class ModelServer:
         command: list[str] = []
         if options.engine_socket is None:
             engine = engine_command(self._profile, self._folder, files.engine_socket)
-            command = [*options.launcher, *engine]
+            command = [*options.launch.prefix, *engine]
         return EngineStart(
             command=command,
             socket=files.engine_socket,
@@ -156,13 +154,14 @@ class ModelServer:
             startup_seconds=timeouts.startup,
             stall_seconds=timeouts.stall,
             environment=self._engine_environment(files),
-            has_launcher=bool(options.launcher),
-            may_restart=options.may_restart_engine,
+            keeps_rank=options.launch.keeps_rank,
+            has_launcher=bool(options.launch.prefix),
+            may_restart=not options.launch.is_rank,  # a launcher's processes begin only once
         )
 
     def _engine_environment(self, files: ServerFiles) -> dict[str, str]:
         """Return the variables of the engine's process. The library's launcher calls `python3`."""
-        environment = {"TMPDIR": str(files.folder)}
+        environment = {"TMPDIR": str(files.folder), **self._options.launch.environment}
         if (python := self._profile.engine.python) is not None:
             environment["PATH"] = os.pathsep.join([str(python.parent), os.environ.get("PATH", "")])
         return environment

@@ -1,8 +1,7 @@
-"""The ranks of an engine: the library's processes on each GPU, under `mpirun`, `srun` or the like.
+"""The processes of an engine on several machines, under `mpirun`, `srun` or the like.
 
-Only the engine's process has to do with MPI. The library's launcher runs it on the first rank, and
-keeps the other ranks for it. The launcher starts its command in the background, splits it at
-spaces, forwards no signal and loses the exit code, so `nemotron serve` itself is not under it.
+Only the engine's processes are under a launcher. `nemotron serve` may be one of several processes
+itself: then the first one serves, and the others become the engine's.
 """
 
 from __future__ import annotations
@@ -10,70 +9,93 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import sys
-from collections.abc import Sequence
-from typing import NoReturn
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from nemotron_build.lanes.deployment import Deployment
 from nemotron_core.errors import NemotronError
+from nemotron_core.launcher import MASTER_VARIABLE
 from nemotron_serve.hosts import mpirun_command
-from nemotron_serve.triton import DRAIN
+from nemotron_serve.triton import DRAIN, die_with_parent
 
 SRUN = "srun"
-LAUNCHER = "trtllm-llmapi-launch"
-UNDER_LAUNCHER = (LAUNCHER, sys.executable, "-m", "nemotron_engine.launched")
-"""The launcher and what stands between it and its command. The command runs on this machine."""
-LAUNCHED = "TLLM_SPAWN_PROXY_PROCESS"
-"""Environment variable that the launcher sets."""
 
 
-def engine_launcher(
+@dataclass(frozen=True, kw_only=True)
+class EngineLaunch:
+    """How this process starts the engine's."""
+
+    prefix: Sequence[str] = ()
+    """What stands before the command of the engine's process."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables besides those of this process."""
+    is_rank: bool = False
+    """Whether a launcher has started this process as one of the engine's."""
+
+    @property
+    def keeps_rank(self) -> bool:
+        """Whether the engine's process gets the launcher's variables."""
+        return self.is_rank or bool(self.prefix)
+
+
+def engine_launch(
     deployment: Deployment, place: tuple[int, int] | None, hosts: Sequence[str] = ()
-) -> list[str]:
-    """Return what stands before the command of the engine's process.
+) -> EngineLaunch:
+    """Return how the engine's process begins.
 
-    It is empty if the engine's process starts the ranks itself, which it can on one machine.
-    `place` is the rank and the number of ranks of this process, if a launcher started several: if
-    there are as many as the engine has ranks, they are its ranks. A process on its own starts the
-    ranks of several machines: on `hosts`, or else on the machines of a Slurm allocation.
-    Under the library's launcher, which may stand before `nemotron serve`, it is empty too.
+    On one machine it starts what it needs itself. `place` is the rank and the number of ranks of
+    this process, if a launcher started several: if there are as many as the engine has processes,
+    they become these. A process on its own starts those of several machines: on `hosts`, or else on
+    the machines of a Slurm allocation.
 
     Raises `NemotronError` if the number of processes does not fit an engine of several machines.
     """
-    if LAUNCHED in os.environ:
-        return []
+    launch, nodes = deployment.launch, deployment.nodes
+    if launch.mark is not None and launch.mark in os.environ:
+        return EngineLaunch()
     if place is not None:
         _rank, size = place
-        if size == deployment.ranks:
-            return [*UNDER_LAUNCHER]
-        if deployment.nodes > 1:
+        if size == deployment.processes and (nodes > 1 or launch.prefix):
+            return EngineLaunch(prefix=launch.prefix, is_rank=True)
+        if nodes > 1:
             raise NemotronError(
-                f"the launcher has started {size} processes, the engine has {deployment.ranks}"
-                " ranks",
-                remedy=f"start {deployment.ranks}, one on each GPU",
+                f"the launcher has started {size} processes, the engine has {deployment.processes}",
+                remedy=f"start {launch.per_node} on each of {nodes} machines",
             )
-        return []
-    if deployment.nodes == 1:
-        return []
+        return EngineLaunch()
+    if nodes == 1:
+        return EngineLaunch()
     if hosts:
-        return [*mpirun_command(hosts, deployment), *UNDER_LAUNCHER]
-    nodes = [f"--nodes={deployment.nodes}", f"--ntasks-per-node={deployment.gpus_per_node}"]
-    return [SRUN, *nodes, "--mpi=pmix", "--kill-on-bad-exit=1", *UNDER_LAUNCHER]
+        environment = {MASTER_VARIABLE: hosts[0]} if launch.needs_address else {}
+        prefix = [*mpirun_command(hosts, deployment, os.environ | environment), *launch.prefix]
+        return EngineLaunch(prefix=prefix, environment=environment)
+    options = [f"--nodes={nodes}", f"--ntasks-per-node={launch.per_node}"]
+    return EngineLaunch(
+        prefix=[SRUN, *options, "--mpi=pmix", "--kill-on-bad-exit=1", *launch.prefix],
+    )
 
 
-def check_launcher(launcher: Sequence[str]) -> None:
-    """Raise `NemotronError` if a program that starts the ranks is not on PATH."""
-    for program in {*launcher[:1], LAUNCHER} if launcher else ():
+def check_launch(deployment: Deployment, launch: EngineLaunch) -> None:
+    """Raise `NemotronError` if a program that starts the processes is not on PATH."""
+    programs = {*launch.prefix[:1], *deployment.launch.prefix[:1]} if launch.prefix else set()
+    for program in sorted(programs):
         if shutil.which(program) is None:
             raise NemotronError(f"no {program} on PATH", remedy="use the lane's container")
 
 
-def become_worker() -> NoReturn:
-    """Replace this process by a rank that waits for the first one, and ends with it.
+def become_worker(deployment: Deployment, launch: EngineLaunch, command: Sequence[str]) -> None:
+    """Let this process be one of the engine's that works for the first one, and ends with it.
 
-    It ignores the signals that ask to stop: the first rank drains.
+    `command` is that of the engine's process. Signals that ask to stop are ignored: the first one
+    drains. Raises `NemotronError` if the process fails.
     """
-    check_launcher([LAUNCHER])
+    check_launch(deployment, launch)
     for number in (signal.SIGINT, signal.SIGTERM, DRAIN):
         signal.signal(number, signal.SIG_IGN)
-    os.execvp(LAUNCHER, [LAUNCHER])  # noqa: S606  # no shell is the point
+    if worker := deployment.launch.worker:  # MPI needs this very process
+        os.execvp(worker[0], worker)  # noqa: S606  # no shell is the point
+    # A launcher signals the group of a process, and the library handles signals in its own way.
+    done = subprocess.run(command, start_new_session=True, preexec_fn=die_with_parent, check=False)
+    if done.returncode:
+        raise NemotronError(f"the engine's process here ended with status {done.returncode}")

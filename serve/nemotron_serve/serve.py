@@ -15,18 +15,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 
-from nemotron_build.engine_folder import EngineRecord, open_engine
+from nemotron_build.engine_folder import EngineRecord, check_versions, open_engine
 from nemotron_build.lanes import lane_of
 from nemotron_build.profile import Profile, load_profile
 from nemotron_core.errors import NemotronError
 from nemotron_core.files import write_atomically
 from nemotron_core.launcher import own_rank
+from nemotron_serve.engine_process import engine_command
 from nemotron_serve.gateway import Gateway, check_gateway
 from nemotron_serve.health import Health
 from nemotron_serve.hosts import check_hosts, wait_until_known
 from nemotron_serve.model_server import ModelServer, ServerOptions
 from nemotron_serve.options import ServeOptions
-from nemotron_serve.ranks import become_worker, check_launcher, engine_launcher
+from nemotron_serve.ranks import EngineLaunch, become_worker, check_launch, engine_launch
 from nemotron_serve.server import Endpoints
 from nemotron_serve.triton import DRAIN
 from nemotron_serve.user_command import UserCommand, check_command
@@ -53,17 +54,22 @@ def serve(options: ServeOptions) -> None:
     profile = choose_profile(record, options)
     lane = lane_of(profile)
     if options.engine_socket is None:
+        check_versions(options.engine, record, profile)
         lane.check_machine(profile)
     check_gateway(profile)
     check_command(options.command or ())
     deployment = lane.deployment(profile)
     place, hosts = own_rank(), options.host_names
-    launcher = [] if options.engine_socket else engine_launcher(deployment, place, hosts)
+    launch = EngineLaunch()
+    if options.engine_socket is None:
+        launch = engine_launch(deployment, place, hosts)
     if place is not None and place[0] > 0:
-        if launcher:
-            become_worker()
+        if launch.is_rank:
+            no_socket = Path(os.devnull)  # only the first one listens
+            command = engine_command(profile, options.engine, no_socket)
+            become_worker(deployment, launch, command)
         return
-    check_launcher(launcher)
+    check_launch(deployment, launch)
     signals = Signals()
     if hosts:
         check_hosts(deployment, hosts)
@@ -72,8 +78,7 @@ def serve(options: ServeOptions) -> None:
         log_file=options.log_file,
         traces=options.traces,
         engine_socket=options.engine_socket,
-        launcher=launcher,
-        may_restart_engine=place is None or not launcher,  # MPI's ranks begin only once
+        launch=launch,
     )
     with ModelServer(options.engine, profile, server_options, signals.stop) as server:
         signals.ready = True

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from nemotron_build.engine_folder import ENGINE_NAME, build_engine, open_engine
+from nemotron_build.engine_folder import ENGINE_NAME, build_engine, check_versions, open_engine
 from nemotron_build.profile import Profile, load_profile, profiles_folder
 from nemotron_convert.convert import Options, convert
 from nemotron_convert.shards import Parallel
@@ -53,8 +53,9 @@ def test_an_engine_of_another_lane(engine_bf16: Path, tmp_path: Path) -> None:
 
 def test_an_engine_of_another_library_version(engine_bf16: Path, tmp_path: Path) -> None:
     other = damaged(engine_bf16, tmp_path, versions={"openvino": "2020.1"})
+    record = open_engine(other)
     with pytest.raises(NemotronError, match=r"built with openvino 2020\.1, but .* is installed"):
-        open_engine(other)
+        check_versions(other, record, record.profile)
 
 
 def test_an_engine_of_another_format(engine_bf16: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from nemotron_build.profile import load_profile, shipped_profiles
 
 ROOT = Path(__file__).parents[2]
 LANE_QUESTION = re.compile(
-    r"isinstance\([^)]*Profile|\blane (==|!=|in) |case (Cpu|TensorRT|PyTorch)Profile"
+    r"isinstance\([^)]*Profile|\blane (==|!=|in) |case (Cpu|TensorRT|PyTorch|Vllm)Profile"
 )
 COMPARES_TWO_LANES = "profile.lane != record.lane"
 KNOWN_LANE = "lane not in LANES"
@@ -22,22 +22,24 @@ KNOWN_LANE = "lane not in LANES"
 def test_a_deployment_is_consistent(name: str) -> None:
     deployment = lane_of(load_profile(name)).deployment(load_profile(name))
     assert (deployment.gpu is None) == (deployment.gpus_per_node == 0)
-    assert (deployment.triton is None) == (name == "cpu")
+    assert (deployment.triton is None) == (name == "cpu" or "vllm" in name)
     assert deployment.shared_memory >= deployment.gpus_per_node << 30
 
 
 @pytest.mark.parametrize(
-    ("name", "ranks", "nodes", "gpus"),
+    ("name", "processes", "nodes", "gpus"),
     [
         ("cpu", 1, 1, 0),
         ("h100-fp8-tp8", 8, 1, 8),
         ("h100-bf16-tp8-pp2", 16, 2, 8),
         ("h100-bf16-tp8-pp2-pytorch", 16, 2, 8),
+        ("a100-bf16-tp8-pp2-vllm", 2, 2, 8),
     ],
 )
-def test_ranks_and_nodes(name: str, ranks: int, nodes: int, gpus: int) -> None:
+def test_processes_and_nodes(name: str, processes: int, nodes: int, gpus: int) -> None:
     deployment = lane_of(load_profile(name)).deployment(load_profile(name))
-    assert (deployment.ranks, deployment.nodes, deployment.gpus_per_node) == (ranks, nodes, gpus)
+    assert (deployment.processes, deployment.nodes) == (processes, nodes)
+    assert deployment.gpus_per_node == gpus
 
 
 def test_every_profile_names_a_lane() -> None:

@@ -17,6 +17,7 @@ from nemotron_build.engine_folder import (
     open_engine,
 )
 from nemotron_build.lanes import lane_of
+from nemotron_build.lanes.gpu import LAUNCHER
 from nemotron_build.profile import (
     Profile,
     load_profile,
@@ -28,13 +29,7 @@ from nemotron_core.errors import NemotronError
 from nemotron_core.text import Tokenizer
 from nemotron_core.text.sentencepiece_model import SentencePieceModel
 from nemotron_serve.dry_run import describe_serve
-from nemotron_serve.ranks import (
-    LAUNCHED,
-    LAUNCHER,
-    UNDER_LAUNCHER,
-    check_launcher,
-    engine_launcher,
-)
+from nemotron_serve.ranks import EngineLaunch, check_launch, engine_launch
 from tests.standins.container import Container, make_container
 
 H100 = "NVIDIA H100 80GB HBM3, 81559, 9.0"
@@ -130,7 +125,7 @@ def test_a_dry_run_says_the_command_and_builds_nothing(
 @pytest.mark.parametrize(
     ("gpu", "version", "message"),
     [
-        (H100, "1.3.0", r"tensorrt-llm 1\.3\.0 is installed, which has no engines"),
+        (H100, "1.3.0", r"tensorrt-llm 1\.3\.0 is installed, this lane needs ~=1\.2\.0"),
         ("NVIDIA A100-SXM4-80GB, 81920, 8.0", "1.2.1", r"its compute capability is 8\.0"),
         ("NVIDIA H100 NVL, 49152, 9.0", "1.2.1", "it has 49152 MiB"),
         ("NVIDIA GH200 480GB, 97871, 9.0", "1.2.1", "it is a NVIDIA GH200 480GB"),
@@ -270,8 +265,8 @@ def test_slurm_starts_the_engine_on_two_nodes(name: str) -> None:
         ("cpu", (0, 16), []),
         ("h100-fp8-tp8", None, []),
         ("h100-fp8-tp8", (0, 2), []),
-        ("h100-fp8-tp8", (0, 8), [*UNDER_LAUNCHER]),
-        ("h100-bf16-tp8-pp2", (0, 16), [*UNDER_LAUNCHER]),
+        ("h100-fp8-tp8", (0, 8), [LAUNCHER]),
+        ("h100-bf16-tp8-pp2", (0, 16), [LAUNCHER]),
     ],
 )
 def test_the_processes_of_a_launcher_become_ranks_if_their_number_fits(
@@ -279,27 +274,30 @@ def test_the_processes_of_a_launcher_become_ranks_if_their_number_fits(
 ) -> None:
     profile = load_profile(name)
     deployment = lane_of(profile).deployment(profile)
-    assert engine_launcher(deployment, place) == launcher
-    monkeypatch.setenv(LAUNCHED, "1")
-    assert engine_launcher(deployment, place) == []
+    launch = engine_launch(deployment, place)
+    assert list(launch.prefix[:1]) == launcher
+    assert launch.is_rank == bool(launcher)
+    if (mark := deployment.launch.mark) is not None:
+        monkeypatch.setenv(mark, "1")
+        assert engine_launch(deployment, place) == EngineLaunch()
 
 
 def test_another_number_of_processes_than_ranks() -> None:
     profile = load_profile("h100-bf16-tp8-pp2")
     deployment = lane_of(profile).deployment(profile)
-    with pytest.raises(NemotronError, match=r"started 8 processes, the engine has 16 ranks"):
-        engine_launcher(deployment, (0, 8))
+    with pytest.raises(NemotronError, match=r"started 8 processes, the engine has 16"):
+        engine_launch(deployment, (0, 8))
     with pytest.raises(NemotronError, match=r"no trtllm-llmapi-launch on PATH"):
-        check_launcher([LAUNCHER])
+        check_launch(deployment, engine_launch(deployment, (0, 16)))
 
 
 def test_hosts_get_a_rank_on_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NCCL_DEBUG", "INFO")
     profile = load_profile("h100-bf16-tp8-pp2")
     deployment = lane_of(profile).deployment(profile)
-    command = engine_launcher(deployment, None, ["localhost", "other"])
+    command = engine_launch(deployment, None, ["localhost", "other"]).prefix
     words = " ".join(command)
-    assert words.endswith(" ".join(UNDER_LAUNCHER))
+    assert words.endswith(" ".join(deployment.launch.prefix))
     assert "mpirun" in command[0]
     assert "-n 16 --host localhost:8,other:8 --map-by slot" in words
     assert "-x NCCL_DEBUG" in words

@@ -39,20 +39,22 @@ def engine_process(
     *options: str,
     path: Path | None = None,
     program: tuple[str, ...] = PROGRAM,
+    python: str | Path = sys.executable,
     **environment: str,
 ) -> Iterator[tuple[subprocess.Popen[str], Path]]:
     """Yield a process that listens, and its socket. It is killed at the end."""
     path = path or folder / "engine.sock"
-    command = [sys.executable, *program, "--lane", lane, "--socket", str(path), *options]
+    log = path.with_suffix(".log").open("w")  # an unread pipe would stop a talkative library
+    command = [str(python), *program, "--lane", lane, "--socket", str(path), *options]
     process = subprocess.Popen(
         [*command, str(folder)],
-        stderr=subprocess.PIPE,
+        stderr=log,
         text=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment,
+        env=os.environ | _packages(python) | environment,
     )
 
     def listens() -> bool:
-        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert process.poll() is None, log_of(path)
         try:
             Connection(path).close()
         except OSError:
@@ -64,7 +66,18 @@ def engine_process(
         yield process, path
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
+        log.close()
+
+
+def log_of(path: Path) -> str:
+    """Return what the process with the socket `path` has written."""
+    return path.with_suffix(".log").read_text()
+
+
+def _packages(python: str | Path) -> dict[str, str]:
+    """Return the variable that gives another process of this Python this one's packages."""
+    return {"PYTHONPATH": os.pathsep.join(sys.path)} if python == sys.executable else {}
 
 
 class Connection:
@@ -128,6 +141,10 @@ class Connection:
         while not ((chunks := self._kept.get(request.key)) and chunks[-1].finish_reason):
             self._keep(self.next(Step))
         return chunks
+
+    def finished(self) -> set[bytes]:
+        """Return the keys of the requests whose last chunk has come."""
+        return {key for key, chunks in self._kept.items() if chunks[-1].finish_reason}
 
     def first(self, request: Request) -> None:
         """Return after a request's first chunk."""

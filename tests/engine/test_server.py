@@ -39,7 +39,7 @@ from tests.engine.fake_adapter import (
     STEP_SECONDS,
     VOCAB_SIZE,
 )
-from tests.engine.process import FAKE, WAKING, Connection, engine_process
+from tests.engine.process import FAKE, WAKING, Connection, engine_process, log_of
 from tests.engine.requests import request
 from tests.waiting import WAIT, until
 
@@ -281,9 +281,8 @@ def test_a_lost_library_is_told_to_everybody(folder: Path) -> None:
             assert message == Failed("RuntimeError: the library is lost")
             with pytest.raises(ConnectionResetError):
                 connection.message()
-        _, errors = process.communicate(timeout=WAIT)
-        assert process.returncode == 1
-        assert errors.splitlines()[-1] == "RuntimeError: the library is lost"
+        assert process.wait(WAIT) == 1
+        assert log_of(path).splitlines()[-1] == "RuntimeError: the library is lost"
         assert not path.exists()
 
 

@@ -39,7 +39,7 @@ def test_this_machine_has_no_gpus() -> None:
     [
         (8, "1.2.1", {}, {}),
         (4, "1.2.1", {}, {"GPUs": "this machine has 4 GPUs, the profile needs 8 on each node"}),
-        (8, "1.1.0", {}, {"libraries": "tensorrt-llm 1.1.0 is installed, which has no engines"}),
+        (8, "1.1.0", {}, {"libraries": "tensorrt-llm 1.1.0 is installed, this lane needs ~=1.2"}),
         (8, "1.2.1", {"triton": "/none"}, {"Triton": "no Triton here [/none/bin/tritonserver]"}),
     ],
 )

@@ -44,8 +44,7 @@ def engine(hf: Path, environment: dict[str, str], tmp_path_factory: pytest.TempP
 
 
 def test_the_engine_is_the_checkpoint_under_a_second_name(engine: Path, hf: Path) -> None:
-    record = open_engine(engine, check_versions=False)
-    assert record.versions == {"tensorrt-llm": "1.3.0"}
+    assert open_engine(engine).versions == {}  # any version that fits the lane serves it
     assert (engine / "model.safetensors").stat().st_ino == (hf / "model.safetensors").stat().st_ino
     settings = json.loads((engine / "pytorch_engine.json").read_text())
     assert (settings["tp"], settings["pp"], settings["max_seq_len"]) == (8, 1, 4096)

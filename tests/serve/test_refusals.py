@@ -90,7 +90,7 @@ def test_an_error_on_generate_stream_has_its_status(server: ModelServer) -> None
     body = {"messages": ASK, "max_tokens": 5, "stream": True, "temperature": -1.0}
     status, reply = post(server, "/v2/models/ensemble/generate_stream", body)
     assert status == 400
-    assert b"temperature is -1.0: use 0 to 1000" in reply
+    assert b"temperature is -1.0: use 0 to " in reply
 
 
 @pytest.mark.parametrize(

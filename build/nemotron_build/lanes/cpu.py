@@ -5,7 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from nemotron_build.lanes.deployment import Deployment, Sizing
-from nemotron_build.lanes.lane import BuildPlan, BuiltEngine, Lane, open_checkpoint
+from nemotron_build.lanes.lane import (
+    BuildPlan,
+    BuiltEngine,
+    Lane,
+    Library,
+    open_checkpoint,
+)
 from nemotron_build.profile import CpuProfile
 from nemotron_convert.shards import Parallel
 from nemotron_convert.target.layout import Dtype
@@ -20,7 +26,11 @@ VOCABULARY_NAMES = ("openvino_detokenizer.xml", "openvino_detokenizer.bin")
 
 
 class CpuLane(Lane):
-    libraries = ("openvino", "openvino-genai")
+    libraries = (
+        Library(("openvino",), (">=2026.4,<2027",)),
+        Library(("openvino-genai",), (">=2026.4,<2027",)),
+    )
+    is_compiled = True
 
     def plan(self, checkpoint: Path, output: Path, profile: CpuProfile) -> BuildPlan:
         open_checkpoint(checkpoint)

@@ -11,6 +11,22 @@ from nemotron_convert.target.layout import Dtype
 
 
 @dataclass(frozen=True, kw_only=True)
+class Launch:
+    """How the processes of an engine on several machines begin."""
+
+    per_node: int
+    """Number of processes to start on each machine."""
+    prefix: tuple[str, ...] = ()
+    """Command in front of the engine's own. Its first word is a program on PATH."""
+    worker: tuple[str, ...] = ()
+    """Command of every process but the first. Empty means the engine's own command."""
+    mark: str | None = None
+    """Environment variable that is set in a process that the prefix has started."""
+    needs_address: bool = False
+    """Whether the processes find the first one by the environment variable MASTER_ADDR."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Deployment:
     """The machines and processes with which `nemotron serve` serves an engine of one profile."""
 
@@ -23,11 +39,12 @@ class Deployment:
     gpu: Gpu | None = None
     """The GPU that the engine is for. `None` means that it needs no GPU."""
     gpus_per_node: int = 0
+    launch: Launch = Launch(per_node=1)
 
     @property
-    def ranks(self) -> int:
-        """Number of processes that compute together, one on each GPU."""
-        return self.nodes * max(1, self.gpus_per_node)
+    def processes(self) -> int:
+        """Number of processes that a launcher starts for the engine."""
+        return self.nodes * self.launch.per_node
 
 
 @dataclass(frozen=True)
@@ -41,5 +58,7 @@ class Sizing:
     """Name of the profile's GPU. `None` means that the engine runs on the CPU."""
     kv_cache_tokens: int | None = None
     """Number of tokens in the KV cache. `None` means that free memory decides."""
-    kv_cache_share: float = 0.0
-    """Fraction of the free memory that the KV cache takes."""
+    memory_share: float = 1.0
+    """Fraction of the memory that the engine takes in all."""
+    kv_cache_share: float = 1.0
+    """Fraction of what weights and activations leave of it that the KV cache takes."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from packaging.specifiers import SpecifierSet
+
+from nemotron_build.installed import installed_versions
 from nemotron_build.lanes.deployment import Deployment, Sizing
 from nemotron_convert.target.checkpoint import Checkpoint
 from nemotron_convert.target.manifest import Manifest
@@ -40,11 +42,22 @@ class BuiltEngine:
     """Hashes that are known already. The hashes of all other files are computed."""
 
 
+@dataclass(frozen=True)
+class Library:
+    """A library that a lane computes with."""
+
+    names: tuple[str, ...]
+    """Names of the distributions that bring it, of which one is enough."""
+    versions: tuple[str, ...]
+    """Versions that fit, as alternatives, each in the syntax of PEP 440."""
+
+
 class Lane(ABC):
     """One way to run the model. The profile that a method gets is of this lane."""
 
-    libraries: tuple[str, ...]
-    """Names of the distributions whose versions an engine depends on."""
+    libraries: tuple[Library, ...]
+    is_compiled: ClassVar[bool] = False
+    """Whether an engine works only with the versions of the libraries that have built it."""
 
     @abstractmethod
     def plan(self, checkpoint: Path, output: Path, profile: Any) -> BuildPlan:
@@ -62,22 +75,39 @@ class Lane(ABC):
     def sizing(self, profile: Any) -> Sizing:
         """Return the memory layout of an engine of the profile."""
 
-    def check_versions(self) -> None:  # noqa: B027  # a lane may have nothing to check
-        """Raise `NemotronError` if a library is missing or has a version that does not fit."""
+    def check_machine(self, profile: Any) -> None:  # noqa: B027  # a lane may have nothing to check
+        """Raise `NemotronError` if this machine cannot serve an engine of the profile.
 
-    def check_machine(self, profile: Any) -> None:  # noqa: B027
-        """Raise `NemotronError` if this machine cannot serve an engine of the profile."""
+        Its libraries are checked beforehand.
+        """
+
+    def installed(self, profile: Any) -> dict[str, str]:
+        """Return the version of each library, in the environment of the engine's process.
+
+        Raises `NemotronError` if a library is missing or has a version that does not fit.
+        """
+        python = profile.engine.python
+        return dict(_installed(library, python) for library in self.libraries)
 
 
-def installed_version(name: str) -> str:
-    """Return the version of a distribution. Raises `NemotronError` if it is not installed."""
-    try:
-        return version(name)
-    except PackageNotFoundError as error:
+def _installed(library: Library, python: Path | None) -> tuple[str, str]:
+    versions = installed_versions(library.names, python)
+    where = str(python) if python else None
+    if not versions:
         raise NemotronError(
-            f"{name} is not installed",
-            remedy="run this in the lane's container, or use the profile cpu",
-        ) from error
+            f"{library.names[0]} is not installed",
+            where=where,
+            remedy="run this in the lane's container, name the environment that has it as"
+            " engine.python in the profile, or use the profile cpu",
+        )
+    name, found = next(iter(versions.items()))
+    if not any(SpecifierSet(text).contains(found, prereleases=True) for text in library.versions):
+        raise NemotronError(
+            f"{name} {found} is installed, this lane needs {' or '.join(library.versions)}",
+            where=where,
+            remedy="use another container, or a profile of another lane",
+        )
+    return name, found
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

@@ -1,101 +1,28 @@
-"""The PyTorch lane: the Hugging Face layout behind TensorRT-LLM's `LLM` API, 1.3 and later."""
+"""The PyTorch lane: the Hugging Face layout behind TensorRT-LLM's `LLM` API."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
-
-from nemotron_build.lanes.gpu import LIBRARY, GpuLane
-from nemotron_build.lanes.lane import BuildPlan, BuiltEngine, installed_version, require_options
+from nemotron_build.lanes.gpu import GpuLane
+from nemotron_build.lanes.hf_checkpoint import HFCheckpoint
+from nemotron_build.lanes.lane import BuildPlan, BuiltEngine, Library
 from nemotron_build.profile import PyTorchProfile
-from nemotron_convert.target.manifest import Manifest, read_manifest, require_unchanged
-from nemotron_convert.target.trtllm_config import CONFIG_NAME
 from nemotron_core.engine_settings import PyTorchEngineSettings
-from nemotron_core.errors import NemotronError
-
-LAST_WITH_ENGINES = (1, 2)
 
 
 class PyTorchLane(GpuLane):
+    libraries = (Library(("tensorrt-llm",), ("~=1.2.0", ">=1.3.0rc26,<1.4")),)
+
     def plan(self, checkpoint: Path, output: Path, profile: PyTorchProfile) -> BuildPlan:
-        manifest = _read_manifest(checkpoint, profile)
-        return BuildPlan([*sorted(manifest.files), PyTorchEngineSettings.NAME])
+        source = HFCheckpoint.open(checkpoint, profile)
+        return BuildPlan([*source.files, PyTorchEngineSettings.NAME])
 
     def build(self, checkpoint: Path, folder: Path, profile: PyTorchProfile) -> BuiltEngine:
-        manifest = _read_manifest(checkpoint, profile)
-        require_unchanged(checkpoint, manifest)
-        for name in manifest.files:
-            _link_or_copy(checkpoint / name, folder / name)
-        config = _read_config(checkpoint)
-        limits, split = profile.limits, profile.split
+        source = HFCheckpoint.open(checkpoint, profile)
+        source.link_into(folder)
         settings = PyTorchEngineSettings(
-            vocab_size=config.vocab_size,
-            max_seq_len=min(limits.max_seq_len, config.max_position_embeddings),
-            max_batch_size=limits.max_batch_size,
-            max_num_tokens=limits.max_num_tokens,
-            max_queue_size=limits.max_queue_size,
-            request_seconds=profile.timeouts.request,
-            tp=split.tp,
-            pp=split.pp,
-            gpus_per_node=split.gpus_per_node,
-            kv_cache_dtype=profile.kv_cache_dtype,
-            kv_cache_share=profile.kv_cache_share,
+            **source.common_settings(profile), kv_cache_share=profile.kv_cache_share
         )
         settings.write(folder)
-        return BuiltEngine(
-            manifest.content_hash,
-            settings.max_seq_len,
-            settings.vocab_size,
-            files=dict(manifest.files),
-        )
-
-    def check_versions(self) -> None:
-        installed = installed_version(LIBRARY)
-        if tuple(map(int, installed.split(".")[:2])) <= LAST_WITH_ENGINES:
-            raise NemotronError(
-                f"{LIBRARY} {installed} is installed, the PyTorch lane needs 1.3 or later",
-                remedy="use a newer container, or a profile of the lane tensorrt",
-            )
-
-
-def _read_manifest(checkpoint: Path, profile: PyTorchProfile) -> Manifest:
-    manifest = read_manifest(checkpoint)
-    if manifest.format != "hf":
-        raise NemotronError(
-            f"this is a folder of the format {manifest.format}",
-            where=checkpoint,
-            remedy="convert with --format hf",
-        )
-    require_options(
-        checkpoint, manifest, dtype=profile.dtype, kv_cache_dtype=profile.kv_cache_dtype
-    )
-    return manifest
-
-
-class _HFConfig(BaseModel):
-    """The fields of the checkpoint's `config.json` that an engine needs."""
-
-    vocab_size: int
-    max_position_embeddings: int
-
-
-def _read_config(checkpoint: Path) -> _HFConfig:
-    path = checkpoint / CONFIG_NAME
-    try:
-        return _HFConfig.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise NemotronError("cannot be read", where=path, remedy="convert again") from error
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    """Give the file a second name, or copy it where the file system has no hard links.
-
-    With a hard link, hundreds of gigabytes lie on the disk only once.
-    """
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+        return source.built(settings)

@@ -10,11 +10,11 @@ from collections import deque
 from pathlib import Path
 
 from nemotron_build.gpus import require_gpus
-from nemotron_build.lanes.gpu import LIBRARY, GpuLane
+from nemotron_build.lanes.gpu import GpuLane
 from nemotron_build.lanes.lane import (
     BuildPlan,
     BuiltEngine,
-    installed_version,
+    Library,
     open_checkpoint,
     require_options,
 )
@@ -27,14 +27,17 @@ from nemotron_convert.target.trtllm_config import CONFIG_NAME
 from nemotron_core.engine_settings import TensorRTEngineSettings
 from nemotron_core.errors import NemotronError
 
-VERSION = "1.2."
-"""Beginning of the versions of the last release line that has engines."""
+VERSIONS = "~=1.2.0"
+"""Versions of the last release line that has engines."""
 LOG_TAIL_LINES = 5
 HF_TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 """The tokenizer from which the library takes the vocabulary for guided decoding."""
 
 
 class TensorRTLane(GpuLane):
+    libraries = (Library(("tensorrt-llm",), (VERSIONS,)),)
+    is_compiled = True
+
     def plan(self, checkpoint: Path, output: Path, profile: TensorRTProfile) -> BuildPlan:
         source = open_checkpoint(checkpoint)
         _check_fits(source, profile)
@@ -50,9 +53,9 @@ class TensorRTLane(GpuLane):
         )
 
     def build(self, checkpoint: Path, folder: Path, profile: TensorRTProfile) -> BuiltEngine:
-        self.check_versions()
+        self.installed(profile)
         if shutil.which(TOOL) is None:
-            raise NemotronError(f"no {TOOL} on PATH", remedy=f"{LIBRARY} {VERSION}x brings it")
+            raise NemotronError(f"no {TOOL} on PATH", remedy="tensorrt-llm 1.2 brings it")
         gpu = require_gpus(profile.gpu, 1)
         plan = self.plan(checkpoint, folder, profile)
         source = open_checkpoint(checkpoint)
@@ -65,14 +68,6 @@ class TensorRTLane(GpuLane):
         if missing := [name for name in plan.files if not (folder / name).is_file()]:
             raise NemotronError(f"{TOOL} has ended successfully, but has not written {missing[0]}")
         return BuiltEngine(source.hash, settings.max_seq_len, settings.vocab_size, str(gpu))
-
-    def check_versions(self) -> None:
-        installed = installed_version(LIBRARY)
-        if not installed.startswith(VERSION):
-            raise NemotronError(
-                f"{LIBRARY} {installed} is installed, which has no engines of this kind",
-                remedy=f"use {LIBRARY} {VERSION}x, or a profile …-pytorch",
-            )
 
 
 def _settings(source: Checkpoint, profile: TensorRTProfile) -> TensorRTEngineSettings:

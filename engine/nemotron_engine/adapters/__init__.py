@@ -5,14 +5,18 @@ from __future__ import annotations
 import pkgutil
 from pathlib import Path
 
+from nemotron_core.errors import NemotronError
 from nemotron_engine.adapters.adapter import Adapter
 
 ADAPTERS = {
     "cpu": "nemotron_engine.adapters.openvino:OpenVinoAdapter",
     "tensorrt": "nemotron_engine.adapters.tensorrt_llm:TensorRTAdapter",
     "pytorch": "nemotron_engine.adapters.tensorrt_llm:PyTorchAdapter",
+    "vllm": "nemotron_engine.adapters.vllm:VllmAdapter",
 }
 """Class of each lane's adapter. It is a name, so that only the lane in use loads its library."""
+WORKERS = {"vllm": "nemotron_engine.adapters.vllm:work"}
+"""What an engine's process does on every machine but the first."""
 
 
 def load_adapter(name: str, folder: Path) -> Adapter:
@@ -22,3 +26,15 @@ def load_adapter(name: str, folder: Path) -> Adapter:
     """
     adapter: Adapter = pkgutil.resolve_name(ADAPTERS.get(name, name))(folder)
     return adapter
+
+
+def work(name: str, folder: Path, place: tuple[int, int]) -> None:
+    """Compute for the engine's process on the first machine, until that ends.
+
+    Raises `NemotronError` if the lane starts its processes in another way.
+    """
+    if name not in WORKERS:
+        raise NemotronError(
+            f"the lane {name} has one engine's process, and a launcher has started {place[1]}"
+        )
+    pkgutil.resolve_name(WORKERS[name])(folder, place)

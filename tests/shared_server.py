@@ -1,0 +1,79 @@
+"""The server that tests share, watched as `nemotron serve` watches its own.
+
+Triton 2.51 sometimes ends by itself, with "ASSERTION FAILED: prior > 0" in its gRPC library, when
+streams are cancelled under load (triton-inference-server/server#7368, mended in a later release).
+`nemotron serve` then starts it again. So does this, and the test that was cut off runs once more.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from _pytest.runner import runtestprotocol
+
+from tests.waiting import until
+
+if TYPE_CHECKING:
+    from nemotron_build.profile import Profile
+    from nemotron_serve.model_server import ModelServer
+
+CHECK_SECONDS = 1.0
+
+
+class SharedServer:
+    """The one of this process, and how often Triton had to be started again."""
+
+    running: ModelServer | None = None
+    restarts = 0
+
+    @classmethod
+    def has_lost_triton(cls) -> bool:
+        return cls.running is not None and cls.running.triton.process.poll() is not None
+
+
+@contextmanager
+def shared_server(engine: Path, profile: Profile) -> Iterator[ModelServer]:
+    """Serve an engine until the tests end."""
+    from nemotron_serve.model_server import ModelServer
+
+    ended = threading.Event()
+
+    def watch(server: ModelServer) -> None:
+        while not ended.wait(CHECK_SECONDS):
+            if SharedServer.has_lost_triton():
+                server.check()
+                SharedServer.restarts += 1
+
+    with ModelServer(engine, profile) as server:
+        SharedServer.running = server
+        thread = threading.Thread(target=watch, args=[server])
+        thread.start()
+        try:
+            yield server
+        finally:
+            SharedServer.running = None
+            ended.set()
+            thread.join()
+
+
+def run_again_if_triton_ended(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Run a test, and once more if it failed while Triton ended by itself."""
+    before = SharedServer.restarts
+    hook = item.ihook
+    hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    reports = runtestprotocol(item, log=False, nextitem=nextitem)
+    if any(report.failed for report in reports) and (
+        SharedServer.has_lost_triton() or SharedServer.restarts > before
+    ):
+        until(lambda: not SharedServer.has_lost_triton())
+        print(f"\nTriton ended by itself during {item.nodeid}, which runs again")
+        item._initrequest()  # type: ignore[attr-defined]  # as pytest-rerunfailures does
+        reports = runtestprotocol(item, log=False, nextitem=nextitem)
+    for report in reports:
+        hook.pytest_runtest_logreport(report=report)
+    hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
