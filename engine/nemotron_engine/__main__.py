@@ -19,7 +19,7 @@ from nemotron_core.launcher import own_rank
 from nemotron_core.model_config import TOKENIZER_NAME
 from nemotron_engine.adapters import ADAPTERS, load_adapter, work
 from nemotron_engine.server import EngineServer
-from nemotron_engine.worker_watch import watch_workers
+from nemotron_engine.worker_watch import workers_watched
 
 ORPHAN_SECONDS = 10.0
 """Time without a client after which an engine that was started for one server ends: a launcher that
@@ -46,11 +46,12 @@ def main() -> int:
             return 0
         tokenizer = hashlib.sha256((options.engine / TOKENIZER_NAME).read_bytes()).hexdigest()
         adapter = load_adapter(options.lane, options.engine)
-        watch_workers()
         server = EngineServer(
             adapter, options.lane, options.socket, tokenizer=tokenizer, group=options.group
         )
-        server.run(orphan_seconds=ORPHAN_SECONDS if options.once else None)
+        with workers_watched():
+            server.run(orphan_seconds=ORPHAN_SECONDS if options.once else None)
+        adapter.close()
     except (NemotronError, OSError) as error:
         print(f"nemotron_engine: {error}", file=sys.stderr)
         return 1

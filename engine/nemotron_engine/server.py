@@ -110,7 +110,6 @@ class EngineServer:
                 for client in list(self._clients):
                     self._flush(client)
                 self._path.unlink(missing_ok=True)
-        self._adapter.close()
 
     def _turn(self) -> None:
         """Handle what has come, compute one step, and send what it gave."""

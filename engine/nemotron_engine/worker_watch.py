@@ -1,49 +1,73 @@
-"""The watch over the processes that a library has started."""
+"""A process that ends the engine's process and its workers together.
+
+    python worker_watch.py ENGINE WORKER…
+
+A library may notice the death of a worker late or never, while every request waits for it; and a
+worker may outlive an engine's process that was killed, with all the memory that it holds. The
+arguments are process ids. This file uses nothing but the standard library, so that it starts at
+once and stays small.
+"""
 
 from __future__ import annotations
 
 import os
+import select
+import signal
+import subprocess
 import sys
-import threading
-from contextlib import suppress
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
-import psutil
-
-CHECK_SECONDS = 0.5
 GRACE_SECONDS = 1.0
 """Time in which the library itself may say in better words that a worker has died."""
 
 
-def watch_workers() -> None:
-    """End this process as soon as one of those ends that it has started by now.
+@contextmanager
+def workers_watched() -> Iterator[None]:
+    """Let this process and all that it has started by now end together, except at the end."""
+    import psutil  # noqa: PLC0415  # the program has the standard library only
 
-    A library may notice the death of a worker late or never, while every request waits for it. The
-    other workers are ended too.
-    """
-    if workers := psutil.Process().children(recursive=True):
-        threading.Thread(target=_watch, args=(workers,), name="worker watch", daemon=True).start()
-
-
-def _watch(workers: list[psutil.Process]) -> None:
-    names = {worker: worker.name() for worker in workers}
-    pause = threading.Event()
-    while all(map(_runs, workers)):
-        pause.wait(CHECK_SECONDS)
-    pause.wait(GRACE_SECONDS)
-    dead = next(worker for worker in workers if not _runs(worker))
-    print(
-        f"nemotron_engine: its worker {dead.pid} ({names[dead]}) has ended",
-        file=sys.stderr,
-        flush=True,
-    )
-    for worker in workers:
-        with suppress(psutil.NoSuchProcess):
-            worker.kill()
-    os._exit(1)
+    workers = psutil.Process().children(recursive=True)
+    if not workers:
+        yield
+        return
+    ids = [str(os.getpid()), *(str(worker.pid) for worker in workers)]
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", __file__, *ids], stdin=subprocess.DEVNULL
+    ) as watch:
+        try:
+            yield
+        finally:
+            watch.kill()
 
 
-def _runs(worker: psutil.Process) -> bool:
-    try:
-        return worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+def main() -> None:
+    """Wait until one of the processes has ended, and end the others."""
+    engine, *workers = map(int, sys.argv[1:])
+    ended = _first_to_end([engine, *workers])
+    if ended != engine:
+        time.sleep(GRACE_SECONDS)
+        print(f"nemotron_engine: its worker {ended} has ended", file=sys.stderr, flush=True)
+    for process in (engine, *workers):
+        if process != ended:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+
+
+def _first_to_end(processes: Sequence[int]) -> int:
+    """Return the id of the process that ends first."""
+    poll, ids = select.poll(), {}
+    for process in processes:
+        try:
+            file = os.pidfd_open(process)
+        except ProcessLookupError:
+            return process
+        ids[file] = process
+        poll.register(file, select.POLLIN)
+    ((file, _event), *_others) = poll.poll()
+    return ids[file]
+
+
+if __name__ == "__main__":
+    main()

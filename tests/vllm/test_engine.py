@@ -300,6 +300,15 @@ def test_two_ranks_and_the_death_of_one(
         until(lambda: not any(worker.is_running() for worker in workers))
 
 
+def test_no_rank_outlives_the_engine(folder: Path, tmp_path: Path) -> None:
+    split = with_split(folder, tmp_path / "tp2", tp=2, gpus_per_node=2)
+    with engine_process(split, "vllm", python=PYTHON) as (process, _):
+        workers = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        process.wait(WAIT)
+        until(lambda: not any(worker.is_running() for worker in workers))
+
+
 def test_a_folder_of_another_lane(engine_bf16: Path) -> None:
     with (
         pytest.raises(AssertionError, match="not an engine of this lane"),

@@ -18,6 +18,7 @@ from nemotron_core.engine_settings import VllmEngineSettings
 from nemotron_core.errors import ErrorKind, NemotronError
 from nemotron_core.launcher import first_machine, own_rank
 from nemotron_engine.protocol import FEATURES, GUIDE_TYPES, Capabilities, Chunk, Request
+from nemotron_engine.worker_watch import workers_watched
 
 LIBRARY = "vllm"
 ENVIRONMENT = {
@@ -164,7 +165,8 @@ def work(folder: Path, place: tuple[int, int]) -> None:
     config = api.EngineArgs(**arguments).create_engine_config(headless=True)
     # As `vllm serve --headless` does, whose handlers of signals would cut off what drains.
     executor = executors.MultiprocExecutor(config, monitor_workers=False)
-    executor.start_worker_monitor(inline=True)
+    with workers_watched():
+        executor.start_worker_monitor(inline=True)
 
 
 def _set_environment(settings: VllmEngineSettings) -> None:
