@@ -22,14 +22,14 @@ from nemotron_core.text import Tokenizer
 from nemotron_engine.adapters import load_adapter
 from nemotron_engine.adapters.adapter import Adapter
 from nemotron_engine.protocol import Chunk, Request
-from tests.standins.container import HERE
+from tests.standins.container import add_library
 from tests.tiny_nemotron.answers import ExactAnswer
 from tests.tiny_nemotron.dialogues import prompt_ids
 from tests.waiting import WAIT, until
 
 LANES = ("tensorrt", "pytorch")
 CALLS, ENGINE_NAME = "NEMOTRON_STANDIN_CALLS", "NEMOTRON_STANDIN_ENGINE"
-DEADLY, UNWANTED = 1313, 1414
+DEADLY, UNWANTED, SILENT = 1313, 1414, 1515
 LIMITS: dict[str, Any] = {
     "vocab_size": 1536,
     "max_seq_len": 4096,
@@ -40,15 +40,13 @@ LIMITS: dict[str, Any] = {
     "kv_cache_share": 0.9,
 }
 MAPPING = {"world_size": 2, "tp_size": 2, "pp_size": 1}
+BUILT = {"max_batch_size": 64, "gather_context_logits": False, "gather_generation_logits": False}
 
 
 @pytest.fixture
 def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     packages = tmp_path / "packages"
-    metadata = packages / "tensorrt_llm-1.2.1.dist-info" / "METADATA"
-    metadata.parent.mkdir(parents=True)
-    metadata.write_text("Metadata-Version: 2.1\nName: tensorrt-llm\nVersion: 1.2.1\n")
-    (packages / "tensorrt_llm").symlink_to(HERE / "tensorrt_llm")
+    add_library(packages, "1.2.1")
     monkeypatch.syspath_prepend(str(packages))
     yield
     for name in [name for name in sys.modules if name.partition(".")[0] == "tensorrt_llm"]:
@@ -65,7 +63,7 @@ def folders(tmp_path: Path, engine_bf16: Path) -> dict[str, Path]:
         (folder / "tokenizer.json").write_text("{}")
         (folder / ENGINE_NAME).write_text(str(engine_bf16))
     TensorRTEngineSettings(paged_context=True, **LIMITS).write(folders["tensorrt"])
-    config = {"pretrained_config": {"mapping": MAPPING}}
+    config = {"pretrained_config": {"mapping": MAPPING}, "build_config": BUILT}
     (folders["tensorrt"] / "config.json").write_text(json.dumps(config))
     for rank in range(MAPPING["world_size"]):
         (folders["tensorrt"] / f"rank{rank}.engine").touch()
@@ -148,7 +146,7 @@ def test_what_the_library_is_asked(engine: Engine, lane: str) -> None:
     assert drawn["embedding_bias"] == [0.0] * 1535 + [2.0]
     assert drawn["guided_decoding"]["json"] == "{}"
     assert (greedy["top_k"], greedy["temperature"], greedy["top_p"]) == (1, None, None)
-    assert (endless["end_id"], endless["stop_token_ids"], endless["min_tokens"]) == (-1, None, 2)
+    assert (endless["end_id"], endless["stop_token_ids"], endless["min_tokens"]) == (-1, None, None)
     assert {call["detokenize"] for call in (drawn, greedy, endless)} == {False}
 
 
@@ -210,12 +208,22 @@ def test_what_the_library_refuses_is_the_requests_own_fault(engine: Engine) -> N
     assert engine.rest(engine.ask(max_tokens=3))[-1].finish_reason == "length"
 
 
-def test_a_dead_library_ends_the_engine(engine: Engine) -> None:
-    key = engine.ask(max_tokens=DEADLY)
+def test_a_dead_library_ends_the_engine_at_the_next_request(engine: Engine) -> None:
+    engine.ask(max_tokens=DEADLY)
+    key = engine.ask(max_tokens=3)
     with pytest.raises(RuntimeError, match="CUDA error"):
         engine.rest(key)
     with pytest.raises(RuntimeError, match="CUDA error"):
         engine.adapter.collect()
+
+
+def test_a_killed_library_is_silent(engine: Engine) -> None:
+    """Nothing is raised, so the engine's watch over progress has to notice."""
+    adapter: Any = engine.adapter
+    engine.ask(max_tokens=SILENT)
+    engine.ask(max_tokens=3)
+    until(lambda: len(adapter._tasks) == 2)
+    assert list(engine.adapter.collect()) == []
 
 
 def test_missing_log_probabilities_are_said(

@@ -46,11 +46,16 @@ def make_container(root: Path, *, gpu: str, gpus: int = 8, version: str) -> Cont
     _script(root / "bin" / "nvidia-smi", *[f"echo '{gpu}'"] * gpus)
     _script(root / "bin" / "trtllm-build", f'exec {sys.executable} {HERE}/trtllm_build.py "$@"')
     shutil.copy(HERE / "trtllm-llmapi-launch", root / "bin")
-    shutil.copytree(HERE / "tensorrt_llm", root / "packages" / "tensorrt_llm")
-    metadata = root / "packages" / f"tensorrt_llm-{version}.dist-info" / "METADATA"
+    add_library(root / "packages", version)
+    return container
+
+
+def add_library(packages: Path, version: str) -> None:
+    """Install the package `tensorrt_llm` into a folder of packages, as this version of it."""
+    shutil.copytree(HERE / "tensorrt_llm", packages / "tensorrt_llm")
+    metadata = packages / f"tensorrt_llm-{version}.dist-info" / "METADATA"
     metadata.parent.mkdir(parents=True)
     metadata.write_text(f"Metadata-Version: 2.1\nName: tensorrt-llm\nVersion: {version}\n")
-    return container
 
 
 def _script(path: Path, *lines: str) -> None:

@@ -15,13 +15,15 @@ from nemotron_build.profile import CpuProfile, load_profile
 
 SWITCH = ("enable", "disable")
 DTYPES = ("auto", "float16", "float32", "bfloat16", "int32", "fp8", "nvfp4", "disable")
+SIZES = ("max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens")
+LOGITS = ("gather_context_logits", "gather_generation_logits")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--checkpoint_dir", type=Path, required=True)
     parser.add_argument("--output_dir", type=Path, required=True)
-    for name in ("max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens", "workers"):
+    for name in (*SIZES, "workers"):
         parser.add_argument(f"--{name}", type=int)
     parser.add_argument("--max_beam_width", type=int, default=1)
     parser.add_argument("--tokens_per_block", type=int, default=32)
@@ -30,6 +32,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", choices=DTYPES)
     for name in ("use_paged_context_fmha", "use_fp8_context_fmha", "multiple_profiles"):
         parser.add_argument(f"--{name}", choices=SWITCH)
+    for name in LOGITS:
+        parser.add_argument(f"--{name}", action="store_true")
     options = parser.parse_args()
     if (options.checkpoint_dir / "fail").exists():
         raise SystemExit("[TRT-LLM] [E] out of memory")
@@ -42,9 +46,9 @@ def main() -> None:
     for rank in range(config["mapping"]["world_size"]):
         print(f"[TRT-LLM] [I] building the engine of rank {rank}", flush=True)
         (options.output_dir / f"rank{rank}.engine").write_text(f"rank {rank}")
-    (options.output_dir / "config.json").write_text(
-        json.dumps({"version": "1.2.1", "pretrained_config": config})
-    )
+    built = {name: getattr(options, name) for name in (*SIZES, *LOGITS)}
+    engine = {"version": "1.2.1", "pretrained_config": config, "build_config": built}
+    (options.output_dir / "config.json").write_text(json.dumps(engine))
 
 
 if __name__ == "__main__":

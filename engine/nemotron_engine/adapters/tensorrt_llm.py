@@ -96,6 +96,7 @@ class _LlmAdapter(ABC):
 
     def close(self) -> None:
         """See `Adapter`."""
+        asyncio.run_coroutine_threadsafe(self._cancel_all(), self._loop).result()
         self._llm.shutdown()  # its threads still call the loop
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -109,6 +110,13 @@ class _LlmAdapter(ABC):
     def _stop(self, key: bytes) -> None:
         if (task := self._tasks.get(key)) is not None:
             task.cancel()
+
+    async def _cancel_all(self) -> None:
+        """End what waits for workers that have died."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _end(self, key: bytes, task: asyncio.Task[None]) -> None:
         del self._tasks[key]
@@ -188,7 +196,9 @@ class _LlmAdapter(ABC):
     def _sampling_params(self, request: Request) -> Any:
         fields: dict[str, Any] = {
             "max_tokens": request.max_tokens,
-            "min_tokens": request.min_tokens,
+            # The library masks the logit of `end_id`, also if that is no token's: then it writes
+            # beside the logits.
+            "min_tokens": (request.min_tokens or None) if request.end_ids else None,
             "include_stop_str_in_output": True,  # keeps tokens that were counted
             "seed": request.seed,
             "repetition_penalty": request.repetition_penalty,

@@ -14,8 +14,13 @@ OnChunk = Callable[[Chunk], object]
 
 
 class Worker:
+    """Takes requests and returns chunks, until it dies: then nothing comes any more."""
+
     def __init__(self, folder: Path) -> None:
         self._adapter = OpenVinoAdapter(folder)
+        self.vocab_size = self._adapter.settings.vocab_size
+        self.error: RuntimeError | None = None
+        """Why it has died, which whoever looks may know."""
         self._inbox: queue.SimpleQueue[tuple[Request, OnChunk] | bytes | None] = queue.SimpleQueue()
         self._running: dict[bytes, OnChunk] = {}
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -26,6 +31,15 @@ class Worker:
 
     def cancel(self, key: bytes) -> None:
         self._inbox.put(key)
+
+    def die(self, error: RuntimeError | None) -> None:
+        """End as a worker that raises `error`, or that a signal has killed if there is none."""
+        self.close()
+        self.error = error
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
 
     def close(self) -> None:
         self._inbox.put(None)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pydantic import BaseModel, ConfigDict, model_validator
+
 
 class RequestError(RuntimeError):
     """Raised when one request failed."""
@@ -28,8 +30,29 @@ class GuidedDecodingParams:
             raise ValueError(f"Only one guide can be used for a request, but got {count}.")
 
 
-@dataclass(kw_only=True)
-class KvCacheConfig:
+class _Strict(BaseModel):
+    """Refuses unknown fields with a `ValueError` (`StrictBaseModel` of llmapi/llm_args.py, 1.2)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class KvCacheConfig(_Strict):
     enable_block_reuse: bool = True
     free_gpu_memory_fraction: float | None = None
     dtype: str = "auto"
+
+
+class CudaGraphConfig(_Strict):
+    """Exists for the PyTorch backend only (llmapi/llm_args.py, 1.2)."""
+
+    batch_sizes: list[int] | None = None
+    max_batch_size: int = 0
+    enable_padding: bool = False
+
+    @model_validator(mode="after")
+    def _sizes(self) -> CudaGraphConfig:
+        if self.max_batch_size < 0:
+            raise ValueError("cuda_graph_config.max_batch_size must be non-negative")
+        if self.batch_sizes and self.max_batch_size not in (0, max(self.batch_sizes)):
+            raise ValueError("cuda_graph_config.batch_sizes and max_batch_size do not agree")
+        return self
