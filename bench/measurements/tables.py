@@ -10,7 +10,6 @@ from bench.measurements.records import Record, conditions
 from bench.measurements.serving_tables import hangups, hops, leaving, serving
 from bench.measurements.timing import spread
 from nemotron_bench.report import table
-from nemotron_build.lanes import lane_of
 from nemotron_build.plan import plans
 from nemotron_build.profile import load_profile, shipped_profiles
 
@@ -79,7 +78,7 @@ def plan() -> list[str]:
     rows = []
     for name in shipped_profiles():
         profile = load_profile(name)
-        if lane_of(profile).deployment(profile).gpu is None or name.endswith("-pytorch"):
+        if profile.lane != "tensorrt":  # the others are the same GPUs
             continue
         (profile_plan,) = plans(profile, [], None)
         rows.append(

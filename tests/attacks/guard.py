@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,10 +37,14 @@ class Attack:
 
 
 _events: list[tuple[str, tuple[Any, ...]]] | None = None
+_others: set[int] = set()
+"""Threads that have nothing to do with the attack, such as the watch over a server."""
 
 
 def _watch(event: str, arguments: tuple[Any, ...]) -> None:
-    if _events is not None and (event == "open" or RUNS_SOMETHING.match(event)):
+    if _events is None or threading.get_ident() in _others:
+        return
+    if event == "open" or RUNS_SOMETHING.match(event):
         _events.append((event, arguments))
 
 
@@ -49,6 +54,8 @@ sys.addaudithook(_watch)
 @contextmanager
 def _watched() -> Iterator[list[tuple[str, tuple[Any, ...]]]]:
     global _events  # noqa: PLW0603 - an audit hook cannot be removed
+    _others.clear()
+    _others.update(set(sys._current_frames()) - {threading.get_ident()})
     _events = []
     try:
         yield _events

@@ -92,11 +92,32 @@ def test_large_batches_are_bound_by_arithmetic() -> None:
     )
 
 
-@pytest.mark.parametrize("name", [name for name in shipped_profiles() if name != "cpu"])
+OTHERS = ("cpu", "laptop-gpu")
+"""Profiles that are not for the 340B."""
+
+
+@pytest.mark.parametrize("name", [name for name in shipped_profiles() if name not in OTHERS])
 def test_every_profile_fits_its_gpu(name: str) -> None:
     serving_plan = plan(name)
     assert serving_plan.fits
     assert serving_plan.batch >= 32
+
+
+def test_any_gpu_with_a_small_model(checkpoint_tp8: Path) -> None:
+    profile = load_profile("laptop-gpu")
+    with pytest.raises(NemotronError, match="no data sheet figures for the GPU 'NVIDIA'"):
+        plans(profile, [], None)
+    assert not plans(profile, ["A100"], None)[0].fits
+    assert plans(profile, ["A100"], checkpoint_tp8)[0].fits
+
+
+def test_a_share_of_the_memory() -> None:
+    """vLLM's share is of all memory, TensorRT-LLM's of what the weights leave."""
+    profile = load_profile("h100-fp8-tp8-vllm")
+    (whole,) = plans(profile, [], None)
+    (half,) = plans(profile.model_copy(update={"memory_share": 0.65}), [], None)
+    lost = int(80 * 2**30 * 0.25) // max(stage.kv_token for stage in whole.stages)
+    assert whole.kv_tokens - half.kv_tokens == pytest.approx(lost, rel=0.01)
 
 
 def test_another_gpu_and_a_gpu_that_is_too_small() -> None:

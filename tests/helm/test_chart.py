@@ -112,7 +112,7 @@ def test_every_profile_is_what_the_server_reads(name: str, tmp_path: Path) -> No
     for role, template in pod_templates([find(documents, workload)]):
         (main,) = template["spec"]["containers"]
         gpus = main["resources"].get("limits", {}).get("nvidia.com/gpu")
-        assert gpus == (None if name == "cpu" else 8), role
+        assert gpus == {"cpu": None, "laptop-gpu": 1}.get(name, 8), role
         assert main["image"].endswith(f"-{served.lane}")
 
 

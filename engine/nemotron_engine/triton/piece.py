@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import select
 import socket
-import threading
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -34,26 +35,38 @@ class Acknowledgements:
     """Receives the name of a request for each piece of it that `postprocessing` has handled.
 
     Without them, pieces would pile up before `postprocessing` when it is slower than the engine.
-    They come as datagrams, which wake the sender at once.
+    The thread that sends pieces waits for them itself, so that no other one need wake it.
     """
 
-    def __init__(self, path: Path, handle: Callable[[bytes], None]) -> None:
+    def __init__(self, path: Path) -> None:
         path.unlink(missing_ok=True)
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._socket.bind(str(path))
-        self._handle = handle
-        self._thread = threading.Thread(target=self._run, name="acknowledgements", daemon=True)
-        self._thread.start()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poll = select.poll()
+        self._poll.register(self._socket, select.POLLIN)
+        self._poll.register(self._wake, select.POLLIN)
 
     def close(self) -> None:
-        """End the thread."""
-        self._socket.shutdown(socket.SHUT_RDWR)
-        self._thread.join()
+        """Close the socket. Nobody waits anymore."""
         self._socket.close()
+        os.close(self._wake)
 
-    def _run(self) -> None:
-        while key := self._socket.recv(KEY_BYTES):
-            self._handle(key)
+    def wake(self) -> None:
+        """End a `wait`."""
+        os.eventfd_write(self._wake, 1)
+
+    def wait(self, seconds: float | None) -> None:
+        """Wait until there is something to receive, or for `wake`."""
+        self._poll.poll(None if seconds is None else 1000 * seconds)
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._wake)
+
+    def receive(self) -> Iterator[bytes]:
+        """Yield the names that have come."""
+        with suppress(BlockingIOError):
+            while True:
+                yield self._socket.recv(KEY_BYTES)
 
 
 class Acknowledger:
@@ -61,8 +74,7 @@ class Acknowledger:
 
     def __init__(self, path: Path) -> None:
         self._path = str(path)
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.setblocking(False)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
 
     def send(self, key: bytes) -> None:
         """Acknowledge a piece. A lost acknowledgement only delays the next piece."""

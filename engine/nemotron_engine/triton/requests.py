@@ -12,6 +12,7 @@ from pathlib import Path
 from nemotron_core.errors import NemotronError
 from nemotron_engine.client import EngineClient
 from nemotron_engine.protocol import Chunk, Load
+from nemotron_engine.triton.piece import Acknowledgements
 from nemotron_engine.triton.running_request import RunningRequest
 from nemotron_engine.triton.tensors import cancelled
 
@@ -21,6 +22,9 @@ question takes a message to Triton's process and back."""
 TICK_SECONDS = 0.005
 """Requests become due at multiples of this, so that a thread wakes once for several of them."""
 HEARTBEAT_SECONDS = 0.15
+WINDOW = 8
+"""Number of responses on their way to whoever acknowledges them: enough to keep it busy, too few to
+pile up."""
 UNACKNOWLEDGED_SECONDS = 1.0
 """Time after which a response that nobody acknowledged no longer counts."""
 
@@ -30,14 +34,21 @@ class RunningRequests:
 
     A request's first chunk is sent at once and before all others; later ones at most every
     `PIECE_SECONDS`, or less often if the threads cannot keep up: what comes meanwhile goes into the
-    next response. With a `window`, at most so many responses are unacknowledged at a time, and one
-    for each request.
+    next response. With `acknowledgements`, for which there is one thread, at most `WINDOW`
+    responses are unacknowledged at a time, and one for each request.
     """
 
     def __init__(
-        self, socket: Path, tokenizer: Path | None, *, threads: int, window: int | None = None
+        self,
+        socket: Path,
+        tokenizer: Path | None,
+        *,
+        threads: int = 1,
+        acknowledgements: Acknowledgements | None = None,
     ) -> None:
-        self._window = window
+        self._acknowledgements = acknowledgements
+        self._is_waiting = False
+        """Whether the thread waits for acknowledgements, and for whatever else it is woken for."""
         self._in_flight = 0
         self._requests: dict[bytes, RunningRequest] = {}
         self._ready: deque[RunningRequest] = deque()
@@ -65,10 +76,12 @@ class RunningRequests:
         """End all threads, and release what belongs to Triton."""
         self._closed.set()
         with self._changed:
-            self._changed.notify_all()
+            self._wake()
         for thread in self._threads:
             thread.join()
         self.engine.close()
+        if self._acknowledgements is not None:
+            self._acknowledgements.close()
         self._requests.clear()
 
     def start(self, request: RunningRequest) -> None:
@@ -82,18 +95,41 @@ class RunningRequests:
             request.fail(error)
             self._forget(request)
 
-    def acknowledge(self, key: bytes) -> None:
-        """Note that a response has reached whoever acknowledges it."""
-        with self._changed:
-            request = self._requests.get(key)
-            if request is not None and request.in_flight:
-                self._end_flight(request, 1)
-
     def _end_flight(self, request: RunningRequest, count: int) -> None:
         request.in_flight -= count
         self._in_flight -= count
         self._queue(request)
-        self._changed.notify()
+        self._wake()
+
+    def _wake(self) -> None:
+        """Let the threads look what there is to do."""
+        if self._acknowledgements is None:
+            self._changed.notify_all()
+        elif self._is_waiting:
+            self._is_waiting = False
+            self._acknowledgements.wake()
+
+    def _wait(self, seconds: float | None) -> None:
+        """Wait for something to do."""
+        if self._acknowledgements is None:
+            self._changed.wait(seconds)
+            return
+        self._is_waiting = True
+        self._changed.release()
+        try:
+            self._acknowledgements.wait(seconds)
+        finally:
+            self._changed.acquire()
+            self._is_waiting = False
+
+    def _receive(self) -> None:
+        """Note which responses have reached whoever acknowledges them."""
+        if self._acknowledgements is None or not self._in_flight:
+            return
+        for key in self._acknowledgements.receive():
+            request = self._requests.get(key)
+            if request is not None and request.in_flight:
+                self._end_flight(request, 1)
 
     def _keep_load(self, load: Load) -> None:
         self.load = load
@@ -112,7 +148,7 @@ class RunningRequests:
                 request.outbox.put(chunk)
                 must_look |= self._queue(request)
             if must_look:
-                self._changed.notify_all()
+                self._wake()
 
     def _queue(self, request: RunningRequest) -> bool:
         """Queue a request that has chunks. Return whether a waiting thread must look."""
@@ -137,18 +173,19 @@ class RunningRequests:
     def _next(self) -> RunningRequest | None:
         """Wait for a request to send. Return `None` at the end."""
         while not self._closed.is_set():
+            self._receive()
             now = time.monotonic()
             while self._later and self._later[0].due <= now:
                 request = self._later.popleft()
                 if request.is_waiting:  # otherwise it has become ready earlier
                     request.is_ready, request.is_waiting = True, False
                     self._ready.append(request)
-            if self._window is not None and self._in_flight >= self._window:
-                self._changed.wait()
+            if self._acknowledgements is not None and self._in_flight >= WINDOW:
+                self._wait(None)
             elif self._ready:
                 return self._ready.popleft()
             else:
-                self._changed.wait(self._later[0].due - now if self._later else None)
+                self._wait(self._later[0].due - now if self._later else None)
         return None
 
     def _send(self) -> None:
@@ -159,7 +196,7 @@ class RunningRequests:
                     return
                 request.is_ready, request.is_busy = False, True
                 chunks = request.outbox.take()
-                if self._ready:
+                if self._ready and self._acknowledgements is None:
                     self._changed.notify()
             outcome = request.respond(chunks)
             stopped = outcome.stopped
@@ -215,7 +252,7 @@ class RunningRequests:
                 self._requests.pop(key, None)
             self._in_flight -= request.in_flight
             request.in_flight = 0
-            self._changed.notify()
+            self._wake()
 
 
 def _due(sent_seconds: float, interval: float) -> float:

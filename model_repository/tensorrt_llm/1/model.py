@@ -42,8 +42,6 @@ from nemotron_engine.triton.tensors import (
 from nemotron_engine.triton.token_prompt import build_token_prompts
 from nemotron_engine.triton.watchdog import start_watchdog
 
-WINDOW = 8
-"""Number of pieces on their way to `postprocessing`: enough to keep it busy, too few to pile up."""
 FLUSH_SECONDS = 0.5
 
 
@@ -53,10 +51,9 @@ class TritonPythonModel:
         tokenizer = Path(parameter(args, "tokenizer_path"))
         self._tokenizer = Tokenizer(tokenizer)
         self._requests = RunningRequests(
-            Path(parameter(args, "engine_socket")), tokenizer, threads=1, window=WINDOW
-        )
-        self._acknowledgements = Acknowledgements(
-            Path(parameter(args, "acknowledgements")), self._requests.acknowledge
+            Path(parameter(args, "engine_socket")),
+            tokenizer,
+            acknowledgements=Acknowledgements(Path(parameter(args, "acknowledgements"))),
         )
         self._ended = threading.Event()
         self._flusher = threading.Thread(target=self._flush, name="metrics", daemon=True)
@@ -65,7 +62,6 @@ class TritonPythonModel:
     def finalize(self) -> None:
         self._ended.set()
         self._flusher.join()
-        self._acknowledgements.close()
         self._requests.close()
         gc.collect()  # Triton's objects must not outlive the model: their destructors would crash
 
