@@ -17,7 +17,7 @@ import torch
 
 from nemotron_build.engine_folder import build_engine
 from nemotron_build.lanes import lane_of
-from nemotron_build.profile import load_profile, shipped_profiles
+from nemotron_build.profile import Profile, load_profile, shipped_profiles
 from nemotron_convert.target.manifest import read_manifest
 from nemotron_core.engine_settings import VllmEngineSettings
 from nemotron_core.text import Tokenizer
@@ -35,7 +35,7 @@ PARSE = """
 import json, sys
 from pathlib import Path
 from nemotron_core.engine_settings import VllmEngineSettings
-from nemotron_engine.adapters.vllm import engine_arguments
+from nemotron_engine.adapters.vllm_engine import engine_arguments
 folder, nodes = Path(sys.argv[1]), int(sys.argv[2])
 place = (nodes - 1, nodes) if nodes > 1 else None
 arguments = engine_arguments(folder, VllmEngineSettings.read(folder), place)
@@ -313,6 +313,17 @@ def test_a_folder_of_another_lane(engine_bf16: Path) -> None:
     with (
         pytest.raises(AssertionError, match="not an engine of this lane"),
         engine_process(engine_bf16, "vllm", python=PYTHON),
+    ):
+        pass
+
+
+def test_heads_without_a_kernel(
+    checkpoint_hf64: Path, vllm_profile: Profile, tmp_path: Path
+) -> None:
+    build_engine(checkpoint_hf64.with_name("hf"), tmp_path / "engine", vllm_profile)
+    with (
+        pytest.raises(AssertionError, match="vLLM computes no heads of 16 on a CPU"),
+        engine_process(tmp_path / "engine", "vllm", python=PYTHON),
     ):
         pass
 

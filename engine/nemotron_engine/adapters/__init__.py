@@ -15,7 +15,7 @@ ADAPTERS = {
     "vllm": "nemotron_engine.adapters.vllm:VllmAdapter",
 }
 """Class of each lane's adapter. It is a name, so that only the lane in use loads its library."""
-WORKERS = {"vllm": "nemotron_engine.adapters.vllm:work"}
+WORKERS = {"vllm": "nemotron_engine.adapters.vllm_engine:work"}
 """What an engine's process does on every machine but the first."""
 
 
