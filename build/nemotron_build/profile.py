@@ -162,6 +162,9 @@ class TensorRTProfile(_OnGpus):
     lane: Literal["tensorrt"]
     build_flags: dict[str, str | int]
     """Flags of `trtllm-build` that do not follow from the rest of the profile."""
+    logits: Literal["none", "generation", "context"] = "none"
+    """Whole logits that the engine can return: of no token, of generated ones (for alternatives to
+    them), or of those and of prompts. They are a row of the vocabulary in F32 per token."""
 
     @field_validator("build_flags")
     @classmethod

@@ -31,6 +31,13 @@ FLAGS: dict[str, Choices] = {
 }
 """Flags that a profile may set, with their values. Flags that follow from other keys are absent."""
 
+LOGITS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "generation": ("--gather_generation_logits",),
+    "context": ("--gather_context_logits", "--gather_generation_logits"),
+}
+"""Switches for the profile's `logits`. `--gather_all_token_logits` means both."""
+
 WRONG: dict[tuple[str, str], str] = {
     ("reduce_fusion", "enable"): "the decoder layer of this architecture cannot fuse it",
     ("norm_quant_fusion", "enable"): "the decoder layer of this architecture cannot fuse it",

@@ -66,6 +66,8 @@ class TensorRTEngineSettings(EngineSettings):
     """Whether a prompt's attention reads the paged KV cache, as chunks and reused blocks need."""
     kv_cache_share: float
     """Fraction of the GPU memory that is free once the weights are loaded."""
+    logits: Literal["none", "generation", "context"] = "none"
+    """Whole logits that it can return: of no token, of generated ones, of those and prompts."""
 
 
 class HFEngineSettings(EngineSettings):

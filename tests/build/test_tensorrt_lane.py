@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,6 +121,27 @@ def test_a_dry_run_says_the_command_and_builds_nothing(
     }
     assert str(output / "rank7.engine") in lines
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("logits", "switches"),
+    [
+        ("none", []),
+        ("generation", ["--gather_generation_logits"]),
+        ("context", ["--gather_context_logits", "--gather_generation_logits"]),
+    ],
+)
+def test_an_engine_with_logits(
+    logits: str, switches: list[str], container: Container, checkpoint_tp8: Path, tmp_path: Path
+) -> None:
+    profile = load_profile(profile_file(tmp_path, logits=logits, **BF16_TP8))
+    engine = tmp_path / "engine"
+    command = describe_build(checkpoint_tp8, engine, profile).splitlines()[1].split()
+    assert command[command.index("--workers") + 2 :] == switches
+    build_engine(checkpoint_tp8, engine, profile)
+    assert TensorRTEngineSettings.read(engine).logits == logits
+    built = json.loads((engine / "config.json").read_text())["build_config"]
+    assert [f"--{name}" for name, value in built.items() if value is True] == switches
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 from nemotron_core.engine_settings import PyTorchEngineSettings, TensorRTEngineSettings
@@ -44,9 +45,14 @@ BUILT = {"max_batch_size": 64, "gather_context_logits": False, "gather_generatio
 
 
 @pytest.fixture
-def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def version() -> str:
+    return "1.2.1"
+
+
+@pytest.fixture
+def library(version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     packages = tmp_path / "packages"
-    add_library(packages, "1.2.1")
+    add_library(packages, version)
     monkeypatch.syspath_prepend(str(packages))
     yield
     for name in [name for name in sys.modules if name.partition(".")[0] == "tensorrt_llm"]:
@@ -117,6 +123,19 @@ def engine(library: None, folders: dict[str, Path], lane: str) -> Iterator[Engin
     adapter.close()
 
 
+@pytest.fixture
+def scoring(library: None, folders: dict[str, Path], lane: str) -> Iterator[Engine]:
+    """An engine with all logits, if they have to be built in."""
+    folder = folders["tensorrt"]
+    TensorRTEngineSettings(paged_context=True, logits="context", **LIMITS).write(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["build_config"] |= {"gather_context_logits": True, "gather_generation_logits": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    adapter = load_adapter(lane, folders[lane])
+    yield Engine(adapter, folders[lane])
+    adapter.close()
+
+
 def ids_of(chunks: list[Chunk]) -> list[int]:
     return [id_ for chunk in chunks for id_ in chunk.token_ids]
 
@@ -182,7 +201,7 @@ def test_an_end_token_that_is_not_the_first_one(
 def test_tokens_wait_together_until_they_are_collected(engine: Engine) -> None:
     adapter: Any = engine.adapter
     keys = [engine.ask(max_tokens=30, end_ids=[]) for _ in range(3)]
-    until(lambda: len(adapter._pending) == 3)
+    until(lambda: len(adapter._pending._chunks) == 3)
     until(lambda: not adapter._tasks)
     chunks = [engine.rest(key) for key in keys]
     assert [len(ids_of(pieces)) for pieces in chunks] == [30] * 3
@@ -230,11 +249,92 @@ def test_missing_log_probabilities_are_said(
     library: None, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, lane: str
 ) -> None:
     adapter: Any = load_adapter(lane, folders[lane])
-    monkeypatch.setattr(adapter, "log_probs_fields", {"logprobs": 0})
+    monkeypatch.setattr(adapter._log_probs, "fields", lambda _: {"logprobs": 0})
     engine = Engine(adapter, folders[lane])
     failure = engine.rest(engine.ask(log_probs=True))[-1].failure()
     assert "1 tokens have 0 log-probabilities" in str(failure)
     adapter.close()
+
+
+def test_what_engines_can_do(engine: Engine, lane: str) -> None:
+    able, scored = engine.adapter.capabilities, ["top_log_probs", "prompt_log_probs"]
+    assert able.features == ["bias", "guides", *(scored if lane == "pytorch" else [])]
+    assert able.max_log_probs == (20 if lane == "pytorch" else 0)
+
+
+@pytest.mark.parametrize(
+    ("logits", "scored"),
+    [("generation", ["top_log_probs"]), ("context", ["top_log_probs", "prompt_log_probs"])],
+)
+def test_what_engines_with_logits_can_do(
+    logits: Any, scored: list[str], library: None, folders: dict[str, Path]
+) -> None:
+    TensorRTEngineSettings(paged_context=True, logits=logits, **LIMITS).write(folders["tensorrt"])
+    adapter = load_adapter("tensorrt", folders["tensorrt"])
+    assert adapter.capabilities.features == ["bias", "guides", *scored]
+    assert adapter.capabilities.max_log_probs == 20
+    adapter.close()
+
+
+def test_alternatives_to_the_tokens(scoring: Engine) -> None:
+    """The stand-in invents them: after the token by id, with log-probabilities of -1/16 and on."""
+    plain = scoring.rest(scoring.ask(log_probs=True, end_ids=[]))
+    both = scoring.rest(scoring.ask(log_probs=True, top_log_probs=2, end_ids=[]))
+    only = scoring.rest(scoring.ask(top_log_probs=2, end_ids=[]))
+    ids = ids_of(plain)
+    assert ids == ids_of(both) == ids_of(only)
+    values, others = ([v for c in chunks for v in c.log_probs] for chunks in (plain, both))
+    assert values == others
+    assert [value for chunk in only for value in chunk.log_probs] == []
+    expected = [[((id_ + 1) % 1536, -1 / 16), ((id_ + 2) % 1536, -2 / 16)] for id_ in ids]
+    for chunks in (both, only):
+        assert [entries for chunk in chunks for entries in chunk.top_log_probs] == expected
+
+
+def test_an_added_end_token_has_no_alternatives(
+    scoring: Engine, lane: str, answers: list[ExactAnswer], tokenizer: Tokenizer
+) -> None:
+    exact = answers[2]
+    prompt = list(prompt_ids(tokenizer, exact.question.messages))
+    chunks = scoring.rest(
+        scoring.ask(input_ids=prompt, max_tokens=200, min_tokens=1, top_log_probs=1)
+    )
+    assert ids_of(chunks) == list(exact.token_ids)
+    top = [entries for chunk in chunks for entries in chunk.top_log_probs]
+    assert [len(entries) for entries in top] == [1] * (len(top) - 1) + [int(lane == "pytorch")]
+
+
+@pytest.mark.parametrize("count", [0, 2])
+@pytest.mark.parametrize(
+    ("lane", "version"), [("tensorrt", "1.2.1"), ("pytorch", "1.2.1"), ("pytorch", "1.3.0")]
+)
+def test_log_probabilities_of_a_prompt(scoring: Engine, version: str, count: int) -> None:
+    prompt = [4, 20, 30] * 30
+    logits = sys.modules["tensorrt_llm.result"].context_logits(prompt, 1536).numpy()
+    log_probs = logits - np.log(np.exp(logits.astype(np.float64)).sum(-1, keepdims=True))
+    (chunk,) = scoring.rest(
+        scoring.ask(input_ids=prompt, prompt_log_probs=count, max_tokens=3, end_ids=[])
+    )
+    assert (len(chunk.token_ids), chunk.finish_reason) == (3, "length")
+    first, *rest = chunk.prompt_log_probs
+    assert (first, len(rest)) == ([], len(prompt) - 1)
+    for row, id_, (own, *best) in zip(log_probs, prompt[1:], rest, strict=False):
+        assert own == (id_, pytest.approx(row[id_], abs=1e-5))
+        order = np.argsort(-row, kind="stable")[:count].tolist()
+        assert best == [(other, pytest.approx(row[other], abs=1e-5)) for other in order]
+    asked = scoring.calls()[-1]
+    assert asked["return_context_logits"] == (version == "1.2.1")
+    assert (asked["streaming"], len(asked["cache_salt"])) == (False, 32)
+
+
+def test_positions_that_are_missing_are_said(
+    scoring: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = sys.modules["tensorrt_llm.result"]
+    whole = result.context_logits
+    monkeypatch.setattr(result, "context_logits", lambda ids, size: whole(ids[1:], size))
+    failure = scoring.rest(scoring.ask(prompt_log_probs=1))[-1].failure()
+    assert "3 tokens of the prompt have 2 logits" in str(failure)
 
 
 def test_the_split_is_the_engines(library: None, folders: dict[str, Path]) -> None:

@@ -19,7 +19,7 @@ from nemotron_build.lanes.lane import (
     require_options,
 )
 from nemotron_build.profile import TensorRTProfile
-from nemotron_build.trtllm_build import TOOL, to_arguments
+from nemotron_build.trtllm_build import LOGITS, TOOL, to_arguments
 from nemotron_convert.target.checkpoint import Checkpoint
 from nemotron_convert.target.hf_tokenizer import write_hf_tokenizer
 from nemotron_convert.target.layout import rank_name
@@ -81,6 +81,7 @@ def _settings(source: Checkpoint, profile: TensorRTProfile) -> TensorRTEngineSet
         request_seconds=profile.timeouts.request,
         paged_context=profile.build_flags.get("use_paged_context_fmha") == "enable",
         kv_cache_share=profile.kv_cache_share,
+        logits=profile.logits,
     )
 
 
@@ -96,7 +97,10 @@ def _command(source: Checkpoint, output: Path, profile: TensorRTProfile) -> list
         "max_beam_width": 1,
         "kv_cache_type": "paged",
     }
-    return [TOOL, *to_arguments(flags), *to_arguments(profile.build_flags)]
+    return [
+        *(TOOL, *to_arguments(flags), *to_arguments(profile.build_flags)),
+        *LOGITS[profile.logits],
+    ]
 
 
 def _check_fits(source: Checkpoint, profile: TensorRTProfile) -> None:

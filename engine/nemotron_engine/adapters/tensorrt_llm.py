@@ -23,15 +23,22 @@ from nemotron_core.engine_settings import (
     TensorRTEngineSettings,
 )
 from nemotron_core.errors import NemotronError
+from nemotron_engine.adapters.tensorrt_llm_log_probs import MAX_LOG_PROBS, LogProbs
+from nemotron_engine.adapters.tensorrt_llm_sampling import Sampling
+from nemotron_engine.outbox import Outbox
 from nemotron_engine.protocol import GUIDE_TYPES, Capabilities, Chunk, Request
 
 LIBRARY = "tensorrt_llm"
 NO_TELEMETRY = "TRTLLM_NO_USAGE_STATS"
 FINISH_REASONS = {"stop": "stop", "length": "length"}
-NO_END_ID = -1
-"""Value of `end_id` for which no token is the end token."""
-GUIDE_FIELDS = {"json_schema": "json", "ebnf_grammar": "grammar"}
-"""Names that the library has for a guide; the others are the same."""
+FEATURES = ["bias", "guides"]
+"""What every engine of both lanes can do."""
+LOGITS_FEATURES: dict[str, list[str]] = {
+    "none": [],
+    "generation": ["top_log_probs"],
+    "context": ["top_log_probs", "prompt_log_probs"],
+}
+"""What an engine can do besides by the logits that it was built with."""
 
 
 class _LlmAdapter(ABC):
@@ -41,9 +48,8 @@ class _LlmAdapter(ABC):
     """
 
     settings: EngineSettings
-    log_probs_fields: ClassVar[dict[str, Any]]
-    """Sampling parameters that ask for the log-probability of each token."""
-    capabilities = Capabilities(features=["bias", "guides"], guide_types=list(GUIDE_TYPES))
+    returns_end_id: ClassVar[bool]
+    """Whether an answer has the library's `end_id`."""
 
     def __init__(self, folder: Path) -> None:
         os.environ[NO_TELEMETRY] = "1"  # read when the library is imported
@@ -56,10 +62,26 @@ class _LlmAdapter(ABC):
             raise NemotronError(
                 str(error), where=folder, remedy="build the engine again"
             ) from error
+        features = self._features()
+        self.capabilities = Capabilities(
+            features=FEATURES + features,
+            guide_types=list(GUIDE_TYPES),
+            max_log_probs=MAX_LOG_PROBS if features else 0,
+        )
+        vocab_size = self.settings.vocab_size
+        self._log_probs = LogProbs(
+            self._torch,
+            vocab_size,
+            has_numbers=not self.returns_end_id,
+            has_prompt_tables=self._has_prompt_tables(),
+        )
+        self._sampling = Sampling(
+            self._api, self._torch, vocab_size, returns_end_id=self.returns_end_id
+        )
         self.wake_file: int | None = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._lock = threading.Lock()
-        self._pending: dict[bytes, Chunk] = {}
-        """Chunks that `collect` has not returned yet, at most one for each request."""
+        self._pending = Outbox()
+        """Chunks that `collect` has not returned yet."""
         self._failure: BaseException | None = None
         """Error after which the library is lost."""
         self._tasks: dict[bytes, asyncio.Task[None]] = {}
@@ -70,6 +92,14 @@ class _LlmAdapter(ABC):
     @abstractmethod
     def _load(self, folder: Path) -> Any:
         """Read the settings, and return the library's `LLM`."""
+
+    @abstractmethod
+    def _features(self) -> list[str]:
+        """Return what the loaded engine can do besides `FEATURES`."""
+
+    def _has_prompt_tables(self) -> bool:
+        """Return whether the library's tables of a prompt have the prompt's own tokens."""
+        return False
 
     def ask(self, request: Request) -> None:
         """See `Adapter`. What the library refuses ends with a chunk that has the error."""
@@ -85,10 +115,10 @@ class _LlmAdapter(ABC):
         with suppress(BlockingIOError):
             os.eventfd_read(self.wake_file)
         with self._lock:
-            chunks, self._pending = self._pending, {}
+            chunks = self._pending.take()
         if self._failure is not None:
             raise self._failure
-        return chunks.values()
+        return chunks
 
     def kv_cache_usage(self) -> float | None:
         """See `Adapter`. The library does not say."""
@@ -131,14 +161,29 @@ class _LlmAdapter(ABC):
             self._wake()
 
     async def _generate(self, request: Request) -> None:
-        """Push the chunks of a request until its last one."""
-        params = self._sampling_params(request)
-        result = self._llm.generate_async(request.input_ids, params, streaming=True)
+        """Push the chunks of a request until its last one.
+
+        With log-probabilities of the prompt there is one chunk, because the library may send all
+        logits of the prompt with each; and no reused block, which would have no logits.
+        """
+        params = self._sampling.params(request, self._log_probs.fields(request))
+        is_scored = request.prompt_log_probs is not None
+        result = self._llm.generate_async(
+            request.input_ids,
+            params,
+            streaming=not is_scored,
+            cache_salt=request.key.hex() if is_scored else None,
+        )
         try:
             # No `wait_for` around each step: before Python 3.12 it loses a cancellation that comes
             # together with the step.
             async for step in result:
-                self._push(self._chunk(request, step))
+                chunk = self._chunk(request, step)
+                if is_scored:
+                    chunk.prompt_log_probs = await asyncio.to_thread(
+                        self._log_probs.of_prompt, request, step
+                    )
+                self._push(chunk)
                 if step.finished:
                     return
         except (asyncio.CancelledError, NemotronError):
@@ -150,42 +195,24 @@ class _LlmAdapter(ABC):
         """Return what a step has added to an answer.
 
         The C++ runtime stops at its `end_id` without returning it, so that token is added here. Its
-        log-probability is unknown, and 0.
+        log-probability is unknown, and 0; it has no alternatives.
         """
         output = step.outputs[0]
         ids = list(output.token_ids_diff)
-        log_probs = self._log_probs(output, ids) if request.log_probs else []
+        log_probs, top = self._log_probs.of_tokens(request, output, ids)
         reason = FINISH_REASONS.get(output.finish_reason, "cancelled") if step.finished else ""
         if reason == "stop" and request.end_ids:
             (last,) = output.token_ids[-1:] or (None,)
             if last not in request.end_ids:
                 ids.append(request.end_ids[0])
                 log_probs += [0.0] * request.log_probs
-        return Chunk(request.key, ids, log_probs, reason)
-
-    def _log_probs(self, output: Any, ids: list[int]) -> list[float]:
-        """Return the log-probabilities of the tokens `ids`.
-
-        Raises `NemotronError` if the library has left some out.
-        """
-        new = output.logprobs_diff
-        if len(new) != len(ids):
-            raise NemotronError(f"{len(ids)} tokens have {len(new)} log-probabilities")
-        return [self._log_prob(entry, id_) for entry, id_ in zip(new, ids, strict=True)]
-
-    @abstractmethod
-    def _log_prob(self, entry: Any, id_: int) -> float:
-        """Return the log-probability of a token out of what the library returns for it."""
+                top += [[]] * bool(request.top_log_probs)
+        return Chunk(request.key, ids, log_probs, reason, top_log_probs=top)
 
     def _push(self, chunk: Chunk) -> None:
         with self._lock:
             is_first = not self._pending
-            if (pending := self._pending.get(chunk.key)) is None:
-                self._pending[chunk.key] = chunk
-            else:
-                pending.token_ids += chunk.token_ids
-                pending.log_probs += chunk.log_probs
-                pending.finish_reason = chunk.finish_reason
+            self._pending.put(chunk)
         if is_first:
             self._wake()
 
@@ -193,58 +220,12 @@ class _LlmAdapter(ABC):
         assert self.wake_file is not None
         os.eventfd_write(self.wake_file, 1)
 
-    def _sampling_params(self, request: Request) -> Any:
-        fields: dict[str, Any] = {
-            "max_tokens": request.max_tokens,
-            # The library masks the logit of `end_id`, also if that is no token's: then it writes
-            # beside the logits.
-            "min_tokens": (request.min_tokens or None) if request.end_ids else None,
-            "include_stop_str_in_output": True,  # keeps tokens that were counted
-            "seed": request.seed,
-            "repetition_penalty": request.repetition_penalty,
-            "presence_penalty": request.presence_penalty,
-            "frequency_penalty": request.frequency_penalty,
-            "detokenize": False,
-            "add_special_tokens": False,
-            **self._end_fields(request),
-        }
-        if request.temperature > 0:
-            fields |= {
-                "temperature": request.temperature,
-                "top_k": request.top_k or None,
-                "top_p": request.top_p or 1.0,
-            }
-        else:
-            fields["top_k"] = 1
-        if request.log_probs:
-            fields |= self.log_probs_fields
-        if request.bias:
-            fields["embedding_bias"] = self._bias(request.bias)
-        if request.guide_type:
-            fields["guided_decoding"] = self._guide(request.guide_type, request.guide)
-        return self._api.SamplingParams(**fields)
-
-    def _end_fields(self, request: Request) -> dict[str, Any]:
-        end_id = request.end_ids[0] if request.end_ids else NO_END_ID
-        return _end_fields(end_id, request.end_ids[1:])
-
-    def _bias(self, bias: dict[int, float]) -> Any:
-        tensor = self._torch.zeros(self.settings.vocab_size)
-        tensor[list(bias)] = self._torch.tensor(list(bias.values()))
-        return tensor
-
-    def _guide(self, guide_type: str, guide: str) -> Any:
-        params = self._api.llmapi.GuidedDecodingParams
-        if guide_type == "json":
-            return params(json_object=True)
-        return params(**{GUIDE_FIELDS.get(guide_type, guide_type): guide})
-
 
 class TensorRTAdapter(_LlmAdapter):
     """The adapter of the TensorRT lane: an engine of `trtllm-build`, which has a TP and a PP."""
 
-    log_probs_fields: ClassVar = {"_return_log_probs": True}
-    """Asks the C++ runtime for them; `logprobs` would send all logits to Python."""
+    settings: TensorRTEngineSettings
+    returns_end_id = False
 
     def _load(self, folder: Path) -> Any:
         settings = self.settings = TensorRTEngineSettings.read(folder)
@@ -256,29 +237,21 @@ class TensorRTAdapter(_LlmAdapter):
             max_num_tokens=settings.max_num_tokens,
             enable_chunked_prefill=settings.paged_context,
             guided_decoding_backend="xgrammar",
+            gather_generation_logits=settings.logits != "none",
             kv_cache_config=self._api.llmapi.KvCacheConfig(
                 enable_block_reuse=settings.paged_context,
                 free_gpu_memory_fraction=settings.kv_cache_share,
             ),
         )
 
-    def _end_fields(self, request: Request) -> dict[str, Any]:
-        """Return the end tokens as stop tokens, which the C++ runtime returns in the answer.
-
-        Only the `end_id` counts for `min_tokens`, however, so such a request has one.
-        """
-        if request.min_tokens:
-            return super()._end_fields(request)
-        return _end_fields(NO_END_ID, request.end_ids)
-
-    def _log_prob(self, entry: Any, id_: int) -> float:
-        return float(entry)
+    def _features(self) -> list[str]:
+        return LOGITS_FEATURES[self.settings.logits]
 
 
 class PyTorchAdapter(_LlmAdapter):
     """The adapter of the PyTorch lane: a Hugging Face folder."""
 
-    log_probs_fields: ClassVar = {"logprobs": 1}
+    returns_end_id = True
 
     def _load(self, folder: Path) -> Any:
         settings = self.settings = PyTorchEngineSettings.read(folder)
@@ -300,12 +273,8 @@ class PyTorchAdapter(_LlmAdapter):
             ),
         )
 
-    def _log_prob(self, entry: Any, id_: int) -> float:
-        """See the base. The table has the most probable token too. Raises `NemotronError`."""
-        if (own := entry.get(id_)) is None:
-            raise NemotronError(f"token {id_} has no log-probability of its own")
-        return float(own.logprob)
+    def _features(self) -> list[str]:
+        return LOGITS_FEATURES["context"]  # the library needs nothing for them
 
-
-def _end_fields(end_id: int, stop_ids: list[int]) -> dict[str, Any]:
-    return {"end_id": end_id, "pad_id": max(end_id, 0), "stop_token_ids": stop_ids or None}
+    def _has_prompt_tables(self) -> bool:
+        return not str(self._api.__version__).startswith("1.2.")
