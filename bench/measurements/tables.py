@@ -87,13 +87,14 @@ def plan() -> list[str]:
                 f"{profile_plan.weights / 2**30:.1f} GiB",
                 f"{profile_plan.sequences}",
                 f"{profile_plan.weight_read_seconds * 1e3:.1f} ms",
-                f"{profile_plan.decode_rate(profile_plan.batch):,.0f} tokens/s",
+                f"{profile_plan.decode_rate(profile_plan.batch):,.0f} tokens/s "
+                f"at {profile_plan.batch}",
                 f"{profile_plan.prefill_rate:,.0f} tokens/s",
             ]
         )
     head = [
         *("profile", "weights per GPU", "4k sequences", "token at batch 1"),
-        *("decode, batch 64", "prefill at 60 %"),
+        *("decode, full batch", "prefill at 60 %"),
     ]
     return table(head, rows)
 

@@ -186,6 +186,8 @@ class PyTorchProfile(_OnGpus):
     """Profile of the PyTorch lane: a Hugging Face folder behind TensorRT-LLM's `LLM` API."""
 
     lane: Literal["pytorch"]
+    stream_interval: int = Field(default=1, ge=1, le=32)
+    """Number of tokens that the library gathers for each part of an answer, after the first one."""
 
 
 class VllmProfile(_Served):

@@ -86,6 +86,8 @@ class PyTorchEngineSettings(HFEngineSettings):
 
     kv_cache_share: float
     """Fraction of the GPU memory that is free once the weights are loaded."""
+    stream_interval: int = 1
+    """Number of tokens that the library gathers for each part of an answer."""
 
 
 class VllmEngineSettings(HFEngineSettings):

@@ -160,6 +160,10 @@ def test_what_the_library_is_asked(engine: Engine, lane: str) -> None:
     dtype = "fp8" if lane == "pytorch" else "auto"
     assert start["kv_cache_config"] | {"dtype": dtype} == start["kv_cache_config"]
     assert ("tensor_parallel_size" in start) == (lane == "pytorch")
+    if lane == "pytorch":
+        graphs = {"batch_sizes": None, "max_batch_size": 64, "enable_padding": True}
+        assert start["cuda_graph_config"] == graphs
+        assert (start["disable_overlap_scheduler"], start["stream_interval"]) == (False, 1)
     assert (drawn["temperature"], drawn["top_p"], drawn["top_k"]) == (0.7, 1.0, None)
     assert (drawn["seed"], drawn["presence_penalty"]) == (3, 0.5)
     assert drawn["embedding_bias"] == [0.0] * 1535 + [2.0]
@@ -243,6 +247,26 @@ def test_a_killed_library_is_silent(engine: Engine) -> None:
     engine.ask(max_tokens=3)
     until(lambda: len(adapter._tasks) == 2)
     assert list(engine.adapter.collect()) == []
+
+
+@pytest.mark.parametrize("lane", ["pytorch"])
+def test_parts_of_several_tokens(
+    library: None, folders: dict[str, Path], lane: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = PyTorchEngineSettings.read(folders[lane])
+    settings.model_copy(update={"stream_interval": 4}).write(folders[lane])
+    adapter: Any = load_adapter(lane, folders[lane])
+    sizes, push = [], adapter._push
+
+    def note(chunk: Chunk) -> None:
+        sizes.append(len(chunk.token_ids))
+        push(chunk)
+
+    monkeypatch.setattr(adapter, "_push", note)
+    engine = Engine(adapter, folders[lane])
+    assert len(ids_of(engine.rest(engine.ask(max_tokens=10, end_ids=[])))) == 10
+    assert sizes == [1, 4, 4, 1]
+    adapter.close()
 
 
 def test_missing_log_probabilities_are_said(

@@ -48,6 +48,7 @@ def test_the_engine_is_the_checkpoint_under_a_second_name(engine: Path, hf: Path
     assert (engine / "model.safetensors").stat().st_ino == (hf / "model.safetensors").stat().st_ino
     settings = json.loads((engine / "pytorch_engine.json").read_text())
     assert (settings["tp"], settings["pp"], settings["max_seq_len"]) == (8, 1, 4096)
+    assert settings["stream_interval"] == 1
 
 
 def test_a_checkpoint_of_another_kind(hf: Path, checkpoint_tp8: Path, tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ class PyTorchLane(GpuLane):
         source = HFCheckpoint.open(checkpoint, profile)
         source.link_into(folder)
         settings = PyTorchEngineSettings(
-            **source.common_settings(profile), kv_cache_share=profile.kv_cache_share
+            **source.common_settings(profile),
+            kv_cache_share=profile.kv_cache_share,
+            stream_interval=profile.stream_interval,
         )
         settings.write(folder)
         return source.built(settings)

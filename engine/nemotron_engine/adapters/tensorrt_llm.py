@@ -265,6 +265,13 @@ class PyTorchAdapter(_LlmAdapter):
             max_num_tokens=settings.max_num_tokens,
             max_seq_len=settings.max_seq_len,
             enable_chunked_prefill=True,
+            disable_overlap_scheduler=False,
+            cuda_graph_config=self._api.llmapi.CudaGraphConfig(
+                # With padding, a batch runs the graph of the next larger size that has one.
+                max_batch_size=settings.max_batch_size,
+                enable_padding=True,
+            ),
+            stream_interval=settings.stream_interval,
             guided_decoding_backend="xgrammar",
             kv_cache_config=self._api.llmapi.KvCacheConfig(
                 enable_block_reuse=True,
