@@ -24,11 +24,13 @@ class Outbox:
         if unsent is None:
             self._chunks[chunk.key] = chunk
             return
-        chunk.token_ids = unsent.token_ids + chunk.token_ids
-        chunk.log_probs = unsent.log_probs + chunk.log_probs
-        chunk.top_log_probs = unsent.top_log_probs + chunk.top_log_probs
-        chunk.prompt_log_probs = unsent.prompt_log_probs + chunk.prompt_log_probs
-        self._chunks[chunk.key] = chunk
+        unsent.token_ids += chunk.token_ids
+        unsent.log_probs += chunk.log_probs
+        unsent.top_log_probs += chunk.top_log_probs
+        unsent.prompt_log_probs += chunk.prompt_log_probs
+        if chunk.finish_reason:
+            unsent.finish_reason, unsent.scheduled_ns = chunk.finish_reason, chunk.scheduled_ns
+            unsent.error, unsent.error_kind = chunk.error, chunk.error_kind
 
     def take(self) -> list[Chunk]:
         """Return all chunks, and forget them."""

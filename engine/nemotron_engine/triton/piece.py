@@ -76,6 +76,10 @@ class Acknowledger:
         self._path = str(path)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
 
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
     def send(self, key: bytes) -> None:
         """Acknowledge a piece. A lost acknowledgement only delays the next piece."""
         with suppress(OSError):

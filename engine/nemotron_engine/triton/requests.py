@@ -17,8 +17,10 @@ from nemotron_engine.triton.running_request import RunningRequest
 from nemotron_engine.triton.tensors import cancelled
 
 WATCH_SECONDS = 0.1
-"""Time between two questions to Triton whether a client has cancelled or disconnected. Each
-question takes a message to Triton's process and back."""
+"""Least time between two questions to Triton whether a client has cancelled or disconnected."""
+QUESTION_SECONDS = 0.0008
+"""Time for each of many requests between two questions about it: each takes a message to Triton's
+process and back, which with hundreds of streams would cost as much as their tokens."""
 TICK_SECONDS = 0.005
 """Requests become due at multiples of this, so that a thread wakes once for several of them."""
 HEARTBEAT_SECONDS = 0.15
@@ -124,9 +126,9 @@ class RunningRequests:
 
     def _receive(self) -> None:
         """Note which responses have reached whoever acknowledges them."""
-        if self._acknowledgements is None or not self._in_flight:
+        if self._acknowledgements is None:
             return
-        for key in self._acknowledgements.receive():
+        for key in self._acknowledgements.receive():  # late ones too: unread, they end every wait
             request = self._requests.get(key)
             if request is not None and request.in_flight:
                 self._end_flight(request, 1)
@@ -154,6 +156,8 @@ class RunningRequests:
         """Queue a request that has chunks. Return whether a waiting thread must look."""
         if request.is_ready or request.is_busy or request.in_flight or not request.outbox:
             return False
+        if request.is_waiting and request.due:
+            return False
         if not request.wants_chunks and request.unfinished:
             return False
         if request.is_new:
@@ -161,8 +165,6 @@ class RunningRequests:
             self._ready.appendleft(request)
         elif request.due <= time.monotonic():
             self._ready.append(request)
-        elif request.is_waiting:
-            return False
         else:
             request.is_waiting = True
             self._later.append(request)  # nearly in the order in which they are due
@@ -219,9 +221,11 @@ class RunningRequests:
                 self._forget(request)
 
     def _watch(self) -> None:
-        while not self._closed.wait(WATCH_SECONDS):
+        pause = WATCH_SECONDS
+        while not self._closed.wait(pause):
             with self._changed:
                 requests = set(self._requests.values())
+            pause = max(WATCH_SECONDS, len(requests) * QUESTION_SECONDS)
             now = time.monotonic()
             for request in requests:
                 self._look_after(request, now)

@@ -42,6 +42,10 @@ class RunningRequest(ABC):
         self.is_ended = False
         """Whether the last response was sent."""
         self.outbox = Outbox()
+        self.wants_chunks = prompts.settings.stream or any(
+            answer.stop_strings for answer in prompts.answers
+        )
+        """Whether chunks before the last one make a difference."""
         self.interval = 0.0 if prompts.settings.single_tokens else PIECE_SECONDS
         self.heartbeat = options.heartbeat and prompts.settings.stream
         """Whether an empty response says, until the first chunk, that the request still runs."""
@@ -66,13 +70,6 @@ class RunningRequest(ABC):
     def empty_response(self) -> Any:
         """Return a response without tokens, for a heartbeat."""
         raise NotImplementedError
-
-    @property
-    def wants_chunks(self) -> bool:
-        """Whether chunks before the last one make a difference."""
-        return self.prompts.settings.stream or any(
-            answer.stop_strings for answer in self.prompts.answers
-        )
 
     def send(self, responses: Sequence[Any], *, is_last: bool) -> None:
         """Send responses, the last of them as the request's last one if `is_last`."""
