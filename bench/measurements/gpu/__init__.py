@@ -1,0 +1,1 @@
+"""Measurements on one GPU, each a script for the environment with vLLM."""
