@@ -20,7 +20,7 @@ demo: $(VENV)/.user
 test: $(VENV)/.dev $(VENV)/.tools
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# The contract on a real vLLM, which takes two gigabytes in .tools/vllm.
+# The contract on a real vLLM, which takes two gigabytes in .tools/vllm and Python 3.11 or later.
 test-vllm: $(VENV)/.dev $(VENV)/.vllm
 	$(BIN)/pytest --lane vllm $(VLLM_TESTS)
 
@@ -81,7 +81,7 @@ $(VENV)/.tools: $(VENV)/.dev scripts/test_tools.sh $(wildcard tests/tools/*)
 	scripts/test_tools.sh
 	touch $@
 
-$(VENV)/.vllm: $(VENV)/.dev tests/vllm/requirements.txt tests/vllm/left_out.txt
+$(VENV)/.vllm: $(VENV)/.dev $(VENV)/.tools tests/vllm/requirements.txt tests/vllm/left_out.txt
 	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .tools/vllm
 	$(BIN)/pip --python .tools/vllm/bin/python install --quiet --disable-pip-version-check '$(TORCH)+cpu' || \
 	  $(VLLM_INSTALL) --torch-backend cpu '$(TORCH)'

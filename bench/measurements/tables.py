@@ -238,7 +238,6 @@ def gateway_overhead() -> list[str]:
 TABLES: Mapping[str, Callable[[], list[str]]] = {
     "plan": plan,
     "serving": partial(serving, "serving"),
-    "serving_busy": partial(serving, "serving_busy"),
     "hops": hops,
     "hangups": hangups,
     "leaving": leaving,
