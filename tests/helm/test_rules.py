@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from nemotron_build.profile import load_profile
 from nemotron_core import metrics
 from nemotron_serve.model_server import ModelServer
 from tests.helm.chart import CHART, find, render
@@ -53,6 +54,8 @@ def test_when_alerts_fire(rules: Path) -> None:
         }
 
     pod = {"namespace": "models", "pod": "demo-nemotron-server-0"}
+    profile = load_profile(yaml.safe_load(PRODUCTION.read_text())["profile"])
+    half = f"{profile.limits.max_batch_size // 2 + 1}x60"  # twice that is more than a step takes
     tests = [
         {  # a server that works, beside another release's server, which does not count
             "interval": "1m",
@@ -90,8 +93,8 @@ def test_when_alerts_fire(rules: Path) -> None:
         {  # a server that is stuck, full, and has been slow
             "interval": "1m",
             "input_series": [
-                {"series": f'{running}{{{POD},model="ensemble"}}', "values": "40x60"},
-                {"series": f'{running}{{{POD},model="tensorrt_llm_bls"}}', "values": "40x60"},
+                {"series": f'{running}{{{POD},model="ensemble"}}', "values": half},
+                {"series": f'{running}{{{POD},model="tensorrt_llm_bls"}}', "values": half},
                 {"series": f"{made}{{{POD}}}", "values": "100x60"},
                 {"series": f'{slow}{{{POD},le="30"}}', "values": "0+1x60"},
                 {"series": f'{slow}{{{POD},le="60"}}', "values": "0+10x60"},
