@@ -76,6 +76,7 @@ TINY_LOADS = ((1, 16), (4, 16))
 TOKENS = 97
 RUNS = 3
 QUIET = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # as on the vLLM lane
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",
