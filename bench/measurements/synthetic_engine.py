@@ -77,6 +77,9 @@ class SyntheticAdapter:
         self._stop_if_idle()
         return iter(chunks)
 
+    def workers(self) -> list[int]:
+        return []
+
     def kv_cache_usage(self) -> None:
         """See `Adapter`."""
 

@@ -49,7 +49,7 @@ def main() -> int:
         server = EngineServer(
             adapter, options.lane, options.socket, tokenizer=tokenizer, group=options.group
         )
-        with workers_watched():
+        with workers_watched(adapter.workers()):
             server.run(orphan_seconds=ORPHAN_SECONDS if options.once else None)
         adapter.close()
     except (NemotronError, OSError) as error:

@@ -24,15 +24,16 @@ GRACE_SECONDS = 1.0
 
 
 @contextmanager
-def workers_watched() -> Iterator[None]:
-    """Let this process and all that it has started by now end together, except at the end."""
-    import psutil  # noqa: PLC0415  # the program has the standard library only
+def workers_watched(workers: Sequence[int]) -> Iterator[None]:
+    """Let this process and the workers with these ids end together, except at the end.
 
-    workers = psutil.Process().children(recursive=True)
+    These are not all that it has started: helpers of a library, such as compilers, end by
+    themselves.
+    """
     if not workers:
         yield
         return
-    ids = [str(os.getpid()), *(str(worker.pid) for worker in workers)]
+    ids = [str(os.getpid()), *map(str, workers)]
     with subprocess.Popen(
         [sys.executable, "-I", "-S", __file__, *ids], stdin=subprocess.DEVNULL
     ) as watch:

@@ -79,6 +79,9 @@ class FakeAdapter:
     def kv_cache_usage(self) -> float | None:
         return len(self.running) / MAX_BATCH_SIZE
 
+    def workers(self) -> list[int]:
+        return []
+
     def close(self) -> None:
         pass
 

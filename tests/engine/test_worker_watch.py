@@ -14,7 +14,7 @@ ENGINE = """
 import subprocess, sys, time
 from nemotron_engine.worker_watch import workers_watched
 workers = [subprocess.Popen(["sleep", "1000"]) for _ in range(2)]
-with workers_watched():
+with workers_watched([worker.pid for worker in workers]):
     print(*(worker.pid for worker in workers), flush=True)
     if sys.argv[1:]:
         sys.stdin.read()

@@ -165,12 +165,15 @@ def test_seeds(client: Connection) -> None:
     [
         ({"bias": {7: 100.0}, "max_tokens": 3}, lambda ids: ids == [7, 7, 7]),
         ({"bias": WHOLE_BIAS, "max_tokens": 1}, lambda ids: ids == [9]),
-        ({"max_tokens": 3, "temperature": 2.0, "top_k": 1}, lambda ids: len(ids) == 3),
         ({"max_tokens": 3, "temperature": 1.0, "top_p": 0.0}, lambda ids: len(ids) == 3),
     ],
 )
 def test_settings(fields: dict[str, Any], is_right: Any, client: Connection) -> None:
     assert is_right(ask(client, **fields))
+
+
+def test_the_most_probable_of_one_token_is_greedy(client: Connection) -> None:
+    assert ask(client, max_tokens=6, temperature=2.0, top_k=1) == ask(client, max_tokens=6)
 
 
 def test_bad_sequences_do_not_come(client: Connection) -> None:

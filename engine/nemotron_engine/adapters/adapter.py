@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from nemotron_core.engine_settings import EngineSettings
@@ -39,6 +39,9 @@ class Adapter(Protocol):
 
     def kv_cache_usage(self) -> float | None:
         """Return the fraction of the KV cache in use, or `None` if the library does not say."""
+
+    def workers(self) -> Sequence[int]:
+        """Return the ids of this machine's processes without which the engine is lost."""
 
     def close(self) -> None:
         """End the library. No request runs anymore."""

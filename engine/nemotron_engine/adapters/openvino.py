@@ -134,6 +134,10 @@ class OpenVinoAdapter:
         """See `Adapter`."""
         return float(self._pipeline.get_metrics().cache_usage) / 100  # percent
 
+    def workers(self) -> list[int]:
+        """See `Adapter`. The library has threads only."""
+        return []
+
     def close(self) -> None:
         """See `Adapter`."""
         self._guides.close()

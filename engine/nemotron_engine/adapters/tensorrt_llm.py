@@ -17,6 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import psutil
+
 from nemotron_core.engine_settings import (
     EngineSettings,
     PyTorchEngineSettings,
@@ -31,6 +33,8 @@ from nemotron_engine.protocol import GUIDE_TYPES, Capabilities, Chunk, Request
 LIBRARY = "tensorrt_llm"
 NO_TELEMETRY = "TRTLLM_NO_USAGE_STATS"
 FINISH_REASONS = {"stop": "stop", "length": "length"}
+MPI_POOL = "mpi4py.futures.server"
+"""Module that mpi4py's pool runs in each of its processes."""
 FEATURES = ["bias", "guides"]
 """What every engine of both lanes can do."""
 LOGITS_FEATURES: dict[str, list[str]] = {
@@ -123,6 +127,11 @@ class _LlmAdapter(ABC):
     def kv_cache_usage(self) -> float | None:
         """See `Adapter`. The library does not say."""
         return None
+
+    def workers(self) -> list[int]:
+        """See `Adapter`. On one machine, the library has a pool of mpi4py compute."""
+        children = psutil.Process().children(recursive=True)
+        return [child.pid for child in children if MPI_POOL in child.cmdline()]
 
     def close(self) -> None:
         """See `Adapter`."""

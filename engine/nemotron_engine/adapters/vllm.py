@@ -14,7 +14,7 @@ from typing import Any
 
 from nemotron_core.engine_settings import VllmEngineSettings
 from nemotron_core.errors import ErrorKind, NemotronError
-from nemotron_engine.adapters.vllm_engine import LIBRARY, MAX_LOG_PROBS, load_engine
+from nemotron_engine.adapters.vllm_engine import LIBRARY, MAX_LOG_PROBS, load_engine, worker_ids
 from nemotron_engine.protocol import FEATURES, GUIDE_TYPES, Capabilities, Chunk, Request
 
 MAX_TEMPERATURE = 2.0
@@ -77,6 +77,10 @@ class VllmAdapter:
     def kv_cache_usage(self) -> float | None:
         """See `Adapter`."""
         return float(self._engine.engine_core.engine_core.scheduler.kv_cache_manager.usage)
+
+    def workers(self) -> list[int]:
+        """See `Adapter`."""
+        return worker_ids(self._engine.model_executor)
 
     def close(self) -> None:
         """See `Adapter`."""

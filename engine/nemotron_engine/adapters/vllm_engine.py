@@ -19,14 +19,16 @@ ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
-    "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_USE_FLASHINFER_SAMPLER": "0",
 }
-"""No telemetry, no network, the scheduler in this process, and a sampler that compiles nothing."""
-CPU_ENVIRONMENT = {"TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+"""No telemetry, no network, and the scheduler in this process, whatever the user's environment."""
+DEFAULTS = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_USE_FLASHINFER_SAMPLER": "0"}
+"""A quiet log, and a sampler that compiles nothing."""
+CPU_DEFAULTS = {"TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 """On a CPU, no compiler at the first request with log-probabilities (a minute), and threads that
 are bound to no core, where they would wait for whatever else runs on it."""
+CACHE_SIZE = "VLLM_CPU_KVCACHE_SPACE"
+"""Variable that would take the place of the profile's size of the KV cache."""
 PORT = "MASTER_PORT"
 """Environment variable with the port at which the machines meet, as PyTorch reads it."""
 DEFAULT_PORT = 29501
@@ -65,14 +67,21 @@ def work(folder: Path, place: tuple[int, int]) -> None:
     config = api.EngineArgs(**arguments).create_engine_config(headless=True)
     # As `vllm serve --headless` does, whose handlers of signals would cut off what drains.
     executor = executors.MultiprocExecutor(config, monitor_workers=False)
-    with workers_watched():
+    with workers_watched(worker_ids(executor)):
         executor.start_worker_monitor(inline=True)
 
 
+def worker_ids(executor: Any) -> list[int]:
+    """Return the ids of the processes that vLLM computes in. A single rank has none of its own."""
+    return [worker.proc.pid for worker in getattr(executor, "workers", ())]
+
+
 def set_environment(settings: VllmEngineSettings) -> None:
-    """Set the variables that vLLM reads when it is imported, unless they are set already."""
+    """Set the variables that vLLM reads when it is imported."""
+    os.environ.update(ENVIRONMENT)
+    os.environ.pop(CACHE_SIZE, None)
     is_cpu = settings.kv_cache_tokens is not None
-    for name, text in (ENVIRONMENT | (CPU_ENVIRONMENT if is_cpu else {})).items():
+    for name, text in (DEFAULTS | (CPU_DEFAULTS if is_cpu else {})).items():
         os.environ.setdefault(name, text)
 
 
