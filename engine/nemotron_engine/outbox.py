@@ -23,14 +23,8 @@ class Outbox:
         unsent = self._chunks.get(chunk.key)
         if unsent is None:
             self._chunks[chunk.key] = chunk
-            return
-        unsent.token_ids += chunk.token_ids
-        unsent.log_probs += chunk.log_probs
-        unsent.top_log_probs += chunk.top_log_probs
-        unsent.prompt_log_probs += chunk.prompt_log_probs
-        if chunk.finish_reason:
-            unsent.finish_reason, unsent.scheduled_ns = chunk.finish_reason, chunk.scheduled_ns
-            unsent.error, unsent.error_kind = chunk.error, chunk.error_kind
+        else:
+            unsent.extend(chunk)
 
     def take(self) -> list[Chunk]:
         """Return all chunks, and forget them."""

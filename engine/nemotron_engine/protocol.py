@@ -62,6 +62,9 @@ class Request(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     """Number of alternatives at each generated token. Needs the feature `top_log_probs`."""
     prompt_log_probs: int | None = None
     """Number of alternatives at each prompt token. Needs `prompt_log_probs` unless `None`."""
+    chunk_seconds: float = 0.0
+    """Least time between two chunks. The first and the last one are sent at once; with infinity
+    there are none between them."""
 
 
 GUIDE_TYPES = ("json", "json_schema", "regex", "ebnf_grammar", "structural_tag")
@@ -142,6 +145,16 @@ class Chunk(msgspec.Struct, array_like=True):
     """Token ids and log-probabilities of the alternatives at each of `token_ids`."""
     prompt_log_probs: list[list[tuple[int, float]]] = []
     """The same at each prompt token, its own first; the first token has none."""
+
+    def extend(self, later: Chunk) -> None:
+        """Add the request's next chunk to this one."""
+        self.token_ids += later.token_ids
+        self.log_probs += later.log_probs
+        self.top_log_probs += later.top_log_probs
+        self.prompt_log_probs += later.prompt_log_probs
+        if later.finish_reason:
+            self.finish_reason, self.scheduled_ns = later.finish_reason, later.scheduled_ns
+            self.error, self.error_kind = later.error, later.error_kind
 
     def failure(self, where: str | None = None) -> NemotronError:
         """Return the error of a chunk whose `finish_reason` is "error"."""

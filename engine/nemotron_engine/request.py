@@ -36,6 +36,8 @@ def check_request(request: Request, settings: EngineSettings, capabilities: Capa
         _check_range(name, getattr(request, name), low, high)
     _check_range("temperature", request.temperature, 0, capabilities.max_temperature)
     _check_range("min_tokens", request.min_tokens, 0, request.max_tokens)
+    if not request.chunk_seconds >= 0:
+        raise NemotronError(f"chunk_seconds is {request.chunk_seconds}", remedy="use 0 or more")
     if request.repetition_penalty == 0:
         raise NemotronError("repetition_penalty is 0", remedy="use a positive number")
     if request.seconds is not None and not request.seconds > 0:

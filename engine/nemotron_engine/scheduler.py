@@ -32,6 +32,10 @@ class _Running:
     scheduled_ns: int = 0
     tail: tuple[int, ...] = ()
     """The latest tokens, as many as its longest stop sequence may need."""
+    held: Chunk | None = None
+    """Tokens that wait until `due`, because the request asked for less frequent chunks."""
+    due: float = 0.0
+    """Seconds of `time.monotonic()` from which its next chunk may be sent."""
 
 
 class Scheduler:
@@ -41,6 +45,8 @@ class Scheduler:
         self._adapter = adapter
         self._settings = adapter.settings
         self._running: dict[bytes, _Running] = {}
+        self._holding: dict[bytes, _Running] = {}
+        """The requests with tokens that wait."""
         self._unscheduled: list[_Running] = []
         self._counters = Counters()
         self._next_deadline = float("inf")
@@ -132,8 +138,11 @@ class Scheduler:
                 running.last_seconds = now
             if chunk.finish_reason:
                 self._end(running, chunk)
+            elif running.request.chunk_seconds:
+                self._hold(running, chunk)
             else:
                 running.outbox.put(chunk)
+        self._release(now)
         for last_seconds, count in counts.items():
             if last_seconds != now:
                 self._counters.observe_tokens(now - last_seconds, count)
@@ -186,7 +195,31 @@ class Scheduler:
         self._adapter.cancel(running.request.key)
         self._end(running, last)
 
+    def _hold(self, running: _Running, chunk: Chunk) -> None:
+        if running.held is None:
+            running.held = chunk
+            self._holding[chunk.key] = running
+        else:
+            running.held.extend(chunk)
+
+    def _release(self, now: float) -> None:
+        """Put the tokens that need not wait any longer into the outboxes.
+
+        Only a step looks for them: while requests run there is always a next one.
+        """
+        for key, running in list(self._holding.items()):
+            if running.due <= now:
+                running.due = now + running.request.chunk_seconds
+                self._put_held(self._holding.pop(key))
+
+    def _put_held(self, running: _Running) -> None:
+        if running.held is not None:
+            running.outbox.put(running.held)
+            running.held = None
+
     def _end(self, running: _Running, last: Chunk) -> None:
         del self._running[last.key]
+        if self._holding.pop(last.key, None):
+            self._put_held(running)
         last.scheduled_ns = running.scheduled_ns
         running.outbox.put(last)

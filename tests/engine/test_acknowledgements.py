@@ -37,7 +37,7 @@ def acknowledgements(path: Path) -> Iterator[Acknowledgements]:
 def test_names_arrive_in_order(acknowledgements: Acknowledgements, sender: Acknowledger) -> None:
     for key in KEYS:
         sender.send(key)
-    acknowledgements.wait(None)
+    acknowledgements.wait()
     assert list(acknowledgements.receive()) == KEYS
     assert list(acknowledgements.receive()) == []
 
@@ -46,7 +46,7 @@ def test_a_wait_ends_when_somebody_wakes_it(acknowledgements: Acknowledgements) 
     woken = threading.Event()
 
     def wait() -> None:
-        acknowledgements.wait(None)
+        acknowledgements.wait()
         woken.set()
 
     thread = threading.Thread(target=wait)
@@ -61,10 +61,11 @@ def test_after_all_was_received_a_wait_takes_no_processor(
 ) -> None:
     sender.send(KEYS[0])
     acknowledgements.wake()
-    acknowledgements.wait(None)
+    acknowledgements.wait()
     assert list(acknowledgements.receive()) == KEYS[:1]
+    threading.Timer(0.05, acknowledgements.wake).start()
     start = time.monotonic()
-    acknowledgements.wait(0.05)
+    acknowledgements.wait()
     assert time.monotonic() - start >= 0.04
 
 

@@ -59,6 +59,8 @@ def check(capabilities: Capabilities = PLAIN, **fields: Any) -> None:
         ({"top_p": -0.1}, "top_p is -0.1"),
         ({"top_k": -1}, "top_k is -1"),
         ({"top_k": 2**31}, "top_k is 2147483648"),
+        ({"chunk_seconds": -0.1}, "chunk_seconds is -0.1: use 0 or more"),
+        ({"chunk_seconds": math.nan}, "chunk_seconds is nan"),
         ({"repetition_penalty": 0.0}, "repetition_penalty is 0: use a positive number"),
         ({"repetition_penalty": -1.0}, "repetition_penalty is -1.0"),
         ({"repetition_penalty": 1000.5}, "repetition_penalty is 1000.5"),

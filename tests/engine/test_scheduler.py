@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from types import SimpleNamespace
 
@@ -311,6 +312,53 @@ def test_stop_sequences_do_not_depend_on_the_chunks(
     assert chunk.token_ids == ids[:end]
     assert [top[0][0] for top in chunk.top_log_probs] == chunk.token_ids
     assert chunk.finish_reason == ("length" if end is None else "stop")
+
+
+def test_chunks_come_no_more_often_than_the_client_wants(engine: Engine, clock: Clock) -> None:
+    answer = engine.ask([0], max_tokens=9, chunk_seconds=0.05, log_probs=True)
+    every = engine.ask([0], max_tokens=9)
+    sizes = []
+    for _ in range(9):
+        count = len(answer.token_ids)
+        engine.step()
+        sizes.append(len(answer.token_ids) - count)
+        clock.seconds += 0.02
+    assert sizes == [1, 0, 0, 3, 0, 0, 3, 0, 2]  # the last one waits for nothing
+    assert answer.token_ids == every.token_ids == list(range(1, 10))
+    assert answer.log_probs == [-float(id_) for id_ in answer.token_ids]
+    assert every.chunks == 9
+
+
+def test_tokens_that_wait_are_sent_although_no_more_come(
+    engine: Engine, adapter: FakeAdapter, clock: Clock
+) -> None:
+    answer = engine.ask([0], max_tokens=9, chunk_seconds=0.05)
+    engine.step()
+    engine.step()
+    assert answer.token_ids == [1]
+    adapter.running[answer.request.key] = request([SILENT])  # the library has paused it
+    clock.seconds += 0.05
+    engine.step()
+    assert answer.token_ids == [1, 2]
+
+
+def test_no_chunks_between_the_first_and_the_last(engine: Engine) -> None:
+    answer = engine.ask([0], max_tokens=5, chunk_seconds=math.inf).wait()
+    assert (answer.token_ids, answer.chunks) == ([1, 2, 3, 4, 5], 2)
+
+
+def test_tokens_that_wait_come_with_the_end(engine: Engine, clock: Clock) -> None:
+    late = engine.ask([0], chunk_seconds=math.inf, seconds=5)
+    cancelled = engine.ask([0], chunk_seconds=math.inf)
+    for _ in range(3):
+        engine.step()
+    engine.cancel(cancelled)
+    assert (cancelled.token_ids, cancelled.finish_reason) == ([1, 2, 3], "cancelled")
+    clock.seconds += 5
+    engine.step()
+    assert late.token_ids == [1, 2, 3, 4]
+    assert kind(late) is ErrorKind.TIMED_OUT
+    engine.step()
 
 
 def test_requests_that_begin_in_one_step_have_one_start(engine: Engine, clock: Clock) -> None:

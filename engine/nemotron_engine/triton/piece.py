@@ -56,9 +56,9 @@ class Acknowledgements:
         """End a `wait`."""
         os.eventfd_write(self._wake, 1)
 
-    def wait(self, seconds: float | None) -> None:
+    def wait(self) -> None:
         """Wait until there is something to receive, or for `wake`."""
-        self._poll.poll(None if seconds is None else 1000 * seconds)
+        self._poll.poll()
         with suppress(BlockingIOError):
             os.eventfd_read(self._wake)
 

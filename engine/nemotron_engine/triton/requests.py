@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections import deque
@@ -21,8 +20,6 @@ WATCH_SECONDS = 0.1
 QUESTION_SECONDS = 0.0008
 """Time for each of many requests between two questions about it: each takes a message to Triton's
 process and back, which with hundreds of streams would cost as much as their tokens."""
-TICK_SECONDS = 0.005
-"""Requests become due at multiples of this, so that a thread wakes once for several of them."""
 HEARTBEAT_SECONDS = 0.15
 WINDOW = 8
 """Number of responses on their way to whoever acknowledges them: enough to keep it busy, too few to
@@ -34,10 +31,9 @@ UNACKNOWLEDGED_SECONDS = 1.0
 class RunningRequests:
     """Starts requests at the engine, and sends what comes for them from `threads` threads.
 
-    A request's first chunk is sent at once and before all others; later ones at most every
-    `PIECE_SECONDS`, or less often if the threads cannot keep up: what comes meanwhile goes into the
-    next response. With `acknowledgements`, for which there is one thread, at most `WINDOW`
-    responses are unacknowledged at a time, and one for each request.
+    A request's first chunk is sent before all others. If the threads cannot keep up, what comes
+    meanwhile goes into the request's next response. With `acknowledgements`, for which there is one
+    thread, at most `WINDOW` responses are unacknowledged at a time, and one for each request.
     """
 
     def __init__(
@@ -54,7 +50,6 @@ class RunningRequests:
         self._in_flight = 0
         self._requests: dict[bytes, RunningRequest] = {}
         self._ready: deque[RunningRequest] = deque()
-        self._later: deque[RunningRequest] = deque()
         self._changed = threading.Condition()
         self._closed = threading.Event()
         self.load: Load | None = None
@@ -111,15 +106,15 @@ class RunningRequests:
             self._is_waiting = False
             self._acknowledgements.wake()
 
-    def _wait(self, seconds: float | None) -> None:
+    def _wait(self) -> None:
         """Wait for something to do."""
         if self._acknowledgements is None:
-            self._changed.wait(seconds)
+            self._changed.wait()
             return
         self._is_waiting = True
         self._changed.release()
         try:
-            self._acknowledgements.wait(seconds)
+            self._acknowledgements.wait()
         finally:
             self._changed.acquire()
             self._is_waiting = False
@@ -146,7 +141,6 @@ class RunningRequests:
                     continue
                 if chunk.finish_reason:
                     request.unfinished.discard(chunk.key)
-                    request.due = 0.0
                 request.outbox.put(chunk)
                 must_look |= self._queue(request)
             if must_look:
@@ -156,38 +150,22 @@ class RunningRequests:
         """Queue a request that has chunks. Return whether a waiting thread must look."""
         if request.is_ready or request.is_busy or request.in_flight or not request.outbox:
             return False
-        if request.is_waiting and request.due:
-            return False
-        if not request.wants_chunks and request.unfinished:
-            return False
         if request.is_new:
             request.is_new = False
             self._ready.appendleft(request)
-        elif request.due <= time.monotonic():
-            self._ready.append(request)
         else:
-            request.is_waiting = True
-            self._later.append(request)  # nearly in the order in which they are due
-            return len(self._later) == 1
-        request.is_ready, request.is_waiting = True, False
+            self._ready.append(request)
+        request.is_ready = True
         return True
 
     def _next(self) -> RunningRequest | None:
         """Wait for a request to send. Return `None` at the end."""
         while not self._closed.is_set():
             self._receive()
-            now = time.monotonic()
-            while self._later and self._later[0].due <= now:
-                request = self._later.popleft()
-                if request.is_waiting:  # otherwise it has become ready earlier
-                    request.is_ready, request.is_waiting = True, False
-                    self._ready.append(request)
-            if self._acknowledgements is not None and self._in_flight >= WINDOW:
-                self._wait(None)
-            elif self._ready:
+            is_full = self._acknowledgements is not None and self._in_flight >= WINDOW
+            if self._ready and not is_full:
                 return self._ready.popleft()
-            else:
-                self._wait(self._later[0].due - now if self._later else None)
+            self._wait()
         return None
 
     def _send(self) -> None:
@@ -215,7 +193,6 @@ class RunningRequests:
             with self._changed:
                 request.is_busy = False
                 request.sent_seconds = time.monotonic()
-                request.due = _due(request.sent_seconds, request.interval)
                 self._queue(request)
             if request.is_ended:
                 self._forget(request)
@@ -257,10 +234,3 @@ class RunningRequests:
             self._in_flight -= request.in_flight
             request.in_flight = 0
             self._wake()
-
-
-def _due(sent_seconds: float, interval: float) -> float:
-    """Return when a request that was sent now is due again."""
-    if not interval:
-        return sent_seconds
-    return math.ceil((sent_seconds + interval) / TICK_SECONDS) * TICK_SECONDS

@@ -16,10 +16,6 @@ from nemotron_engine.triton.answers import Answers, Outcome
 from nemotron_engine.triton.prompts import Prompts
 from nemotron_engine.triton.tensors import FINAL, Options, error_response
 
-PIECE_SECONDS = 0.05
-"""Least time between two responses of one streamed request: 20 texts a second look smooth. More
-responses bring no more tokens, but take the processor from whatever needs it."""
-
 
 class RunningRequest(ABC):
     """A request whose answers are generated.
@@ -42,17 +38,10 @@ class RunningRequest(ABC):
         self.is_ended = False
         """Whether the last response was sent."""
         self.outbox = Outbox()
-        self.wants_chunks = prompts.settings.stream or any(
-            answer.stop_strings for answer in prompts.answers
-        )
-        """Whether chunks before the last one make a difference."""
-        self.interval = 0.0 if prompts.settings.single_tokens else PIECE_SECONDS
         self.heartbeat = options.heartbeat and prompts.settings.stream
         """Whether an empty response says, until the first chunk, that the request still runs."""
-        self.due = 0.0
-        self.is_ready = self.is_waiting = self.is_busy = False
-        """Whether a thread may send it now, whether it waits until it is due, and whether a thread
-        is sending it."""
+        self.is_ready = self.is_busy = False
+        """Whether it waits for a thread, and whether a thread is sending it."""
         self.is_new = True
         self.in_flight = 0
         """Number of responses that are not acknowledged yet, where they are acknowledged."""
