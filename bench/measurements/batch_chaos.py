@@ -62,7 +62,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     url = f"grpc://{profile.address}:{profile.ports.grpc}"
 
     def command(output: Path) -> list[str]:
-        return [NEMOTRON, "batch", str(source), str(output), "--url", url]
+        options = ["--url", url, "--accept", "any"]  # the answers are cut off
+        return [NEMOTRON, "batch", str(source), str(output), *options]
 
     victims = ["client", "server"] * options.kills
     generator.shuffle(victims)

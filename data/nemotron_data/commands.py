@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import typer
 
 from nemotron_core.command_options import takes
@@ -14,12 +12,13 @@ from nemotron_data.options import BatchOptions, SynthesisOptions
 def batch(options: BatchOptions) -> None:
     """Answer every row of a file, each exactly once. The same command again continues the run.
 
-    The server's API key is read from the environment variable NEMOTRON_API_KEY.
+    The server's API key is read from the environment variable NEMOTRON_API_KEY or OPENAI_API_KEY.
     """
     from nemotron_core.errors import NemotronError
-    from nemotron_data.batch.job import Job, errors_path
+    from nemotron_data.batch.job import Job
     from nemotron_data.batch.run import Interrupted
-    from nemotron_data.rows import STREAM
+    from nemotron_data.batch.target import target_of
+    from nemotron_data.rows.source import STREAM
 
     try:
         counts = Job(options, options.defaults).run()
@@ -29,7 +28,7 @@ def batch(options: BatchOptions) -> None:
         output = options.output
         raise NemotronError(
             f"{counts.failed} of {counts.failed + counts.finished} rows failed",
-            where="standard output" if output == STREAM else errors_path(Path(output)),
+            where="standard output" if output == STREAM else target_of(output).errors,
             remedy="each is there with its reason; the same command tries them again",
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,27 @@ from typing import Annotated
 
 import typer
 
-from nemotron_data.transport.protocol import MAX_TOKENS, MODEL
+MAX_TOKENS = 1024
+"""Default of `max_tokens` for rows that do not set it."""
+MODEL = "nemotron-4-340b-instruct"
+"""Default of `model` for rows that do not set it."""
+DEFAULT_URL = "http://127.0.0.1:1424"
 
 Value = str | int | float | bool | None
 """A value of a request body that a run sets for its rows."""
+
+
+class Format(str, enum.Enum):
+    """A format of an input, by the name that `--input-format` takes."""
+
+    JSONL = "jsonl"
+    JSON = "json"
+    CSV = "csv"
+    TSV = "tsv"
+    TEXT = "text"
+    PARQUET = "parquet"
+    ARROW = "arrow"
+
 
 MaxConcurrency = Annotated[
     int, typer.Option(min=1, max=4096, help="Largest number of requests at once.")
@@ -24,25 +42,58 @@ Patience = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class BatchOptions:
-    """Options of `nemotron batch`. `source` and `output` are paths or `-`."""
+    """Options of `nemotron batch`."""
 
     source: Annotated[
-        str, typer.Argument(metavar="IN.jsonl", help="Input file, may be .gz; - is standard input.")
+        str,
+        typer.Argument(
+            metavar="INPUT",
+            help="JSONL, JSON, CSV, TSV, text, Parquet or Arrow, compressed or not; a folder, "
+            "a quoted pattern of files, or - for standard input.",
+        ),
     ]
     output: Annotated[
-        str, typer.Argument(metavar="OUT.jsonl", help="Results, may be .gz; - is standard output.")
+        str,
+        typer.Argument(
+            metavar="OUTPUT",
+            help="OUT.jsonl, .jsonl.gz, .jsonl.zst or .parquet; a folder OUT/ for a dataset of "
+            "several files with a card; - for standard output.",
+        ),
     ]
     url: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
             envvar="NEMOTRON_BATCH_URL",
-            help="http(s):// URL of an OpenAI-compatible server, or grpc:// URL of Triton.",
+            help="http(s):// URL of an OpenAI-compatible server, or grpc:// URL of Triton. May be "
+            "repeated for several servers; @FILE has one per line. [default: http://127.0.0.1:1424]",
         ),
-    ] = "http://127.0.0.1:1424"
+    ] = None
+    allow_different_engines: Annotated[
+        bool, typer.Option("--allow-different-engines", help="Mix servers with other engines.")
+    ] = False
+
+    input_format: Annotated[
+        Format | None, typer.Option(help="Format of the input, if it is not recognised.")
+    ] = None
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="Template of the user's message: 'Translate: {{ column }}'."),
+    ] = None
+    prompt_column: Annotated[
+        str | None, typer.Option(help="Column that holds the user's message.")
+    ] = None
+    system: Annotated[
+        str | None, typer.Option(help="Template of the system message, with one of these two.")
+    ] = None
+    id_column: Annotated[str | None, typer.Option(help="Column with each row's custom_id.")] = None
+
     model: Annotated[str | None, typer.Option(help="Model of rows that do not name one.")] = None
     max_tokens: Annotated[
         int, typer.Option(min=1, help="Longest answer in tokens, for rows that do not set it.")
     ] = MAX_TOKENS
+    no_max_tokens: Annotated[
+        bool, typer.Option("--no-max-tokens", help="Leave the length of answers to the server.")
+    ] = False
     temperature: Annotated[
         float, typer.Option(min=0, help="Sampling temperature, unless a row sets it; 0 is greedy.")
     ] = 0.0
@@ -50,9 +101,30 @@ class BatchOptions:
         int | None, typer.Option(help="Seed of the run; each row's own seed is derived from it.")
     ] = 0
     """`None` means that rows get no seed."""
+    no_seed: Annotated[bool, typer.Option("--no-seed", help="Send rows without a seed.")] = False
+
+    accept: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Rule that answers must fulfil, may be repeated: any, finish_reason=A,B, "
+            "min_length=N, regex=R, json, schema=FILE, python=MODULE:FUNCTION. Unless any is given,"
+            " empty answers and chats that were cut off fail."
+        ),
+    ] = None
+    attempts: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Number of attempts for a row that fails or whose answer is not accepted."
+        ),
+    ] = 5
+
     ordered: Annotated[
         bool, typer.Option("--ordered", help="Sort the results like the rows at the end.")
     ] = False
+    rows_per_file: Annotated[
+        int, typer.Option(min=1, help="Rows in each file of an output folder.")
+    ] = 100_000
+
     concurrency: MaxConcurrency = 256
     """Fewer requests are sent if more of them would only wait for each other."""
     requests_per_minute: Annotated[
@@ -61,19 +133,37 @@ class BatchOptions:
     tokens_per_minute: Annotated[
         float | None, typer.Option(min=1, help="Most prompt and answer tokens per minute.")
     ] = None
-    attempts: Annotated[
-        int, typer.Option(min=1, help="Number of attempts for a row that fails on its own.")
-    ] = 5
     timeout: Annotated[
         float, typer.Option(min=0.1, help="Longest time in seconds for one request.")
     ] = 1800.0
     patience: Patience = 600.0
 
+    price_in: Annotated[
+        float | None, typer.Option(min=0, help="Price of a million tokens of prompts.")
+    ] = None
+    price_out: Annotated[
+        float | None, typer.Option(min=0, help="Price of a million tokens of answers.")
+    ] = None
+    metrics_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port for Prometheus, on this machine.")
+    ] = None
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Send nothing: show rows, tokens, first request and cost."),
+    ] = False
+
     @property
     def defaults(self) -> Mapping[str, Value]:
         """Keys of a request body for rows that do not set them."""
-        sampling = {"max_tokens": self.max_tokens, "temperature": self.temperature}
-        return {"model": self.model or MODEL, **sampling}
+        defaults: dict[str, Value] = {"model": self.model or MODEL}
+        if not self.no_max_tokens:
+            defaults["max_tokens"] = self.max_tokens
+        return defaults | {"temperature": self.temperature}
+
+    @property
+    def row_seed(self) -> int | None:
+        """Seed of the run, or `None` if rows get no seed."""
+        return None if self.no_seed else self.seed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from nemotron_data.batch.job import Job
+from nemotron_data.batch.run import Counts
+from nemotron_data.options import BatchOptions
 from tests.standins.chat_server import ChatServer, Reply, said
 from tests.tiny_nemotron.answers import ExactAnswer
 from tests.waiting import WAIT, until
@@ -61,6 +64,13 @@ def texts(results: list[dict[str, Any]]) -> dict[str, str]:
     assert len(text_by_id) == len(results)
     assert all(result["error"] is None for result in results)
     return text_by_id
+
+
+def in_process(*arguments: object, **options: Any) -> Counts:
+    """Run a batch in this process."""
+    source, output = map(str, arguments)
+    batch_options = BatchOptions(source=source, output=output, **options)
+    return Job(batch_options, batch_options.defaults).run()
 
 
 def lines_in(path: Path) -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import heapq
+import random
 from collections.abc import Callable
 
 import pytest
 
-from nemotron_data.batch.pace import HOLD, Bucket, Concurrency, backoff
+from nemotron_data.batch.pace import FIRST_LIMIT, HOLD, QUICK_ANSWERS, Bucket, Concurrency, backoff
 
 TOKENS = 10
 
@@ -49,7 +50,7 @@ def test_finds_what_a_server_has_room_for(room: int) -> None:
     rate, refused = simulate(concurrency, batching(room), queue=10**9, answers=20_000)
     best = room / batching(room)(room)
     assert rate > 0.8 * best
-    assert concurrency.limit <= max(8, 3 * room)
+    assert concurrency.limit <= max(FIRST_LIMIT, 3 * room)
     assert refused == 0
 
 
@@ -66,12 +67,36 @@ def test_grows_to_the_most_where_nothing_gets_slower() -> None:
     assert concurrency.limit == 100
 
 
+def test_noise_does_not_hide_that_a_server_has_room() -> None:
+    generator = random.Random(1)
+    concurrency = Concurrency(maximum=256)
+    simulate(concurrency, lambda _n: generator.uniform(7, 13), queue=10**9, answers=1_500)
+    assert concurrency.limit == 256
+
+
+def test_a_server_is_full_after_three_latencies() -> None:
+    """Requests run until the clock passes their end; answers of one latency arrive together."""
+    concurrency = Concurrency(maximum=1024)
+    running: list[tuple[float, int]] = []
+    for latencies in range(1, 4):
+        running += [(latencies, concurrency.limit)] * (concurrency.limit - len(running))
+        for _end, limit in running:
+            concurrency.record_answer(10, TOKENS, limit)
+        running.clear()
+    assert concurrency.limit == 1024
+
+
 def play_round(concurrency: Concurrency, latency: float) -> int:
-    """Record a round of answers of `latency` seconds per token, and return the new limit."""
+    """Record as many answers as a decision needs, of `latency` seconds per token.
+
+    Returns the new limit.
+    """
     limit = concurrency.limit
     for answer in range(limit):
-        assert concurrency.limit == limit, answer
         concurrency.record_answer(latency * TOKENS, TOKENS, limit)
+        if concurrency.limit != limit:
+            assert answer + 1 in (QUICK_ANSWERS, limit)
+            break
     return concurrency.limit
 
 
@@ -83,51 +108,95 @@ def held_rounds(concurrency: Concurrency) -> int:
     return rounds
 
 
-def test_the_first_limit_is_four_or_the_maximum() -> None:
-    assert Concurrency(maximum=64).limit == 4
+def closed(maximum: int, limit: int) -> Concurrency:
+    """Return a limit that has been opened, after a step up that failed."""
+    concurrency = Concurrency(maximum, first=limit)
+    assert play_round(concurrency, 1.0) == min(maximum, 4 * limit)
+    assert play_round(concurrency, 9.0) == limit
+    return concurrency
+
+
+def test_the_first_limit_is_twenty_or_the_maximum() -> None:
+    assert Concurrency(maximum=64).limit == 20
     assert Concurrency(maximum=2).limit == 2
     assert Concurrency(maximum=64, first=8).limit == 8
 
 
-def test_the_limit_doubles_with_each_round_up_to_the_maximum() -> None:
-    concurrency = Concurrency(maximum=20)
-    assert [play_round(concurrency, 1.0) for _ in range(5)] == [8, 16, 20, 20, 20]
+def test_the_limit_is_opened_by_few_answers_up_to_the_maximum() -> None:
+    concurrency = Concurrency(maximum=1000)
+    assert [play_round(concurrency, 1.0) for _ in range(5)] == [80, 320, 1000, 1000, 1000]
 
 
-@pytest.mark.parametrize(("latency", "limit"), [(1.75, 16), (1.76, 4)])
+def test_few_answers_are_not_needed_where_fewer_run() -> None:
+    concurrency = Concurrency(maximum=64, first=2)
+    for limit in [2, 8]:
+        concurrency.record_answer(1, 1, 2)
+        assert concurrency.limit == limit
+
+
+@pytest.mark.parametrize(("latency", "limit"), [(3.25, 320), (3.26, 20)])
 def test_a_step_is_kept_if_a_quarter_of_it_becomes_throughput(latency: float, limit: int) -> None:
-    concurrency = Concurrency(maximum=64)
-    assert play_round(concurrency, 1.0) == 8
+    concurrency = Concurrency(maximum=640)
+    assert play_round(concurrency, 1.0) == 80
     assert play_round(concurrency, latency) == limit
 
 
 def test_a_step_is_measured_against_the_round_before_it() -> None:
-    concurrency = Concurrency(maximum=64)
-    assert play_round(concurrency, 1.0) == 8
-    assert play_round(concurrency, 1.5) == 16
-    assert play_round(concurrency, 1.5 * 1.75) == 32
-    assert play_round(concurrency, 1.5 * 1.75 * 1.76) == 16
+    concurrency = Concurrency(maximum=10_000)
+    assert play_round(concurrency, 1.0) == 80
+    assert play_round(concurrency, 1.5) == 320
+    assert play_round(concurrency, 1.5 * 3.25) == 1280
+    assert play_round(concurrency, 1.5 * 3.25 * 3.26) == 320
+
+
+def test_a_whole_round_decides_about_each_step_of_the_opening() -> None:
+    concurrency = Concurrency(maximum=10_000)
+    assert [play_round(concurrency, latency) for latency in (1, 1, 1, 9)] == [80, 320, 1280, 320]
+    assert [play_round(concurrency, latency) for latency in (9, 9)] == [80, 20]
+    assert held_rounds(concurrency) == 16
+
+
+def test_a_whole_round_decides_about_the_last_step_to_the_maximum() -> None:
+    concurrency = Concurrency(maximum=80)
+    assert play_round(concurrency, 1.0) == 80
+    assert concurrency.proven_limit == 20
+    for _ in range(QUICK_ANSWERS):
+        concurrency.record_answer(TOKENS, TOKENS, 80)  # fast ones come first
+    assert play_round(concurrency, 9.0) == 20
+    kept = Concurrency(maximum=80)
+    play_round(kept, 1.0)
+    assert play_round(kept, 1.0) == play_round(kept, 1.0) == 80
+    assert kept.proven_limit == 80
+
+
+def test_a_known_limit_is_opened_by_the_first_answer() -> None:
+    concurrency = Concurrency(maximum=256, known=200)
+    assert concurrency.limit == 20
+    concurrency.record_answer(1, 1, 20)
+    assert concurrency.limit == concurrency.proven_limit == 200
+    assert play_round(concurrency, 1.0) == 256
+    assert concurrency.proven_limit == 200
+    for maximum, known, limit in [(100, 200, 100), (256, 3, 20)]:
+        other = Concurrency(maximum, known=known)
+        other.record_answer(1, 1, 20)
+        assert other.limit == limit
 
 
 def test_after_a_step_that_failed_the_limit_is_held_and_then_grows_by_an_eighth() -> None:
-    concurrency = Concurrency(maximum=1024, first=40)
-    assert play_round(concurrency, 1.0) == 80
-    assert play_round(concurrency, 9.0) == 40
+    concurrency = closed(1024, 40)
     assert held_rounds(concurrency) == HOLD
     assert concurrency.limit == 45
     assert play_round(concurrency, 1.0) == 50  # 45 and an eighth, rounded down
 
 
 def test_a_small_limit_grows_by_one() -> None:
-    concurrency = Concurrency(maximum=1024)
-    assert play_round(concurrency, 1.0) == 8
-    assert play_round(concurrency, 9.0) == 4
+    concurrency = closed(1024, 4)
     held_rounds(concurrency)
     assert concurrency.limit == 5
 
 
 def test_the_hold_doubles_with_each_failure_and_starts_again_after_a_success() -> None:
-    concurrency = Concurrency(maximum=1024)
+    concurrency = Concurrency(maximum=1024, first=8)
     play_round(concurrency, 1.0)
     holds = []
     for _ in range(5):
@@ -142,32 +211,33 @@ def test_the_hold_doubles_with_each_failure_and_starts_again_after_a_success() -
 def test_at_the_maximum_no_step_is_on_trial() -> None:
     concurrency = Concurrency(maximum=8)
     assert [play_round(concurrency, latency) for latency in (1, 1.5, 3, 6, 12)] == [8] * 5
+    assert concurrency.proven_limit == 8
     concurrency.record_overload(8)
     assert held_rounds(concurrency) == HOLD
     assert play_round(concurrency, 9.0) == 4
     assert held_rounds(concurrency) == HOLD
 
 
-@pytest.mark.parametrize(("seconds", "limit"), [(2, 8), (2.04, 2)])
+@pytest.mark.parametrize(("seconds", "limit"), [(6.25, 32), (6.35, 2)])
 def test_the_latency_of_a_round_is_its_seconds_by_its_tokens(seconds: float, limit: int) -> None:
     concurrency = Concurrency(maximum=64, first=2)
     concurrency.record_answer(3, 1, 2)
     concurrency.record_answer(0, 2, 2)  # one second per token
-    assert concurrency.limit == 4
-    concurrency.record_answer(1, 0, 4)  # no tokens count as one token
-    concurrency.record_answer(2, 0, 4)
-    concurrency.record_answer(2, 1, 4)
-    concurrency.record_answer(seconds, 1, 4)  # 1.75 seconds per token, or a little more
+    assert concurrency.limit == 8
+    for _ in range(6):
+        concurrency.record_answer(3, 0, 8)  # no tokens count as one token
+    concurrency.record_answer(1.75, 1, 8)
+    concurrency.record_answer(seconds, 1, 8)  # 3.25 seconds per token, or a little more
     assert concurrency.limit == limit
 
 
 def test_answers_of_another_limit_are_ignored() -> None:
-    concurrency = Concurrency(maximum=64)
+    concurrency = Concurrency(maximum=64, first=4)
     for limit in [3, 5] * 10:
         concurrency.record_answer(1, 1, limit)
         concurrency.record_overload(limit)
     assert concurrency.limit == 4
-    assert play_round(concurrency, 1.0) == 8
+    assert play_round(concurrency, 1.0) == 16
 
 
 def test_halved_once_for_all_that_were_sent_together() -> None:
@@ -181,15 +251,15 @@ def test_halved_once_for_all_that_were_sent_together() -> None:
 
 
 def test_after_an_overload_a_new_round_begins_and_no_step_is_on_trial() -> None:
-    concurrency = Concurrency(maximum=1024)
-    assert play_round(concurrency, 1.0) == 8
+    concurrency = Concurrency(maximum=1024, first=4)
+    assert play_round(concurrency, 1.0) == 16
     for _ in range(3):
-        concurrency.record_answer(1, 1, 8)
-    concurrency.record_overload(8)
-    assert concurrency.limit == 4
-    assert play_round(concurrency, 9.0) == 4
+        concurrency.record_answer(1, 1, 16)
+    concurrency.record_overload(16)
+    assert concurrency.limit == concurrency.proven_limit == 8
+    assert play_round(concurrency, 9.0) == 8
     assert held_rounds(concurrency) == HOLD - 1
-    assert concurrency.limit == 5
+    assert concurrency.limit == 9
 
 
 def test_a_bucket_keeps_its_rate() -> None:

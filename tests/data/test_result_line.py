@@ -7,30 +7,64 @@ import json
 import pytest
 
 from nemotron_core.errors import ErrorKind
-from nemotron_data.batch.result_line import failure_line, result_line
-from nemotron_data.rows import CHAT, BadRow, Row
+from nemotron_data.batch.result_line import NotAccepted, failure_line, result_line
+from nemotron_data.rows.row import CHAT, BadRow, Row
 from nemotron_data.transport.protocol import Answer, Failure
 
-ROW = Row(7, "a", CHAT, {})
+BODY = {"messages": [{"role": "user", "content": "Hello"}]}
+ROW = Row(7, "a", CHAT, BODY)
 AGAIN = "run the same command again"
 
 
-def test_a_result_has_openai_s_form() -> None:
-    line = result_line("お茶", Answer(200, "r", {"choices": ["\ud800"]}))
+def answer(content: object) -> Answer:
+    body = {"id": "b", "choices": [{"message": {"content": content}}]}
+    return Answer(200, "r", json.dumps(body, ensure_ascii=False, indent=1).encode())
+
+
+def test_a_result_has_openai_s_form_and_the_server_s_own_body() -> None:
+    row = Row(7, "お茶", CHAT, BODY)
+    line = result_line(row, answer("Tee – お茶"))
     assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
     assert json.loads(line) == {
-        "id": json.loads(failure_line(Row(1, "お茶", CHAT, {}), None))["id"],
+        "id": f"batch_req_{row.key.hex()}",
         "custom_id": "お茶",
-        "response": {"status_code": 200, "request_id": "r", "body": {"choices": ["\ud800"]}},
+        "response": {
+            "status_code": 200,
+            "request_id": "r",
+            "body": json.loads(answer("Tee – お茶").body),
+        },
         "error": None,
     }
-    assert "お茶".encode() in result_line("お茶", Answer(200, "r", {}))
+    assert "お茶".encode() in line
 
 
-def test_an_answer_that_is_no_json_is_a_failure_of_the_server() -> None:
-    with pytest.raises(Failure, match="the answer is no JSON") as raised:
-        result_line("a", Answer(200, "r", {"choices": [float("nan")]}))
-    assert (raised.value.kind, raised.value.status) == (ErrorKind.FAILED, 500)
+def test_the_columns_that_are_not_sent_come_back() -> None:
+    row = Row(7, "a", CHAT, BODY, {"source": "wiki", "half": "\ud800"})
+    for line in [result_line(row, answer("x")), failure_line(row, None)]:
+        assert json.loads(line)["metadata"] == {"source": "wiki", "half": "\ud800"}
+    assert "metadata" not in json.loads(result_line(ROW, answer("x")))
+
+
+def test_half_of_a_surrogate_pair_in_an_answer_stays() -> None:
+    body = b'{"choices": [{"message": {"content": "\\ud800"}}]}'
+    line = result_line(ROW, Answer(200, "r", body))
+    assert json.loads(line)["response"]["body"]["choices"][0]["message"]["content"] == "\ud800"
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"choices": [NaN]}', b'{"choices": 1}', b"\xff", b'{"choices": [], "a": "\xff"}']
+)
+def test_an_answer_that_is_no_json_of_openai_is_a_failure_of_the_server(body: bytes) -> None:
+    with pytest.raises(Failure, match="the answer is not OpenAI's") as raised:
+        Answer(200, "r", body)
+    assert (raised.value.kind, raised.value.status) == (ErrorKind.FAILED, 200)
+
+
+def test_an_answer_that_is_not_accepted_is_kept_with_the_reason() -> None:
+    line = json.loads(failure_line(ROW, NotAccepted("cut off", answer("x"))))
+    assert line["response"]["body"]["choices"][0]["message"]["content"] == "x"
+    assert (line["error"]["code"], line["error"]["message"]) == ("not_accepted", "cut off")
 
 
 @pytest.mark.parametrize(

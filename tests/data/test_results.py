@@ -5,29 +5,67 @@ from __future__ import annotations
 import errno
 import fcntl
 import gzip
+import hashlib
 import io
 import json
 import os
 import random
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import zstandard
 
 from nemotron_core.errors import NemotronError
-from nemotron_data.batch import results as results_module
-from nemotron_data.batch.manifest import row_seed
-from nemotron_data.batch.results import ResultFile
-from nemotron_data.rows import digest
+from nemotron_data.batch import codec as codec_module
+from nemotron_data.batch.request import row_seed
+from nemotron_data.batch.results import KEY, Keys, ResultFile
+from nemotron_data.rows.compression import ZstdFile
 
 
-def line(name: str) -> bytes:
-    content = {"custom_id": name, "text": "Tee – お茶"}
+def key(name: str) -> bytes:
+    return hashlib.blake2b(name.encode(), digest_size=16).digest()
+
+
+def line(name: str, text: str = "Tee – お茶") -> bytes:
+    content = {"id": f"batch_req_{key(name).hex()}", "custom_id": name, "text": text}
     return json.dumps(content, ensure_ascii=False).encode() + b"\n"
 
 
-def ids(*names: str) -> set[int]:
-    return {digest(name) for name in names}
+def ids(*names: str) -> list[bytes]:
+    return [key(name) for name in names]
+
+
+def loaded(results: ResultFile) -> list[bytes]:
+    keys = results.load()
+    return [keys[index : index + 1].tobytes() for index in range(len(keys))]
+
+
+def positions_of(*names: str) -> Callable[[Keys], Any]:
+    """Return the positions that `ResultFile.sort` needs for the order of `names`."""
+    order = {key(name): position for position, name in enumerate(names)}
+
+    def positions(keys: Keys) -> Any:
+        return np.array([order[keys[i : i + 1].tobytes()] for i in range(len(keys))])
+
+    return positions
+
+
+def keys_of(*names: str) -> Keys:
+    return np.frombuffer(b"".join(ids(*names)), KEY)
+
+
+def decompress(data: bytes) -> bytes:
+    if data.startswith(b"\x1f\x8b"):
+        return gzip.decompress(data)
+    return ZstdFile(io.BytesIO(data)).read()
+
+
+def compress(name: str, data: bytes) -> bytes:
+    return zstandard.compress(data) if name.endswith(".zst") else gzip.compress(data)
 
 
 def test_a_line_torn_at_any_byte_is_cut(tmp_path: Path) -> None:
@@ -35,49 +73,88 @@ def test_a_line_torn_at_any_byte_is_cut(tmp_path: Path) -> None:
     whole, torn = line("a") + line("b"), line("c")
     path.write_bytes(torn[:-1])
     with ResultFile(path) as results:
-        assert results.load() == set()
+        assert loaded(results) == []
     assert path.read_bytes() == b""
     for length in range(len(torn)):
         path.write_bytes(whole + torn[:length])
         with ResultFile(path) as results:
-            assert results.load() == ids("a", "b")
+            assert loaded(results) == ids("a", "b")
             results.append(line("d"))
         assert path.read_bytes() == whole + line("d")
 
 
-def test_a_gzip_member_torn_at_any_byte_is_cut(tmp_path: Path) -> None:
-    path = tmp_path / "out.jsonl.gz"
-    whole, torn = gzip.compress(line("a") + line("b")), gzip.compress(line("c") + line("d"))
+@pytest.mark.parametrize("name", ["out.jsonl.gz", "out.jsonl.zst"])
+def test_a_member_torn_at_any_byte_is_cut(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    whole, torn = (
+        compress(name, line("a") + line("b")),
+        compress(name, line("c") + line("d")),
+    )
     for length in range(len(torn)):
         path.write_bytes(whole + torn[:length])
         with ResultFile(path) as results:
-            assert results.load() == ids("a", "b")
+            assert loaded(results) == ids("a", "b")
             results.append(line("c"))
-        assert gzip.decompress(path.read_bytes()) == line("a") + line("b") + line("c")
+        assert decompress(path.read_bytes()) == line("a") + line("b") + line("c")
 
 
-@pytest.mark.parametrize("name", ["out.jsonl", "out.jsonl.gz"])
-def test_sorted_like_the_rows(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["out.jsonl", "out.jsonl.gz", "out.jsonl.zst"])
+def test_sorted_like_the_rows_and_still_open(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
-    names = ["c", "a", "d", "b"]
-    numbers = {digest(name): number for number, name in enumerate(sorted(names))}
     with ResultFile(path) as results:
         results.load()
-        for custom_id in names:
+        for custom_id in ["c", "a", "d", "b"]:
             results.append(line(custom_id))
-        results.sort(numbers)
+        results.sort(positions_of("a", "b", "c", "d", "e"))
+        results.append(line("e"))
     with ResultFile(path) as results:
-        assert [custom_id for custom_id, _line in results.read()] == sorted(names)
-        assert results.load() == ids(*names)
+        assert loaded(results) == ids("a", "b", "c", "d", "e")
+        assert list(results.lines()) == [line(custom_id) for custom_id in "abcde"]
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.jsonl.gz", "out.jsonl.zst"])
+def test_results_move_to_the_end_of_another_file(name: str, tmp_path: Path) -> None:
+    path, side = tmp_path / name, tmp_path / "side.jsonl"
+    side.write_bytes(line("x"))
+    with ResultFile(path) as results:
+        results.load()
+        for custom_id in "abcd":
+            results.append(line(custom_id))
+        results.sync()
+        assert results.custom_ids(keys_of("c", "a")) == ["a", "c"]
+        results.move(keys_of("c", "a"), side)
+        assert side.read_bytes() == line("x") + line("a") + line("c")
+        results.append(line("e"))
+    with ResultFile(path) as results:
+        assert loaded(results) == ids("b", "d", "e")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "side.jsonl"])
+
+
+def test_an_error_leaves_no_new_empty_file(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    for content in [None, b""]:
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(ValueError, match="stop"), ResultFile(path) as results:
+            results.load()
+            raise ValueError("stop")
+        assert path.exists() is (content is not None)
+    with pytest.raises(ValueError, match="stop"), ResultFile(path) as results:
+        results.load()
+        results.append(line("a"))
+        raise ValueError("stop")
+    assert path.read_bytes() == line("a")
 
 
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("out.jsonl", b"hello\nworld", "line 1, which ends at byte 6, is not a result"),
+        ("out.jsonl", b"hello\nworld", "line 1 is not a result"),
         ("out.jsonl", line("a") + b"{}\n" + line("b"), "line 2"),
         ("out.jsonl", b'{"custom_id": 7}\n', "line 1"),
+        ("out.jsonl", line("a").replace(key("a").hex().encode(), b"z" * 32), "an id is not"),
+        ("out.jsonl.zst", b"hello", "byte 0 is not zstandard"),
         ("out.jsonl", line("a") + line("b") + line("a"), "'a' is there twice"),
         ("out.jsonl.gz", b"hello", "byte 0 is not gzip"),
         ("out.jsonl.gz", gzip.compress(line("a")) + b"\0\0", "is not gzip"),
@@ -100,7 +177,7 @@ def test_a_whole_output_is_left_untouched(name: str, tmp_path: Path) -> None:
     path.write_bytes(gzip.compress(line("a")) if name.endswith(".gz") else line("a"))
     os.utime(path, ns=(0, 0))
     with ResultFile(path) as results:
-        assert results.load() == ids("a")
+        assert loaded(results) == ids("a")
     assert path.stat().st_mtime_ns == 0
 
 
@@ -111,9 +188,9 @@ def test_a_gzip_file_is_read_across_the_pieces_that_are_read(
     members = [gzip.compress(line(name)) for name in "abcd"]
     path.write_bytes(b"".join(members) + b"\x1f\x8b")
     for read_size in [1, 7, len(members[0]), len(members[0]) + 1]:
-        monkeypatch.setattr(results_module, "READ_SIZE", read_size)
+        monkeypatch.setattr(codec_module, "READ_SIZE", read_size)
         with ResultFile(path) as results:
-            assert [custom_id for custom_id, _line in results.read()] == list("abcd")
+            assert list(results.lines()) == [line(name) for name in "abcd"]
     with ResultFile(path) as results:
         results.load()
     assert path.read_bytes() == b"".join(members)
@@ -134,7 +211,7 @@ def test_a_gzip_file_is_read_a_mebibyte_at_a_time(
 
     with ResultFile(path) as results:
         monkeypatch.setattr(Path, "open", lambda _path, _mode: File(b"".join(members)))
-        assert sum(1 for _result in results.read()) == 6
+        assert sum(1 for _line in results.lines()) == 6
     assert sizes == [1 << 20, sum(map(len, members)) - (1 << 20), 0]
 
 
@@ -145,9 +222,9 @@ def test_lines_that_repeat_far_apart_are_read_back(tmp_path: Path) -> None:
     with ResultFile(path, Clock()) as results:
         results.load()
         for name in names:
-            results.append(json.dumps({"custom_id": name, "text": names[0]}).encode() + b"\n")
+            results.append(line(name, names[0]))
     with ResultFile(path) as results:
-        assert [custom_id for custom_id, _line in results.read()] == names
+        assert list(results.lines()) == [line(name, names[0]) for name in names]
 
 
 class Clock:
@@ -171,7 +248,7 @@ def synced_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_a_plain_line_is_written_at_once(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     with ResultFile(path, Clock()) as results:
-        assert results.load() == set()
+        assert loaded(results) == []
         for count in (1, 2, 3):
             results.append(line("a"))
             assert path.read_bytes() == line("a") * count
@@ -274,7 +351,7 @@ def test_a_write_that_fails_leaves_whole_lines(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with ResultFile(path) as results:
-        assert results.load() == ids("a")
+        assert loaded(results) == ids("a")
         results.append(line("b"))
         results.sync()
         whole = path.read_bytes()
@@ -284,7 +361,7 @@ def test_a_write_that_fails_leaves_whole_lines(
             results.sync()
         assert path.read_bytes() == whole
     with ResultFile(path) as results:
-        assert results.load() == ids("a", "b")
+        assert loaded(results) == ids("a", "b")
 
 
 def test_a_sorted_file_is_left_as_it_is(tmp_path: Path) -> None:
@@ -296,7 +373,7 @@ def test_a_sorted_file_is_left_as_it_is(tmp_path: Path) -> None:
             for name in names:
                 results.append(line(name))
             before = path.stat().st_ino
-            results.sort({digest("a"): 1, digest("b"): 2})
+            results.sort(positions_of("a", "b"))
         assert (path.stat().st_ino != before) is is_replaced
         assert path.read_bytes() == line("a") + line("b")
 
@@ -308,7 +385,7 @@ def test_the_rest_of_a_killed_sort_is_removed(tmp_path: Path) -> None:
         results.load()
         for name in "ba":
             results.append(line(name))
-        results.sort({digest("a"): 1, digest("b"): 2})
+        results.sort(positions_of("a", "b"))
     assert path.read_bytes() == line("a") + line("b")
     assert not partial.exists()
 
@@ -324,7 +401,7 @@ def test_a_sort_without_room_is_an_error_and_loses_nothing(
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
         monkeypatch.setattr(Path, "replace", lambda _path, _target: os.stat("/none"))  # noqa: PTH116
         with pytest.raises(NemotronError, match=r"No such file.*nothing written is lost"):
-            results.sort({digest("a"): 1, digest("b"): 2})
+            results.sort(positions_of("a", "b"))
     assert path.read_bytes() == line("b") + line("a")
 
 
@@ -351,7 +428,7 @@ def test_a_file_that_is_replaced_or_removed_before_the_lock_is_opened_again(
 
     monkeypatch.setattr("fcntl.flock", change_and_lock)
     with ResultFile(path) as results:
-        assert results.load() == (ids("new") if is_replaced else set())
+        assert loaded(results) == (ids("new") if is_replaced else [])
         results.append(line("b"))
         assert open_descriptors() == before + 1
     assert path.read_bytes() == (line("new") if is_replaced else b"") + line("b")

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from nemotron_core.errors import ErrorKind, NemotronError
-from nemotron_data.rows import CHAT, COMPLETION, Row
-from nemotron_data.transport.factory import open_transport
-from nemotron_data.transport.protocol import MODEL, Answer, Failure, Transport
+from nemotron_data.options import MODEL
+from nemotron_data.rows.row import CHAT, COMPLETION, Row
+from nemotron_data.transport.factory import open_transport, scheme_of
+from nemotron_data.transport.protocol import Answer, Failure, Transport
 from nemotron_data.transport.triton import parse_request
 from tests.standins.chat_server import ChatServer, Reply, refused, said
 
@@ -22,7 +23,7 @@ BODY = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
 
 
 def transport_to(url: str, timeout: float = 60) -> Transport:
-    return open_transport(url, timeout=timeout, connections=4, key_variable="TEST_KEY")
+    return open_transport(url, timeout=timeout, key_variables=("TEST_KEY",))
 
 
 def send(url: str, timeout: float = 60) -> Answer:
@@ -83,8 +84,8 @@ def test_an_answer_and_its_token_counts() -> None:
         answer = send(server.url + "/v1/")
     assert (answer.status, answer.request_id) == (200, "x")
     assert answer.token_count("completion_tokens") == 3
-    assert Answer(200, "x", {}).token_count("completion_tokens") == 0
-    assert Answer(200, "x", {"usage": {"n": None}}).token_count("n") == 0
+    assert Answer(200, "x", b'{"choices": []}').token_count("completion_tokens") == 0
+    assert Answer(200, "x", b'{"choices": [], "usage": {"n": null}}').token_count("n") == 0
 
 
 def test_an_answer_that_takes_too_long_is_a_timeout() -> None:
@@ -131,7 +132,7 @@ def test_a_server_without_the_endpoint_stops_the_run() -> None:
 )
 def test_other_urls_are_refused(url: str) -> None:
     with pytest.raises(NemotronError, match="not the URL of a server"):
-        transport_to(url)
+        scheme_of(url)
 
 
 @pytest.mark.parametrize(

@@ -35,11 +35,17 @@ class ChatServer:
     """A server that runs inside a `with` block.
 
     Its threads call `answer` with the body of a request and the number of requests being answered.
-    With a `key`, requests without it are refused. `requests` and `max_inside` are the number of
-    requests so far, and the largest number of requests that were being answered at once.
+    With a `key`, requests without it are refused; `model` is the one model that it lists.
+    `requests` and `max_inside` are the number of requests so far, and the largest number of
+    requests that were being answered at once.
     """
 
-    def __init__(self, answer: Callable[[dict[str, Any], int], Reply], key: str = "") -> None:
+    def __init__(
+        self,
+        answer: Callable[[dict[str, Any], int], Reply],
+        key: str = "",
+        model: Mapping[str, str] | None = None,
+    ) -> None:
         self.requests = 0
         self.max_inside = 0
         self._inside = 0
@@ -50,7 +56,7 @@ class ChatServer:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                self.reply((200, {"data": [{"id": "stand-in"}]}, {}))
+                self.reply((200, {"data": [model or {"id": "stand-in"}]}, {}))
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))

@@ -4,32 +4,46 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import cast
+
+import numpy as np
 
 from nemotron_core.errors import NemotronError
-from nemotron_data.batch.admission import Admission
+from nemotron_data.batch.accept import Acceptance
+from nemotron_data.batch.dry_run import dry_run
+from nemotron_data.batch.export import export, is_exported
 from nemotron_data.batch.manifest import Manifest, check_same, read_manifest, write_manifest
-from nemotron_data.batch.progress import Progress
-from nemotron_data.batch.results import ResultFile
+from nemotron_data.batch.metrics import serve_metrics
+from nemotron_data.batch.pace import Concurrency
+from nemotron_data.batch.plan import Plan
+from nemotron_data.batch.pool import Pool
+from nemotron_data.batch.progress import Progress, print_table
+from nemotron_data.batch.rates import Rates
+from nemotron_data.batch.request import Requests
+from nemotron_data.batch.results import KEY, Keys, ResultFile
 from nemotron_data.batch.run import Counts, Results, Run, Work
 from nemotron_data.batch.server import Server
-from nemotron_data.options import BatchOptions, Value
-from nemotron_data.rows import STREAM, Source
-from nemotron_data.transport.factory import open_transport
-from nemotron_data.transport.protocol import API_KEY
-
-ERRORS = ".errors.jsonl"
+from nemotron_data.batch.statistics import Prices, Statistics, Summary
+from nemotron_data.batch.target import Target, target_of
+from nemotron_data.options import DEFAULT_URL, BatchOptions, Value
+from nemotron_data.rows.row import BadRow, RowParser
+from nemotron_data.rows.source import STREAM, Source
+from nemotron_data.transport.factory import open_transport, scheme_of
+from nemotron_data.transport.protocol import API_KEYS
 
 
 class Job:
     """One batch.
 
     `defaults` are keys of a request body for rows that do not set them; the options `model`,
-    `max_tokens` and `temperature` are not read. `key_variable` names the environment variable with
-    the API key. `title` stands in front of the progress.
+    `max_tokens` and `temperature` are not read. `key_variables` names the environment variables
+    with the API key. `title` stands in front of the progress. Raises `NemotronError` if an option
+    is wrong.
     """
 
     def __init__(
@@ -37,123 +51,272 @@ class Job:
         options: BatchOptions,
         defaults: Mapping[str, Value],
         *,
-        key_variable: str = API_KEY,
+        key_variables: tuple[str, ...] = API_KEYS,
         title: str = "batch",
     ) -> None:
         self._options = options
-        self._defaults = defaults
-        self._key_variable = key_variable
+        self._key_variables = key_variables
         self._title = title
+        self._urls = server_urls(options.url or [DEFAULT_URL])
+        self._acceptance = Acceptance(options.accept or ())
+        self._requests = Requests(defaults, options.row_seed)
+        self._prices = Prices(options.price_in, options.price_out)
+        if options.prompt is not None and options.prompt_column is not None:
+            raise NemotronError("give one of the two", where="--prompt and --prompt-column")
+        try:
+            self._parser = RowParser(
+                options.prompt, options.prompt_column, options.system, options.id_column
+            )
+        except ValueError as error:
+            raise NemotronError(str(error), where="--prompt or --system") from error
 
     def run(self) -> Counts:
         """Send every row that has no result yet.
 
-        A row that fails permanently is stored in OUTPUT.errors.jsonl with the reason, and the next
-        run sends it again. Raises `NemotronError` if the run cannot continue, and `Interrupted`
-        after a signal. In both cases a job with the same options continues the run.
+        A row that fails permanently is stored beside the output with the reason, and the next run
+        sends it again. Raises `NemotronError` if the run cannot continue, and `Interrupted` after a
+        signal. In both cases a job with the same options continues the run.
         """
         options = self._options
-        with contextlib.closing(Source(options.source)) as source:
-            if options.output != STREAM:
-                return self._write_file(source, Path(options.output))
-            if options.ordered:
-                raise NemotronError(
-                    "standard output cannot be sorted", where="--ordered", remedy="name a file"
-                )
+        target = None if options.output == STREAM else target_of(options.output)
+        if target is None and options.ordered:
+            raise NemotronError(
+                "standard output cannot be sorted", where="--ordered", remedy="name a file"
+            )
+        with (
+            contextlib.closing(Source(options.source, options.input_format)) as source,
+            Progress(self._title) as progress,
+        ):
+            if target is not None and not options.dry_run:
+                return self._write_file(source, target, progress)
+            plan = self._plan(source, None, progress)
+            if options.dry_run:
+                dry_run(plan, self._requests, self._prices, self._urls)
+                return Counts(finished=0)
             stdout = _LineWriter(sys.stdout.fileno(), "standard output")
-            return asyncio.run(self._send_rows(source, set(), stdout, stdout))
+            return asyncio.run(self._send_rows(source, plan, stdout, stdout, progress))
 
-    def _write_file(self, source: Source, output: Path) -> Counts:
-        errors = errors_path(output)
-        with ResultFile(output) as results:
-            before = read_manifest(output)
+    def _write_file(self, source: Source, target: Target, progress: Progress) -> Counts:
+        with ResultFile(target.results) as results:
+            before = read_manifest(target.manifest)
             if before is None and not results.is_empty:
                 raise NemotronError(
                     "the output holds something, but has no manifest",
-                    where=output,
+                    where=target.results,
                     remedy="name another output or remove it",
                 )
             if before is not None:  # what can be compared without the server is compared first
-                check_same(output, before, self._manifest(source, before.server))
-            finished = results.load()
-            if len(finished) == source.rows:  # no server is needed
-                if self._options.ordered:
-                    for _row in source.read():
-                        pass  # fills `source.numbers`
-                    results.sort(source.numbers)
-                return Counts(finished=len(finished))
-            try:
-                descriptor = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-            except OSError as error:
-                raise NemotronError(f"cannot write: {error.strerror}", where=errors) from error
-            try:
-                failures = _LineWriter(descriptor, str(errors))
-                counts = asyncio.run(self._send_rows(source, finished, results, failures, output))
-            finally:
-                os.close(descriptor)
+                check_same(target.path, before, self._manifest(source, None, before.server))
+            plan = self._plan(source, results, progress)
+            if plan.counts.kept < plan.counts.rows:
+                failures = _ErrorFile(target.errors)
+                with contextlib.closing(failures):
+                    counts = asyncio.run(
+                        self._send_rows(source, plan, results, failures, progress, target)
+                    )
+            else:  # no server is needed
+                counts = Counts(finished=plan.counts.kept)
+                if len(plan.stale):
+                    results.move(plan.stale, target.replaced)
+                if before is None or len(plan.stale):
+                    manifest = before or self._manifest(source, plan, {})
+                    self._finish_manifest(target, manifest, plan, counts)
+                target.errors.unlink(missing_ok=True)
+            if self._options.ordered or target.is_exported:
+                results.sync()
             if self._options.ordered:
-                results.sort(source.numbers)
-        if not counts.failed:
-            errors.unlink()
+                results.sort(plan.positions)
+            if target.is_exported and (
+                plan.counts.kept < plan.counts.rows or len(plan.stale) or not is_exported(target)
+            ):
+                manifest = cast("Manifest", read_manifest(target.manifest))
+                export(results.lines(), target, manifest, self._options.rows_per_file)
         return counts
 
-    def _manifest(self, source: Source, server: Mapping[str, Value]) -> Manifest:
+    def _plan(self, source: Source, results: ResultFile | None, progress: Progress) -> Plan:
+        found: Keys = np.empty(0, KEY)
+        custom_ids: Callable[[Keys], list[str]] = lambda _keys: []  # noqa: E731
+        if results is not None:
+            found = results.load(lambda count: progress.read(results.path.name, count))
+            custom_ids = results.custom_ids
+        plan = Plan(
+            source, self._parser, found, custom_ids, lambda count: progress.read(source.name, count)
+        )
+        counts = plan.counts
+        if counts.rows and counts.bad == counts.rows:
+            first = next(plan.rows())
+            assert isinstance(first, BadRow)
+            where = f"{source.name}:{first.number}"
+            what = first.reason
+            if counts.rows > 1:
+                what = f"none of the {counts.rows} rows is a request: {what}"
+            raise NemotronError(what, where=where, remedy=first.remedy)
+        if len(found) and not counts.kept and not counts.changed:
+            raise NemotronError(
+                f"none of the {len(found)} results belongs to a row of the input",
+                where=self._options.output,
+                remedy="name another output, or give the input that it was begun with",
+            )
+        if len(found) and (counts.changed or counts.removed or counts.new):
+            text = (
+                f"{counts.kept} rows kept, {counts.new} are new or failed, {counts.changed} changed"
+            )
+            if len(plan.stale):
+                text += (
+                    f", {counts.removed} removed: {len(plan.stale)} results go to "
+                    f"{target_of(self._options.output).replaced.name}"
+                )
+            progress.log(text)
+        if self._parser.metadata_columns:
+            names = ", ".join(self._parser.metadata_columns)
+            progress.log(f"not sent, but kept as metadata: {names}")
+        return plan
+
+    def _manifest(self, source: Source, plan: Plan | None, server: Mapping[str, Value]) -> Manifest:
         return Manifest(
             source=source.name,
-            source_sha256=source.sha256,
-            seed=self._options.seed,
-            defaults=dict(self._defaults),
+            rows_sha256="" if plan is None else hashlib.sha256(plan.keys).hexdigest(),
+            seed=self._requests.seed,
+            defaults=dict(self._requests.defaults),
             server=dict(server),
-            rows=source.rows,
+            rows=0 if plan is None else plan.counts.rows,
         )
 
     async def _send_rows(
         self,
         source: Source,
-        finished: set[int],
+        plan: Plan,
         results: Results,
         failures: Results,
-        output: Path | None = None,
+        progress: Progress,
+        target: Target | None = None,
     ) -> Counts:
         options = self._options
         work = Work(
-            source, finished, self._defaults, options.seed, options.attempts, results, failures
+            plan.rows(),
+            plan.counts.rows,
+            self._requests,
+            self._acceptance,
+            options.attempts,
+            results,
+            failures,
         )
-        admission = Admission(
-            options.concurrency, options.requests_per_minute, options.tokens_per_minute
-        )
-        transport = open_transport(
-            options.url,
-            timeout=options.timeout,
-            connections=options.concurrency,
-            key_variable=self._key_variable,
-        )
-        with Progress(self._title, source.rows, len(finished)) as progress:
-            server = Server(transport, options.url, options.patience, progress.log)
-            async with contextlib.aclosing(server):
-                run = Run(work, server, admission, progress)
-                with run.signals():
-                    await server.connect()
-                    manifest = self._manifest(source, server.description)
-                    if output is not None:
-                        before = read_manifest(output)
-                        if before is not None:
-                            check_same(output, before, manifest)
-                        write_manifest(output, manifest)
-                    await run.run()
-        if output is not None:
-            counts = {"finished": run.counts.finished, "failed": run.counts.failed}
-            write_manifest(output, manifest.model_copy(update=counts))
+        before = None if target is None else read_manifest(target.manifest)
+        pool = self._pool(progress, {} if before is None else before.concurrency)
+        rates = Rates(options.requests_per_minute, options.tokens_per_minute)
+        statistics = Statistics(self._prices)
+        run = Run(work, pool, rates, progress, statistics, finished=plan.counts.kept)
+        async with contextlib.aclosing(pool):
+            with run.signals():
+                await pool.connect()
+                manifest = self._manifest(source, plan, pool.description)
+                if target is not None:
+                    if before is not None:
+                        check_same(target.path, before, manifest)
+                    if len(plan.stale):
+                        cast("ResultFile", results).move(plan.stale, target.replaced)
+                    write_manifest(target.manifest, manifest)
+                progress.begin(plan.counts.rows, plan.counts.kept)
+                is_complete = False
+                try:
+                    with serve_metrics(options.metrics_port, statistics, pool):
+                        await run.run()
+                    is_complete = True
+                finally:
+                    summary = statistics.summary()
+                    limits = {
+                        server.url: server.concurrency.proven_limit for server in pool.servers
+                    }
+                    update = {"concurrency": limits, "last_run": summary}
+                    manifest = manifest.model_copy(update=update)
+                    with (
+                        contextlib.nullcontext()
+                        if is_complete
+                        else contextlib.suppress(NemotronError)
+                    ):
+                        self._finish_manifest(
+                            target, manifest, plan, run.counts if is_complete else None
+                        )
+        _print_summary(self._title, plan.counts.rows, run.counts, summary)
         return run.counts
 
+    def _finish_manifest(
+        self, target: Target | None, manifest: Manifest, plan: Plan, counts: Counts | None
+    ) -> None:
+        if target is None:
+            return
+        update: dict[str, object] = {"rows": plan.counts.rows}
+        update["rows_sha256"] = hashlib.sha256(plan.keys).hexdigest()
+        if counts is not None:
+            update |= {"finished": counts.finished, "failed": counts.failed}
+        write_manifest(target.manifest, manifest.model_copy(update=update))
 
-def errors_path(output: Path) -> Path:
-    """Return the path of the file with the failed rows of `output`."""
-    return output.with_name(output.name + ERRORS)
+    def _pool(self, progress: Progress, known: Mapping[str, int]) -> Pool:
+        options = self._options
+        servers = [
+            Server(
+                url,
+                open_transport(url, timeout=options.timeout, key_variables=self._key_variables),
+                Concurrency(options.concurrency, known=known.get(url)),
+                progress.log,
+            )
+            for url in self._urls
+        ]
+        return Pool(
+            servers,
+            options.patience,
+            progress.log,
+            allow_differences=options.allow_different_engines,
+        )
+
+
+def server_urls(values: list[str]) -> list[str]:
+    """Return the URLs of servers; `@FILE` stands for the lines of a file.
+
+    Raises `NemotronError` if one is not the URL of a server, or if the file cannot be read.
+    """
+    urls: list[str] = []
+    for value in values:
+        if value.startswith("@"):
+            try:
+                lines = Path(value[1:]).read_text(encoding="utf-8").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise NemotronError(f"cannot read: {error}", where=value) from error
+            urls += [line.strip() for line in lines if line.strip() and line.strip()[0] != "#"]
+        else:
+            urls.append(value)
+    for url in urls:
+        scheme_of(url)
+    if not urls:
+        raise NemotronError("there is no server", where=" ".join(values))
+    return list(dict.fromkeys(urls))
+
+
+def _print_summary(title: str, rows: int, counts: Counts, summary: Summary) -> None:
+    values = {
+        "rows with a result": f"{counts.finished:,} of {rows:,}",
+        "failed": f"{counts.failed:,}",
+        "time": f"{summary.seconds:,.1f} s",
+        "rows/s": f"{summary.rows_per_second:,.1f}",
+        "tokens in, out": f"{summary.prompt_tokens:,}, {summary.completion_tokens:,}",
+        "tokens/s": f"{summary.tokens_per_second:,.1f}",
+    }
+    if summary.latency_p50 is not None:
+        values["latency p50, p95"] = f"{summary.latency_p50:.2f} s, {summary.latency_p95:.2f} s"
+    for name, reasons in (
+        ("finish reasons", summary.finish_reasons),
+        ("not accepted", summary.not_accepted),
+    ):
+        if reasons:
+            values[name] = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
+    values["sent again"] = f"{summary.retries:,}, of these overloaded {summary.overloads:,}"
+    if summary.cost is not None:
+        values["cost"] = f"{summary.cost:,.4f}"
+    print_table(title, values)
 
 
 class _LineWriter:
-    """Writes lines to a file that no later run continues."""
+    """Writes lines to a stream."""
 
     def __init__(self, descriptor: int, name: str) -> None:
         self._descriptor = descriptor
@@ -169,3 +332,32 @@ class _LineWriter:
 
     def tick(self) -> None:
         """Do nothing: no line is buffered."""
+
+
+class _ErrorFile:
+    """The file with the failed rows of a run. It is made with the first of them."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._writer: _LineWriter | None = None
+        self._descriptor = -1
+        try:
+            path.unlink(missing_ok=True)  # of the run before
+        except OSError as error:
+            raise NemotronError(f"cannot write: {error.strerror}", where=path) from error
+
+    def append(self, line: bytes) -> None:
+        if self._writer is None:
+            try:
+                self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+            except OSError as error:
+                raise NemotronError(f"cannot write: {error.strerror}", where=self._path) from error
+            self._writer = _LineWriter(self._descriptor, str(self._path))
+        self._writer.append(line)
+
+    def tick(self) -> None:
+        """Do nothing: no line is buffered."""
+
+    def close(self) -> None:
+        if self._writer is not None:
+            os.close(self._descriptor)

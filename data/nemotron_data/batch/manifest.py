@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nemotron_core.errors import NemotronError
 from nemotron_core.files import write_atomically
+from nemotron_data.batch.statistics import Summary
 from nemotron_data.options import Value
 
-SUFFIX = ".manifest.json"
 LONGEST_VALUE = 24
 """Characters of a value in an error message; longer ones are cut."""
 
 
 class Manifest(BaseModel):
-    """A run's input, settings and server.
+    """A run's input, settings and server, and what the last run did.
 
     A row's seed is the one that it sets, or `row_seed` of the run's seed and its custom_id. So it
     is known without the output.
@@ -27,47 +26,33 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = 2
     source: str
     """Path of the input, or "standard input"."""
-    source_sha256: str
-    """SHA-256 (hex) of the input's lines."""
+    rows_sha256: str
+    """SHA-256 (hex) of the keys of the input's rows, which are in the `id` of each result."""
     seed: int | None
     defaults: dict[str, Value]
     """Keys of a request body for rows that do not set them."""
     server: dict[str, Value]
     """The server's description of itself: model, engine, checkpoint, template."""
     rows: int
-    """Number of lines of the input that are not empty."""
+    """Number of rows of the input."""
     finished: int | None = None
     """Number of rows in the output when a run came to its end."""
     failed: int | None = None
     """Number of failed rows when a run came to its end."""
+    concurrency: dict[str, int] = Field(default_factory=dict)
+    """Number of requests at once that the last run found for each URL."""
+    last_run: Summary | None = None
+    """What the last run that sent requests did."""
 
 
-def row_seed(seed: int, custom_id: str) -> int:
-    """Return the seed of a row that sets none.
-
-    It is the first 6 bytes, big-endian, of the SHA-256 of "seed:custom_id". So it is below 2**48
-    and exact in any JSON parser.
-
-    >>> row_seed(0, "question-1")
-    280154119006244
-    """
-    return int.from_bytes(hashlib.sha256(f"{seed}:{custom_id}".encode()).digest()[:6], "big")
-
-
-def manifest_path(output: Path) -> Path:
-    """Return the path of an output's manifest."""
-    return output.with_name(output.name + SUFFIX)
-
-
-def read_manifest(output: Path) -> Manifest | None:
+def read_manifest(path: Path) -> Manifest | None:
     """Return the manifest of an output, or `None` if the file does not exist.
 
     Raises `NemotronError` if it cannot be read.
     """
-    path = manifest_path(output)
     try:
         return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -80,9 +65,9 @@ def read_manifest(output: Path) -> Manifest | None:
         ) from error
 
 
-def write_manifest(output: Path, manifest: Manifest) -> None:
+def write_manifest(path: Path, manifest: Manifest) -> None:
     """Write the manifest of an output in one step. Raises `NemotronError` if that fails."""
-    write_atomically(manifest_path(output), manifest.model_dump_json(indent=2) + "\n")
+    write_atomically(path, manifest.model_dump_json(indent=2) + "\n")
 
 
 def check_same(output: Path, before: Manifest, now: Manifest) -> None:
@@ -91,7 +76,6 @@ def check_same(output: Path, before: Manifest, now: Manifest) -> None:
     Values that a server did not report in one of the runs are not compared.
     """
     values: list[tuple[str, Value, Value]] = [
-        ("the input's SHA-256", before.source_sha256, now.source_sha256),
         ("--seed", before.seed, now.seed),
         *_pairs("", before.defaults, now.defaults),
         *(pair for pair in _pairs("server's ", before.server, now.server) if None not in pair),

@@ -8,30 +8,35 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.table import Table
 
 LINE_SECONDS = 10.0
 """Seconds between two lines in a log, which cannot show a bar."""
 
 
 class Progress:
-    """A bar on a terminal, or a line every `LINE_SECONDS` in a log."""
+    """A bar on a terminal, or a line every `LINE_SECONDS` in a log.
 
-    def __init__(self, title: str, total: int, finished: int) -> None:
-        self._title, self._total, self._before = title, total, finished
-        self._rows = self._tokens = self._failed = 0
+    At first it shows what is read; `begin` starts the rows.
+    """
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._total: int | None = None
+        self._before = self._rows = self._tokens = self._failed = 0
         self._start = self._last_line = time.monotonic()
-        console = Console(stderr=True)
+        self.console = Console(stderr=True)
         self._bar: Bar | None = None
-        if console.is_terminal:
+        if self.console.is_terminal:
             self._bar = Bar(
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[status]}"),
                 TimeRemainingColumn(),
-                console=console,
+                console=self.console,
             )
-            self._task = self._bar.add_task(title, total=total, completed=finished, status="")
+            self._task = self._bar.add_task(title, total=None, status="")
 
     def __enter__(self) -> Progress:
         if self._bar is not None:
@@ -42,8 +47,23 @@ class Progress:
         if self._bar is not None:
             self.tick(0)
             self._bar.stop()
-        elif error_type is None:
+        elif error_type is None and self._total is not None:
             self._print_line(0)
+
+    def read(self, what: str, count: int) -> None:
+        """Show that so many lines of something have been read."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=count, status=f"read of {what}")
+        elif time.monotonic() - self._last_line >= LINE_SECONDS:
+            self._last_line = time.monotonic()
+            self.log(f"{count:,} lines of {what} read")
+
+    def begin(self, total: int, finished: int) -> None:
+        """Start the rows, of which `finished` have their results already."""
+        self._total, self._before = total, finished
+        self._start = self._last_line = time.monotonic()
+        if self._bar is not None:
+            self._bar.reset(self._task, total=total, completed=finished, status="")
 
     def advance(self, *, tokens: int = 0, failed: int = 0) -> None:
         """Count one more row, which has an answer of `tokens` tokens or has failed."""
@@ -54,12 +74,14 @@ class Progress:
     def log(self, text: str) -> None:
         """Print a line that stays."""
         if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False)
+            self.console.print(text, markup=False, highlight=False)
         else:
             print(f"{self._title}: {text}", file=sys.stderr, flush=True)
 
     def tick(self, running: int) -> None:
         """Update the bar, or print a line if one is due; `running` requests are at the server."""
+        if self._total is None:
+            return
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done, status=self._status(running))
         elif time.monotonic() - self._last_line >= LINE_SECONDS:
@@ -76,7 +98,17 @@ class Progress:
     def _print_line(self, running: int) -> None:
         self._last_line = time.monotonic()
         text = f"{self._done} of {self._total} rows, {self._status(running)}"
-        if self._rows > 0 and self._done < self._total:
+        if self._rows > 0 and self._total is not None and self._done < self._total:
             seconds_per_row = (self._last_line - self._start) / self._rows
             text += f", {int((self._total - self._done) * seconds_per_row)} s left"
         self.log(text)
+
+
+def print_table(title: str, values: dict[str, str]) -> None:
+    """Print a table of two columns on standard error."""
+    table = Table(title=title, show_header=False, title_justify="left")
+    table.add_column()
+    table.add_column(justify="right")
+    for name, value in values.items():
+        table.add_row(name, value)
+    Console(stderr=True).print(table, markup=False, highlight=False)

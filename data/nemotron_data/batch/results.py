@@ -1,9 +1,9 @@
 """The output of a batch: a file that grows by whole lines and is itself the record of what is done.
 
 A plain file grows by one write per line. If a kill or a power failure leaves a part of a last line,
-that part is cut off when the file is opened again. A `.gz` file grows by whole gzip members, each
-with the lines of about one second; any gzip program reads them as one file. A torn last member is
-cut off in the same way.
+that part is cut off when the file is opened again. A compressed file grows by whole gzip members or
+zstandard frames, each with the lines of about one second; any program for the format reads them as
+one file. A torn last member is cut off in the same way.
 
 If the disk is full, the part that was written is cut off and an error is raised, so nothing that
 was written before is lost. The file is made durable every `SYNC_SECONDS`: a kill of the process
@@ -12,31 +12,43 @@ loses nothing, a power failure at most the rows since then, and those are sent a
 
 from __future__ import annotations
 
+import binascii
 import fcntl
-import gzip
 import json
 import os
 import tempfile
 import time
-import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
+
+import numpy as np
+import numpy.typing as npt
 
 from nemotron_core.errors import NemotronError
-from nemotron_data.rows import digest
+from nemotron_core.files import sync
+from nemotron_data.batch.codec import CODECS
+from nemotron_data.batch.result_line import CUSTOM_ID_START, KEY_END, START
 
 SYNC_SECONDS = 1.0
 MEMBER_BYTES = 1 << 20
-"""Bytes of text after which a gzip member is written, even before `SYNC_SECONDS` are over."""
-READ_SIZE = 1 << 20
-"""Bytes read at a time from a gzip file."""
-GZIP_WINDOW_BITS = 31
-"""Value of zlib's `wbits` for the gzip format with a window of 32 KiB."""
+"""Bytes of text after which a compressed member is written, even before `SYNC_SECONDS` are over."""
+WRITE_SIZE = 1 << 20
+"""Bytes that are written at a time when a whole file is written anew."""
 PARTIAL = ".partial-"
-"""Prefix of the name under which a sorted file is written. It is no suffix, because the suffix
-`.gz` must stay one."""
+"""Prefix of the name under which a file is written anew. It is no suffix, because the suffix of the
+compression must stay one."""
+KEY = np.dtype("S16")
+"""Type of the keys of results in an array."""
+REPORT_LINES = 20_000
+"""A reader of many lines reports each time after so many."""
+Keys = npt.NDArray[np.bytes_]
+
+
+def ignore(_count: int) -> None:
+    """Report progress to nobody."""
 
 
 class ResultFile:
@@ -49,9 +61,11 @@ class ResultFile:
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self.path = path
         self._clock = clock
-        self._gzipped = path.name.endswith(".gz")
+        codec = CODECS.get(path.suffix)
+        self._codec = None if codec is None else codec()
         self._buffer = bytearray()
         self._synced_at = clock()
+        self._is_new = not path.exists()
         try:
             self._descriptor = _open_locked(path)
         except OSError as error:
@@ -61,83 +75,150 @@ class ResultFile:
     def __enter__(self) -> ResultFile:
         return self
 
-    def __exit__(self, *_error: object) -> None:
+    def __exit__(self, error_type: type[BaseException] | None, *_error: object) -> None:
+        """Close the file. A file that this object made goes again if an error left it empty."""
+        if error_type is not None and self._is_new and self.is_empty and not self._buffer:
+            with suppress(OSError):
+                self.path.unlink()
         self.close()
 
     @property
     def is_empty(self) -> bool:
         return self._end == 0
 
-    def load(self) -> set[int]:
-        """Cut off a torn end, and return the digests of all custom_ids in the file.
+    def load(self, report: Callable[[int], None] = ignore) -> Keys:
+        """Cut off a torn end, and return the keys of all results in the file's order.
 
-        Raises `NemotronError` if a line is not a result, or if a custom_id is there twice.
+        `report` is called with the number of lines read so far. Raises `NemotronError` if a line
+        is not a result, or if a row is there twice.
         """
-        ids: set[int] = set()
+        digits = bytearray()
         end = 0
-        for count, (custom_id, _line, line_end) in enumerate(self._read(), 1):
-            ids.add(digest(custom_id))
+        for number, (line, line_end) in enumerate(self._lines(), 1):
+            digits += _digits(line, number, self.path)
             end = line_end
-            if len(ids) < count:
-                raise NemotronError(
-                    f"custom_id {custom_id!r} is there twice",
-                    where=self.path,
-                    remedy="remove one of the two lines",
-                )
+            if number % REPORT_LINES == 0:
+                report(number)
+        keys = self._keys(digits)
+        ordered = np.sort(keys)
+        twice = ordered[:-1][ordered[1:] == ordered[:-1]]
+        if len(twice):
+            custom_id = next(self._custom_ids(twice[:1]))
+            raise NemotronError(
+                f"custom_id {custom_id!r} is there twice",
+                where=self.path,
+                remedy="remove one of the two lines",
+            )
         if end < self._end:
             os.ftruncate(self._descriptor, end)
             self._end = end
-        return ids
+        return keys
 
-    def read(self) -> Iterator[tuple[str, bytes]]:
-        """Yield the custom_id and the line of each result, in the file's order."""
-        for custom_id, line, _end in self._read():
-            yield custom_id, line
+    def custom_ids(self, keys: Keys) -> list[str]:
+        """Return the custom_ids of the results with these keys."""
+        return list(self._custom_ids(keys))
 
-    def sort(self, numbers: Mapping[int, int]) -> None:
-        """Sort the results into the order of their rows.
+    def lines(self) -> Iterator[bytes]:
+        """Yield the line of each result, in the file's order."""
+        return (line for line, _end in self._lines())
 
-        `numbers` maps the digest of a custom_id to the number of its row's line. The sorted file
-        replaces this one when it is whole. Nothing but `close` may be called afterwards.
+    def sort(self, positions: Callable[[Keys], npt.NDArray[np.int64]]) -> None:
+        """Sort the results by the positions of their keys.
+
+        The sorted file replaces this one when it is whole. A compressed file is decompressed into a
+        temporary file beside it first.
         """
         self.sync()
-        positions: list[tuple[int, int, int]] = []
-        partial = self.path.with_name(f"{PARTIAL}{self.path.name}")
+        digits, ends, end = bytearray(), array("q"), 0
         try:
-            with tempfile.TemporaryFile(dir=self.path.parent) as spool:
-                end = 0
-                for custom_id, line in self.read():
-                    positions.append((numbers[digest(custom_id)], end, len(line)))
-                    end += spool.write(line)
-                if positions == sorted(positions):
+            with self._sortable() as file:
+                for number, line in enumerate(file, 1):
+                    digits += _digits(line, number, self.path)
+                    end += len(line)
+                    ends.append(end)
+                order = np.argsort(positions(self._keys(digits)), kind="stable")
+                del digits
+                if (order[1:] > order[:-1]).all():
                     return
-                partial.unlink(missing_ok=True)
-                with ResultFile(partial) as sorted_file:
-                    for _number, start, length in sorted(positions):
-                        spool.seek(start)
-                        sorted_file.append(spool.read(length))
-            partial.replace(self.path)
+                self._rewrite(_pieces(file.fileno(), np.frombuffer(ends, np.int64), order))
         except OSError as error:
             raise self._failure(error) from error
 
-    def _read(self) -> Iterator[tuple[str, bytes, int]]:
+    @contextmanager
+    def _sortable(self) -> Iterator[BinaryIO]:
+        """Open a file with the lines as they are, decompressed."""
+        if self._codec is None:
+            with self.path.open("rb") as file:
+                yield file
+            return
+        with tempfile.TemporaryFile(dir=self.path.parent) as spool:
+            spool.writelines(self.lines())
+            spool.flush()
+            spool.seek(0)
+            yield cast("BinaryIO", spool)
+
+    def move(self, keys: Keys, target: Path) -> None:
+        """Move the results with these keys to the end of another file of lines.
+
+        They are in the other file before this one is written anew, in one step.
+        """
+        moved = _digits_of(keys)
+        try:
+            with target.open("ab") as side:
+                side.writelines(
+                    line for line in self.lines() if line[len(START) : KEY_END] in moved
+                )
+                side.flush()
+                os.fsync(side.fileno())
+            self._rewrite(line for line in self.lines() if line[len(START) : KEY_END] not in moved)
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def _rewrite(self, lines: Iterable[bytes]) -> None:
+        """Replace the content by other lines in one step."""
+        partial = self.path.with_name(f"{PARTIAL}{self.path.name}")
+        partial.unlink(missing_ok=True)
+        other = ResultFile(partial, self._clock)
+        try:
+            piece: list[bytes] = []
+            size = 0
+            for line in lines:
+                piece.append(line)
+                size += len(line)
+                if size >= WRITE_SIZE:
+                    other.append(b"".join(piece))
+                    piece, size = [], 0
+            other.append(b"".join(piece))
+            other.sync()
+            partial.replace(self.path)
+            sync(self.path.parent)
+        except BaseException:
+            os.close(other._descriptor)
+            partial.unlink(missing_ok=True)
+            raise
+        os.close(self._descriptor)
+        self._descriptor, self._end = other._descriptor, other._end
+
+    def _lines(self) -> Iterator[tuple[bytes, int]]:
         with self.path.open("rb") as file:
-            lines = _gzip_lines(file) if self._gzipped else _plain_lines(file)
-            for number, (line, end) in enumerate(lines, 1):
-                try:
-                    custom_id = json.loads(line)["custom_id"]
-                    custom_id.encode()
-                except (ValueError, TypeError, KeyError, AttributeError) as error:
-                    raise NemotronError(
-                        f"line {number}, which ends at byte {end}, is not a result of a batch",
-                        where=self.path,
-                        remedy="name another output, or remove what does not belong there",
-                    ) from error
-                yield custom_id, line, end
+            yield from _plain_lines(file) if self._codec is None else self._codec.lines(file)
+
+    def _keys(self, digits: bytearray) -> Keys:
+        try:
+            return np.frombuffer(binascii.unhexlify(digits), KEY)
+        except binascii.Error as error:
+            raise NemotronError("an id is not that of a result", where=self.path) from error
+
+    def _custom_ids(self, keys: Keys) -> Iterator[str]:
+        """Yield the custom_ids of the results with these keys, in the file's order."""
+        wanted = _digits_of(keys)
+        for line in self.lines():
+            if line[len(START) : KEY_END] in wanted:
+                yield json.loads(line)["custom_id"]
 
     def append(self, line: bytes) -> None:
         """Append one result. `line` ends with a newline."""
-        if self._gzipped:
+        if self._codec is not None:
             self._buffer += line
             if len(self._buffer) >= MEMBER_BYTES:
                 self._flush()
@@ -170,8 +251,8 @@ class ResultFile:
             os.close(self._descriptor)
 
     def _flush(self) -> None:
-        if self._buffer:
-            data = gzip.compress(self._buffer, compresslevel=6, mtime=0)
+        if self._buffer and self._codec is not None:
+            data = self._codec.compress(bytes(self._buffer))
             self._buffer.clear()
             self._write(data)
 
@@ -228,25 +309,30 @@ def _plain_lines(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
             yield line, end
 
 
-def _gzip_lines(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    """Yield each line of a whole gzip member, and the offset in bytes where the member ends."""
-    start = used = 0
-    text = b""
-    member = zlib.decompressobj(wbits=GZIP_WINDOW_BITS)
-    while data := file.read(READ_SIZE):
-        while data:
-            try:
-                text += member.decompress(data)
-            except zlib.error as error:
-                raise NemotronError(
-                    f"what begins at byte {start} is not gzip, or damaged: {error}",
-                    where=file.name,
-                    remedy=f"restore it, or give up what follows: truncate -s {start}",
-                ) from error
-            used += len(data) - len(member.unused_data)
-            data = member.unused_data
-            if member.eof:
-                start, used = start + used, 0
-                for line in text.splitlines(keepends=True):
-                    yield line, start
-                text, member = b"", zlib.decompressobj(wbits=GZIP_WINDOW_BITS)
+def _digits(line: bytes, number: int, path: Path) -> bytes:
+    """Return the hexadecimal digits of a result's key."""
+    if (
+        not line.startswith(START)
+        or not line.startswith(CUSTOM_ID_START, KEY_END)
+        or not line.endswith(b"}\n")
+    ):
+        raise NemotronError(
+            f"line {number} is not a result of a batch",
+            where=path,
+            remedy="name another output, or remove what does not belong there",
+        )
+    return line[len(START) : KEY_END]
+
+
+def _digits_of(keys: Keys) -> set[bytes]:
+    digits = binascii.hexlify(keys.tobytes())
+    return {digits[start : start + 32] for start in range(0, len(digits), 32)}
+
+
+def _pieces(
+    descriptor: int, ends: npt.NDArray[np.int64], order: npt.NDArray[np.int64]
+) -> Iterator[bytes]:
+    """Yield the lines of a file, of which each ends at one of `ends`, in another order."""
+    starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])
+    for index in order:
+        yield os.pread(descriptor, int(ends[index] - starts[index]), int(starts[index]))

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import heapq
+import itertools
 import random
 import signal
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Protocol
 
 from nemotron_core.errors import ErrorKind, NemotronError
-from nemotron_data.batch.admission import Admission
-from nemotron_data.batch.manifest import row_seed
+from nemotron_data.batch.accept import Acceptance
+from nemotron_data.batch.opening import Opening
 from nemotron_data.batch.pace import backoff
+from nemotron_data.batch.pool import Pool
 from nemotron_data.batch.progress import Progress
-from nemotron_data.batch.result_line import failure_line, result_line
+from nemotron_data.batch.rates import Rates
+from nemotron_data.batch.request import Requests
+from nemotron_data.batch.result_line import NotAccepted, failure_line, result_line
 from nemotron_data.batch.server import Server
-from nemotron_data.options import Value
-from nemotron_data.rows import BadRow, Row, Source, digest
-from nemotron_data.transport.protocol import Failure
+from nemotron_data.batch.statistics import Statistics
+from nemotron_data.rows.row import BadRow, Row
+from nemotron_data.transport.protocol import Answer, Failure
 
 FIRST_DELAY, LONGEST_DELAY = 0.25, 15.0
 """Bounds in seconds of the wait between two attempts for a row."""
@@ -27,8 +34,8 @@ UNREACHABLE_FACTOR = 4
 """A row may meet an unreachable server this many times as often as it may fail on its own, because
 an unreachable server is seldom the row's fault."""
 TICK_SECONDS = 0.5
-YIELD_ROWS = 1000
-"""The event loop may handle signals at least once in this many rows of the input."""
+YIELD_STARTS = 16
+"""The event loop handles answers at least once in this many requests that start."""
 
 
 class Interrupted(NemotronError):
@@ -47,14 +54,13 @@ class Results(Protocol):
 
 @dataclass(frozen=True)
 class Work:
-    """The rows to send and the destinations of their results."""
+    """The rows to send, how they are sent and judged, and the destinations of their results."""
 
-    source: Source
-    finished: set[int]
-    """Digests of the custom_ids that have a result already."""
-    defaults: Mapping[str, Value]
-    """Keys of a request body for rows that do not set them."""
-    seed: int | None
+    rows: Iterator[Row | BadRow]
+    total: int
+    """Number of rows of the input."""
+    requests: Requests
+    acceptance: Acceptance
     attempts: int
     results: Results
     failures: Results
@@ -62,32 +68,52 @@ class Work:
 
 @dataclass
 class Counts:
-    """Numbers of rows of the whole output, and of answer tokens of this run."""
+    """Numbers of rows of the whole output."""
 
     finished: int
     failed: int = 0
-    tokens: int = 0
+
+
+class Pending:
+    """A row that has no result yet, and what happened to it."""
+
+    __slots__ = ("answers", "attempts", "failed", "row", "unreachable")
+
+    def __init__(self, row: Row) -> None:
+        self.row = row
+        self.attempts = self.failed = self.unreachable = 0
+        self.answers = 1
+        """Number of the answer that is asked for; it is higher after answers not accepted."""
 
 
 class Run:
     """A run, whose method `run` may be called once."""
 
     def __init__(
-        self, work: Work, server: Server, admission: Admission, progress: Progress
+        self,
+        work: Work,
+        pool: Pool,
+        rates: Rates,
+        progress: Progress,
+        statistics: Statistics,
+        finished: int,
     ) -> None:
-        self._work = work
-        self._server = server
-        self._admission = admission
-        self._progress = progress
-        self.counts = Counts(finished=len(work.finished))
+        self._work, self._pool, self._rates = work, pool, rates
+        self._progress, self._statistics = progress, statistics
+        self.counts = Counts(finished)
+        self._opening = Opening()
+        self._delayed: list[tuple[float, int, Pending]] = []
+        """Heap of rows that are sent again at a time."""
+        self._order = itertools.count()
         self._tasks: set[asyncio.Task[None]] = set()
-        """One task for each row that is being handled."""
-        self._sending: set[asyncio.Task[None]] = set()
-        """The tasks whose request is at the server."""
-        self._task_ended = asyncio.Event()
-        self._stopping = False
+        """One task for each request at a server."""
+        self._lines: list[bytes] = []
+        """Results that are not written yet."""
+        self._wake = asyncio.Event()
+        self._is_stopping = False
         self._error: BaseException | None = None
         """The first error that ends the run."""
+        pool.changed = self._wake.set
 
     async def run(self) -> None:
         """Handle every row.
@@ -96,18 +122,20 @@ class Run:
         """
         ticker = asyncio.create_task(self._tick())
         ticker.add_done_callback(self._end_task)
+        self._statistics.start()
         try:
-            await self._start_tasks()
-            while self._tasks:
-                await asyncio.wait(self._tasks)
+            await self._send_all()
+            while self._tasks and self._error is None:
+                await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
             remaining = [ticker, *self._tasks]
             for task in remaining:
                 task.cancel()
             await asyncio.gather(*remaining, return_exceptions=True)
-        if self._error is not None:
-            raise self._error
-        if self._stopping:
+            self._write_lines()
+        if (error := self._error or self._pool.error) is not None:
+            raise error
+        if self._is_stopping:
             raise asyncio.CancelledError
 
     @contextlib.contextmanager
@@ -125,7 +153,7 @@ class Run:
             yield
         except asyncio.CancelledError:
             raise Interrupted(
-                f"interrupted with {self.counts.finished} of {self._work.source.rows} rows done",
+                f"interrupted with {self.counts.finished} of {self._work.total} rows done",
                 remedy="run the same command again to go on",
             ) from None
         finally:
@@ -133,117 +161,196 @@ class Run:
                 loop.remove_signal_handler(number)
 
     def _stop(self, main: asyncio.Task[object]) -> None:
-        if self._stopping or not self._sending:
+        if self._is_stopping or not self._tasks:
             main.cancel()
             return
-        self._stopping = True
-        self._task_ended.set()
-        for task in self._tasks - self._sending:
-            task.cancel()
-        self._progress.log(f"finishing {len(self._sending)} rows; Ctrl-C again drops them")
+        self._is_stopping = True
+        self._wake.set()
+        self._progress.log(f"finishing {len(self._tasks)} rows; Ctrl-C again drops them")
 
-    async def _start_tasks(self) -> None:
-        """Start a task for each row, but at most twice as many as may send a request at once."""
-        for row in self._rows():
-            if row is None:
+    async def _send_all(self) -> None:
+        """Start a task for each request, as soon as a server and the rates allow it."""
+        rows = self._good_rows()
+        following = next(rows, None)
+        for started in itertools.count(1):
+            if started % YIELD_STARTS == 0:
                 await asyncio.sleep(0)
-                continue
-            while len(self._tasks) >= 2 * self._admission.limit and not self._is_ending():
-                self._task_ended.clear()
-                await self._task_ended.wait()
+            while following is None and not self._is_due():
+                if not self._tasks and not self._delayed:
+                    return
+                await self._wait(self._next_due())
+                if self._is_ending():
+                    return
+            while (server := self._free_server()) is None:
+                await self._wait(self._next_chance())
+                if self._is_ending():
+                    return
             if self._is_ending():
                 return
-            task = asyncio.create_task(self._handle(row))
-            self._tasks.add(task)
-            task.add_done_callback(self._end_task)
-            await asyncio.sleep(0)
+            if self._is_due():
+                _due, _order, pending = heapq.heappop(self._delayed)
+            elif following is not None:
+                pending, following = Pending(following), next(rows, None)
+            else:
+                continue
+            self._start(pending, server)
 
-    def _rows(self) -> Iterator[Row | None]:
-        """Yield the rows to send, and `None` every `YIELD_ROWS` rows."""
-        for count, row in enumerate(self._work.source.read()):
+    def _good_rows(self) -> Iterator[Row]:
+        for row in self._work.rows:
             if isinstance(row, BadRow):
                 self._fail(row)
-            elif digest(row.custom_id) not in self._work.finished:
+            else:
                 yield row
-            if count % YIELD_ROWS == 0:
-                yield None
+
+    def _is_due(self) -> bool:
+        """Return whether a row is due to be sent again."""
+        return bool(self._delayed) and self._delayed[0][0] <= time.monotonic()
+
+    def _next_due(self) -> float | None:
+        return self._delayed[0][0] - time.monotonic() if self._delayed else None
+
+    def _free_server(self) -> Server | None:
+        if len(self._tasks) >= self._opening.limit or self._rates.wait() > 0:
+            return None
+        return self._pool.next()
+
+    def _next_chance(self) -> float | None:
+        """Return the seconds until a request may be sent although nothing else happens."""
+        waits = [wait for wait in (self._rates.wait(), self._pool.quiet_seconds()) if wait]
+        return min(waits) if waits else None
+
+    async def _wait(self, seconds: float | None) -> None:
+        """Wait until a request ends, a server comes back, the run ends, or `seconds` are over."""
+        self._wake.clear()
+        if self._is_ending():
+            return
+        if seconds is None:
+            await self._wake.wait()
+        else:
+            handle = asyncio.get_running_loop().call_later(max(seconds, 0), self._wake.set)
+            try:
+                await self._wake.wait()
+            finally:
+                handle.cancel()
 
     def _is_ending(self) -> bool:
-        return self._stopping or self._error is not None
+        return self._is_stopping or self._error is not None or self._pool.error is not None
+
+    def _start(self, pending: Pending, server: Server) -> None:
+        server.running += 1
+        expected = self._rates.take()
+        task = asyncio.create_task(self._handle(pending, server, expected))
+        self._tasks.add(task)
+        task.add_done_callback(self._end_task)
 
     def _end_task(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        self._task_ended.set()
+        self._wake.set()
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._error = self._error or error
-            for other in self._tasks:
-                other.cancel()
+            self._end(error)
 
-    async def _handle(self, row: Row) -> None:
-        """Send a row until it has an answer or has failed permanently."""
-        body = self._body(row)
-        attempts = unreachable = failed = 0
-        while not self._is_ending():
-            try:
-                tokens, line = await self._send(row, body)
-            except Failure as failure:
-                kind, most = failure.kind, self._work.attempts
-                attempts += 1
-                unreachable += kind is ErrorKind.UNREACHABLE
-                failed += kind in (ErrorKind.FAILED, ErrorKind.TIMED_OUT)
-                if (
-                    kind is ErrorKind.REFUSED
-                    or failed >= most
-                    or unreachable >= UNREACHABLE_FACTOR * most
-                ):
-                    self._fail(row, failure)
-                    return
-                if self._is_ending():
-                    return
-                if kind is ErrorKind.UNREACHABLE:
-                    await self._server.reconnect(str(failure))
-                draw = random.random()  # noqa: S311  # spreads load, protects nothing
-                await asyncio.sleep(backoff(attempts, FIRST_DELAY, LONGEST_DELAY, draw))
-            else:
-                self._work.results.append(line)
-                self.counts.finished += 1
-                self.counts.tokens += tokens
-                self._progress.advance(tokens=tokens)
-                return
+    def _end(self, error: BaseException) -> None:
+        """End the run, and drop what is at the servers."""
+        self._error = self._error or error
+        for task in self._tasks:
+            task.cancel()
+        self._wake.set()
 
-    def _body(self, row: Row) -> dict[str, object]:
-        defaults: dict[str, object] = dict(self._work.defaults)
-        if "max_completion_tokens" in row.body:
-            defaults.pop("max_tokens", None)
-        if self._work.seed is not None:
-            defaults["seed"] = row_seed(self._work.seed, row.custom_id)
-        return {**defaults, **row.body}
+    async def _handle(self, pending: Pending, server: Server, expected_tokens: float) -> None:
+        """Send a row once; store its result, or decide whether it is sent again."""
+        row, limit, used = pending.row, server.concurrency.limit, None
+        start = time.monotonic()
+        try:
+            answer = await server.send(row, self._work.requests.body(row, pending.answers))
+            seconds = time.monotonic() - start
+            tokens = answer.token_count("completion_tokens")
+            used = answer.token_count("prompt_tokens") + tokens
+            server.concurrency.record_answer(seconds, tokens, limit)
+            self._pool.record_answer()
+            self._opening.record_success()
+            self._judge(pending, answer, seconds)
+        except Failure as failure:
+            await self._handle_failure(pending, server, limit, failure)
+        finally:
+            server.running -= 1
+            self._rates.settle(expected_tokens, used)
 
-    async def _send(self, row: Row, body: Mapping[str, object]) -> tuple[int, bytes]:
-        """Return the number of tokens of the answer and its result line. Raises `Failure`."""
-        task = asyncio.current_task()
-        assert task is not None
-        async with self._admission.admit() as permit:
-            if self._stopping:
-                raise asyncio.CancelledError
-            self._sending.add(task)
-            try:
-                answer = await self._server.send(row, body)
-                line = result_line(row.custom_id, answer)
-            except Failure as failure:
-                if failure.kind is ErrorKind.OVERLOADED:
-                    self._admission.record_overload(permit.limit, failure.retry_after)
-                    if self._admission.running == 1:
-                        self._server.check_patience(str(failure))
-                raise
-            finally:
-                self._sending.discard(task)
-            permit.prompt_tokens = answer.token_count("prompt_tokens")
-            permit.completion_tokens = answer.token_count("completion_tokens")
-        return permit.completion_tokens, line
+    def _judge(self, pending: Pending, answer: Answer, seconds: float) -> None:
+        reason = self._work.acceptance.reason_against(answer)
+        self._statistics.record(answer, seconds, reason)
+        if reason is None:
+            self._store(result_line(pending.row, answer))
+            self.counts.finished += 1
+            self._progress.advance(tokens=answer.token_count("completion_tokens"))
+        elif pending.answers < self._work.attempts and self._work.requests.can_differ(pending.row):
+            pending.answers += 1
+            self._send_again(pending, 0)
+        else:
+            self._fail(pending.row, NotAccepted(reason, answer))
 
-    def _fail(self, row: Row | BadRow, failure: Failure | None = None) -> None:
+    def _store(self, line: bytes) -> None:
+        """Append a line together with the others of this pass of the event loop."""
+        if not self._lines:
+            asyncio.get_running_loop().call_soon(self._write_lines)
+        self._lines.append(line)
+
+    def _write_lines(self) -> None:
+        lines, self._lines = self._lines, []
+        try:
+            if lines:
+                self._work.results.append(b"".join(lines))
+        except NemotronError as error:
+            self._end(error)
+
+    async def _handle_failure(
+        self, pending: Pending, server: Server, limit: int, failure: Failure
+    ) -> None:
+        kind, most = failure.kind, self._work.attempts
+        pending.attempts += 1
+        pending.unreachable += kind is ErrorKind.UNREACHABLE
+        pending.failed += kind in (ErrorKind.FAILED, ErrorKind.TIMED_OUT)
+        if kind is ErrorKind.REFUSED:
+            await self._check_model(pending.row, server, failure)
+            self._fail(pending.row, failure)
+            if (error := self._opening.record_refusal(failure)) is not None:
+                self._end(error)
+            return
+        if kind is ErrorKind.OVERLOADED:
+            self._statistics.overloads += 1
+            server.record_overload(limit, failure.retry_after)
+            if self._pool.running == 1:
+                self._pool.check_patience(str(failure))
+        if kind is ErrorKind.UNREACHABLE:
+            self._pool.lose(server, str(failure))
+        if pending.failed >= most or pending.unreachable >= UNREACHABLE_FACTOR * most:
+            self._fail(pending.row, failure)
+            return
+        draw = random.random()  # noqa: S311  # spreads load, protects nothing
+        delay = backoff(pending.attempts, FIRST_DELAY, LONGEST_DELAY, draw)
+        # A lost server says nothing about the row, and another one may take it at once.
+        self._send_again(pending, 0 if kind is ErrorKind.UNREACHABLE else delay)
+
+    def _send_again(self, pending: Pending, delay: float) -> None:
+        self._statistics.retries += 1
+        due = time.monotonic() + delay
+        heapq.heappush(self._delayed, (due, next(self._order), pending))
+
+    async def _check_model(self, row: Row, server: Server, failure: Failure) -> None:
+        """End the run if its model does not exist, and name the server's models."""
+        name = self._work.requests.defaults.get("model")
+        if failure.status != HTTPStatus.NOT_FOUND or "model" in row.body:
+            return
+        models = await server.models()
+        if models and name not in models:
+            raise NemotronError(
+                f"there is no model {name!r}, but {', '.join(models[:5])}",
+                where=server.url,
+                remedy="name one with --model",
+            )
+
+    def _fail(self, row: Row | BadRow, failure: Failure | NotAccepted | None = None) -> None:
         self.counts.failed += 1
+        self._statistics.failed += 1
         self._progress.advance(failed=1)
         self._work.failures.append(failure_line(row, failure))
 
@@ -251,4 +358,7 @@ class Run:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             self._work.results.tick()
-            self._progress.tick(self._admission.running)
+            self._pool.check_patience()
+            if self._pool.error is not None:
+                raise self._pool.error
+            self._progress.tick(self._pool.running)

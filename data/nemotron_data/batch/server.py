@@ -1,4 +1,4 @@
-"""The server of a run: wait for it when it is unreachable, and check that it is still the same."""
+"""One server of a run: how many requests it gets, and whether it is there."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from nemotron_core.errors import NemotronError
-from nemotron_data.batch.pace import backoff
-from nemotron_data.rows import Row
+from nemotron_data.batch.pace import Concurrency, backoff
+from nemotron_data.rows.row import Row
 from nemotron_data.transport.protocol import Answer, Failure, Transport
 
 FIRST_DELAY, LONGEST_DELAY = 0.25, 2.0
@@ -17,97 +16,73 @@ FIRST_DELAY, LONGEST_DELAY = 0.25, 2.0
 
 
 class Server:
-    """A server that may restart during the run.
-
-    Every method raises `NemotronError` if the server gave no answer for more than `patience`
-    seconds. `log` is called with messages for the user.
-    """
+    """A server that may restart during the run. `log` is called with messages for the user."""
 
     def __init__(
-        self, transport: Transport, url: str, patience: float, log: Callable[[str], None]
+        self,
+        url: str,
+        transport: Transport,
+        concurrency: Concurrency,
+        log: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._transport = transport
-        self._url = url
-        self._patience = patience
-        self._log = log
-        self._reconnection: asyncio.Task[None] | None = None
-        self._answered_at = time.monotonic()
-        self.description: dict[str, str | None] = {}
-        """The server's description of itself when the run first reached it."""
+        self.url = url
+        self.concurrency = concurrency
+        self.running = 0
+        """Number of requests at the server."""
+        self.is_ready = False
+        self.quiet_until = 0.0
+        """Time until which the server asked for no requests."""
+        self.last_failure = ""
+        """Why it was not reached the last time."""
+        self._transport, self._log, self._clock = transport, log, clock
 
-    async def aclose(self) -> None:
-        """Stop waiting for the server, and close the connections."""
-        if self._reconnection is not None:
-            self._reconnection.cancel()
-            await asyncio.wait([self._reconnection])
-        await self._transport.aclose()
-
-    async def connect(self) -> None:
-        """Wait until the server is ready, and set `description`."""
-        self.description = await self._describe()
+    def room(self, now: float) -> float:
+        """Return the fraction of the limit that is free now; 0 if no request may be sent."""
+        limit = self.concurrency.limit
+        if not self.is_ready or self.running >= limit or now < self.quiet_until:
+            return 0.0
+        return 1 - self.running / limit
 
     async def send(self, row: Row, body: Mapping[str, Any]) -> Answer:
         """Return the answer to a row. Raises `Failure` if there is none."""
-        answer = await self._transport.send(row, body)
-        self._answered_at = time.monotonic()
-        return answer
+        return await self._transport.send(row, body)
 
-    async def reconnect(self, reason: str) -> None:
-        """Wait until the server is ready again; all rows that lost it wait for the same attempts.
+    def record_overload(self, limit: int, retry_after: float | None) -> None:
+        """Lower the limit because a request that was sent at `limit` was refused.
 
-        Raises `NemotronError` if its description differs from the first one.
+        No request is sent for `retry_after` seconds.
         """
-        if self._reconnection is None:
-            self._reconnection = asyncio.create_task(self._reconnect(reason))
-        reconnection = self._reconnection
+        self.concurrency.record_overload(limit)
+        if retry_after is not None:
+            self.quiet_until = max(self.quiet_until, self._clock() + retry_after)
+
+    async def models(self) -> list[str]:
+        """Return the names of the server's models, or an empty list if it is not reached."""
         try:
-            await asyncio.shield(reconnection)
-        finally:
-            if reconnection.done() and self._reconnection is reconnection:
-                self._reconnection = None
-                self._answered_at = time.monotonic()
+            return await self._transport.models()
+        except Failure:
+            return []
 
-    def check_patience(self, reason: str) -> None:
-        """Give up if no request was answered for too long.
+    async def describe(self) -> dict[str, str | None]:
+        """Return the server's description of itself. Raises `Failure` if it is not reached."""
+        try:
+            return await self._transport.describe()
+        except Failure as failure:
+            self.last_failure = str(failure)
+            raise
 
-        To be called when the server refused a request although no other one was running.
-        """
-        if time.monotonic() - self._answered_at > self._patience:
-            raise self._no_answer(reason)
-
-    async def _reconnect(self, reason: str) -> None:
-        self._log(f"{reason}: waiting for the server")
-        description, before = await self._describe(), self.description
-        differences = [
-            name
-            for name, value in description.items()
-            if None not in (value, before.get(name)) and value != before[name]
-        ]
-        if differences:
-            raise NemotronError(
-                f"the server came back with another {', '.join(differences)}",
-                where=self._url,
-                remedy="start the one that this output was begun with, or name another output",
-            )
-        self._log("the server is there again")
-
-    async def _describe(self) -> dict[str, str | None]:
-        start = time.monotonic()
+    async def wait(self) -> dict[str, str | None]:
+        """Wait for the server, for as long as it takes, and return its description of itself."""
         attempts = 0
         while True:
+            attempts += 1
+            await asyncio.sleep(backoff(attempts, FIRST_DELAY, LONGEST_DELAY, 1))
             try:
-                return await self._transport.describe()
+                return await self.describe()
             except Failure as failure:
-                attempts += 1
-                if time.monotonic() - start > self._patience:
-                    raise self._no_answer(str(failure)) from failure
                 if attempts == 1:
                     self._log(str(failure))
-            await asyncio.sleep(backoff(attempts, FIRST_DELAY, LONGEST_DELAY, 1))
 
-    def _no_answer(self, reason: str) -> NemotronError:
-        return NemotronError(
-            f"{reason}, for {self._patience:g} seconds",
-            where=self._url,
-            remedy="see to the server and run the same command again, or raise --patience",
-        )
+    async def aclose(self) -> None:
+        await self._transport.aclose()

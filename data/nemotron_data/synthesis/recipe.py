@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from jinja2 import StrictUndefined, TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from nemotron_core.errors import NemotronError
-from nemotron_data.transport.protocol import API_KEY, MODEL
+from nemotron_data.options import MODEL
+from nemotron_data.rows.template import parse_template, render
 
 ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 """Attributes of HelpSteer2, in the order in which Nemotron-4-340B-Reward gives their scores."""
@@ -51,7 +50,7 @@ class Generate(_Strict):
     max_tokens: int = Field(1024, ge=1)
     temperature: float = Field(1.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
-    key_variable: str = API_KEY
+    key_variable: str = "NEMOTRON_API_KEY"
     """Name of the environment variable with the server's API key."""
 
     @model_validator(mode="after")
@@ -64,10 +63,7 @@ class Generate(_Strict):
     @classmethod
     def _is_a_template(cls, text: str | None) -> str | None:
         if text is not None:
-            try:
-                _ENVIRONMENT.from_string(text)
-            except TemplateError as error:
-                raise ValueError(f"not a template: {error}") from error
+            parse_template(text)
         return text
 
 
@@ -77,7 +73,7 @@ class Score(_Strict):
     url: str
     model: str = REWARD_MODEL
     weights: dict[Attribute, float] = Field(default_factory=lambda: dict(WEIGHTS), min_length=1)
-    key_variable: str = API_KEY
+    key_variable: str = "NEMOTRON_API_KEY"
 
     @field_validator("url")
     @classmethod
@@ -110,11 +106,6 @@ class Recipe(_Strict):
     generate: Generate
     score: Score
     keep: Keep = Field(default_factory=lambda: Keep.model_validate({}))
-
-
-# A row's texts are values and never templates. The sandbox also keeps a recipe's templates from
-# reaching anything but the row.
-_ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -158,15 +149,15 @@ def prompts(recipe: Recipe, rows: Path) -> Iterator[tuple[str, list[dict[str, st
 
     Raises `NemotronError` if a row lacks a column of the template, or if its prompt is empty.
     """
-    templates = {"user": _ENVIRONMENT.from_string(recipe.generate.prompt)}
+    templates = {"user": parse_template(recipe.generate.prompt)}
     if recipe.generate.system is not None:
-        templates["system"] = _ENVIRONMENT.from_string(recipe.generate.system)
+        templates["system"] = parse_template(recipe.generate.system)
     seen: set[bytes] = set()
     for number, row in seed_rows(rows):
         try:
-            texts = {role: template.render(row) for role, template in templates.items()}
-        except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
-            raise NemotronError(f"the template fails: {error}", where=f"{rows}:{number}") from error
+            texts = {role: render(template, row) for role, template in templates.items()}
+        except ValueError as error:
+            raise NemotronError(str(error), where=f"{rows}:{number}") from error
         messages = [
             {"role": role, "content": texts[role]} for role in ("system", "user") if role in texts
         ]

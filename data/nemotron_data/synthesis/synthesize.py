@@ -22,8 +22,9 @@ from pydantic import BaseModel
 
 from nemotron_core.errors import NemotronError
 from nemotron_core.files import write_atomically
-from nemotron_data.batch.job import Job, errors_path
-from nemotron_data.batch.manifest import manifest_path
+from nemotron_data.batch.accept import ANY
+from nemotron_data.batch.job import Job
+from nemotron_data.batch.target import Target
 from nemotron_data.options import BatchOptions, SynthesisOptions, Value
 from nemotron_data.synthesis.recipe import (
     Generate,
@@ -83,7 +84,7 @@ def synthesize(options: SynthesisOptions) -> Report:
     _check_recipe(recipe, folder)
     _write_lines(folder / PROMPTS, _sample_rows(recipe, rows, report))
     # Once scoring has begun the answers are final, also those that were skipped.
-    if not manifest_path(folder / SCORES).exists():
+    if not Target(folder / SCORES).manifest.exists():
         defaults: dict[str, Value] = {
             "model": generate.model,
             "max_tokens": generate.max_tokens,
@@ -144,17 +145,18 @@ def _run_batch(
     batch = BatchOptions(
         source=str(options.output / source),
         output=str(options.output / output),
-        url=server.url,
+        url=[server.url],
         seed=seed,
+        accept=[ANY],  # the following step tells empty and cut answers apart
         ordered=True,
         concurrency=options.concurrency,
         patience=options.patience,
     )
-    counts = Job(batch, defaults, key_variable=server.key_variable, title=output).run()
+    counts = Job(batch, defaults, key_variables=(server.key_variable,), title=output).run()
     if counts.failed and not options.skip_failed:
         raise NemotronError(
             f"{counts.failed} of {counts.failed + counts.finished} rows failed",
-            where=errors_path(options.output / output),
+            where=Target(options.output / output).errors,
             remedy="the same command tries them again, with --skip-failed it goes on without them",
         )
 

@@ -9,34 +9,38 @@ from nemotron_core.errors import NemotronError
 from nemotron_data.transport.protocol import Transport
 
 
-def open_transport(url: str, *, timeout: float, connections: int, key_variable: str) -> Transport:
-    """Return a transport to an OpenAI-compatible server (`http(s)://`) or Triton (`grpc(s)://`).
-
-    `timeout` is in seconds for one request, `connections` the largest number of connections over
-    HTTP. The API key is the value of the environment variable `key_variable`, if it is set. Raises
-    `NemotronError` for any other URL.
-    """
-    api_key = os.environ.get(key_variable) or None
-    parts = urlsplit(url)
+def scheme_of(url: str) -> str:
+    """Return the scheme of a server's URL. Raises `NemotronError` if it is not one."""
     try:
-        needs_port = "http" not in parts.scheme
-        scheme = parts.scheme if parts.hostname and (parts.port or not needs_port) else ""
-    except ValueError:  # the port is not a number
-        scheme = ""
-    # Each transport needs a library of its own, so it is imported only where it is used.
-    if scheme in ("grpc", "grpcs"):
-        from nemotron_data.transport.triton import TritonTransport  # noqa: PLC0415
-
-        secure = scheme == "grpcs"
-        return TritonTransport(parts.netloc, secure=secure, api_key=api_key, timeout=timeout)
-    if scheme in ("http", "https"):
-        from nemotron_data.transport.openai import OpenAITransport  # noqa: PLC0415
-
-        return OpenAITransport(
-            url, api_key, key_variable=key_variable, timeout=timeout, connections=connections
-        )
+        parts = urlsplit(url)
+        is_http = parts.scheme in ("http", "https")
+        port = parts.port  # raises ValueError if it is not a number
+        if parts.hostname and (is_http or (parts.scheme in ("grpc", "grpcs") and port)):
+            return parts.scheme
+    except ValueError:
+        pass
     raise NemotronError(
         "not the URL of a server",
         where=url,
         remedy="give http://HOST:1424 of the gateway or grpc://HOST:8001 of Triton",
     )
+
+
+def open_transport(url: str, *, timeout: float, key_variables: tuple[str, ...]) -> Transport:
+    """Return a transport to an OpenAI-compatible server (`http(s)://`) or Triton (`grpc(s)://`).
+
+    `timeout` is in seconds for one request. The API key is the value of the first of the
+    environment variables `key_variables` that is set. Raises `NemotronError` for any other URL.
+    Must be called inside a running event loop.
+    """
+    api_key = next(filter(None, map(os.environ.get, key_variables)), None)
+    scheme = scheme_of(url)
+    # Each transport needs a library of its own, so it is imported only where it is used.
+    if scheme in ("grpc", "grpcs"):
+        from nemotron_data.transport.triton import TritonTransport  # noqa: PLC0415
+
+        address, secure = urlsplit(url).netloc, scheme == "grpcs"
+        return TritonTransport(address, secure=secure, api_key=api_key, timeout=timeout)
+    from nemotron_data.transport.openai import OpenAITransport  # noqa: PLC0415
+
+    return OpenAITransport(url, api_key, key_variables=key_variables, timeout=timeout)

@@ -2,123 +2,162 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
-import httpx
+import aiohttp
+import msgspec
 
 from nemotron_core.errors import ErrorKind, NemotronError
-from nemotron_data.rows import Row
+from nemotron_data.rows.row import Row
 from nemotron_data.transport.protocol import Answer, Failure
 
 CONNECT_SECONDS = 10.0
 DESCRIBE_SECONDS = 10.0
 MAX_RETRY_AFTER = 60.0
 """Largest `Retry-After` in seconds that is honoured."""
+JSON_HEADERS = {"content-type": "application/json"}
 
 
 class OpenAITransport:
-    """Sends each row to its endpoint below `url`, which may end with `/v1`."""
+    """Sends each row to its endpoint below `url`, which may end with `/v1`.
+
+    Must be made inside a running event loop.
+    """
 
     def __init__(
-        self, url: str, api_key: str | None, *, key_variable: str, timeout: float, connections: int
+        self, url: str, api_key: str | None, *, key_variables: tuple[str, ...], timeout: float
     ) -> None:
         self._url = url.rstrip("/").removesuffix("/v1")
-        self._key_variable = key_variable
-        self._client = httpx.AsyncClient(
+        self._key_variables = key_variables
+        self._session = aiohttp.ClientSession(
+            # How many requests run at once is the caller's decision.
+            connector=aiohttp.TCPConnector(limit=0),
+            cookie_jar=aiohttp.DummyCookieJar(),
             headers={} if api_key is None else {"authorization": f"Bearer {api_key}"},
-            timeout=httpx.Timeout(timeout, connect=CONNECT_SECONDS, pool=None),
-            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+            timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_SECONDS),
+            proxy=_proxy(self._url),  # aiohttp itself would look for it at each request
         )
 
     async def aclose(self) -> None:
-        await self._client.aclose()
+        await self._session.close()
 
     async def describe(self) -> dict[str, str | None]:
         try:
-            response = await self._client.get(f"{self._url}/v1/models", timeout=DESCRIBE_SECONDS)
-        except httpx.HTTPError as error:
-            raise self._unreachable(error) from error
-        self._check_key(response)
-        if response.status_code >= httpx.codes.INTERNAL_SERVER_ERROR:
-            raise Failure(ErrorKind.UNREACHABLE, f"{self._url} answers {response.status_code}")
-        try:
-            model = response.json()["data"][0]
+            model = (await self._listed_models())[0]
             return {"model": str(model["id"])} | {
                 name: str(model[name]) if name in model else None
                 for name in ("engine", "checkpoint", "template")
             }
-        except (ValueError, LookupError, TypeError):
+        except (LookupError, TypeError):
             return {}  # a server may answer completions without listing its models
+
+    async def models(self) -> list[str]:
+        try:
+            return [str(model["id"]) for model in await self._listed_models()]
+        except (LookupError, TypeError):
+            return []
+
+    async def _listed_models(self) -> Any:
+        timeout = aiohttp.ClientTimeout(total=DESCRIBE_SECONDS)
+        try:
+            async with self._session.get(f"{self._url}/v1/models", timeout=timeout) as response:
+                status, data = response.status, await response.read()
+        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
+            raise self._unreachable(error) from error
+        self._check_key(status)
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            raise Failure(ErrorKind.UNREACHABLE, f"{self._url} answers {status}")
+        try:
+            return json.loads(data)["data"]
+        except (ValueError, LookupError, TypeError):
+            return []
 
     async def send(self, row: Row, body: Mapping[str, Any]) -> Answer:
         try:
-            response = await self._client.post(f"{self._url}{row.endpoint}", json=body)
-        except httpx.ConnectTimeout as error:
-            raise Failure(ErrorKind.UNREACHABLE, f"no connection to {self._url}") from error
-        except httpx.TimeoutException as error:
+            async with self._session.post(
+                self._url + row.endpoint, data=encode(body), headers=JSON_HEADERS
+            ) as response:
+                status, headers, data = response.status, response.headers, await response.read()
+        except (aiohttp.ConnectionTimeoutError, aiohttp.ServerDisconnectedError) as error:
+            raise self._unreachable(error) from error
+        except asyncio.TimeoutError as error:
             kind = ErrorKind.TIMED_OUT
             raise Failure(kind, "no answer in the time allowed", status=kind.codes.http) from error
-        except httpx.TransportError as error:
-            raise self._unreachable(error) from error
-        except (httpx.HTTPError, ValueError) as error:
+        except aiohttp.InvalidURL as error:
             raise Failure(ErrorKind.REFUSED, _text(error)) from error
-        self._check_key(response)
-        if response.status_code != httpx.codes.OK:
-            raise self._failure(response)
-        try:
-            content = response.json()
-            if not isinstance(content["choices"], list):
-                raise TypeError("choices is not a list")
-        except (ValueError, LookupError, TypeError) as error:
-            text = f"the answer is not OpenAI's: {error}"
-            raise Failure(ErrorKind.FAILED, text, status=response.status_code) from error
-        request_id = response.headers.get("x-request-id") or str(content.get("id", ""))
-        return Answer(response.status_code, request_id, content)
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._unreachable(error) from error
+        if status != HTTPStatus.OK:
+            self._check_key(status)
+            raise self._failure(row, status, headers, data)
+        return Answer(status, headers.get("x-request-id"), data)
 
-    def _unreachable(self, error: httpx.HTTPError) -> Failure:
+    def _unreachable(self, error: BaseException) -> Failure:
         return Failure(ErrorKind.UNREACHABLE, f"no answer from {self._url}: {_text(error)}")
 
-    def _check_key(self, response: httpx.Response) -> None:
-        if response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+    def _check_key(self, status: int) -> None:
+        if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             raise NemotronError(
-                f"the server refuses the key ({response.status_code})",
+                f"the server refuses the key ({status})",
                 where=self._url,
-                remedy=f"set {self._key_variable}",
+                remedy=f"set {' or '.join(self._key_variables)}",
             )
 
-    def _failure(self, response: httpx.Response) -> Failure:
-        status, text = response.status_code, _error_message(response)
-        if status == httpx.codes.NOT_FOUND and text is None:
+    def _failure(self, row: Row, status: int, headers: Mapping[str, str], data: bytes) -> Failure:
+        text = _error_message(data)
+        if status == HTTPStatus.NOT_FOUND and text is None:
             raise NemotronError(
-                f"there is no {response.request.url.path}",
+                f"there is no {row.endpoint}",
                 where=self._url,
                 remedy="give the URL of an OpenAI-compatible server",
             )
         kind = ErrorKind.REFUSED
-        if status in (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE):
+        if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
             kind = ErrorKind.OVERLOADED
-        elif status >= httpx.codes.INTERNAL_SERVER_ERROR or status == httpx.codes.REQUEST_TIMEOUT:
+        elif status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.REQUEST_TIMEOUT:
             kind = ErrorKind.FAILED
         text = text or f"HTTP {status}"
-        return Failure(kind, text, status=status, retry_after=_retry_after(response))
+        return Failure(kind, text, status=status, retry_after=_retry_after(headers))
 
 
-def _error_message(response: httpx.Response) -> str | None:
+def _proxy(url: str) -> str | None:
+    """Return the proxy that the environment names for a URL."""
+    parts = urlsplit(url)
+    if proxy_bypass(parts.netloc):
+        return None
+    proxies = getproxies()
+    return proxies.get(parts.scheme) or proxies.get("all")
+
+
+def encode(body: Mapping[str, Any]) -> bytes:
+    """Return a request body as JSON."""
+    try:
+        return msgspec.json.encode(body)
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can write and UTF-8 cannot
+        return json.dumps(body).encode()
+
+
+def _error_message(data: bytes) -> str | None:
     """Return the message of an error in OpenAI's form, or `None` if the body has another form."""
     try:
-        return str(response.json()["error"]["message"])
+        return str(json.loads(data)["error"]["message"])
     except (ValueError, LookupError, TypeError):
         return None
 
 
-def _retry_after(response: httpx.Response) -> float | None:
+def _retry_after(headers: Mapping[str, str]) -> float | None:
     try:
-        seconds = float(response.headers["retry-after"])
+        seconds = float(headers["retry-after"])
     except (KeyError, ValueError):
         return None  # no header, or a date: the caller's own backoff is enough
     return min(seconds, MAX_RETRY_AFTER) if seconds >= 0 else None
 
 
-def _text(error: Exception) -> str:
+def _text(error: BaseException) -> str:
     return str(error) or type(error).__name__

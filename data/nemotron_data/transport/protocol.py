@@ -2,35 +2,93 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
+import msgspec
+
 from nemotron_core.errors import ErrorKind
-from nemotron_data.rows import Row
+from nemotron_data.rows.row import Row
 
-API_KEY = "NEMOTRON_API_KEY"
-"""Name of the environment variable with the server's API key. The key is never written anywhere."""
-MAX_TOKENS = 1024
-"""Default of `max_tokens` for rows that do not set it."""
-MODEL = "nemotron-4-340b-instruct"
-"""Default of `model` for rows that do not set it."""
+API_KEYS = ("NEMOTRON_API_KEY", "OPENAI_API_KEY")
+"""Environment variables with the server's API key; the first one that is set is used. The key is
+never written anywhere."""
 
 
-@dataclass(frozen=True)
+class Message(msgspec.Struct):
+    """The keys of an answer's message that a batch reads."""
+
+    content: Any = None
+    tool_calls: Any = None
+    function_call: Any = None
+
+
+class Choice(msgspec.Struct):
+    """The keys of a choice that a batch reads; a chat has `message`, a completion `text`."""
+
+    finish_reason: Any = None
+    message: Message | None = None
+    text: Any = None
+
+
+class Content(msgspec.Struct):
+    """The keys of an answer's body that a batch reads."""
+
+    choices: list[Choice]
+    usage: Any = None
+    id: Any = None
+
+
+_decode = msgspec.json.Decoder(Content).decode
+
+
 class Answer:
-    """A response in the form of OpenAI's API."""
+    """A response in the form of OpenAI's API.
 
-    status: int
-    """HTTP status."""
-    request_id: str
-    body: Mapping[str, Any]
+    Raises `Failure` if `body`, the JSON as it came, has not this form.
+    """
+
+    __slots__ = ("body", "choices", "request_id", "status", "usage")
+
+    def __init__(self, status: int, request_id: str | None, body: bytes) -> None:
+        try:
+            content = _decode(body)
+            if not body.isascii():
+                body.decode()
+        except UnicodeDecodeError as error:
+            raise malformed(status, str(error)) from error
+        except msgspec.MsgspecError as error:
+            content = _decode_surrogates(status, body, error)
+        self.status = status
+        """HTTP status."""
+        self.request_id = request_id or str(content.id or "")
+        self.body = body
+        self.choices = content.choices
+        self.usage = content.usage
 
     def token_count(self, name: str) -> int:
         """Return a count of the body's `usage`, or 0 if the server does not report it."""
-        usage = self.body.get("usage")
-        count = usage.get(name) if isinstance(usage, dict) else None
+        count = self.usage.get(name) if isinstance(self.usage, dict) else None
         return count if isinstance(count, int) else 0
+
+
+def _decode_surrogates(status: int, body: bytes, error: Exception) -> Content:
+    """Read a body with halves of surrogate pairs, which JSON can write and UTF-8 cannot."""
+    try:
+        content = json.loads(body.decode(), parse_constant=_reject_constant)
+        return msgspec.convert(content, Content)
+    except (ValueError, RecursionError):
+        raise malformed(status, str(error)) from error
+
+
+def _reject_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def malformed(status: int, text: str) -> Failure:
+    """Return the failure of a server that answers with something else."""
+    return Failure(ErrorKind.FAILED, f"the answer is not OpenAI's: {text}", status=status)
 
 
 class Failure(Exception):
@@ -70,6 +128,10 @@ class Transport(Protocol):
         The keys are `model` (a name) and `engine`, `checkpoint` and `template` (hashes). A value is
         `None`, or its key is missing, if the server does not report it.
         """
+        ...
+
+    async def models(self) -> list[str]:
+        """Return the names of the server's models; the list is empty if it names none."""
         ...
 
     async def send(self, row: Row, body: Mapping[str, Any]) -> Answer:

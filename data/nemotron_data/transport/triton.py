@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -24,8 +25,9 @@ from nemotron_core.generation import Prompt
 from nemotron_core.openai.answer import ChatAnswer, CompletionAnswer
 from nemotron_core.openai.errors import HttpError
 from nemotron_core.openai.schema import ChatRequest, CompletionRequest
-from nemotron_data.rows import CHAT, Row
-from nemotron_data.transport.protocol import MAX_TOKENS, MODEL, Answer, Failure
+from nemotron_data.options import MAX_TOKENS, MODEL
+from nemotron_data.rows.row import CHAT, Row
+from nemotron_data.transport.protocol import Answer, Failure
 
 IDENTITY_MODEL = "tensorrt_llm_bls"
 """Triton model whose parameters identify the engine; every lane has it."""
@@ -93,6 +95,9 @@ class TritonTransport:
             raise Failure(ErrorKind.UNREACHABLE, str(error)) from error
         return {"model": MODEL} | {name: parameters.get(name) for name in IDENTITY_PARAMETERS}
 
+    async def models(self) -> list[str]:
+        return [MODEL]
+
     async def send(self, row: Row, body: Mapping[str, Any]) -> Answer:
         prompt, generation = parse_request(row, body)
         try:
@@ -105,7 +110,7 @@ class TritonTransport:
         builder = ChatAnswer if row.endpoint == CHAT else CompletionAnswer
         choices = {piece.sequence_index: piece for piece in pieces}
         content = builder(MODEL, request_id=request_id).whole(choices)
-        return Answer(HTTPStatus.OK, request_id, content)
+        return Answer(HTTPStatus.OK, request_id, json.dumps(content).encode())
 
 
 def _refusal(text: str) -> Failure:

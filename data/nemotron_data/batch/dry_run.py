@@ -1,0 +1,48 @@
+"""What a run would do, without sending anything."""
+
+from __future__ import annotations
+
+import json
+
+import typer
+
+from nemotron_data.batch.plan import Plan
+from nemotron_data.batch.progress import print_table
+from nemotron_data.batch.request import Requests
+from nemotron_data.batch.statistics import Prices
+from nemotron_data.rows.row import PROMPTS, BadRow
+
+BYTES_PER_TOKEN = 4
+"""A guess for English text; other languages need more tokens."""
+
+
+def dry_run(plan: Plan, requests: Requests, prices: Prices, urls: list[str]) -> None:
+    """Print the number of rows, guessed tokens and cost, and the first request."""
+    prompt_tokens = completion_tokens = 0
+    is_limited = True
+    first = None
+    for row in plan.rows():
+        if isinstance(row, BadRow):
+            continue
+        body = requests.body(row)
+        first = first or (row.endpoint, body)
+        prompt = json.dumps(body[PROMPTS[row.endpoint]], ensure_ascii=False)
+        prompt_tokens += len(prompt.encode(errors="replace")) // BYTES_PER_TOKEN
+        longest = body.get("max_tokens", body.get("max_completion_tokens"))
+        is_limited &= isinstance(longest, int)
+        completion_tokens += longest * (body.get("n") or 1) if isinstance(longest, int) else 0
+    counts = plan.counts
+    values = {
+        "rows": f"{counts.rows:,}",
+        "to be sent": f"{counts.rows - counts.bad - counts.kept:,}",
+        "bad": f"{counts.bad:,}",
+        "tokens of prompts, about": f"{prompt_tokens:,}",
+        "tokens of answers, at most": f"{completion_tokens:,}" if is_limited else "no limit",
+        "servers": ", ".join(urls),
+    }
+    cost = prices.cost(prompt_tokens, completion_tokens)
+    if cost is not None:
+        values["cost, at most about"] = f"{cost:,.2f}"
+    print_table("nothing is sent", values)
+    if first is not None:
+        typer.echo(json.dumps({"url": first[0], "body": first[1]}, indent=2, ensure_ascii=False))
