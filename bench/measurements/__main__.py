@@ -51,6 +51,7 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "gateway_overhead": Measurement("the gateway against Triton's own HTTP", 5),
     "perf_analyzer_check": Measurement("`nemotron bench`'s load against perf_analyzer's", 5),
     "stress": Measurement("many streams with cancellations, disconnects and bad requests"),
+    "batch_speed": Measurement("`nemotron batch` beside a plain loop and an earlier commit", 3),
     "batch_chaos": Measurement("`nemotron batch` while client and server are killed"),
 }
 """Measurements by name. Each is the module of that name here, which has two functions.

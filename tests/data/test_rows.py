@@ -16,7 +16,7 @@ OPENAI = {
     "url": "/v1/chat/completions",
     "body": {"messages": MESSAGES, "max_tokens": 3},
 }
-KEY_OF_OPENAI = "8a2ee8163a273f37557fae67a76de4c0"
+KEY_OF_OPENAI = "803aae52f0c669cda37d937e65baf0c4"
 
 
 def line(content: object) -> bytes:

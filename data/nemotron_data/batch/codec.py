@@ -7,6 +7,7 @@ import io
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from nemotron_core.errors import NemotronError
@@ -31,8 +32,12 @@ class Codec:
     error: type[Exception]
     """What a decompressor raises."""
 
-    def lines(self, file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    def lines(self, path: Path) -> Iterator[tuple[bytes, int]]:
         """Yield each line of a whole member, and the offset in bytes where the member ends."""
+        with path.open("rb") as file:
+            yield from self._lines(file, path)
+
+    def _lines(self, file: BinaryIO, path: Path) -> Iterator[tuple[bytes, int]]:
         start = used = 0
         text = b""
         member = self.decompressor()
@@ -43,7 +48,7 @@ class Codec:
                 except self.error as error:
                     raise NemotronError(
                         f"what begins at byte {start} is not {self.name}, or damaged: {error}",
-                        where=file.name,
+                        where=path,
                         remedy=f"restore it, or give up what follows: truncate -s {start}",
                     ) from error
                 if not member.eof:

@@ -94,9 +94,8 @@ class ResultFile:
         """
         digits = bytearray()
         end = 0
-        for number, (line, line_end) in enumerate(self._lines(), 1):
+        for number, (line, end) in enumerate(self._lines(), 1):  # noqa: B007  # the last end counts
             digits += _digits(line, number, self.path)
-            end = line_end
             if number % REPORT_LINES == 0:
                 report(number)
         keys = self._keys(digits)
@@ -200,8 +199,7 @@ class ResultFile:
         self._descriptor, self._end = other._descriptor, other._end
 
     def _lines(self) -> Iterator[tuple[bytes, int]]:
-        with self.path.open("rb") as file:
-            yield from _plain_lines(file) if self._codec is None else self._codec.lines(file)
+        return _plain_lines(self.path) if self._codec is None else self._codec.lines(self.path)
 
     def _keys(self, digits: bytearray) -> Keys:
         try:
@@ -300,21 +298,22 @@ def _open_locked(path: Path) -> int:
         os.close(descriptor)
 
 
-def _plain_lines(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+def _plain_lines(path: Path) -> Iterator[tuple[bytes, int]]:
     """Yield each line that ends with a newline, and the offset in bytes where it ends."""
     end = 0
-    for line in file:
-        end += len(line)
-        if line.endswith(b"\n"):
-            yield line, end
+    with path.open("rb") as file:
+        for line in file:
+            if line[-1:] == b"\n":
+                end += len(line)
+                yield line, end
 
 
 def _digits(line: bytes, number: int, path: Path) -> bytes:
     """Return the hexadecimal digits of a result's key."""
     if (
-        not line.startswith(START)
-        or not line.startswith(CUSTOM_ID_START, KEY_END)
-        or not line.endswith(b"}\n")
+        line[: len(START)] != START
+        or line[KEY_END : KEY_END + len(CUSTOM_ID_START)] != CUSTOM_ID_START
+        or line[-2:] != b"}\n"
     ):
         raise NemotronError(
             f"line {number} is not a result of a batch",

@@ -11,11 +11,11 @@ A record becomes a row in one of these forms:
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 import msgspec
@@ -38,6 +38,7 @@ PARAMETERS = frozenset(
     | {"tools", "tool_choice", "functions", "function_call", "extra_body", "logit_bias", "priority"}
 )
 """Keys of a body without `body` around it that are sent; any other one is metadata."""
+_PLAIN_KEYS = (PARAMETERS - {"prompt", "stream"}) | {"custom_id"}
 SHAREGPT_ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant"}
 SHAREGPT_ROLES |= {"assistant": "assistant", "chatgpt": "assistant", "model": "assistant"}
 TEXTS = frozenset({"prompt", "model", "user", "stop"})
@@ -72,7 +73,7 @@ class Row:
         self.custom_id: str
         self.key: bytes
         """16 bytes that identify what is asked: custom_id, endpoint and body."""
-        request = canonical([endpoint, body])
+        request = endpoint.encode() + canonical(body)
         if custom_id is None:
             self.key = _hash(request)
             self.custom_id = f"row-{self.key.hex()}"
@@ -111,7 +112,7 @@ def repeated_key(key: bytes, count: int) -> bytes:
 
 
 def _hash(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=16).digest()
+    return blake2b(data, digest_size=16).digest()
 
 
 _encode_sorted = msgspec.json.Encoder(order="sorted").encode
@@ -150,6 +151,7 @@ class RowParser:
         self._system = None if system is None else parse_template(system)
         self._prompt_column = prompt_column
         self._id_column = id_column
+        self._is_plain = prompt is None and prompt_column is None and id_column is None
         self.metadata_columns: dict[str, None] = {}
         """Names of the columns that went to the metadata so far, in their order."""
 
@@ -157,13 +159,15 @@ class RowParser:
         """Return the row of a record, or why there is none.
 
         >>> RowParser().parse(7, b'{"prompt": "One, two,", "max_tokens": 5}')
-        Row(7, 'row-30e5493521035eaa5612d0b3870e1400', '/v1/completions', {'prompt': 'One, two,', 'max_tokens': 5})
+        Row(7, 'row-7bd18a35d38be1496abe97175834ff4e', '/v1/completions', {'prompt': 'One, two,', 'max_tokens': 5})
         """  # noqa: E501
         if isinstance(record, BadRow):
             return record
         custom_id = None
         try:
             content = decode(record) if isinstance(record, bytes) else record
+            if self._is_plain and (row := _plain_row(number, content)) is not None:
+                return row
             if isinstance(content, str):
                 content = {"text": content}
             if not isinstance(content, dict):
@@ -239,6 +243,25 @@ class RowParser:
         if self._system is None:
             return [user]
         return [{"role": "system", "content": render(self._system, content)}, user]
+
+
+def _plain_row(number: int, content: Any) -> Row | None:
+    """Return the row of a chat that needs no further look, as most are: a file may have millions.
+
+    Returns `None` for anything else.
+    """
+    if (
+        type(content) is not dict
+        or type(custom_id := content.get("custom_id")) is not str
+        or not 0 < len(custom_id) <= LONGEST_ID
+        or not _PLAIN_KEYS.issuperset(content)
+        or type(content.get("messages")) is not list
+        or not content["messages"]
+    ):
+        return None
+    body = content.copy()
+    del body["custom_id"]
+    return Row(number, custom_id, CHAT, body)
 
 
 def decode(line: bytes) -> Any:
