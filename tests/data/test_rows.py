@@ -161,7 +161,7 @@ def test_half_of_a_surrogate_pair_is_sent_as_it_is() -> None:
     [
         (b'{"prompt": "na\xe9"}\n', "not UTF-8: byte 0xe9 at column 15"),
         (b"{\n", "not JSON: Expecting property name enclosed in double quotes at column 2"),
-        (b'{"prompt": "nul \0"}', "not JSON: Invalid control character at at column 17"),
+        (b'{"prompt": "nul \0"}', "not JSON: Invalid control character at column 17"),
         (b"[]\n", "neither an object nor a text"),
         (b"7\n", "neither an object nor a text"),
         (b"{}\n", "there is no messages"),

@@ -153,6 +153,41 @@ def test_rows_that_fail_stop_it_or_are_skipped(tmp_path: Path) -> None:
             assert len(read(out / "sft.jsonl")) == 2 * SAMPLES
 
 
+def test_only_added_and_changed_topics_are_asked(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def answer(body: dict[str, Any], inside: int) -> Reply:
+        asked.append(f"{body['messages'][0]['content']} {len(body['messages'])}")
+        if body["messages"][-1]["role"] == "assistant":
+            return score(body, inside)
+        return said(f"{body['messages'][0]['content']} {body['seed']}")
+
+    def asked_about(*topics: str) -> list[str]:
+        """Return the questions of a run, each once for its answer and once for its score."""
+        (tmp_path / "topics.jsonl").write_text(
+            "".join(json.dumps({"topic": topic}) + "\n" for topic in topics)
+        )
+        asked.clear()
+        done = synthesize(recipe, out)
+        assert done.returncode == 0, done.stderr
+        report = json.loads(done.stdout)
+        assert report["scored"] == len(read(out / "sft.jsonl")) == SAMPLES * len(topics)
+        return sorted(asked)
+
+    def questions(*topics: str) -> list[str]:
+        return sorted(
+            f"Tell me about {topic}. {turns}" for topic in topics for turns in [1, 2] * SAMPLES
+        )
+
+    with ChatServer(answer) as standin:
+        recipe = write_recipe(tmp_path, {"url": standin.url}, standin.url)
+        out = tmp_path / "out"
+        assert asked_about("tea", "rice") == questions("tea", "rice")
+        assert asked_about("milk", "tea", "rice") == questions("milk")
+        assert asked_about("milk", "green tea", "rice") == questions("green tea")
+        assert asked_about("rice", "milk") == []
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -204,7 +239,7 @@ def test_rows_from_csv(tmp_path: Path) -> None:
     generate = {"url": "http://x", "system": "Be {{ style }}.", "prompt": "{{ topic }}?"}
     recipe = load_recipe(write_recipe(tmp_path, generate, "http://x"))
     first, second = prompts(recipe, rows)
-    assert first[0] == "row-2"
+    assert first[0] != second[0]
     assert first[1] == [
         {"role": "system", "content": "Be short."},
         {"role": "user", "content": "tea, green?"},

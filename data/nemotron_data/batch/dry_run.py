@@ -7,7 +7,7 @@ import json
 import typer
 
 from nemotron_data.batch.plan import Plan
-from nemotron_data.batch.progress import print_table
+from nemotron_data.batch.progress import Progress
 from nemotron_data.batch.request import Requests
 from nemotron_data.batch.statistics import Prices
 from nemotron_data.rows.row import PROMPTS, BadRow
@@ -16,7 +16,9 @@ BYTES_PER_TOKEN = 4
 """A guess for English text; other languages need more tokens."""
 
 
-def dry_run(plan: Plan, requests: Requests, prices: Prices, urls: list[str]) -> None:
+def dry_run(
+    plan: Plan, requests: Requests, prices: Prices, urls: list[str], progress: Progress
+) -> None:
     """Print the number of rows, guessed tokens and cost, and the first request."""
     prompt_tokens = completion_tokens = 0
     is_limited = True
@@ -43,6 +45,6 @@ def dry_run(plan: Plan, requests: Requests, prices: Prices, urls: list[str]) -> 
     cost = prices.cost(prompt_tokens, completion_tokens)
     if cost is not None:
         values["cost, at most about"] = f"{cost:,.2f}"
-    print_table("nothing is sent", values)
+    progress.print_table("nothing is sent", values)
     if first is not None:
         typer.echo(json.dumps({"url": first[0], "body": first[1]}, indent=2, ensure_ascii=False))

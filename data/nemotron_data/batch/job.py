@@ -22,7 +22,7 @@ from nemotron_data.batch.metrics import serve_metrics
 from nemotron_data.batch.pace import Concurrency
 from nemotron_data.batch.plan import Plan
 from nemotron_data.batch.pool import Pool
-from nemotron_data.batch.progress import Progress, print_table
+from nemotron_data.batch.progress import Progress
 from nemotron_data.batch.rates import Rates
 from nemotron_data.batch.request import Requests
 from nemotron_data.batch.results import KEY, Keys, ResultFile
@@ -91,12 +91,13 @@ class Job:
                 return self._write_file(source, target, progress)
             plan = self._plan(source, None, progress)
             if options.dry_run:
-                dry_run(plan, self._requests, self._prices, self._urls)
+                dry_run(plan, self._requests, self._prices, self._urls, progress)
                 return Counts(finished=0)
             stdout = _LineWriter(sys.stdout.fileno(), "standard output")
             return asyncio.run(self._send_rows(source, plan, stdout, stdout, progress))
 
     def _write_file(self, source: Source, target: Target, progress: Progress) -> Counts:
+        target.make_folder()
         with ResultFile(target.results) as results:
             before = read_manifest(target.manifest)
             if before is None and not results.is_empty:
@@ -237,7 +238,7 @@ class Job:
                         self._finish_manifest(
                             target, manifest, plan, run.counts if is_complete else None
                         )
-        _print_summary(self._title, plan.counts.rows, run.counts, summary)
+        progress.print_table(self._title, _table(plan.counts.rows, run.counts, summary))
         return run.counts
 
     def _finish_manifest(
@@ -292,7 +293,7 @@ def server_urls(values: list[str]) -> list[str]:
     return list(dict.fromkeys(urls))
 
 
-def _print_summary(title: str, rows: int, counts: Counts, summary: Summary) -> None:
+def _table(rows: int, counts: Counts, summary: Summary) -> dict[str, str]:
     values = {
         "rows with a result": f"{counts.finished:,} of {rows:,}",
         "failed": f"{counts.failed:,}",
@@ -312,7 +313,7 @@ def _print_summary(title: str, rows: int, counts: Counts, summary: Summary) -> N
     values["sent again"] = f"{summary.retries:,}, of these overloaded {summary.overloads:,}"
     if summary.cost is not None:
         values["cost"] = f"{summary.cost:,.4f}"
-    print_table(title, values)
+    return values
 
 
 class _LineWriter:

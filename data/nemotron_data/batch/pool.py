@@ -59,7 +59,6 @@ class Pool:
                 self._take(server, description)
         for server, description in zip(self.servers, results, strict=True):
             if description is None:
-                self._log(server.last_failure)
                 self._start(server, self._wait_for(server))
         while not any(server.is_ready for server in self.servers):
             self.check_patience()

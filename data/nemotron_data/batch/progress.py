@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -78,6 +79,15 @@ class Progress:
         else:
             print(f"{self._title}: {text}", file=sys.stderr, flush=True)
 
+    def print_table(self, title: str, values: Mapping[str, str]) -> None:
+        """Print a table of two columns that stays."""
+        table = Table(title=title, show_header=False, title_justify="left")
+        table.add_column()
+        table.add_column(justify="right")
+        for name, value in values.items():
+            table.add_row(name, value)
+        self.console.print(table, markup=False, highlight=False)
+
     def tick(self, running: int) -> None:
         """Update the bar, or print a line if one is due; `running` requests are at the server."""
         if self._total is None:
@@ -102,13 +112,3 @@ class Progress:
             seconds_per_row = (self._last_line - self._start) / self._rows
             text += f", {int((self._total - self._done) * seconds_per_row)} s left"
         self.log(text)
-
-
-def print_table(title: str, values: dict[str, str]) -> None:
-    """Print a table of two columns on standard error."""
-    table = Table(title=title, show_header=False, title_justify="left")
-    table.add_column()
-    table.add_column(justify="right")
-    for name, value in values.items():
-        table.add_row(name, value)
-    Console(stderr=True).print(table, markup=False, highlight=False)

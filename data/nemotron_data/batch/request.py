@@ -48,6 +48,5 @@ class Requests:
 
     def can_differ(self, row: Row) -> bool:
         """Return whether another attempt may give another answer: not for greedy decoding."""
-        settings = {**self.defaults, **row.body}
-        has_seed = self.seed is not None or settings.get("seed") is not None
-        return settings.get("temperature", 1) != 0 or not has_seed
+        temperature: object = {**self.defaults, **row.body}.get("temperature", 1)
+        return temperature != 0

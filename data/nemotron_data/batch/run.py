@@ -126,7 +126,8 @@ class Run:
         try:
             await self._send_all()
             while self._tasks and self._error is None:
-                await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+                self._wake.clear()
+                await self._wake.wait()
         finally:
             remaining = [ticker, *self._tasks]
             for task in remaining:
@@ -325,10 +326,11 @@ class Run:
         if pending.failed >= most or pending.unreachable >= UNREACHABLE_FACTOR * most:
             self._fail(pending.row, failure)
             return
+        if kind is ErrorKind.UNREACHABLE and pending.unreachable == 1:
+            self._send_again(pending, 0)  # another server may take it at once
+            return
         draw = random.random()  # noqa: S311  # spreads load, protects nothing
-        delay = backoff(pending.attempts, FIRST_DELAY, LONGEST_DELAY, draw)
-        # A lost server says nothing about the row, and another one may take it at once.
-        self._send_again(pending, 0 if kind is ErrorKind.UNREACHABLE else delay)
+        self._send_again(pending, backoff(pending.attempts, FIRST_DELAY, LONGEST_DELAY, draw))
 
     def _send_again(self, pending: Pending, delay: float) -> None:
         self._statistics.retries += 1

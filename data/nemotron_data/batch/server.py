@@ -76,13 +76,13 @@ class Server:
         """Wait for the server, for as long as it takes, and return its description of itself."""
         attempts = 0
         while True:
-            attempts += 1
-            await asyncio.sleep(backoff(attempts, FIRST_DELAY, LONGEST_DELAY, 1))
             try:
                 return await self.describe()
             except Failure as failure:
+                attempts += 1
                 if attempts == 1:
                     self._log(str(failure))
+            await asyncio.sleep(backoff(attempts, FIRST_DELAY, LONGEST_DELAY, 1))
 
     async def aclose(self) -> None:
         await self._transport.aclose()

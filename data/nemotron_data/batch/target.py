@@ -56,9 +56,24 @@ class Target:
             self.path / name if self.is_folder else self.path.with_name(f"{self.path.name}.{name}")
         )
 
+    def make_folder(self) -> None:
+        """Make the output's folder, if it is one. Raises `NemotronError` if it holds other data."""
+        if not self.is_folder:
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not self.manifest.exists() and any(self.path.iterdir()):
+                raise NemotronError(
+                    "the folder holds something that is no batch",
+                    where=self.path,
+                    remedy="name another one",
+                )
+        except OSError as error:
+            raise NemotronError(f"cannot write: {error.strerror}", where=self.path) from error
+
 
 def target_of(output: str) -> Target:
-    """Return the output that a name asks for, and make its folder if it ends with a slash.
+    """Return the output that a name asks for.
 
     Raises `NemotronError` if it cannot be written: a device, or a format that is none of ours.
     """
@@ -66,7 +81,6 @@ def target_of(output: str) -> Target:
     try:
         mode = path.stat().st_mode if path.exists() else None
         if output.endswith("/") or (mode is not None and stat.S_ISDIR(mode)):
-            path.mkdir(parents=True, exist_ok=True)
             require("pyarrow")
             require("zstandard")
             return Target(path, is_folder=True)

@@ -43,10 +43,14 @@ SHAREGPT_ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "a
 SHAREGPT_ROLES |= {"assistant": "assistant", "chatgpt": "assistant", "model": "assistant"}
 TEXTS = frozenset({"prompt", "model", "user", "stop"})
 """Parameters that are texts, also where a table has only texts."""
-REMEDY = (
+FORMS = (
     "write an OpenAI batch line, or an object with messages or with prompt; "
     "for other columns use --prompt or --prompt-column"
 )
+
+
+class UnknownForm(ValueError):
+    """A record in none of the forms of a request."""
 
 
 class Row:
@@ -171,7 +175,7 @@ class RowParser:
             if isinstance(content, str):
                 content = {"text": content}
             if not isinstance(content, dict):
-                raise ValueError("the record is neither an object nor a text")
+                raise UnknownForm("the record is neither an object nor a text")
             if isinstance(record, dict):
                 content = {key: value for key, value in content.items() if value is not None}
             custom_id = self._custom_id(content)
@@ -184,8 +188,11 @@ class RowParser:
             return Row(number, custom_id, endpoint, body, metadata or None)
         except RecursionError:
             return BadRow(number, custom_id, "the JSON is nested too deep", "write a flat request")
+        except UnknownForm as error:
+            return BadRow(number, custom_id, str(error), FORMS)
         except ValueError as error:
-            return BadRow(number, custom_id, " ".join(str(error).split()), REMEDY)
+            reason = " ".join(str(error).split())
+            return BadRow(number, custom_id, reason, "correct the row")
 
     def _custom_id(self, content: Mapping[str, Any]) -> str | None:
         name = self._id_column or "custom_id"
@@ -228,7 +235,9 @@ class RowParser:
         if content.keys() == {"text"}:
             return CHAT, {"messages": [{"role": "user", "content": content["text"]}]}, {}
         names = ", ".join(sorted(map(str, content)))[:200]
-        raise ValueError(f"there is no messages, only {names}" if names else "there is no messages")
+        raise UnknownForm(
+            f"there is no messages, only {names}" if names else "there is no messages"
+        )
 
     def _messages(self, content: dict[str, Any]) -> list[dict[str, Any]]:
         if self._prompt is not None:
@@ -278,7 +287,8 @@ def decode(line: bytes) -> Any:
         byte = f"byte 0x{line[error.start]:02x} at column {error.start + 1}"
         raise ValueError(f"not UTF-8: {byte}") from error
     except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from error
+        reason = error.msg.removesuffix(" at")
+        raise ValueError(f"not JSON: {reason} at column {error.colno}") from error
 
 
 def _reject_constant(name: str) -> float:

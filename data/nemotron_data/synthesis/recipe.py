@@ -27,6 +27,8 @@ WEIGHTS: dict[Attribute, float] = {
     "verbosity": -0.33,
 }
 """Weights of the attributes in the reward, from the reward model's card."""
+NAME_DIGITS = 16
+"""Hexadecimal digits in the name of a prompt."""
 REWARD_MODEL = "nvidia/nemotron-4-340b-reward"
 
 
@@ -147,6 +149,8 @@ def seed_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def prompts(recipe: Recipe, rows: Path) -> Iterator[tuple[str, list[dict[str, str]]]]:
     """Yield a name and messages for each seed row whose prompt differs from all before it.
 
+    The name is made of the messages, so it stays if rows are added before it.
+
     Raises `NemotronError` if a row lacks a column of the template, or if its prompt is empty.
     """
     templates = {"user": parse_template(recipe.generate.prompt)}
@@ -166,7 +170,7 @@ def prompts(recipe: Recipe, rows: Path) -> Iterator[tuple[str, list[dict[str, st
         key = content_hash(messages)
         if key not in seen:
             seen.add(key)
-            yield f"row-{number}", messages
+            yield key.hex()[:NAME_DIGITS], messages
 
 
 def content_hash(content: object) -> bytes:

@@ -83,15 +83,13 @@ def synthesize(options: SynthesisOptions) -> Report:
     report = Report()
     _check_recipe(recipe, folder)
     _write_lines(folder / PROMPTS, _sample_rows(recipe, rows, report))
-    # Once scoring has begun the answers are final, also those that were skipped.
-    if not Target(folder / SCORES).manifest.exists():
-        defaults: dict[str, Value] = {
-            "model": generate.model,
-            "max_tokens": generate.max_tokens,
-            "temperature": generate.temperature,
-            "top_p": generate.top_p,
-        }
-        _run_batch(PROMPTS, ANSWERS, generate, defaults, recipe.seed, options)
+    defaults: dict[str, Value] = {
+        "model": generate.model,
+        "max_tokens": generate.max_tokens,
+        "temperature": generate.temperature,
+        "top_p": generate.top_p,
+    }
+    _run_batch(PROMPTS, ANSWERS, generate, defaults, recipe.seed, options)
     _write_lines(folder / TO_SCORE, _rows_to_score(recipe, folder, report))
     _run_batch(TO_SCORE, SCORES, score, {"model": score.model}, None, options)
     _write_lines(folder / SFT, _sft_rows(recipe, folder, report))
