@@ -4,6 +4,8 @@ A stand-in server answers every row after 20 ms. In each run all clients send th
 at each number of requests at once. Their time is that of the whole process, less that of a run over
 one row. Then:
 
+- `servers`: three servers with room for 32 requests each, and the same with one of them killed
+  after a tenth of the rows; each row must be in the output once;
 - `slow`: 1,500 rows with answers of 10 s ± 30 %, 256 at once, all clients at the same time;
 - `resume`: 999 of 1,000 rows of a long input are done already;
 - `ordered`: all rows are done, in the reverse order, and are sorted. The copies are the most bytes
@@ -24,7 +26,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,7 @@ from nemotron_data.transport.protocol import Answer
 SECONDS = 0.02
 """Time of an answer."""
 SLOW_ROWS, SLOW_SECONDS, SLOW_SPREAD, SLOW_CONCURRENCY = 1500, 10.0, 0.3, 256
+SERVER_ROWS, SERVER_SECONDS, SERVER_ROOM = 6000, 0.2, 32
 POLL_SECONDS = 0.05
 LEFT = 1000
 """Rows of the long input that are not done yet."""
@@ -105,7 +108,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--long-rows", type=int, default=1_000_000, help="default 1,000,000")
     parser.add_argument(
-        "--only", nargs="+", default=["speed", "slow", "resume", "ordered"], help="the parts"
+        "--only",
+        nargs="+",
+        default=["speed", "servers", "slow", "resume", "ordered"],
+        help="the parts",
     )
 
 
@@ -118,6 +124,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             clients["earlier commit"] = Client([python, "-m", "nemotron_cli", "batch"], tree)
         if "speed" in options.only:
             results["speed"] = speed(options, clients)
+        if "servers" in options.only:
+            results["servers"] = [servers(options) for _ in range(options.runs)]
         if "slow" in options.only:
             results["slow"] = slow(options.work, clients)
         if "resume" in options.only:
@@ -137,7 +145,7 @@ def speed(options: argparse.Namespace, clients: dict[str, Client]) -> list[dict[
     write_rows(source, options.rows + 1)
     write_rows(single, 1)
     results: list[dict[str, Any]] = []
-    with server(SECONDS, 0) as url:
+    with server(SECONDS, 0) as (url, _process):
         for run in range(options.runs):
             for concurrency in options.concurrency:
                 row: dict[str, Any] = {"run": run, "concurrency": concurrency}
@@ -157,12 +165,43 @@ def speed(options: argparse.Namespace, clients: dict[str, Client]) -> list[dict[
     return results
 
 
+def servers(options: argparse.Namespace) -> dict[str, float]:
+    """Return the seconds of a run with three servers, without and with one that is killed."""
+    source, output = options.work / "in.jsonl", options.work / "servers.jsonl"
+    write_rows(source, SERVER_ROWS)
+    seconds: dict[str, float] = {}
+    for name in ("three servers", "one killed"):
+        remove(output)
+        with ExitStack() as stack:
+            running = [stack.enter_context(server(SERVER_SECONDS, 0)) for _ in range(3)]
+            urls = [argument for url, _process in running for argument in ("--url", url)]
+            limit = ["--concurrency", str(SERVER_ROOM)]
+            if name == "one killed":
+                victim = running[1][1]
+                killer = threading.Thread(target=kill_after, args=(victim, output))
+                killer.start()
+            client = Client([NEMOTRON, "batch"])
+            seconds[name] = client.run(source, output, *urls, *limit)["seconds"]
+        lines = output.read_text().splitlines()
+        ids = {json.loads(line)["custom_id"] for line in lines}
+        if not len(lines) == len(ids) == SERVER_ROWS:
+            raise SystemExit(f"{len(lines)} lines with {len(ids)} ids for {SERVER_ROWS} rows")
+    print(json.dumps(seconds), flush=True)
+    return seconds
+
+
+def kill_after(process: subprocess.Popen[str], output: Path) -> None:
+    while not output.exists() or output.read_bytes().count(b"\n") < SERVER_ROWS // 10:
+        time.sleep(POLL_SECONDS)
+    process.kill()
+
+
 def slow(work: Path, clients: dict[str, Client]) -> dict[str, float]:
     """Return the seconds that each client needs for rows with long answers, all at once."""
     source = work / "slow.jsonl"
     write_rows(source, SLOW_ROWS)
     seconds: dict[str, float] = {}
-    with server(SLOW_SECONDS, SLOW_SPREAD) as url:
+    with server(SLOW_SECONDS, SLOW_SPREAD) as (url, _process):
 
         def run(name: str, client: Client) -> None:
             output = work / f"slow-{name.replace(' ', '-')}.jsonl"
@@ -189,7 +228,7 @@ def resume(
     if not source.exists():
         write_rows(source, rows)
     results = {}
-    with server(SECONDS, 0) as url:
+    with server(SECONDS, 0) as (url, _process):
         for name, client in clients.items():
             output = work / "long-out.jsonl"
             remove(output)
@@ -252,12 +291,13 @@ def remove(output: Path) -> None:
 
 
 @contextmanager
-def server(seconds: float, spread: float) -> Iterator[str]:
+def server(seconds: float, spread: float) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Yield the URL and the process of a stand-in server."""
     command = [sys.executable, "-m", "bench.measurements.openai_server", str(seconds), str(spread)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}", process
     finally:
         process.kill()
         process.communicate()
