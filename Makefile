@@ -51,9 +51,10 @@ FINDINGS ?= demo/findings
 fuzz: $(VENV)/.dev
 	$(BIN)/python -m tests.fuzz.readers --minutes 11 --findings $(FINDINGS)
 
-# By hand: all tests beside eight busy processes, to show that none depends on time.
+# By hand: all tests beside eight busy processes, to show that none depends on time. In six processes,
+# because two would get a fifth of the machine: two hours on two cores.
 loaded-test: $(VENV)/.dev $(VENV)/.tools
-	scripts/beside_load.sh $(BIN)/pytest
+	scripts/beside_load.sh $(BIN)/pytest -n 6 --dist loadfile --no-loadscope-reorder
 
 clean:
 	rm -rf $(VENV) .tools demo .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
