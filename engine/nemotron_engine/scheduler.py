@@ -177,7 +177,7 @@ class Scheduler:
         for index, id_ in enumerate(chunk.token_ids):
             running.tail = (*running.tail, id_)[-longest:]
             if any(running.tail[-len(sequence) :] == sequence for sequence in sequences):
-                if not chunk.finish_reason or index + 1 < len(chunk.token_ids):
+                if not chunk.finish_reason:  # otherwise the library has ended it itself
                     self._adapter.cancel(chunk.key)
                 del chunk.token_ids[index + 1 :], chunk.log_probs[index + 1 :]
                 del chunk.top_log_probs[index + 1 :]

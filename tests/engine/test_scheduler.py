@@ -179,11 +179,19 @@ def test_the_requests_of_a_client_that_has_gone(engine: Engine, adapter: FakeAda
 def test_what_the_library_says_of_a_cancelled_request_is_dropped(
     engine: Engine, adapter: FakeAdapter
 ) -> None:
-    answer = engine.ask([1]).begin()
+    answer, other = engine.ask_all([request([1]), request([5])])
+    answer.begin()
     adapter.cancel = lambda key: None  # type: ignore[method-assign]
     engine.cancel(answer)
     engine.step()  # would fail in `Answer.push`
     assert answer.token_ids == [2]
+    assert other.token_ids == [6, 7]
+
+
+def test_what_ends_before_its_first_step_has_no_start(engine: Engine) -> None:
+    answer = engine.ask([1])
+    engine.cancel(answer)
+    assert (answer.finish_reason, answer.scheduled_ns) == ("cancelled", 0)
 
 
 def test_a_request_that_the_library_refuses_ends_alone(engine: Engine) -> None:
