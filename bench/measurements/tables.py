@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from bench.measurements.cpu_peers import OURS
 from bench.measurements.records import Record, conditions
 from bench.measurements.serving_tables import hangups, hops, leaving, serving
 from bench.measurements.timing import spread
@@ -25,7 +26,7 @@ def peers(name: str) -> list[str]:
         memory = (f"{values[key] / 1e6:,.0f}" for key in ("rss", "peak_rss"))
         rows.append([engine, *rates, f"{values['load_seconds']:.1f}", *memory])
     ratios = [f"{over_best_peer(engines, load):.2f}" for load in loads]
-    rows.append(["openvino over the best peer", *ratios, "", "", ""])
+    rows.append([f"{ours(engines)} over the best peer", *ratios, "", "", ""])
     return [
         *table(["tokens/s", *loads, "load s", "RSS MB", "peak RSS MB"], rows),
         "",
@@ -40,12 +41,17 @@ def peers(name: str) -> list[str]:
 
 
 def over_best_peer(engines: Mapping[str, Any], load: str) -> float:
-    """Return the CPU engine's median tokens per second over those of the fastest other engine."""
+    """Return our median tokens per second over those of the fastest other engine."""
     medians = {
         name: values["tokens_per_second"][load]["median"] for name, values in engines.items()
     }
-    cpu_engine = medians.pop("openvino")
-    return float(cpu_engine / max(medians.values()))
+    peers = [median for name, median in medians.items() if name not in OURS]
+    return float(medians[ours(engines)] / max(peers))
+
+
+def ours(engines: Mapping[str, Any]) -> str:
+    """Return which of our engines is compared: the served one, as peers are, if it was measured."""
+    return next(name for name in reversed(OURS) if name in engines)
 
 
 def startup() -> list[str]:
