@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from nemotron_core.errors import ErrorKind, NemotronError
 from nemotron_engine.protocol import (
-    MAX_FRAME_BYTES,
+    KEY_BYTES,
+    VERSION,
     Ask,
     Cancel,
     Capabilities,
@@ -30,8 +31,10 @@ from nemotron_engine.protocol import (
     frame,
 )
 
+MAX_FRAME_BYTES = 1 << 28
+KEY = b"k" * 16
 HELLO = Hello(
-    version=1,
+    version=VERSION,
     lane="cpu",
     library="fake",
     vocab_size=10,
@@ -92,6 +95,44 @@ def test_a_message_is_its_length_and_an_array_that_begins_with_its_tag() -> None
     assert msgspec.msgpack.decode(data[4:]) == [2, [b"k" * 16], ["name"]]
     tags = {type(message): msgspec.msgpack.decode(frame(message)[4:])[0] for message in FROM_ENGINE}
     assert tags == {Hello: 10, Step: 11, Load: 12, Failed: 13}
+
+
+SAMPLING = [0.0, 0, 1.0, 1.0, 0.0, 0.0, 0, 0]
+FORMAT: list[tuple[ClientMessage | EngineMessage, list[object]]] = [
+    (
+        Ask([Request(key=KEY, input_ids=[7], max_tokens=3)]),
+        [
+            1,
+            [[KEY, [7], 3, [], *SAMPLING, False, None, 0, [], [], {}, "", "", "", 0, None, 0.0]],
+        ],
+    ),
+    (Cancel(), [2, [], []]),
+    (Query(), [3]),
+    (Drain(), [4]),
+    (HELLO, [10, 1, "cpu", "fake", 10, 20, 2, 3, 4, "ab", [["bias"], [], 0, 1000.0, None], 7]),
+    (Step([Chunk(KEY)]), [11, [[KEY, [], [], "", 0, "", "", [], []]]]),
+    (
+        Load(
+            steps=1,
+            running=2,
+            waiting=3,
+            kv_cache_usage=None,
+            prompt_tokens=4,
+            generated_tokens=5,
+            histograms={"seconds": Histogram([6])},
+        ),
+        [12, 1, 2, 3, None, 4, 5, {"seconds": [[6], 0.0]}],
+    ),
+    (Failed("gone"), [13, "gone"]),
+]
+"""Each message without what may be left out, and what it is on the wire."""
+
+
+@pytest.mark.parametrize(("message", "content"), FORMAT, ids=lambda value: type(value).__name__)
+def test_the_format(message: ClientMessage | EngineMessage, content: list[object]) -> None:
+    """Programs in other languages, and other versions of this one, speak it."""
+    assert msgspec.msgpack.decode(frame(message)[4:]) == content
+    assert len(KEY) == KEY_BYTES
 
 
 def test_fields_that_a_later_version_appends_are_ignored() -> None:
