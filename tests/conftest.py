@@ -26,13 +26,14 @@ SLOW = (
     *("attacks/test_damage.py", "attacks/test_torch_files.py", "bench/test_bench.py"),
     *("bench/test_load_client.py", "engine/test_server.py"),
     *("build/test_reuse.py", "build/test_tensorrt_lane.py", "client/test_client.py"),
-    *("client/test_failures.py", "data/test_failures.py", "engine/test_openvino.py"),
+    *("client/test_failures.py", "client/test_http.py"),
+    *("data/test_failures.py", "engine/test_openvino.py"),
     *("convert/test_inspect.py", "convert/test_legacy.py", "convert/test_plan.py"),
     *("convert/test_calibrate.py", "convert/test_convert.py", "convert/test_fp8.py"),
     *("convert/test_hf.py", "convert/test_mpi.py", "convert/test_resume.py"),
     *("convert/test_torch_dist.py", "convert/test_verification.py"),
     *("data/test_batch.py", "data/test_stops.py", "data/test_synthesize.py"),
-    *("gateway/test_ecosystem.py", "gateway/test_operation.py", "gateway/test_page.py"),
+    *("gateway/test_ecosystem.py", "gateway/test_operation.py", "gateway/test_page"),
 )
 """Folders and files of tests that start other programs or compute for seconds."""
 FAST = (
@@ -60,6 +61,7 @@ LANE_FOLDERS = ("vllm",)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--lane", default="cpu", help="lane of the server that tests share")
+    parser.addoption("--clients", help="folder with the environments of other people's clients")
 
 
 def is_slow(path: Path) -> bool:
@@ -69,6 +71,8 @@ def is_slow(path: Path) -> bool:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave out slow files before they are imported: some import PyTorch and transformers."""
+    if collection_path == ROOT / "clients" and config.option.clients is None:
+        return True
     if collection_path.name in LANE_FOLDERS and collection_path.parent == ROOT:
         return True if config.option.lane != collection_path.name else None
     is_left_out = config.option.markexpr == NOT_SLOW and collection_path.is_file()

@@ -1,4 +1,7 @@
-"""The chat page and the page of the API: static files, which load nothing from other servers."""
+"""The chat page and the page of the API: static files, which load nothing from other servers.
+
+`vendor/` has the libraries of others, as their npm packages have them.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ MEDIA_TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
+    ".mjs": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
 PAGES = {"/": "index.html", "/docs": "docs.html", "/favicon.ico": "icon.svg"}
@@ -26,7 +30,7 @@ CONTENT_SECURITY_POLICY = "; ".join(
         *(f"{source}-src 'self'" for source in ("script", "style", "img", "connect")),
         *(f"{target} 'none'" for target in ("base-uri", "form-action", "frame-ancestors")),
         "require-trusted-types-for 'script'",
-        "trusted-types 'none'",
+        "trusted-types dompurify",
     ]
 )
 HEADERS = [
@@ -60,8 +64,8 @@ class File:
 def files() -> dict[str, File]:
     """Return the files by URL path: the pages, and below `/page/` all files that they load."""
     by_name = {
-        path.name: File(path.read_bytes(), MEDIA_TYPES[path.suffix])
-        for path in FOLDER.iterdir()
+        path.relative_to(FOLDER).as_posix(): File(path.read_bytes(), MEDIA_TYPES[path.suffix])
+        for path in FOLDER.rglob("*")
         if path.suffix in MEDIA_TYPES
     }
     return {path: by_name[name] for path, name in PAGES.items()} | {

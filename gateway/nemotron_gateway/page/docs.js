@@ -34,7 +34,7 @@ function table(schema) {
     const wanted = schema.required?.includes(name) ? "required" : "";
     return element("tr", element("td", element("code", name)), element("td", kind(one)), element("td", [wanted, range(one)].filter(Boolean).join(", ")));
   });
-  const head = element("tr", ...["key", "type", ""].map((text) => element("th", text)));
+  const head = element("tr", ...["key", "type", "bounds"].map((text) => element("th", text)));
   const scroll = element("div", element("table", element("thead", head), element("tbody", ...rows)));
   scroll.className = "scroll";
   return scroll;
