@@ -12,7 +12,7 @@ def chat(
         str | None, typer.Argument(help="One question. Without it, start a conversation.")
     ] = None,
     url: Annotated[
-        str, typer.Option(envvar="NEMOTRON_URL", help="host:port of Triton's gRPC endpoint.")
+        str, typer.Option(envvar="NEMOTRON_URL", help="Triton's address: grpc:// or http://.")
     ] = "127.0.0.1:8001",
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 1024,

@@ -42,7 +42,7 @@ EXTRAS = {
     "tokenizers": "convert",
     "google": "client",
     "grpc": "client",
-    "aiohttp": "batch",
+    "aiohttp": "client",
     "jinja2": "batch",
     "tritonclient": "client",
     "msgspec": "batch",

@@ -18,7 +18,7 @@ from nemotron_client.exceptions import (
     ServerFailed,
     ServerOverloaded,
 )
-from nemotron_client.settings import Limits, Retries, Timeouts, Tls
+from nemotron_client.settings import Limits, RequestOptions, Retries, Timeouts, Tls
 from nemotron_core.generation import Generation, Piece, Times
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "Generation",
     "Limits",
     "Piece",
+    "RequestOptions",
     "RequestRefused",
     "RequestTimeout",
     "Retries",

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from tritonclient.grpc import service_pb2, service_pb2_grpc
-
-from nemotron_client.channel import metadata, open_channel
-from nemotron_client.request import stop_request
+from nemotron_client.address import parse_url
+from nemotron_client.channel import Connection
+from nemotron_client.exceptions import ClientError
+from nemotron_client.exchange import Exchange
 from nemotron_client.settings import Limits, Retries, Timeouts, Tls
 
 TEXT_MODEL = "ensemble"
 """Triton model that a client sends its requests to, unless it is given another."""
-ENGINE_MODEL = "tensorrt_llm"
-"""Triton model that stops running requests."""
-STOP_TIMEOUT = 5.0
-"""Seconds that a request to stop another request may take."""
 
 
 class BaseClient:
-    """Base of `Client` and `AsyncClient`, which add the calls."""
+    """Base of `Client` and `AsyncClient`, which add the calls.
 
-    _grpc: ClassVar[Any]
-    """The module that opens channels: `grpc` or `grpc.aio`."""
-    _semaphore: ClassVar[Any]
+    `url` is the address of Triton's gRPC (`grpc://`, `grpcs://`, or without a scheme) or HTTP
+    (`http://`, `https://`); the answers are the same. `timeout` is short for `Timeouts(total=…)`,
+    `tls` has the files of an encrypted connection and makes one of an address without a scheme,
+    `api_key` is sent as `authorization: Bearer …`, and `headers` go with every request. Raises
+    `RequestRefused` if the URL is none, and `OSError` if a file of `tls` cannot be read.
+    """
+
+    _grpc_wire: ClassVar[type[Any]]
+    _http_wire: ClassVar[type[Any]]
+    _semaphore: ClassVar[type[Any]]
     """The type of the semaphore that limits concurrent requests."""
 
     def __init__(
@@ -32,42 +37,36 @@ class BaseClient:
         url: str,
         *,
         model: str = TEXT_MODEL,
+        timeout: float | None = None,
         timeouts: Timeouts = Timeouts(),
         limits: Limits = Limits(),
         retries: Retries = Retries(),
         tls: Tls | None = None,
         api_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         self.url = url
         self.model = model
         self.timeouts = timeouts
+        if timeout is not None:
+            self.timeouts = dataclasses.replace(timeouts, total=timeout)
         self.retries = retries
-        self._channel = open_channel(self._grpc, url, timeouts, limits, tls)
-        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        self._metadata = metadata(api_key)
+        address = parse_url(url)
+        if tls is not None and "://" not in url:
+            address = dataclasses.replace(address, is_secure=True)
+        sent = dict(headers or {})
+        if api_key is not None:
+            sent["authorization"] = f"Bearer {api_key}"
+        connection = Connection(url, address, self.timeouts, limits, tls or Tls(), sent)
         self._limit: Any = contextlib.nullcontext()
         if limits.concurrent_requests is not None:
             self._limit = self._semaphore(limits.concurrent_requests)
-        self._prepare()
+        self._wire: Any = (self._http_wire if address.is_http else self._grpc_wire)(connection)
 
-    def _prepare(self) -> None:
-        """Create the state that only one of the clients has."""
+    def _delay(self, attempt: int, error: ClientError, exchange: Exchange) -> float | None:
+        """Return the seconds to wait before the next attempt, or `None` without another one.
 
-    def _call(self, method: str, request: Any) -> Any:
-        """Start a call that has one response."""
-        return getattr(self._stub, method)(
-            request, timeout=self.timeouts.connect, metadata=self._metadata
-        )
-
-    def _stream(self, request: service_pb2.ModelInferRequest, timeout: float | None) -> Any:
-        """Start a call that streams the responses to a request."""
-        return self._stub.ModelStreamInfer(
-            iter([request]), timeout=timeout, metadata=self._metadata
-        )
-
-    def _stop_stream(self, request_id: str) -> Any:
-        """Start a call that stops a running request in the engine at once.
-
-        The ensemble alone would notice the cancelled call one token later.
+        Completes the exception of the failed attempt.
         """
-        return self._stream(stop_request(ENGINE_MODEL, request_id), STOP_TIMEOUT)
+        error.request_id = exchange.request_id
+        return self.retries.delay(attempt, error, has_started=exchange.has_started)

@@ -12,6 +12,8 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
+
 import grpc
 
 from nemotron_core.errors import ErrorKind
@@ -21,6 +23,14 @@ class ClientError(Exception):
     """A request failed. The exception's text is one line for a person."""
 
     kind = ErrorKind.FAILED
+    """Kind of the class of failures; an instance may have another kind."""
+    request_id = ""
+    """Id of the request at the server, if it failed as a request."""
+
+    def __init__(self, message: str, kind: ErrorKind | None = None) -> None:
+        super().__init__(message)
+        if kind is not None:
+            self.kind = kind
 
 
 class RequestRefused(ClientError):
@@ -64,6 +74,16 @@ _BY_STATUS: dict[grpc.StatusCode, type[ClientError]] = {
 }
 
 
+_BY_HTTP_STATUS: dict[int, type[ClientError]] = {
+    HTTPStatus.REQUEST_TIMEOUT: RequestTimeout,
+    HTTPStatus.TOO_MANY_REQUESTS: ServerOverloaded,
+    HTTPStatus.BAD_GATEWAY: ConnectionFailed,
+    HTTPStatus.SERVICE_UNAVAILABLE: ConnectionFailed,
+    HTTPStatus.GATEWAY_TIMEOUT: RequestTimeout,
+}
+"""Any other status from 400 to 499 is a `RequestRefused`, and any other one a `ServerFailed`."""
+
+
 _BY_KIND: dict[ErrorKind | None, type[ClientError]] = {
     ErrorKind.REFUSED: RequestRefused,
     ErrorKind.OVERLOADED: ServerOverloaded,
@@ -74,16 +94,27 @@ _BY_KIND: dict[ErrorKind | None, type[ClientError]] = {
 """Exception for each kind of error; any other kind is a `ServerFailed`."""
 
 
-def from_stream_error(message: str) -> ClientError:
-    """Return the exception for an error inside a stream, by the kind that its text names."""
+def from_server_text(message: str) -> ClientError:
+    """Return the exception for the text of a server's error, by the kind that the text names."""
     kind, text = ErrorKind.split(message)
-    return _BY_KIND.get(kind, ServerFailed)(text)
+    return _BY_KIND.get(kind, ServerFailed)(text, kind)
 
 
 def from_rpc_error(error: grpc.RpcError, url: str) -> ClientError:
     """Return the exception for a failed call to the server at `url`."""
     status, details = error.code(), " ".join((error.details() or "").split())
+    if ErrorKind.of_text(details) is not None:
+        return from_server_text(details)
     exception_type = _BY_STATUS.get(status, ServerFailed)
     if exception_type is ConnectionFailed:
         return ConnectionFailed(f"no answer from {url}: {details}")
     return exception_type(details or status.name)
+
+
+def from_http_status(status: int, message: str, url: str) -> ClientError:
+    """Return the exception for a response of the server at `url` that is not 200."""
+    if ErrorKind.of_text(message) is not None:
+        return from_server_text(message)
+    text = f"{url} answers with status {status}: {' '.join(message.split()) or 'without a reason'}"
+    is_refusal = HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR
+    return _BY_HTTP_STATUS.get(status, RequestRefused if is_refusal else ServerFailed)(text)

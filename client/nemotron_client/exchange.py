@@ -1,4 +1,4 @@
-"""One request and its answer, independent of how a client waits for the responses."""
+"""One request and its answer, independent of the wire and of how a client waits for it."""
 
 from __future__ import annotations
 
@@ -7,62 +7,51 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import grpc
-from tritonclient.grpc import service_pb2
-
 from nemotron_client.exceptions import (
     ClientError,
     ConnectionFailed,
     RequestRefused,
     RequestTimeout,
     ServerFailed,
-    from_rpc_error,
-    from_stream_error,
+    from_server_text,
 )
-from nemotron_client.request import generation_request
-from nemotron_client.response import read_outputs, read_pieces
-from nemotron_client.settings import Timeouts
+from nemotron_client.response import Values, read_pieces
+from nemotron_client.settings import RequestOptions, Timeouts
 from nemotron_core.generation import Generation, Piece, Prompt
 
 Messages = Sequence[Mapping[str, Any]]
 
 
 class Exchange:
-    """A request, and the state of its answer while the responses are read.
-
-    Raises `RequestRefused` if the request does not fit on the wire.
-    """
+    """A request, and the state of its answer while the responses are read."""
 
     def __init__(
-        self, url: str, model: str, prompt: Prompt, generation: Generation, *, stream: bool
+        self,
+        model: str,
+        prompt: Prompt,
+        generation: Generation,
+        options: RequestOptions,
+        *,
+        stream: bool,
     ) -> None:
-        self._url = url
-        self.request_id = secrets.token_hex(16)
-        try:
-            self.request = generation_request(
-                model, self.request_id, prompt, generation, stream=stream
-            )
-        except ValueError as error:
-            raise RequestRefused(str(error)) from error
+        self.model = model
+        self.prompt = prompt
+        self.generation = generation
+        self.options = options
+        self.stream = stream
+        self.request_id = options.request_id or secrets.token_hex(16)
         self._unfinished = generation.num_return_sequences or 1
         self.has_started = False
         """Whether a piece of the answer has been read."""
         self.is_over = False
         """Whether the server has ended its work on the request."""
 
-    def read(self, response: service_pb2.ModelStreamInferResponse) -> list[Piece]:
-        """Return the pieces in a response. Raises the `ClientError` that it has instead of any."""
-        if response.error_message:
-            self.is_over = True
-            raise from_stream_error(response.error_message)
+    def read(self, outputs: Mapping[str, Values]) -> list[Piece]:
+        """Return the pieces in a response's outputs. Raises `ServerFailed` if they have no text."""
         try:
-            outputs = read_outputs(response.infer_response)
             pieces = read_pieces(outputs)
         except KeyError as error:
-            model = response.infer_response.model_name
-            raise ServerFailed(f"model {model} does not answer with {error}") from error
-        except ValueError as error:
-            raise ServerFailed(str(error)) from error
+            raise ServerFailed(f"model {self.model} does not answer with {error}") from error
         self.has_started = True
         if not {"finish_reason", "output_token_ids"} & outputs.keys():
             # The classic ensemble sends neither: only the end of the stream ends its answer.
@@ -72,29 +61,31 @@ class Exchange:
         self.is_over = self.is_over or bool(finished and self._unfinished <= 0)
         return pieces
 
+    def error(self, message: str) -> ClientError:
+        """Return the exception for an error that the server sent instead of an answer."""
+        self.is_over = True
+        return from_server_text(message)
+
     def end(self) -> None:
         """Record that the server ended the stream. Raises `ServerFailed` if answers are missing."""
         self.is_over = True
         if self._unfinished > 0:
             raise ServerFailed("the stream ended before the answer did")
 
-    def failure(self, error: grpc.RpcError, timeout_message: str) -> ClientError:
-        """Return the exception for a failed call.
-
-        `timeout_message` is not empty if this client cancelled the call because of a timeout.
-        """
-        if timeout_message or error.code() is grpc.StatusCode.CANCELLED:
-            return self.cancelled(timeout_message)
-        failure = from_rpc_error(error, self._url)
+    def failure(self, failure: ClientError) -> ClientError:
+        """Return the exception of a failed call, after which the request may still run."""
         # Without a connection the request cannot be stopped.
         self.is_over = self.is_over or isinstance(failure, RequestRefused | ConnectionFailed)
         return failure
 
-    def cancelled(self, timeout_message: str) -> ClientError:
-        """Return the exception for a call that this client cancelled itself."""
+    def cancelled(self, timeout_message: str = "") -> ClientError:
+        """Return the exception for a call that this client cancelled itself.
+
+        `timeout_message` is not empty if it was cancelled because of a timeout.
+        """
         if timeout_message:
             return RequestTimeout(timeout_message)
-        self.is_over = True  # closing the channel ended all its calls
+        self.is_over = True  # closing the connection ended all its requests
         return ConnectionFailed("the client was closed before the answer was whole")
 
 

@@ -1,14 +1,18 @@
-"""Settings of a client: timeouts, limits, retries, TLS."""
+"""Settings of a client (timeouts, limits, retries, TLS), and the options of one request."""
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nemotron_client.exceptions import ClientError, ConnectionFailed, ServerOverloaded
 
 MAX_MESSAGE_BYTES = 64 << 20
+KEEPALIVE_SECONDS = 310.0
+"""Triton closes a connection ("too many pings") on which pings come more often than every 300 s
+while nothing else is sent, unless its options say otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +31,9 @@ class Timeouts:
     """Time from one piece to the next."""
     total: float | None = None
     """Time for one attempt of a request as a whole."""
+    keepalive: float = KEEPALIVE_SECONDS
+    """Time between two pings while a call waits, which detect a server whose machine vanished. Only
+    gRPC has them. A server that `nemotron serve` started takes any; see `KEEPALIVE_SECONDS`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +74,22 @@ class Retries:
             return None
         longest = min(self.longest_delay, self.first_delay * 2.0 ** (attempt - 1))
         return longest * random.uniform(0.5, 1)  # noqa: S311  # spreads load, protects nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestOptions:
+    """What goes with one request beside its prompt and its `Generation`."""
+
+    request_id: str | None = None
+    """Id of the request at the server, in its logs and traces; random if it is `None`. Two running
+    requests with the same id are stopped together."""
+    priority: int | None = None
+    """Triton's priority, 0 or more. Engines without priorities refuse it."""
+    timeout: float | None = None
+    """Seconds that the server has for the answer, including the queue. Beyond them, the request
+    ends with `RequestTimeout`."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """HTTP headers, or gRPC's metadata, of this request beside the client's own."""
 
 
 @dataclass(frozen=True, kw_only=True)

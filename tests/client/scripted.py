@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -24,6 +24,7 @@ class Scripted(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         self.calls = self.max_running = self._running = 0
         self._lock = threading.Lock()
         self.metadata: list[dict[str, str]] = []
+        self.requests: list[Any] = []
 
     def ModelStreamInfer(self, requests: Any, context: Any) -> Iterator[Any]:  # noqa: N802
         request = next(requests)
@@ -34,6 +35,7 @@ class Scripted(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
             self._running += 1
             self.max_running = max(self.max_running, self._running)
             steps = self.script[min(self.calls, len(self.script)) - 1]
+        self.requests.append(request)
         self.metadata.append({key: str(value) for key, value in context.invocation_metadata()})
         for step in steps:
             if isinstance(step, float):
@@ -56,9 +58,12 @@ class Serving:
     """A stand-in behind a real gRPC server."""
 
     def __init__(
-        self, standin: Scripted, credentials: grpc.ServerCredentials | None = None
+        self,
+        standin: Scripted,
+        credentials: grpc.ServerCredentials | None = None,
+        options: Sequence[tuple[str, int]] = (),
     ) -> None:
-        self._server = grpc.server(ThreadPoolExecutor(8))
+        self._server = grpc.server(ThreadPoolExecutor(8), options=options)
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(standin, self._server)
         if credentials is None:
             port = self._server.add_insecure_port("127.0.0.1:0")

@@ -33,9 +33,11 @@ from tests.tools import debian_program
 from tests.waiting import WAIT, until
 
 
-@pytest.fixture
-def url(server: ModelServer) -> str:
-    return f"{server.endpoints.address}:{server.endpoints.grpc}"
+@pytest.fixture(params=["grpc", "http"])
+def url(request: pytest.FixtureRequest, server: ModelServer) -> str:
+    """Triton's address, by either wire."""
+    port = getattr(server.endpoints, request.param)
+    return f"{request.param}://{server.endpoints.address}:{port}"
 
 
 def test_both_have_the_same_interface() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,22 +15,28 @@ from nemotron_client import (
     ClientError,
     ConnectionFailed,
     Generation,
+    RequestOptions,
     RequestRefused,
     RequestTimeout,
+    Retries,
     ServerFailed,
     ServerOverloaded,
     Timeouts,
 )
+from nemotron_core.errors import ErrorKind
 from nemotron_serve.model_server import ModelServer
+from tests.gateway.process import running
 from tests.tiny_nemotron.answers import ExactAnswer
 
 NEMOTRON = str(Path(sys.executable).with_name("nemotron"))
 ENDLESS = Generation(max_tokens=4000, end_id=0)
 
 
-@pytest.fixture
-def url(server: ModelServer) -> str:
-    return f"{server.endpoints.address}:{server.endpoints.grpc}"
+@pytest.fixture(params=["grpc", "http"])
+def url(request: pytest.FixtureRequest, server: ModelServer) -> str:
+    """Triton's address, by either wire."""
+    port = getattr(server.endpoints, request.param)
+    return f"{request.param}://{server.endpoints.address}:{port}"
 
 
 def test_the_public_names() -> None:
@@ -41,6 +48,7 @@ def test_the_public_names() -> None:
         "Generation",
         "Limits",
         "Piece",
+        "RequestOptions",
         "RequestRefused",
         "RequestTimeout",
         "Retries",
@@ -118,11 +126,42 @@ def test_a_deadline_is_kept(url: str) -> None:
         client.complete("<extra_id_1>Go", ENDLESS)
 
 
-def test_no_server() -> None:
-    with Client("127.0.0.1:9") as client:
+@pytest.mark.parametrize("url", ["127.0.0.1:9", "http://127.0.0.1:9"])
+def test_no_server(url: str) -> None:
+    with Client(url) as client:
         assert not client.is_ready()
-        with pytest.raises(ConnectionFailed, match=r"no answer from 127\.0\.0\.1:9"):
+        with pytest.raises(ConnectionFailed, match=re.escape(f"no answer from {url}")):
             client.complete("Hello")
+
+
+def test_the_gateway_is_no_triton(tmp_path: Path, server: ModelServer) -> None:
+    triton = f"{server.endpoints.address}:{server.endpoints.http}"
+    with running(tmp_path, triton) as gateway, Client(gateway.url) as client:
+        with pytest.raises(RequestRefused, match="is the gateway, which has OpenAI's API"):
+            client.complete("Hello")
+        assert not client.is_ready()
+
+
+def test_an_id_reaches_the_server_and_comes_back_with_a_failure(url: str) -> None:
+    mine = RequestOptions(request_id="mine-1")
+    with Client(url) as client:
+        with pytest.raises(RequestRefused) as raised:
+            client.complete("Hello", Generation(max_tokens=5000), mine)
+        assert (raised.value.request_id, raised.value.kind) == ("mine-1", ErrorKind.REFUSED)
+        with pytest.raises(RequestRefused) as raised:
+            client.complete("Hello", Generation(max_tokens=5000))
+        assert len(raised.value.request_id) == 32
+
+
+def test_the_server_keeps_a_requests_timeout(url: str) -> None:
+    once, allowed = Retries(attempts=1), RequestOptions(timeout=0.2)
+    with Client(url, retries=once) as client, pytest.raises(RequestTimeout, match="deadline"):
+        client.complete("<extra_id_1>Go", ENDLESS, allowed)
+
+
+@pytest.fixture
+def grpc_url(server: ModelServer) -> str:
+    return f"{server.endpoints.address}:{server.endpoints.grpc}"
 
 
 def chat(url: str, *arguments: str, lines: str = "") -> subprocess.CompletedProcess[str]:
@@ -139,7 +178,7 @@ def test_chat_answers_one_question(url: str, answers: list[ExactAnswer]) -> None
     assert done.stdout == exact.question.answer + "\n"
 
 
-def test_chat_remembers_the_turns_before(url: str, answers: list[ExactAnswer]) -> None:
+def test_chat_remembers_the_turns_before(grpc_url: str, answers: list[ExactAnswer]) -> None:
     exact = next(
         exact
         for exact in answers
@@ -147,7 +186,7 @@ def test_chat_remembers_the_turns_before(url: str, answers: list[ExactAnswer]) -
         and not any("\n" in m.content for m in exact.question.messages)
     )
     first, second = (m.content for m in exact.question.messages if m.role == "user")
-    done = chat(url, lines=f"{first}\n{second}\n/new\n{first}\n/exit\nnever asked\n")
+    done = chat(grpc_url, lines=f"{first}\n{second}\n/new\n{first}\n/exit\nnever asked\n")
     assert done.stdout.splitlines() == [
         exact.question.messages[1].content,
         *exact.question.answer.splitlines(),
@@ -156,14 +195,14 @@ def test_chat_remembers_the_turns_before(url: str, answers: list[ExactAnswer]) -
     assert done.returncode == 0
 
 
-def test_chat_with_a_system_message(url: str, answers: list[ExactAnswer]) -> None:
+def test_chat_with_a_system_message(grpc_url: str, answers: list[ExactAnswer]) -> None:
     exact = next(
         exact
         for exact in answers
         if [m.role for m in exact.question.messages] == ["system", "user"]
     )
     system, question = (m.content for m in exact.question.messages)
-    assert chat(url, question, "--system", system).stdout == exact.question.answer + "\n"
+    assert chat(grpc_url, question, "--system", system).stdout == exact.question.answer + "\n"
 
 
 def test_chat_without_a_server_says_so() -> None:
@@ -174,7 +213,7 @@ def test_chat_without_a_server_says_so() -> None:
     assert "nemotron: no answer from 127.0.0.1:9" in done.stderr
 
 
-def test_chat_refuses_what_the_server_refuses(url: str) -> None:
-    done = chat(url, "Hello", "--max-tokens", "5000")
+def test_chat_refuses_what_the_server_refuses(grpc_url: str) -> None:
+    done = chat(grpc_url, "Hello", "--max-tokens", "5000")
     assert done.returncode == 1
     assert "more than the 4096 this model holds" in done.stderr

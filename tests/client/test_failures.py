@@ -15,9 +15,11 @@ import pytest
 from nemotron_client import (
     AsyncClient,
     Client,
+    ClientError,
     ConnectionFailed,
     Limits,
     Piece,
+    RequestOptions,
     RequestRefused,
     RequestTimeout,
     Retries,
@@ -25,6 +27,7 @@ from nemotron_client import (
     ServerOverloaded,
     Timeouts,
 )
+from nemotron_core.errors import ErrorKind
 from tests.client.clients import ONCE, fail_with_each
 from tests.client.scripted import Scripted, Serving
 from tests.waiting import WAIT
@@ -128,3 +131,59 @@ def test_a_limit_on_requests_at_once() -> None:
             list(pool.map(client.complete, ["Hello"] * 8))
     assert standin.calls == 16
     assert standin.max_running == 2
+
+
+def test_options_pass_through() -> None:
+    standin = Scripted(["yes"])
+    options = RequestOptions(request_id="mine", priority=3, timeout=1.5, headers={"X-Trace": "abc"})
+
+    async def ask(url: str) -> None:
+        async with AsyncClient(url, headers={"X-Team": "us"}) as client:
+            await client.complete("Hello", options=options)
+
+    with Serving(standin) as url:
+        with Client(f"grpc://{url}", headers={"X-Team": "us"}) as client:
+            client.complete("Hello", options=options)
+        asyncio.run(ask(url))
+    for request, metadata in zip(standin.requests, standin.metadata, strict=True):
+        assert request.id == "mine"
+        assert request.parameters["priority"].uint64_param == 3
+        assert request.parameters["timeout"].int64_param == 1_500_000
+        assert (metadata["x-team"], metadata["x-trace"]) == ("us", "abc")
+    assert len(standin.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind"),
+    [
+        (RuntimeError("server shutting down: it drains"), ErrorKind.SHUTTING_DOWN),
+        (RuntimeError("request refused: no"), ErrorKind.REFUSED),
+        (grpc.StatusCode.UNAVAILABLE, ErrorKind.UNREACHABLE),
+    ],
+)
+def test_a_failure_has_its_kind_and_its_requests_id(failure: Any, kind: ErrorKind) -> None:
+    standin = Scripted([failure])
+    with Serving(standin) as url, Client(url, retries=ONCE) as client:
+        with pytest.raises(ClientError) as raised:
+            client.complete("Hello")
+        assert raised.value.kind is kind
+        assert raised.value.request_id == standin.requests[0].id
+
+
+def test_pings_are_no_more_than_triton_takes() -> None:
+    """Triton's own limit is one in 300 s, on a connection that is otherwise silent.
+
+    Everything is 600 times as fast here. The library ends the connection after a few pings more.
+    """
+    limits = [
+        ("grpc.http2.min_ping_interval_without_data_ms", 500),
+        ("grpc.http2.max_ping_strikes", 2),
+    ]
+    pause = [[5.0, "late"]]
+    with Serving(Scripted(*pause), options=limits) as url:
+        timeouts = Timeouts(keepalive=Timeouts().keepalive / 600)
+        with Client(url, timeouts=timeouts, retries=ONCE) as client:
+            assert client.complete("Hello").text == "late"
+        client = Client(url, timeouts=Timeouts(keepalive=0.1), retries=ONCE)
+        with client, pytest.raises(ClientError, match=r"(?i)ping"):
+            client.complete("Hello")

@@ -5,15 +5,29 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import grpc
 import pytest
 from tritonclient.grpc import service_pb2
 
-from nemotron_client import Generation, RequestRefused, ServerFailed, Timeouts
+from nemotron_client import (
+    Generation,
+    Limits,
+    RequestOptions,
+    RequestRefused,
+    ServerFailed,
+    Timeouts,
+    Tls,
+)
+from nemotron_client.address import Address, parse_url
+from nemotron_client.async_http_wire import request_body
+from nemotron_client.channel import Connection
 from nemotron_client.exchange import Exchange, PieceTimeout
+from nemotron_client.grpc_calls import GrpcCalls
 from nemotron_client.request import generation_request, stop_request
 from nemotron_client.response import read_outputs
 from nemotron_core.wire import TEXT_INPUTS
 
+CONNECTION = Connection("url", Address("127.0.0.1:9"), Timeouts(), Limits(), Tls(), {})
 FIELDS = [field.name for field in dataclasses.fields(Generation)]
 SEQUENCES: dict[str, Any] = {
     "stop_words": ["a", "bc"],
@@ -93,7 +107,10 @@ def test_what_does_not_fit_on_the_wire_is_refused(
     prompt: Any, generation: Generation, message: str
 ) -> None:
     with pytest.raises(RequestRefused, match=message):
-        Exchange("url", "ensemble", prompt, generation, stream=True)
+        request = Exchange("ensemble", prompt, generation, RequestOptions(), stream=True)
+        GrpcCalls(grpc, CONNECTION).generate(request)
+    with pytest.raises(RequestRefused, match=message):
+        request_body(request)
 
 
 def test_a_stop_request_names_the_running_request() -> None:
@@ -109,9 +126,9 @@ def test_a_broken_response_is_an_error_of_the_server() -> None:
     response.raw_output_contents.append(b"\x01\0\0")
     with pytest.raises(ValueError, match="ensemble sent a broken response"):
         read_outputs(response)
-    exchange = Exchange("url", "ensemble", "Hello", Generation(), stream=True)
+    exchange = Exchange("ensemble", "Hello", Generation(), RequestOptions(), stream=True)
     with pytest.raises(ServerFailed, match="does not answer with 'text_output'"):
-        exchange.read(service_pb2.ModelStreamInferResponse())
+        exchange.read({})
     with pytest.raises(ServerFailed, match="the stream ended before the answer did"):
         exchange.end()
 
@@ -141,3 +158,47 @@ def test_the_piece_timeout_runs_only_while_a_piece_is_awaited() -> None:
 )
 def test_only_timeouts_of_pieces_need_watching(timeouts: Timeouts, is_endless: bool) -> None:
     assert PieceTimeout(timeouts).is_endless is is_endless
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("127.0.0.1:8001", Address("127.0.0.1:8001")),
+        ("triton", Address("triton:8001")),
+        ("grpc://triton:9", Address("triton:9")),
+        ("grpcs://triton", Address("triton:8001", is_secure=True)),
+        ("http://triton", Address("triton:8000", is_http=True)),
+        ("https://proxy:443/triton/", Address("proxy:443/triton", is_http=True, is_secure=True)),
+        ("[::1]:8001", Address("[::1]:8001")),
+        ("http://[::1]:8000", Address("[::1]:8000", is_http=True)),
+        ("unix:/run/triton.sock", Address("unix:/run/triton.sock")),
+        ("dns:///triton:8001", Address("dns:///triton:8001")),
+    ],
+)
+def test_a_url_is_of_either_wire(url: str, address: Address) -> None:
+    assert parse_url(url) == address
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://x", "http://", "", "http://a:b", "grpc://a/b", "http://me:pw@a", "a:99999"]
+)
+def test_what_is_no_address_is_refused(url: str) -> None:
+    with pytest.raises(RequestRefused, match="is no address of a server: use grpc://HOST:8001"):
+        parse_url(url)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (RequestOptions(priority=-1), "priority is -1"),
+        (RequestOptions(timeout=0), "timeout is 0"),
+        (RequestOptions(timeout=float("nan")), "timeout is nan"),
+        (RequestOptions(timeout=1e300), "timeout is"),
+    ],
+)
+def test_options_out_of_range_are_refused(options: RequestOptions, message: str) -> None:
+    request = Exchange("ensemble", "Hello", Generation(), options, stream=True)
+    with pytest.raises(RequestRefused, match=message):
+        GrpcCalls(grpc, CONNECTION).generate(request)
+    with pytest.raises(RequestRefused, match=message):
+        request_body(request)

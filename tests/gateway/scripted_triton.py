@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -52,8 +53,11 @@ class ScriptedTriton:
     Of a script's steps, bytes are sent and a number is a pause in seconds.
     """
 
-    def __init__(self, *scripts: Sequence[Step]) -> None:
+    def __init__(self, *scripts: Sequence[Step], tls: ssl.SSLContext | None = None) -> None:
         self._scripts = list(scripts)
+        self._tls = tls
+        self.headers: list[dict[str, str]] = []
+        """Headers of each request, their names in lower case."""
         self.requests: list[tuple[str, Any]] = []
         """Path and JSON of each request."""
         self.connections = 0
@@ -61,7 +65,7 @@ class ScriptedTriton:
         """Set when a client closes a connection."""
 
     async def __aenter__(self) -> ScriptedTriton:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls)
         self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         return self
 
@@ -76,6 +80,8 @@ class ScriptedTriton:
                 length = int(request.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
                 body = json.loads(await reader.readexactly(length) or b"null")
                 script = self._scripts[min(len(self.requests), len(self._scripts) - 1)]
+                lines = request.decode().split("\r\n")[1:-2]
+                self.headers.append({k.lower(): v for k, v in (x.split(": ", 1) for x in lines)})
                 self.requests.append((request.split()[1].decode(), body))
                 await self._answer(reader, writer, script)
         except (asyncio.IncompleteReadError, ConnectionError):

@@ -1,0 +1,211 @@
+"""Triton's HTTP for the asynchronous client: the endpoint `generate_stream`.
+
+A request that is not streamed uses it too, and its pieces are joined here: Triton never notices
+that a client of `generate` has disconnected.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import time
+from collections.abc import AsyncGenerator, Awaitable, Mapping
+from contextlib import suppress
+from http import HTTPStatus
+from typing import Any, TypeVar
+
+import httpx
+
+from nemotron_client.channel import Connection
+from nemotron_client.exceptions import (
+    ClientError,
+    ConnectionFailed,
+    RequestRefused,
+    RequestTimeout,
+    ServerFailed,
+    from_http_status,
+)
+from nemotron_client.exchange import Exchange, PieceTimeout
+from nemotron_client.request import request_parameters
+from nemotron_client.response import Values
+from nemotron_core.generation import Piece, join_pieces, request_inputs
+
+EVENT_PREFIX = b"data: "
+EVENT_END = b"\n\n"
+NOT_TRITON = "no_such_route"
+"""Code of the gateway's error for an endpoint that it does not have."""
+
+T = TypeVar("T")
+
+
+class AsyncHttpWire:
+    """Connections to Triton's HTTP, of one event loop."""
+
+    def __init__(self, connection: Connection) -> None:
+        address = connection.address
+        self._url = connection.url
+        self._timeouts = connection.timeouts
+        self._base = f"{'https' if address.is_secure else 'http'}://{address.target}/v2/models"
+        self._client = httpx.AsyncClient(
+            headers=connection.headers,
+            verify=connection.ssl_context() if address.is_secure else False,
+            timeout=httpx.Timeout(None, connect=connection.timeouts.connect),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+        )
+        self._responses: set[httpx.Response] = set()
+        self._closed = False
+
+    async def aclose(self) -> None:
+        """Close the connections, which ends all their requests."""
+        self._closed = True
+        for response in list(self._responses):
+            with suppress(Exception):
+                await response.aclose()
+        await self._client.aclose()
+
+    async def is_ready(self, model: str) -> bool:
+        """Return whether the server answers and the model accepts requests."""
+        try:
+            response = await self._get(f"{model}/ready")
+        except ClientError:
+            return False
+        return response.status_code == HTTPStatus.OK
+
+    async def parameters(self, model: str) -> dict[str, str]:
+        """Return the `parameters` of a model's configuration. Raises `ClientError`."""
+        response = await self._get(f"{model}/config")
+        if response.status_code != HTTPStatus.OK:
+            raise self._refusal(response.status_code, response.content)
+        try:
+            parameters = response.json()["parameters"]
+            return {name: value["string_value"] for name, value in parameters.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ServerFailed(f"{self._url} sent no configuration of a model") from error
+
+    async def _get(self, path: str) -> httpx.Response:
+        try:
+            return await self._client.get(
+                f"{self._base}/{path}", timeout=httpx.Timeout(self._timeouts.connect)
+            )
+        except (httpx.HTTPError, RuntimeError) as error:
+            raise self._failure(error) from error
+
+    async def pieces(self, exchange: Exchange) -> AsyncGenerator[Piece, None]:
+        """Yield the pieces of an answer. Closing the generator early stops the request."""
+        parts: dict[int, list[Piece]] = {}
+        response = None
+        deadlines = _Deadlines(self._timeouts)
+        request = self._client.build_request(
+            "POST",
+            f"{self._base}/{exchange.model}/generate_stream",
+            content=request_body(exchange),
+            headers={"Content-Type": "application/json"} | dict(exchange.options.headers),
+        )
+        try:
+            response = await deadlines.wait(self._client.send(request, stream=True))
+            self._responses.add(response)
+            if response.status_code != HTTPStatus.OK:
+                raise self._refusal(response.status_code, await deadlines.wait(response.aread()))
+            data, rest = response.aiter_bytes(), b""
+            while block := await deadlines.wait(anext(data, b"")):
+                *events, rest = (rest + block).split(EVENT_END)
+                for event in events:
+                    outputs = _read_event(event, exchange)
+                    for piece in exchange.read(outputs) if outputs else ():
+                        deadlines.piece.stop()
+                        if exchange.stream:
+                            yield piece
+                        else:
+                            parts.setdefault(piece.sequence_index, []).append(piece)
+            exchange.end()
+        except (httpx.HTTPError, httpx.StreamError, RuntimeError) as error:
+            raise exchange.failure(self._failure(error)) from error
+        except ClientError as error:
+            raise exchange.failure(error) from None
+        finally:
+            if response is not None:
+                self._responses.discard(response)
+                await response.aclose()
+        for _index, pieces in sorted(parts.items()):
+            yield join_pieces(pieces)
+
+    def _failure(self, error: Exception) -> ClientError:
+        if self._closed:
+            return ConnectionFailed("the client was closed before the answer was whole")
+        if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
+            return RequestRefused(f"{self._url}: {error}")
+        return ConnectionFailed(f"no answer from {self._url}: {str(error) or type(error).__name__}")
+
+    def _refusal(self, status: int, content: bytes) -> ClientError:
+        """Return the exception for a response that is not 200."""
+        text = content.removeprefix(EVENT_PREFIX).decode(errors="replace")
+        error: Any = text
+        with suppress(ValueError, KeyError, TypeError):
+            error = json.loads(text)["error"]
+        if isinstance(error, Mapping):
+            if error.get("code") == NOT_TRITON:
+                return RequestRefused(
+                    f"{self._url} is the gateway, which has OpenAI's API: use Triton's address "
+                    "here, or OpenAI's library there"
+                )
+            error = error.get("message", text)
+        return from_http_status(status, str(error), self._url)
+
+
+class _Deadlines:
+    """Waits no longer than the timeouts allow, and says which of them is over."""
+
+    def __init__(self, timeouts: Any) -> None:
+        self._total = timeouts.total
+        self._end = math.inf if timeouts.total is None else time.monotonic() + timeouts.total
+        self.piece = PieceTimeout(timeouts)
+
+    async def wait(self, awaitable: Awaitable[T]) -> T:
+        """Return the result. Raises `RequestTimeout` if it is not there in time."""
+        now = time.monotonic()
+        if self.piece.due == math.inf:
+            self.piece.start(now)
+        due = min(self.piece.due, self._end)
+        if due == math.inf:
+            return await awaitable
+        try:
+            return await asyncio.wait_for(awaitable, max(0, due - now))
+        except asyncio.TimeoutError:
+            if self.piece.is_over(time.monotonic()):
+                raise RequestTimeout(self.piece.message) from None
+            raise RequestTimeout(f"no whole answer in {self._total} seconds") from None
+
+
+def request_body(exchange: Exchange) -> bytes:
+    """Return the JSON of a request. Raises `RequestRefused` if it does not fit on the wire."""
+    try:
+        inputs = request_inputs(exchange.prompt, exchange.generation, stream=True)
+        for name, values in inputs.items():
+            if any(isinstance(value, float) and not math.isfinite(value) for value in values):
+                raise RequestRefused(f"{name} is {values[0]}, which JSON has not")
+        body: dict[str, Any] = {"id": exchange.request_id, "heartbeat": True}
+        body |= request_parameters(exchange.options)
+        body |= {name: values[0] if len(values) == 1 else values for name, values in inputs.items()}
+        return json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, TypeError) as error:
+        raise RequestRefused(str(error)) from error
+
+
+def _read_event(data: bytes, exchange: Exchange) -> dict[str, Values]:
+    """Return the outputs in an event; none if it is a heartbeat. Raises the error that it has.
+
+    Triton writes an output of one element as that element, any other as a list.
+    """
+    try:
+        event = json.loads(data.removeprefix(EVENT_PREFIX))
+        error = event.get("error")
+    except (ValueError, AttributeError) as failure:
+        raise ServerFailed(f"the server sent an event that is no piece: {failure}") from failure
+    if error is not None:
+        raise exchange.error(str(error))
+    outputs = {
+        name: tuple(value) if isinstance(value, list) else (value,) for name, value in event.items()
+    }
+    has_content = any(outputs.get("text_output", ())) or outputs.get("finish_reason")
+    return outputs if has_content or outputs.get("output_token_ids") else {}
