@@ -12,7 +12,7 @@ VLLM_INSTALL := $(INSTALL:$(BIN)/python=.tools/vllm/bin/python)
 VLLM_TESTS := tests/vllm $(addprefix tests/serve/test_,contract.py ensemble.py plain_infer.py batches.py \
   token_model.py streams.py sampling.py refusals.py classic_clients.py)
 
-.PHONY: demo test test-vllm check lint unit lock mutants fuzz loaded-test clean
+.PHONY: demo test test-vllm test-clients check lint unit lock mutants fuzz loaded-test clean
 demo: $(VENV)/.user
 	scripts/demo.sh
 
@@ -23,6 +23,12 @@ test: $(VENV)/.dev $(VENV)/.tools
 # The contract on a real vLLM, which takes two gigabytes in .tools/vllm and Python 3.11 or later.
 test-vllm: $(VENV)/.dev $(VENV)/.vllm
 	$(BIN)/pytest --lane vllm $(VLLM_TESTS)
+
+# Clients of others, unmodified, each in an environment of its own: 1.5 GB in .tools/clients.
+CLIENT_TOOLS ?= .tools/clients
+test-clients: $(VENV)/.dev $(VENV)/.tools
+	scripts/client_tools.sh $(CLIENT_TOOLS)
+	$(BIN)/pytest --clients $(CLIENT_TOOLS) tests/clients
 
 # Lint, types, import contracts and the fast tests, in less than a minute.
 check: lint unit

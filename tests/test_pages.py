@@ -70,3 +70,17 @@ def test_every_command_has_these_options(page: str, words: list[str]) -> None:
     command: Any = typer.main.get_command(app)
     known = {name for one in command.get_command(None, verb).params for name in one.opts}
     assert {word.partition("=")[0] for word in arguments if word.startswith("-")} <= known
+
+
+def test_clients_of_others_have_the_versions_that_were_tried() -> None:
+    """docs/clients.md and the environments of `make test-clients` agree."""
+    page = (ROOT / "docs" / "clients.md").read_text()
+    rows = re.findall(r"^\| (.+?) \| (.+?) \| \d{4}-\d\d-\d\d \| yes \|", page, re.MULTILINE)
+    tried = {}
+    for names, versions in rows:
+        tried |= dict(zip(names.split(", "), versions.split(", "), strict=True))
+    environments = (ROOT / "tests" / "clients" / "environments").glob("*.txt")
+    lines = [line for path in environments for line in path.read_text().splitlines()]
+    pinned = dict(re.sub(r"\[.*\]", "", line).split("==") for line in lines)
+    assert len(pinned) > 8
+    assert tried == pinned
