@@ -29,6 +29,7 @@ from nemotron_client.exceptions import (
 from nemotron_client.exchange import Exchange, PieceTimeout
 from nemotron_client.request import request_parameters
 from nemotron_client.response import Values
+from nemotron_client.settings import Timeouts
 from nemotron_core.generation import Piece, join_pieces, request_inputs
 
 EVENT_PREFIX = b"data: "
@@ -156,7 +157,7 @@ class AsyncHttpWire:
 class _Deadlines:
     """Waits no longer than the timeouts allow, and says which of them is over."""
 
-    def __init__(self, timeouts: Any) -> None:
+    def __init__(self, timeouts: Timeouts) -> None:
         self._total = timeouts.total
         self._end = math.inf if timeouts.total is None else time.monotonic() + timeouts.total
         self.piece = PieceTimeout(timeouts)
@@ -204,8 +205,12 @@ def _read_event(data: bytes, exchange: Exchange) -> dict[str, Values]:
         raise ServerFailed(f"the server sent an event that is no piece: {failure}") from failure
     if error is not None:
         raise exchange.error(str(error))
-    outputs = {
+    outputs: dict[str, Values] = {
         name: tuple(value) if isinstance(value, list) else (value,) for name, value in event.items()
     }
-    has_content = any(outputs.get("text_output", ())) or outputs.get("finish_reason")
-    return outputs if has_content or outputs.get("output_token_ids") else {}
+    is_heartbeat = not (
+        any(outputs.get("text_output", ()))
+        or outputs.get("finish_reason")
+        or outputs.get("output_token_ids", ("none are sent",))  # by the classic ensemble
+    )
+    return {} if is_heartbeat else outputs

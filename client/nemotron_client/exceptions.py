@@ -27,7 +27,7 @@ class ClientError(Exception):
     request_id = ""
     """Id of the request at the server, if it failed as a request."""
 
-    def __init__(self, message: str, kind: ErrorKind | None = None) -> None:
+    def __init__(self, message: str = "", kind: ErrorKind | None = None) -> None:
         super().__init__(message)
         if kind is not None:
             self.kind = kind

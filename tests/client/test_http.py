@@ -125,6 +125,14 @@ def test_the_line_separators_of_unicode_do_not_end_an_event() -> None:
     assert [piece.text for piece in answers[0]] == ["a\u2028b\x85c", ""]
 
 
+def test_the_classic_ensemble_says_less() -> None:
+    said = stream(event(text_output="Good "), event(text_output=""), event(text_output="morning"))
+    answers, _ = ask_with_each(said)
+    assert answers[0] == answers[1] == [Piece("Good "), Piece(""), Piece("morning")]
+    answers, _ = ask_with_each(stream(event(text_output="")))
+    assert answers[0] == answers[1] == [Piece("")]
+
+
 @pytest.mark.parametrize(
     "failure",
     [

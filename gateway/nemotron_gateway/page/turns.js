@@ -35,7 +35,7 @@ function emptiness(finish) {
 }
 
 /** Add the line below a turn, with its facts and its buttons. */
-export function addNote(item, turn, isLast) {
+function addNote(item, turn, isLast) {
   const note = element("div", "", "note");
   if (turn.content) note.append(button("Copy", "copy", "this turn"));
   if (turn.role === "user") note.append(button("Edit", "edit", "this message"));
