@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import ssl
 import subprocess
 from collections.abc import Sequence
@@ -121,8 +122,10 @@ def test_options_pass_through() -> None:
 
 
 def test_the_line_separators_of_unicode_do_not_end_an_event() -> None:
-    answers, _ = ask_with_each(stream(event(text_output="a\u2028b\x85c", output_token_ids=7), LAST))
-    assert [piece.text for piece in answers[0]] == ["a\u2028b\x85c", ""]
+    text = "a\u2028b\x85c"
+    content = json.dumps({"text_output": text, "output_token_ids": 7}, ensure_ascii=False)
+    answers, _ = ask_with_each(stream(f"data: {content}\n\n".encode(), LAST))
+    assert [piece.text for piece in answers[0]] == [text, ""]
 
 
 def test_the_classic_ensemble_says_less() -> None:
