@@ -15,7 +15,7 @@ from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, TypeVar
 
-import httpx
+import aiohttp
 
 from nemotron_client.channel import Connection
 from nemotron_client.exceptions import (
@@ -36,6 +36,7 @@ EVENT_PREFIX = b"data: "
 EVENT_END = b"\n\n"
 NOT_TRITON = "no_such_route"
 """Code of the gateway's error for an endpoint that it does not have."""
+CLOSED = "the client was closed before the answer was whole"
 
 T = TypeVar("T")
 
@@ -48,48 +49,56 @@ class AsyncHttpWire:
         self._url = connection.url
         self._timeouts = connection.timeouts
         self._base = f"{'https' if address.is_secure else 'http'}://{address.target}/v2/models"
-        self._client = httpx.AsyncClient(
-            headers=connection.headers,
-            verify=connection.ssl_context() if address.is_secure else False,
-            timeout=httpx.Timeout(None, connect=connection.timeouts.connect),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
-        )
-        self._responses: set[httpx.Response] = set()
+        self._headers = dict(connection.headers)
+        self._ssl = connection.ssl_context() if address.is_secure else True
+        self._session: aiohttp.ClientSession | None = None
         self._closed = False
 
     async def aclose(self) -> None:
         """Close the connections, which ends all their requests."""
         self._closed = True
-        for response in list(self._responses):
-            with suppress(Exception):
-                await response.aclose()
-        await self._client.aclose()
+        if self._session is not None:
+            await self._session.close()
+
+    def _open(self) -> aiohttp.ClientSession:
+        """Return the session, which belongs to the running event loop."""
+        if self._closed:
+            raise ConnectionFailed(CLOSED)
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, ssl=self._ssl),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                headers=self._headers,
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._timeouts.connect),
+                trust_env=True,
+            )
+        return self._session
 
     async def is_ready(self, model: str) -> bool:
         """Return whether the server answers and the model accepts requests."""
         try:
-            response = await self._get(f"{model}/ready")
+            status, _content = await self._get(f"{model}/ready")
         except ClientError:
             return False
-        return response.status_code == HTTPStatus.OK
+        return status == HTTPStatus.OK
 
     async def parameters(self, model: str) -> dict[str, str]:
         """Return the `parameters` of a model's configuration. Raises `ClientError`."""
-        response = await self._get(f"{model}/config")
-        if response.status_code != HTTPStatus.OK:
-            raise self._refusal(response.status_code, response.content)
+        status, content = await self._get(f"{model}/config")
+        if status != HTTPStatus.OK:
+            raise self._refusal(status, content)
         try:
-            parameters = response.json()["parameters"]
+            parameters = json.loads(content)["parameters"]
             return {name: value["string_value"] for name, value in parameters.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ServerFailed(f"{self._url} sent no configuration of a model") from error
 
-    async def _get(self, path: str) -> httpx.Response:
+    async def _get(self, path: str) -> tuple[int, bytes]:
+        timeout = aiohttp.ClientTimeout(total=self._timeouts.connect)
         try:
-            return await self._client.get(
-                f"{self._base}/{path}", timeout=httpx.Timeout(self._timeouts.connect)
-            )
-        except (httpx.HTTPError, RuntimeError) as error:
+            async with self._open().get(f"{self._base}/{path}", timeout=timeout) as response:
+                return response.status, await response.read()
+        except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
             raise self._failure(error) from error
 
     async def pieces(self, exchange: Exchange) -> AsyncGenerator[Piece, None]:
@@ -97,18 +106,14 @@ class AsyncHttpWire:
         parts: dict[int, list[Piece]] = {}
         response = None
         deadlines = _Deadlines(self._timeouts)
-        request = self._client.build_request(
-            "POST",
-            f"{self._base}/{exchange.model}/generate_stream",
-            content=request_body(exchange),
-            headers={"Content-Type": "application/json"} | dict(exchange.options.headers),
-        )
+        body = request_body(exchange)
+        headers = {"Content-Type": "application/json"} | dict(exchange.options.headers)
+        url = f"{self._base}/{exchange.model}/generate_stream"
         try:
-            response = await deadlines.wait(self._client.send(request, stream=True))
-            self._responses.add(response)
-            if response.status_code != HTTPStatus.OK:
-                raise self._refusal(response.status_code, await deadlines.wait(response.aread()))
-            data, rest = response.aiter_bytes(), b""
+            response = await deadlines.wait(self._open().post(url, data=body, headers=headers))
+            if response.status != HTTPStatus.OK:
+                raise self._refusal(response.status, await deadlines.wait(response.read()))
+            data, rest = response.content.iter_any(), b""
             while block := await deadlines.wait(anext(data, b"")):
                 *events, rest = (rest + block).split(EVENT_END)
                 for event in events:
@@ -120,22 +125,25 @@ class AsyncHttpWire:
                         else:
                             parts.setdefault(piece.sequence_index, []).append(piece)
             exchange.end()
-        except (httpx.HTTPError, httpx.StreamError, RuntimeError) as error:
+        except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
             raise exchange.failure(self._failure(error)) from error
         except ClientError as error:
             raise exchange.failure(error) from None
+        except RuntimeError as error:  # aiohttp's for a connection that this client has closed
+            if not self._closed:
+                raise
+            raise exchange.failure(ConnectionFailed(CLOSED)) from error
         finally:
             if response is not None:
-                self._responses.discard(response)
-                await response.aclose()
+                response.close()  # an answer that was read to its end has left its connection
         for _index, pieces in sorted(parts.items()):
             yield join_pieces(pieces)
 
     def _failure(self, error: Exception) -> ClientError:
         if self._closed:
-            return ConnectionFailed("the client was closed before the answer was whole")
-        if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
-            return RequestRefused(f"{self._url}: {error}")
+            return ConnectionFailed(CLOSED)
+        if isinstance(error, ValueError):
+            return RequestRefused(f"{self._url}: {error}")  # a URL or a header that HTTP has not
         return ConnectionFailed(f"no answer from {self._url}: {str(error) or type(error).__name__}")
 
     def _refusal(self, status: int, content: bytes) -> ClientError:
@@ -172,6 +180,8 @@ class _Deadlines:
             return await awaitable
         try:
             return await asyncio.wait_for(awaitable, max(0, due - now))
+        except aiohttp.ServerTimeoutError:
+            raise  # no connection was made in time
         except asyncio.TimeoutError:
             if self.piece.is_over(time.monotonic()):
                 raise RequestTimeout(self.piece.message) from None
