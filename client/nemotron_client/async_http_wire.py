@@ -142,7 +142,8 @@ class AsyncHttpWire:
     def _failure(self, error: Exception) -> ClientError:
         if self._closed:
             return ConnectionFailed(CLOSED)
-        if isinstance(error, ValueError):
+        is_connection = isinstance(error, aiohttp.ClientConnectionError)  # a wrong certificate too
+        if isinstance(error, ValueError) and not is_connection:
             return RequestRefused(f"{self._url}: {error}")  # a URL or a header that HTTP has not
         return ConnectionFailed(f"no answer from {self._url}: {str(error) or type(error).__name__}")
 
