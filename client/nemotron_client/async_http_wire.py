@@ -216,12 +216,14 @@ def _read_event(data: bytes, exchange: Exchange) -> dict[str, Values]:
         raise ServerFailed(f"the server sent an event that is no piece: {failure}") from failure
     if error is not None:
         raise exchange.error(str(error))
-    outputs: dict[str, Values] = {
-        name: tuple(value) if isinstance(value, list) else (value,) for name, value in event.items()
-    }
+    outputs: dict[str, Values] = {}
+    for name, value in event.items():
+        outputs[name] = tuple(value) if isinstance(value, list) else (value,)
     is_heartbeat = not (
         any(outputs.get("text_output", ()))
         or outputs.get("finish_reason")
         or outputs.get("output_token_ids", ("none are sent",))  # by the classic ensemble
     )
-    return {} if is_heartbeat else outputs
+    if is_heartbeat:
+        return {}
+    return outputs
