@@ -6,6 +6,7 @@ one row. Then:
 
 - `servers`: three servers with room for 32 requests each, and the same with one of them killed
   after a tenth of the rows; each row must be in the output once;
+- `lanes`: 1,000 rows of four tokens on a real server with the tiny model, over gRPC and over HTTP;
 - `slow`: 1,500 rows with answers of 10 s ± 30 %, 256 at once, all clients at the same time;
 - `resume`: 999 of 1,000 rows of a long input are done already;
 - `ordered`: all rows are done, in the reverse order, and are sorted. The copies are the most bytes
@@ -33,10 +34,14 @@ from typing import Any
 
 from bench.measurements.machine import NEMOTRON, ROOT
 from bench.measurements.openai_server import BODY
+from bench.measurements.servers import build_cpu_engine, serving
 from nemotron_data.batch.result_line import result_line
-from nemotron_data.rows.row import Row, RowParser
+from nemotron_data.rows.parser import RowParser
+from nemotron_data.rows.row import Row
 from nemotron_data.transport.protocol import Answer
 
+PARTS = ["speed", "servers", "lanes", "slow", "resume", "ordered"]
+LANE_ROWS, LANE_TOKENS = 1000, 4
 SECONDS = 0.02
 """Time of an answer."""
 SLOW_ROWS, SLOW_SECONDS, SLOW_SPREAD, SLOW_CONCURRENCY = 1500, 10.0, 0.3, 256
@@ -102,6 +107,7 @@ class Copies:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--commit", help="the earlier commit; without it, it is left out")
+    parser.add_argument("--checkpoint", type=Path, help="of the tiny model, for the part lanes")
     parser.add_argument("--rows", type=int, default=4000, help="default 4,000")
     parser.add_argument(
         "--concurrency", type=int, nargs="+", default=[8, 64, 256, 1024], help="requests at once"
@@ -126,6 +132,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             results["speed"] = speed(options, clients)
         if "servers" in options.only:
             results["servers"] = [servers(options) for _ in range(options.runs)]
+        if "lanes" in options.only:
+            results["lanes"] = lanes(options, clients)
         if "slow" in options.only:
             results["slow"] = slow(options.work, clients)
         if "resume" in options.only:
@@ -196,6 +204,31 @@ def kill_after(process: subprocess.Popen[str], output: Path) -> None:
     process.kill()
 
 
+def lanes(options: argparse.Namespace, clients: dict[str, Client]) -> list[dict[str, Any]]:
+    """Return the seconds and the processor time of each client on a real server."""
+    source, engine = options.work / "short.jsonl", options.work / "engine"
+    write_rows(source, LANE_ROWS, max_tokens=LANE_TOKENS)
+    if not engine.exists():
+        build_cpu_engine(options.checkpoint, engine)
+    results = []
+    with serving(engine) as running:
+        urls = {
+            "gRPC": f"grpc://{running.address}:{running.grpc}",
+            "HTTP": f"http://{running.address}:{running.gateway}",
+        }
+        for run in range(options.runs):
+            for lane, url in urls.items():
+                for name, client in clients.items():
+                    output = options.work / "lanes.jsonl"
+                    remove(output)
+                    flags = ["--accept", "any"] if client.tree is None else []
+                    usage = client.run(source, output, "--url", url, *flags)
+                    row = {"run": run, "lane": lane, "client": name, "seconds": usage["seconds"]}
+                    results.append(row | {"cpu": usage["cpu"]})
+                    print(json.dumps(results[-1]), flush=True)
+    return results
+
+
 def slow(work: Path, clients: dict[str, Client]) -> dict[str, float]:
     """Return the seconds that each client needs for rows with long answers, all at once."""
     source = work / "slow.jsonl"
@@ -257,11 +290,12 @@ def arguments(name: str, source: Path, output: Path, url: str, concurrency: int)
     return [source, output, "--url", url, "--concurrency", concurrency]
 
 
-def write_rows(path: Path, rows: int) -> None:
+def write_rows(path: Path, rows: int, **settings: int) -> None:
     with path.open("w") as file:
         for number in range(rows):
             message = {"role": "user", "content": f"Why is the sky blue, number {number}?"}
-            file.write(json.dumps({"custom_id": f"row-{number}", "messages": [message]}) + "\n")
+            row = {"custom_id": f"row-{number}", "messages": [message], **settings}
+            file.write(json.dumps(row) + "\n")
 
 
 def write_results(source: Path, output: Path, done: range, url: str, client: Client) -> None:

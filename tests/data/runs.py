@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_data.batch.job import Job
-from nemotron_data.batch.run import Counts
+from nemotron_data.batch.work import Counts
 from nemotron_data.options import BatchOptions
 from tests.standins.chat_server import ChatServer, Reply, said
 from tests.tiny_nemotron.answers import ExactAnswer

@@ -12,7 +12,8 @@ import numpy as np
 
 from nemotron_data.batch.plan import Counts, Plan
 from nemotron_data.batch.results import KEY, Keys
-from nemotron_data.rows.row import BadRow, Row, RowParser
+from nemotron_data.rows.parser import RowParser
+from nemotron_data.rows.row import BadRow, Row
 from nemotron_data.rows.source import Source
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from nemotron_data.rows.row import CHAT, COMPLETION, BadRow, Row, RowParser, repeated_key
+from nemotron_data.rows.parser import RowParser
+from nemotron_data.rows.row import CHAT, COMPLETION, BadRow, Row, repeated_key
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 OPENAI = {

@@ -24,7 +24,8 @@ from pyarrow import ipc, parquet
 from nemotron_core.errors import NemotronError
 from nemotron_data.options import Format
 from nemotron_data.rows import formats
-from nemotron_data.rows.row import BadRow, Row, RowParser
+from nemotron_data.rows.parser import RowParser
+from nemotron_data.rows.row import BadRow, Row
 from nemotron_data.rows.source import Source
 
 ROWS = [{"custom_id": "a", "prompt": "hi"}, {"custom_id": "b", "prompt": "Käse – お茶"}]

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import os
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -17,6 +15,7 @@ from nemotron_core.errors import NemotronError
 from nemotron_data.batch.accept import Acceptance
 from nemotron_data.batch.dry_run import dry_run
 from nemotron_data.batch.export import export, is_exported
+from nemotron_data.batch.line_writer import ErrorFile, LineWriter
 from nemotron_data.batch.manifest import Manifest, check_same, read_manifest, write_manifest
 from nemotron_data.batch.metrics import serve_metrics
 from nemotron_data.batch.pace import Concurrency
@@ -26,14 +25,16 @@ from nemotron_data.batch.progress import Progress
 from nemotron_data.batch.rates import Rates
 from nemotron_data.batch.request import Requests
 from nemotron_data.batch.results import KEY, Keys, ResultFile
-from nemotron_data.batch.run import Counts, Results, Run, Work
+from nemotron_data.batch.run import Run
 from nemotron_data.batch.server import Server
-from nemotron_data.batch.statistics import Prices, Statistics, Summary
+from nemotron_data.batch.statistics import Prices, Statistics, summary_table
 from nemotron_data.batch.target import Target, target_of
+from nemotron_data.batch.work import Counts, Results, Work
 from nemotron_data.options import DEFAULT_URL, BatchOptions, Value
-from nemotron_data.rows.row import BadRow, RowParser
+from nemotron_data.rows.parser import RowParser
+from nemotron_data.rows.row import BadRow
 from nemotron_data.rows.source import STREAM, Source
-from nemotron_data.transport.factory import open_transport, scheme_of
+from nemotron_data.transport.factory import open_transport, server_urls
 from nemotron_data.transport.protocol import API_KEYS
 
 
@@ -93,7 +94,7 @@ class Job:
             if options.dry_run:
                 dry_run(plan, self._requests, self._prices, self._urls, progress)
                 return Counts(finished=0)
-            stdout = _LineWriter(sys.stdout.fileno(), "standard output")
+            stdout = LineWriter(sys.stdout.fileno(), "standard output")
             return asyncio.run(self._send_rows(source, plan, stdout, stdout, progress))
 
     def _write_file(self, source: Source, target: Target, progress: Progress) -> Counts:
@@ -110,7 +111,7 @@ class Job:
                 check_same(target.path, before, self._manifest(source, None, before.server))
             plan = self._plan(source, results, progress)
             if plan.counts.kept < plan.counts.rows:
-                failures = _ErrorFile(target.errors)
+                failures = ErrorFile(target.errors)
                 with contextlib.closing(failures):
                     counts = asyncio.run(
                         self._send_rows(source, plan, results, failures, progress, target)
@@ -238,7 +239,10 @@ class Job:
                         self._finish_manifest(
                             target, manifest, plan, run.counts if is_complete else None
                         )
-        progress.print_table(self._title, _table(plan.counts.rows, run.counts, summary))
+        progress.print_table(
+            self._title,
+            summary_table(summary, run.counts.finished, run.counts.failed, plan.counts.rows),
+        )
         return run.counts
 
     def _finish_manifest(
@@ -269,96 +273,3 @@ class Job:
             progress.log,
             allow_differences=options.allow_different_engines,
         )
-
-
-def server_urls(values: list[str]) -> list[str]:
-    """Return the URLs of servers; `@FILE` stands for the lines of a file.
-
-    Raises `NemotronError` if one is not the URL of a server, or if the file cannot be read.
-    """
-    urls: list[str] = []
-    for value in values:
-        if value.startswith("@"):
-            try:
-                lines = Path(value[1:]).read_text(encoding="utf-8").splitlines()
-            except (OSError, UnicodeDecodeError) as error:
-                raise NemotronError(f"cannot read: {error}", where=value) from error
-            urls += [line.strip() for line in lines if line.strip() and line.strip()[0] != "#"]
-        else:
-            urls.append(value)
-    for url in urls:
-        scheme_of(url)
-    if not urls:
-        raise NemotronError("there is no server", where=" ".join(values))
-    return list(dict.fromkeys(urls))
-
-
-def _table(rows: int, counts: Counts, summary: Summary) -> dict[str, str]:
-    values = {
-        "rows with a result": f"{counts.finished:,} of {rows:,}",
-        "failed": f"{counts.failed:,}",
-        "time": f"{summary.seconds:,.1f} s",
-        "rows/s": f"{summary.rows_per_second:,.1f}",
-        "tokens in, out": f"{summary.prompt_tokens:,}, {summary.completion_tokens:,}",
-        "tokens/s": f"{summary.tokens_per_second:,.1f}",
-    }
-    if summary.latency_p50 is not None:
-        values["latency p50, p95"] = f"{summary.latency_p50:.2f} s, {summary.latency_p95:.2f} s"
-    for name, reasons in (
-        ("finish reasons", summary.finish_reasons),
-        ("not accepted", summary.not_accepted),
-    ):
-        if reasons:
-            values[name] = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
-    values["sent again"] = f"{summary.retries:,}, of these overloaded {summary.overloads:,}"
-    if summary.cost is not None:
-        values["cost"] = f"{summary.cost:,.4f}"
-    return values
-
-
-class _LineWriter:
-    """Writes lines to a stream."""
-
-    def __init__(self, descriptor: int, name: str) -> None:
-        self._descriptor = descriptor
-        self._name = name
-
-    def append(self, line: bytes) -> None:
-        view = memoryview(line)
-        try:
-            while view:
-                view = view[os.write(self._descriptor, view) :]
-        except OSError as error:
-            raise NemotronError(f"cannot write: {error.strerror}", where=self._name) from error
-
-    def tick(self) -> None:
-        """Do nothing: no line is buffered."""
-
-
-class _ErrorFile:
-    """The file with the failed rows of a run. It is made with the first of them."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._writer: _LineWriter | None = None
-        self._descriptor = -1
-        try:
-            path.unlink(missing_ok=True)  # of the run before
-        except OSError as error:
-            raise NemotronError(f"cannot write: {error.strerror}", where=path) from error
-
-    def append(self, line: bytes) -> None:
-        if self._writer is None:
-            try:
-                self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-            except OSError as error:
-                raise NemotronError(f"cannot write: {error.strerror}", where=self._path) from error
-            self._writer = _LineWriter(self._descriptor, str(self._path))
-        self._writer.append(line)
-
-    def tick(self) -> None:
-        """Do nothing: no line is buffered."""
-
-    def close(self) -> None:
-        if self._writer is not None:
-            os.close(self._descriptor)

@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from nemotron_data.batch.results import KEY, REPORT_LINES, Keys, ignore
 from nemotron_data.rows.formats import Record
-from nemotron_data.rows.row import BadRow, Row, RowParser, repeated_key
+from nemotron_data.rows.parser import RowParser
+from nemotron_data.rows.row import BadRow, Row, repeated_key
 from nemotron_data.rows.source import File, Source
 
 BAD, OWN_ID, NO_ID = 0, 1, 2

@@ -13,7 +13,6 @@ loses nothing, a power failure at most the rows since then, and those are sent a
 from __future__ import annotations
 
 import binascii
-import fcntl
 import json
 import os
 import tempfile
@@ -30,6 +29,7 @@ import numpy.typing as npt
 from nemotron_core.errors import NemotronError
 from nemotron_core.files import sync
 from nemotron_data.batch.codec import CODECS
+from nemotron_data.batch.lock import open_locked
 from nemotron_data.batch.result_line import CUSTOM_ID_START, KEY_END, START
 
 SYNC_SECONDS = 1.0
@@ -67,7 +67,7 @@ class ResultFile:
         self._synced_at = clock()
         self._is_new = not path.exists()
         try:
-            self._descriptor = _open_locked(path)
+            self._descriptor = open_locked(path)
         except OSError as error:
             raise NemotronError(f"cannot write: {error.strerror or error}", where=path) from error
         self._end = os.fstat(self._descriptor).st_size
@@ -271,31 +271,6 @@ class ResultFile:
             where=self.path,
             remedy="nothing written is lost: make room and run the same command again",
         )
-
-
-def _open_locked(path: Path) -> int:
-    """Open and lock a file, and return its descriptor.
-
-    The lock belongs to the open file, so it ends with the process, however that ends.
-    """
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(descriptor), path.stat()):
-                return descriptor
-        except FileNotFoundError:
-            pass
-        except BlockingIOError as error:
-            os.close(descriptor)
-            raise NemotronError(
-                "another process is writing it", where=path, remedy="wait for that one or end it"
-            ) from error
-        except BaseException:
-            os.close(descriptor)
-            raise
-        # Between the opening and the lock another process replaced the file: open the new one.
-        os.close(descriptor)
 
 
 def _plain_lines(path: Path) -> Iterator[tuple[bytes, int]]:

@@ -10,21 +10,18 @@ import random
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Protocol
 
 from nemotron_core.errors import ErrorKind, NemotronError
-from nemotron_data.batch.accept import Acceptance
 from nemotron_data.batch.opening import Opening
 from nemotron_data.batch.pace import backoff
 from nemotron_data.batch.pool import Pool
 from nemotron_data.batch.progress import Progress
 from nemotron_data.batch.rates import Rates
-from nemotron_data.batch.request import Requests
 from nemotron_data.batch.result_line import NotAccepted, failure_line, result_line
 from nemotron_data.batch.server import Server
 from nemotron_data.batch.statistics import Statistics
+from nemotron_data.batch.work import Counts, Pending, Work
 from nemotron_data.rows.row import BadRow, Row
 from nemotron_data.transport.protocol import Answer, Failure
 
@@ -42,48 +39,6 @@ class Interrupted(NemotronError):
     """A signal ended the run; everything that was written stays."""
 
     kind = ErrorKind.INTERRUPTED
-
-
-class Results(Protocol):
-    """A destination of result lines."""
-
-    def append(self, line: bytes) -> None: ...
-
-    def tick(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class Work:
-    """The rows to send, how they are sent and judged, and the destinations of their results."""
-
-    rows: Iterator[Row | BadRow]
-    total: int
-    """Number of rows of the input."""
-    requests: Requests
-    acceptance: Acceptance
-    attempts: int
-    results: Results
-    failures: Results
-
-
-@dataclass
-class Counts:
-    """Numbers of rows of the whole output."""
-
-    finished: int
-    failed: int = 0
-
-
-class Pending:
-    """A row that has no result yet, and what happened to it."""
-
-    __slots__ = ("answers", "attempts", "failed", "row", "unreachable")
-
-    def __init__(self, row: Row) -> None:
-        self.row = row
-        self.attempts = self.failed = self.unreachable = 0
-        self.answers = 1
-        """Number of the answer that is asked for; it is higher after answers not accepted."""
 
 
 class Run:

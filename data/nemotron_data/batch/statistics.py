@@ -109,3 +109,27 @@ class Statistics:
             overloads=self.overloads,
             cost=None if cost is None else round(cost, 6),
         )
+
+
+def summary_table(summary: Summary, finished: int, failed: int, rows: int) -> dict[str, str]:
+    """Return what a run did as names and values, beside the numbers of the whole output."""
+    values = {
+        "rows with a result": f"{finished:,} of {rows:,}",
+        "failed": f"{failed:,}",
+        "time": f"{summary.seconds:,.1f} s",
+        "rows/s": f"{summary.rows_per_second:,.1f}",
+        "tokens in, out": f"{summary.prompt_tokens:,}, {summary.completion_tokens:,}",
+        "tokens/s": f"{summary.tokens_per_second:,.1f}",
+    }
+    if summary.latency_p50 is not None:
+        values["latency p50, p95"] = f"{summary.latency_p50:.2f} s, {summary.latency_p95:.2f} s"
+    for name, reasons in (
+        ("finish reasons", summary.finish_reasons),
+        ("not accepted", summary.not_accepted),
+    ):
+        if reasons:
+            values[name] = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
+    values["sent again"] = f"{summary.retries:,}, of these overloaded {summary.overloads:,}"
+    if summary.cost is not None:
+        values["cost"] = f"{summary.cost:,.4f}"
+    return values

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from nemotron_core.errors import NemotronError
@@ -24,6 +25,28 @@ def scheme_of(url: str) -> str:
         where=url,
         remedy="give http://HOST:1424 of the gateway or grpc://HOST:8001 of Triton",
     )
+
+
+def server_urls(values: list[str]) -> list[str]:
+    """Return the URLs of servers; `@FILE` stands for the lines of a file.
+
+    Raises `NemotronError` if one is not the URL of a server, or if the file cannot be read.
+    """
+    urls: list[str] = []
+    for value in values:
+        if value.startswith("@"):
+            try:
+                lines = Path(value[1:]).read_text(encoding="utf-8").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise NemotronError(f"cannot read: {error}", where=value) from error
+            urls += [line.strip() for line in lines if line.strip() and line.strip()[0] != "#"]
+        else:
+            urls.append(value)
+    for url in urls:
+        scheme_of(url)
+    if not urls:
+        raise NemotronError("there is no server", where=" ".join(values))
+    return list(dict.fromkeys(urls))
 
 
 def open_transport(url: str, *, timeout: float, key_variables: tuple[str, ...]) -> Transport:
