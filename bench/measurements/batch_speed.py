@@ -41,6 +41,7 @@ from nemotron_data.rows.row import Row
 from nemotron_data.transport.protocol import Answer
 
 PARTS = ["speed", "servers", "lanes", "slow", "resume", "ordered"]
+DISTILABEL_CONCURRENCY = 64
 LANE_ROWS, LANE_TOKENS = 1000, 4
 SECONDS = 0.02
 """Time of an answer."""
@@ -108,6 +109,9 @@ class Copies:
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--commit", help="the earlier commit; without it, it is left out")
     parser.add_argument("--checkpoint", type=Path, help="of the tiny model, for the part lanes")
+    parser.add_argument(
+        "--distilabel", type=Path, help="Python with distilabel; measured once, 64 at once"
+    )
     parser.add_argument("--rows", type=int, default=4000, help="default 4,000")
     parser.add_argument(
         "--concurrency", type=int, nargs="+", default=[8, 64, 256, 1024], help="requests at once"
@@ -157,7 +161,11 @@ def speed(options: argparse.Namespace, clients: dict[str, Client]) -> list[dict[
         for run in range(options.runs):
             for concurrency in options.concurrency:
                 row: dict[str, Any] = {"run": run, "concurrency": concurrency}
-                for name, client in [*clients.items(), *peers().items()]:
+                everyone = clients | peers()
+                if options.distilabel and concurrency == DISTILABEL_CONCURRENCY and run == 0:
+                    script = ROOT / "bench" / "measurements" / "batch_distilabel.py"
+                    everyone["distilabel"] = Client([str(options.distilabel), str(script)])
+                for name, client in everyone.items():
                     usages = []
                     for rows in (single, source):
                         output = options.work / f"{name.replace(' ', '-')}.jsonl"
@@ -285,7 +293,7 @@ def peers() -> dict[str, Client]:
 
 
 def arguments(name: str, source: Path, output: Path, url: str, concurrency: int) -> list[object]:
-    if name in peers():
+    if name in peers() or name == "distilabel":
         return [url, source, output, concurrency]
     return [source, output, "--url", url, "--concurrency", concurrency]
 

@@ -38,7 +38,43 @@ def batch_speed() -> list[str]:
     rows.append(row("ours over aiohttp's", ".2f", lambda r: r[OURS]["cpu"] / r[PLAIN]["cpu"]))
     rows += [row(f"rows/s, {NAMES[name]}", ",.0f", of(name, "rows_per_second")) for name in CLIENTS]
     columns = ["requests at once", *map(str, numbers)]
-    return [*table(columns, rows), "", conditions(record)]
+    lines = [*table(columns, rows), ""]
+    for run in runs:
+        if "distilabel" in run:
+            values_of = run["distilabel"]
+            lines += [
+                f"distilabel with {run['concurrency']} at once, one run: "
+                f"{values_of['cpu']:.2f} CPU s and {values_of['rows_per_second']:,.0f} rows/s.",
+                "",
+            ]
+    return [*lines, conditions(record)]
+
+
+def batch_servers() -> list[str]:
+    record = Record.read("batch_servers")
+    runs = record.results["servers"]
+    rows = [
+        [name, spread(summary([run[name] for run in runs]), ".1f")]
+        for name in ("three servers", "one killed")
+    ]
+    ratios = [run["one killed"] / run["three servers"] for run in runs]
+    rows.append(["ratio", spread(summary(ratios), ".2f")])
+    return [*table(["", "seconds"], rows), "", conditions(record)]
+
+
+def batch_lanes() -> list[str]:
+    record = Record.read("batch_lanes")
+    rows = []
+    for lane in ("gRPC", "HTTP"):
+        for name in (OURS, EARLIER):
+            runs = [
+                run
+                for run in record.results["lanes"]
+                if (run["lane"], run["client"]) == (lane, name)
+            ]
+            cells = [spread(summary([r[key] for r in runs]), ".2f") for key in ("seconds", "cpu")]
+            rows.append([f"{lane}, {NAMES[name]}", *cells])
+    return [*table(["", "seconds", "CPU s of the client"], rows), "", conditions(record)]
 
 
 def batch_slow() -> list[str]:
