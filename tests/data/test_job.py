@@ -195,6 +195,19 @@ def test_a_server_that_is_not_there_leaves_nothing(tmp_path: Path) -> None:
     assert names(tmp_path) == ["in.jsonl"]
 
 
+def test_the_reasons_stay_while_the_server_is_away(tmp_path: Path) -> None:
+    source, out = write(tmp_path / "in.jsonl", row("a"), row("b")), tmp_path / "out.jsonl"
+    asked = Asked(
+        lambda body, _: refused(400) if body["messages"][0]["content"] == "b" else echo(body)
+    )
+    with ChatServer(asked) as server:
+        in_process(source, out, url=[server.url])
+    before = failures(tmp_path)
+    with pytest.raises(NemotronError, match="for 0 seconds"):
+        in_process(source, out, url=["http://127.0.0.1:1"], patience=0)
+    assert failures(tmp_path) == before
+
+
 def test_an_answer_that_is_not_accepted_is_asked_again_with_another_seed(tmp_path: Path) -> None:
     def answer(body: dict[str, Any], _inside: int) -> Reply:
         question = body["messages"][0]["content"]
@@ -454,6 +467,11 @@ def test_a_dry_run_sends_and_writes_nothing(
     assert "to be sent" in err
     assert asked.bodies == []
     assert names(tmp_path) == ["in.jsonl"]
+    in_process(source, tmp_path / "out.jsonl", url=[server.url])
+    capfd.readouterr()
+    in_process(source, tmp_path / "out.jsonl", **options)
+    assert capfd.readouterr().out == ""  # there is no first request
+    assert len(asked.bodies) == 2
 
 
 def test_results_as_parquet(server: ChatServer, asked: Asked, tmp_path: Path) -> None:

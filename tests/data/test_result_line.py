@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 
 import pytest
@@ -44,6 +45,12 @@ def test_the_columns_that_are_not_sent_come_back() -> None:
     for line in [result_line(row, answer("x")), failure_line(row, None)]:
         assert json.loads(line)["metadata"] == {"source": "wiki", "half": "\ud800"}
     assert "metadata" not in json.loads(result_line(ROW, answer("x")))
+
+
+def test_a_table_s_values_become_texts() -> None:
+    metadata = {"day": datetime.date(2026, 1, 2), "set": complex(1, 2)}
+    line = json.loads(result_line(Row(7, "a", CHAT, BODY, metadata), answer("x")))
+    assert line["metadata"] == {"day": "2026-01-02", "set": "(1+2j)"}
 
 
 def test_half_of_a_surrogate_pair_in_an_answer_stays() -> None:

@@ -88,14 +88,22 @@ class Job:
             contextlib.closing(Source(options.source, options.input_format)) as source,
             Progress(self._title) as progress,
         ):
-            if target is not None and not options.dry_run:
+            if options.dry_run:
+                return self._dry_run(source, target, progress)
+            if target is not None:
                 return self._write_file(source, target, progress)
             plan = self._plan(source, None, progress)
-            if options.dry_run:
-                dry_run(plan, self._requests, self._prices, self._urls, progress)
-                return Counts(finished=0)
             stdout = LineWriter(sys.stdout.fileno(), "standard output")
             return asyncio.run(self._send_rows(source, plan, stdout, stdout, progress))
+
+    def _dry_run(self, source: Source, target: Target | None, progress: Progress) -> Counts:
+        with contextlib.ExitStack() as stack:
+            results = None
+            if target is not None and target.results.exists():
+                results = stack.enter_context(ResultFile(target.results))
+            plan = self._plan(source, results, progress)
+            dry_run(plan, self._requests, self._prices, self._urls, progress)
+        return Counts(finished=plan.counts.kept)
 
     def _write_file(self, source: Source, target: Target, progress: Progress) -> Counts:
         target.make_folder()
@@ -123,7 +131,7 @@ class Job:
                 if before is None or len(plan.stale):
                     manifest = before or self._manifest(source, plan, {})
                     self._finish_manifest(target, manifest, plan, counts)
-                target.errors.unlink(missing_ok=True)
+                target.remove_errors()
             if self._options.ordered or target.is_exported:
                 results.sync()
             if self._options.ordered:
@@ -218,6 +226,7 @@ class Job:
                     if len(plan.stale):
                         cast("ResultFile", results).move(plan.stale, target.replaced)
                     write_manifest(target.manifest, manifest)
+                    target.remove_errors()
                 progress.begin(plan.counts.rows, plan.counts.kept)
                 is_complete = False
                 try:
@@ -239,10 +248,9 @@ class Job:
                         self._finish_manifest(
                             target, manifest, plan, run.counts if is_complete else None
                         )
-        progress.print_table(
-            self._title,
-            summary_table(summary, run.counts.finished, run.counts.failed, plan.counts.rows),
-        )
+                    rows, counts = plan.counts.rows, run.counts
+                    table = summary_table(summary, counts.finished, counts.failed, rows)
+                    progress.print_table(self._title, table)
         return run.counts
 
     def _finish_manifest(

@@ -28,16 +28,12 @@ class LineWriter:
 
 
 class ErrorFile:
-    """The file with the failed rows of a run. It is made with the first of them."""
+    """The file with the failed rows of a run; the first one replaces those of the run before."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._writer: LineWriter | None = None
         self._descriptor = -1
-        try:
-            path.unlink(missing_ok=True)  # of the run before
-        except OSError as error:
-            raise NemotronError(f"cannot write: {error.strerror}", where=path) from error
 
     def append(self, line: bytes) -> None:
         if self._writer is None:

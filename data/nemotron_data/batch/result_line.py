@@ -71,11 +71,14 @@ def failure_line(row: Row | BadRow, failure: Failure | NotAccepted | None) -> by
 
 
 def encode(content: object) -> bytes:
-    """Return content as JSON in UTF-8, with halves of surrogate pairs as escapes."""
+    """Return content as JSON in UTF-8, with halves of surrogate pairs as escapes.
+
+    Values that JSON does not have, from a table, become texts.
+    """
     try:
         return msgspec.json.encode(content)
-    except UnicodeEncodeError:
-        return json.dumps(content).encode()
+    except (UnicodeEncodeError, TypeError, OverflowError):
+        return json.dumps(content, default=str).encode()
 
 
 def _start(key: bytes, custom_id: str | None) -> bytes:

@@ -71,6 +71,13 @@ class Target:
         except OSError as error:
             raise NemotronError(f"cannot write: {error.strerror}", where=self.path) from error
 
+    def remove_errors(self) -> None:
+        """Remove the failed rows of an earlier run. Raises `NemotronError` if that fails."""
+        try:
+            self.errors.unlink(missing_ok=True)
+        except OSError as error:
+            raise NemotronError(f"cannot write: {error.strerror}", where=self.errors) from error
+
 
 def target_of(output: str) -> Target:
     """Return the output that a name asks for.
