@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
@@ -20,6 +20,14 @@ NAMES = {
 }
 
 
+def _spread(values: Sequence[float], form: str) -> str:
+    return f"{values[0]:{form}}" if len(values) == 1 else spread(summary(values), form)
+
+
+def _conditions(record: Record) -> str:
+    return conditions(record).replace("1 runs, median (lowest–highest)", "one run")
+
+
 def batch_speed() -> list[str]:
     record = Record.read("batch_speed")
     runs: list[dict[str, Any]] = record.results["speed"]
@@ -29,14 +37,14 @@ def batch_speed() -> list[str]:
         return [value(run) for run in runs if run["concurrency"] == concurrency]
 
     def row(title: str, form: str, value: Callable[[dict[str, Any]], float]) -> list[str]:
-        return [title, *(spread(summary(values(number, value)), form) for number in numbers)]
+        return [title, *(_spread(values(number, value), form) for number in numbers)]
 
     def of(name: str, key: str) -> Callable[[dict[str, Any]], float]:
         return lambda run: float(run[name][key])
 
     rows = [row(f"CPU s, {NAMES[name]}", ".2f", of(name, "cpu")) for name in CLIENTS]
     rows.append(row("ours over aiohttp's", ".2f", lambda r: r[OURS]["cpu"] / r[PLAIN]["cpu"]))
-    rows += [row(f"rows/s, {NAMES[name]}", ",.0f", of(name, "rows_per_second")) for name in CLIENTS]
+    rows.append(row(f"rows/s, {NAMES[OURS]}", ",.0f", of(OURS, "rows_per_second")))
     columns = ["requests at once", *map(str, numbers)]
     lines = [*table(columns, rows), ""]
     for run in runs:
@@ -44,48 +52,21 @@ def batch_speed() -> list[str]:
             values_of = run["distilabel"]
             lines += [
                 f"distilabel with {run['concurrency']} at once, one run: "
-                f"{values_of['cpu']:.2f} CPU s and {values_of['rows_per_second']:,.0f} rows/s.",
+                f"{values_of['cpu']:.2f} CPU s.",
                 "",
             ]
-    return [*lines, conditions(record)]
-
-
-def batch_servers() -> list[str]:
-    record = Record.read("batch_servers")
-    runs = record.results["servers"]
-    rows = [
-        [name, spread(summary([run[name] for run in runs]), ".1f")]
-        for name in ("three servers", "one killed")
-    ]
-    ratios = [run["one killed"] / run["three servers"] for run in runs]
-    rows.append(["ratio", spread(summary(ratios), ".2f")])
-    return [*table(["", "seconds"], rows), "", conditions(record)]
-
-
-def batch_lanes() -> list[str]:
-    record = Record.read("batch_lanes")
-    rows = []
-    for lane in ("gRPC", "HTTP"):
-        for name in (OURS, EARLIER):
-            runs = [
-                run
-                for run in record.results["lanes"]
-                if (run["lane"], run["client"]) == (lane, name)
-            ]
-            cells = [spread(summary([r[key] for r in runs]), ".2f") for key in ("seconds", "cpu")]
-            rows.append([f"{lane}, {NAMES[name]}", *cells])
-    return [*table(["", "seconds", "CPU s of the client"], rows), "", conditions(record)]
+    return [*lines, _conditions(record)]
 
 
 def batch_slow() -> list[str]:
-    record = Record.read("batch_slow")
+    record = Record.read("batch_speed_slow")
     seconds = record.results["slow"]
     rows = [[NAMES[name], f"{seconds[name]:.1f}"] for name in CLIENTS if name in seconds]
-    return [*table(["client", "seconds"], rows), "", conditions(record)]
+    return [*table(["client", "seconds"], rows), "", _conditions(record)]
 
 
 def batch_resume() -> list[str]:
-    record = Record.read("batch_resume")
+    record = Record.read("batch_speed_resume")
     rows = []
     for part, title in (("resume", "999,000 of 1,000,000 rows done"), ("ordered", "sorting them")):
         for name in (OURS, EARLIER):
@@ -99,4 +80,4 @@ def batch_resume() -> list[str]:
                 ]
             )
     columns = ["", "CPU s", "peak memory MB", "copies of the output"]
-    return [*table(columns, rows), "", conditions(record)]
+    return [*table(columns, rows), "", _conditions(record)]

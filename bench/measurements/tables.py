@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from bench.measurements.batch_tables import batch_slow, batch_speed
 from bench.measurements.cpu_peers import OURS
 from bench.measurements.records import Record, conditions
 from bench.measurements.serving_tables import hangups, hops, leaving, serving
@@ -258,5 +259,7 @@ TABLES: Mapping[str, Callable[[], list[str]]] = {
     "fp8_accuracy": fp8_accuracy,
     "calibrate_memory": calibrate_memory,
     "gateway_overhead": gateway_overhead,
+    "batch_speed": batch_speed,
+    "batch_slow": batch_slow,
 }
 """Tables by the name of their markers in a page."""
