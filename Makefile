@@ -9,10 +9,12 @@ INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python
 TORCH := torch==2.13.0
 VLLM_INSTALL := $(INSTALL:$(BIN)/python=.tools/vllm/bin/python)
 
+LOADERS_INSTALL := $(INSTALL:$(BIN)/python=.tools/transformers4/bin/python)
+
 VLLM_TESTS := tests/vllm $(addprefix tests/serve/test_,contract.py ensemble.py plain_infer.py batches.py \
   token_model.py streams.py sampling.py refusals.py classic_clients.py)
 
-.PHONY: demo test test-vllm test-clients check lint unit lock mutants fuzz loaded-test clean
+.PHONY: demo test test-vllm test-clients test-loaders check lint unit lock mutants fuzz loaded-test clean
 demo: $(VENV)/.user
 	scripts/demo.sh
 
@@ -29,6 +31,10 @@ CLIENT_TOOLS ?= .tools/clients
 test-clients: $(VENV)/.dev $(VENV)/.tools
 	scripts/client_tools.sh $(CLIENT_TOOLS)
 	$(BIN)/pytest --clients $(CLIENT_TOOLS) tests/clients
+
+# The Hugging Face folder in transformers 4 and 5, vLLM and llama.cpp's converter: 4 GB in .tools.
+test-loaders: $(VENV)/.dev $(VENV)/.vllm $(VENV)/.loaders
+	$(BIN)/pytest --lane loaders tests/loaders
 
 # Lint, types, import contracts and the fast tests, in less than a minute.
 check: lint unit
@@ -94,6 +100,14 @@ $(VENV)/.vllm: $(VENV)/.dev $(VENV)/.tools tests/vllm/requirements.txt tests/vll
 	  $(VLLM_INSTALL) --torch-backend cpu '$(TORCH)'
 	$(VLLM_INSTALL) --override tests/vllm/left_out.txt --requirements tests/vllm/requirements.txt
 	$(VLLM_INSTALL) --no-deps --editable .
+	touch $@
+
+$(VENV)/.loaders: $(VENV)/.dev tests/loaders/requirements.txt tests/loaders/fetch_llama_cpp.py
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .tools/transformers4
+	$(BIN)/pip --python .tools/transformers4/bin/python install --quiet --disable-pip-version-check '$(TORCH)+cpu' || \
+	  $(LOADERS_INSTALL) --torch-backend cpu '$(TORCH)'
+	$(LOADERS_INSTALL) --requirements tests/loaders/requirements.txt
+	$(BIN)/python tests/loaders/fetch_llama_cpp.py .tools/llama_cpp
 	touch $@
 
 $(VENV)/.mutants: $(VENV)/.dev tests/mutants/requirements.txt

@@ -31,7 +31,8 @@ SLOW = (
     *("convert/test_inspect.py", "convert/test_legacy.py", "convert/test_plan.py"),
     *("convert/test_calibrate.py", "convert/test_convert.py", "convert/test_fp8.py"),
     *("convert/test_hf.py", "convert/test_mpi.py", "convert/test_resume.py"),
-    *("convert/test_torch_dist.py", "convert/test_verification.py"),
+    *("convert/test_torch_dist.py", "convert/test_verification.py", "convert/test_corpus.py"),
+    *("convert/test_output.py", "convert/test_types.py", "convert/test_understanding.py"),
     *("data/test_batch.py", "data/test_stops.py", "data/test_synthesize.py"),
     *("gateway/test_ecosystem.py", "gateway/test_operation.py", "gateway/test_page"),
 )
@@ -55,8 +56,8 @@ pytest_plugins = ["tests.vllm.fixtures"]
 NOT_SLOW = "not slow"
 FIRST = ("slurm", "helm", "test_readme.py", "data", "gateway", "docker", "convert")
 """Folders and files that take longest, in the order in which two processes begin them."""
-LANE_FOLDERS = ("vllm",)
-"""Folders of tests that need the library of the lane after which they are named."""
+LANE_FOLDERS = ("vllm", "loaders")
+"""Folders of tests that need libraries of their own; `--lane` names the one that is run."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -11,17 +11,15 @@ import argparse
 import shutil
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 from typing import Any
 
-from bench.measurements.machine import NEMOTRON, ROOT, drop_page_cache
+from bench.measurements.machine import NEMOTRON, drop_page_cache
 from bench.measurements.random_nemo import Shape, write_nemo
 from bench.measurements.timing import CommandCost, in_turn, run_command, summary
 
 PACKAGES = ("nvidia-modelopt==0.47.0", "transformers==4.57.6", "accelerate", "sentencepiece")
 TORCH = "torch==2.13.0+cpu"
-GOLDEN = ROOT / "tests" / "golden" / "tiny_zarr_tp1pp1.nemo"
 EXPORT = """
 import sys, torch
 from transformers import AutoModelForCausalLM
@@ -44,15 +42,6 @@ def modelopt_python(folder: Path) -> Path:
     return python
 
 
-def golden_tokenizer() -> bytes:
-    """Return the SentencePiece model of the tests' golden `.nemo`."""
-    with tarfile.open(GOLDEN) as tar:
-        name = next(name for name in tar.getnames() if name.endswith(".model"))
-        stream = tar.extractfile(name)
-        assert stream is not None
-        return stream.read()
-
-
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layers", type=int, default=6, help="layers of the model, default 6")
 
@@ -63,7 +52,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     for folder in (source, hf, out):
         shutil.rmtree(folder, ignore_errors=True)
     shape = Shape(layers=options.layers)
-    write_nemo(source, shape, golden_tokenizer())
+    write_nemo(source, shape)
     subprocess.run([NEMOTRON, "convert", source, "-o", hf, "--format", "hf"], check=True)
     commands = {
         "nemotron convert": [NEMOTRON, "convert", str(source), "-o", str(out), "--tp", "8"],

@@ -20,12 +20,13 @@ import statistics
 import struct
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
 from sentencepiece import SentencePieceProcessor
 
-from bench.measurements.convert_modelopt import golden_tokenizer
+from bench.measurements.machine import ROOT
 from bench.measurements.random_nemo import Shape, write_nemo
 from bench.measurements.servers import build_cpu_engine
 from bench.measurements.timing import in_turn, summary
@@ -37,6 +38,7 @@ from nemotron_convert.shards import Parallel
 from nemotron_convert.target.checkpoint import Checkpoint
 from nemotron_convert.target.layout import Format
 
+GOLDEN = ROOT / "tests" / "golden" / "tiny_zarr_tp1pp1.nemo"
 SHAPE = Shape(layers=16, hidden=1024, heads=16, kv_heads=4, vocab=32000, tp=1)
 ENGINES = "openvino,nemotron serve,transformers,vllm serve"
 OURS = ("openvino", "nemotron serve")
@@ -53,6 +55,15 @@ QUIET = {
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
 """The same KV cache as the others (GiB), no network access."""
+
+
+def golden_tokenizer() -> bytes:
+    """Return the SentencePiece model of the tests' golden `.nemo`."""
+    with tarfile.open(GOLDEN) as tar:
+        name = next(name for name in tar.getnames() if name.endswith(".model"))
+        stream = tar.extractfile(name)
+        assert stream is not None
+        return stream.read()
 
 
 def large_tokenizer() -> bytes:

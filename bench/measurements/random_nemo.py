@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -54,17 +55,28 @@ class Shape:
         return 2 * sum(math.prod(shape) for shape, _ in self.arrays.values())
 
 
+def random_tokenizer(pieces: int) -> bytes:
+    """Return a serialized SentencePiece model, of the kind BPE, with numbers as pieces."""
+    special = [(b"<pad>", 3), (b"<unk>", 2), (b"<s>", 3), (b"</s>", 3)]
+    model = b""
+    for i in range(pieces):
+        text, kind = special[i] if i < len(special) else (b"%d" % i, 1)
+        piece = b"\x0a%c" % len(text) + text + b"\x15" + struct.pack("<f", -i) + b"\x18%c" % kind
+        model += b"\x0a%c" % len(piece) + piece
+    return model + b"\x12\x02\x18\x02"
+
+
 def write_nemo(
-    folder: Path, shape: Shape, tokenizer: bytes = b"not a tokenizer", *, small: bool = False
+    folder: Path, shape: Shape, tokenizer: bytes | None = None, *, small: bool = False
 ) -> Path:
     """Write a zarr `.nemo` to `folder`, which must not exist, and return `folder`.
 
-    With `small`, the weights are about as large as a trained model's, so that an engine computes
-    with ordinary numbers.
+    Without `tokenizer` it gets one whose pieces are numbers. With `small`, the weights are about as
+    large as a trained model's, so that an engine computes with ordinary numbers.
     """
     weights = folder / "model_weights"
     weights.mkdir(parents=True)
-    (folder / "tokenizer.model").write_bytes(tokenizer)
+    (folder / "tokenizer.model").write_bytes(tokenizer or random_tokenizer(shape.vocab))
     config = {
         "num_layers": shape.layers,
         "hidden_size": shape.hidden,

@@ -13,7 +13,7 @@ from typer import Argument, Option
 from nemotron_core.command_options import takes
 
 if TYPE_CHECKING:
-    from nemotron_convert.convert import Options
+    from nemotron_convert.options import Options
 
 
 def inspect(
@@ -23,6 +23,9 @@ def inspect(
     json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
     check: Annotated[
         bool, Option("--check", help="Compare every file of a checkpoint with its hash.")
+    ] = False,
+    verbose: Annotated[
+        bool, Option("--verbose", help="List settings and tensors that are not needed, too.")
     ] = False,
 ) -> None:
     """Show what a .nemo or a checkpoint holds, and check it without reading the weights."""
@@ -41,6 +44,8 @@ def inspect(
         report = inspection.inspect(model)
     if json:
         typer.echo(report.model_dump_json(indent=2))
+    elif isinstance(report, inspection.ModelReport):
+        report.print(Console(), verbose=verbose)
     else:
         report.print(Console())
 
@@ -105,7 +110,15 @@ class ConvertArguments:
     wait: Annotated[
         float, Option(min=0, help="Seconds to wait for another process that writes the output.")
     ] = 0
-    strict: Annotated[bool, Option("--strict", help="Refuse weights that hold NaN or Inf.")] = False
+    strict: Annotated[
+        bool, Option("--strict", help="Refuse weights that hold NaN or Inf or are not BF16.")
+    ] = False
+    ignore_tensor: Annotated[
+        list[str] | None,
+        Option(
+            metavar="PATTERN", help="Leave out tensors that are not understood; may be repeated."
+        ),
+    ] = None
     dtype: Annotated[
         Literal["bf16", "fp8"], Option(help="Type of the linear layers; FP8 needs a calibration.")
     ] = "bf16"
@@ -138,7 +151,7 @@ class ConvertArguments:
     def options(self) -> Options:
         """Return the conversion's options. Raises `NemotronError` if they contradict each other."""
         from nemotron_convert.calibration.options import CalibrationOptions
-        from nemotron_convert.convert import Options
+        from nemotron_convert.options import Options
         from nemotron_convert.shards import Parallel
         from nemotron_convert.target.layout import Dtype, Format, Precision
         from nemotron_core.errors import NemotronError
@@ -152,6 +165,7 @@ class ConvertArguments:
             resume=self.resume or self.reuse,
             reuse=self.reuse,
             strict=self.strict,
+            ignore=tuple(self.ignore_tensor or ()),
             precision=Precision(Dtype(self.dtype), Dtype(self.kv_cache_dtype)),
             calibration=CalibrationOptions(
                 scales=self.scales,

@@ -14,10 +14,18 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from nemotron_convert.convert import Options, lay_out, missing_bytes, require_space, tensor_bytes
+from nemotron_convert.calibration_cost import CalibrationCost, calibration_cost
+from nemotron_convert.convert import built_in_texts
+from nemotron_convert.options import (
+    Options,
+    lay_out,
+    missing_bytes,
+    require_space,
+    tensor_bytes,
+)
 from nemotron_convert.source.arrays import BAND_BYTES
 from nemotron_convert.source.nemo import Source
-from nemotron_convert.target.layout import Layout
+from nemotron_convert.target.layout import Dtype, Layout
 from nemotron_core.errors import NemotronError
 from nemotron_core.files import partial_path
 from nemotron_core.folder import check_output
@@ -34,6 +42,8 @@ CARDS = {
     "B200 180 GB": 183359 * MIB,
 }
 """Memory of each GPU in bytes, as nvidia-smi shows it."""
+NO_FP8 = frozenset(card for card in CARDS if card.startswith("A100"))
+"""GPUs that cannot compute in FP8, because they are older than it."""
 WEIGHT_FRACTION = 0.9
 """Largest fraction of a GPU's memory for weights. The KV cache, the activations and the CUDA
 context need the rest."""
@@ -63,13 +73,27 @@ class Plan:
     """Bytes that are free on the disk."""
     memory: int
     """Memory of each process."""
-    rate: float
-    """Measured speed of reading the source and writing the output, in bytes per second."""
+    read_rate: float
+    """Measured speed of reading the source from its disk, in bytes per second."""
+    write_rate: float
+    """Measured speed of writing to the output's disk, in bytes per second."""
+    calibration: CalibrationCost | None = None
+    """The calibration of an FP8 conversion that uses no earlier one."""
 
     @property
     def seconds(self) -> float:
-        """Estimated duration in seconds."""
-        return self.to_write / self.rate
+        """Estimated duration of the conversion in seconds, without the calibration."""
+        return self.to_read / self.read_rate + self.to_write / self.write_rate
+
+    @property
+    def disk(self) -> int:
+        """Bytes of disk that are needed, those of the calibration included."""
+        return self.missing + (self.calibration.disk if self.calibration else 0)
+
+    @property
+    def is_fp8(self) -> bool:
+        """Whether the linear layers are FP8."""
+        return bool(self.layout.scales)
 
     @property
     def largest_file(self) -> int:
@@ -79,9 +103,9 @@ class Plan:
         )
 
     def check(self) -> None:
-        """Raise `NemotronError` if the output exists or the disk is too small."""
-        check_output(self.output)
-        require_space(self.missing, self.free, self.output.parent)
+        """Raise `NemotronError` if the output cannot be made or the disk is too small."""
+        check_output(self.output, source=Path(self.source))
+        require_space(self.disk, self.free, self.output.parent)
 
     def print(self, console: Console) -> None:
         """Print tables of the tensors, the sizes and, for a TensorRT-LLM checkpoint, the GPUs."""
@@ -98,20 +122,29 @@ class Plan:
                     name, _format_shape(shape), target_name, target_shape, str(len(files))
                 )
         facts = Table(show_header=False, box=None)
-        speed = f"{decimal(int(self.rate))}/s"
         facts.add_row("read", f"{self.to_read:,} bytes from {self.source}")
         facts.add_row("write", f"{self.to_write:,} bytes in {len(self.layout.files)} files")
-        facts.add_row("disk", f"{self.missing:,} bytes needed, {self.free:,} free")
+        facts.add_row("disk", f"{self.disk:,} bytes needed, {self.free:,} free")
         facts.add_row("memory", f"about {decimal(self.memory)} per process")
-        facts.add_row("time", f"about {_duration(self.seconds)} at {speed}, just measured")
+        speeds = f"{decimal(int(self.read_rate))}/s read, {decimal(int(self.write_rate))}/s written"
+        facts.add_row("time", f"about {_duration(self.seconds)} at {speeds}, just measured")
+        if cost := self.calibration:
+            facts.add_row("calibration", built_in_texts(cost.tokens) if cost.built_in else "")
+            facts.add_row("", f"{cost.tokens:,} tokens, {cost.flop:.2g} FLOP on {cost.device}")
+            facts.add_row(
+                "", f"about {decimal(cost.memory)} of memory, {decimal(cost.disk)} of disk"
+            )
+            duration = _duration(cost.seconds(self.read_rate))
+            facts.add_row("", f"about {duration} more at {cost.flops:.2g} FLOP/s, just measured")
         cards = Table("card", "memory", "weights per GPU", "", box=None)
         for card, memory in CARDS.items():
             fits = self.largest_file <= memory * WEIGHT_FRACTION
+            verdict = "fits" if fits else "does not fit"
             cards.add_row(
                 card,
                 f"{memory / GIB:.1f} GiB",
                 f"{self.largest_file / GIB:.1f} GiB",
-                "fits" if fits else "does not fit",
+                "cannot compute in FP8" if self.is_fp8 and card in NO_FP8 else verdict,
             )
         for table in (tensors, facts):
             console.print(table)
@@ -126,9 +159,13 @@ def make_plan(source_path: Path, output: Path, options: Options) -> Plan:
     Raises `NemotronError` if the source cannot be read or the model cannot be split as requested.
     `Plan.check` checks the output.
     """
-    with Source.open(source_path) as source:
+    check_output(output, source=source_path)
+    with Source.open(source_path, ignore=options.ignore) as source:
         layout = lay_out(source, options)
         parent = _existing_folder(output.parent)
+        read_rate, write_rate = _measure_rates(source, parent)
+        is_fp8 = options.precision.weights is Dtype.FP8
+        calibration = calibration_cost(source, options.calibration) if is_fp8 else None
         return Plan(
             source=str(source_path),
             output=output,
@@ -139,22 +176,38 @@ def make_plan(source_path: Path, output: Path, options: Options) -> Plan:
             missing=missing_bytes(layout, partial_path(output)),
             free=shutil.disk_usage(parent).free,
             memory=PROCESS_BYTES + options.jobs * BANDS_PER_JOB * BAND_BYTES,
-            rate=_measure_rate(source, parent),
+            read_rate=read_rate,
+            write_rate=write_rate,
+            calibration=calibration,
         )
 
 
-def _measure_rate(source: Source, folder: Path) -> float:
-    """Copy some weights durably into an unnamed file; return the speed in bytes per second."""
+def _measure_rates(source: Source, folder: Path) -> tuple[float, float]:
+    """Copy some weights durably into an unnamed file.
+
+    Returns the speeds of reading and writing in bytes per second. The weights are read from their
+    disk, also if they are in memory.
+    """
     copied = 0
-    start = time.perf_counter()
+    reading = writing = 0.0
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
-            for band in _sample(source):
+            bands = _sample(source)
+            while True:
+                start = time.perf_counter()
+                band = next(bands, None)
+                end = time.perf_counter()
+                reading += end - start
+                if band is None:
+                    break
                 copied += file.write(band)
+                writing += time.perf_counter() - end
+            start = time.perf_counter()
             os.fdatasync(file.fileno())
+            writing += time.perf_counter() - start
     except OSError as error:
         raise NemotronError(f"cannot write: {error.strerror}", where=folder) from error
-    return copied / (time.perf_counter() - start)
+    return copied / reading, copied / writing
 
 
 def _sample(source: Source) -> Iterator[bytes]:
@@ -162,6 +215,7 @@ def _sample(source: Source) -> Iterator[bytes]:
     remaining = SAMPLE_BYTES
     tensor = max(source.tensors.values(), key=lambda tensor: tensor.nbytes)
     for chunk in tensor.chunks:
+        source.archive.drop_cached(chunk.member)
         rows = max(1, BAND_BYTES // chunk.pitch)
         for first in range(0, chunk.rows, rows):
             if remaining <= 0:

@@ -61,6 +61,10 @@ class TensorRule:
 
 
 Rules = tuple[TensorRule, ...]
+PREFIX = "model."
+"""Beginning of the names of all tensors."""
+BARE = ("decoder.", "embedding.", "output_layer.")
+"""Beginnings of names that Megatron-LM stores without a prefix."""
 LAYERS = "model.decoder.layers."
 """Beginning of the names of the tensors that every decoder layer has."""
 EMBEDDING = "model.embedding.word_embeddings.weight"
@@ -131,6 +135,38 @@ HF_MAP = _model(
     "lm_head.weight",
 )
 """The tensors of transformers' `NemotronForCausalLM`, which stores norm weights as gamma - 1."""
+
+
+DROPPED = {
+    "*_extra_state*": "scales of Transformer Engine's FP8 training",
+    "*rotary_pos_emb.inv_freq": "angles of the rotary embedding, which follow from the settings",
+    "*rotary_emb.inv_freq": "angles of the rotary embedding, which follow from the settings",
+    "optimizer*": "state of the optimizer",
+    "optim.*": "state of the optimizer",
+    "opt_param_scheduler*": "state of the learning rate",
+    "lr_schedulers*": "state of the learning rate",
+    "rng_state*": "state of the random generators",
+    "rerun_state_machine_state*": "state of the training loop",
+    "loops*": "state of the training loop",
+    "callbacks*": "state of the training loop",
+}
+"""Patterns of the names of stored tensors that are dropped on purpose, with what they are."""
+
+
+def canonical_name(name: str) -> str:
+    """Return the name under which the tables have a stored tensor.
+
+    NeMo 2 and models wrapped for mixed precision have other beginnings.
+
+    >>> canonical_name("module.output_layer.weight")
+    'model.output_layer.weight'
+    >>> canonical_name("model.module.output_layer.weight")
+    'model.output_layer.weight'
+    """
+    for prefix in ("module.", "model.module."):
+        if name.startswith(prefix):
+            return PREFIX + name.removeprefix(prefix)
+    return PREFIX + name if name.startswith(BARE) else name
 
 
 LINEARS = {

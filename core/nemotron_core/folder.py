@@ -75,7 +75,7 @@ def unfinished_folder(output: Path, *, keep: bool) -> Iterator[Path]:
             descriptor = os.open(partial, os.O_RDONLY | os.O_NOFOLLOW)
             _lock(descriptor, partial)
             if not keep:
-                _empty(partial)
+                empty_folder(partial)
             yield partial
             for path in partial.rglob("*"):
                 sync(path)
@@ -98,13 +98,40 @@ def writing_errors(output: Path) -> Iterator[None]:
         raise NemotronError(f"cannot write: {error.strerror or error}", where=output) from error
 
 
-def check_output(output: Path) -> None:
-    """Raise `NemotronError` if `output` exists and is not an empty folder."""
+def check_output(output: Path, *, source: Path | None = None) -> None:
+    """Raise `NemotronError` if a new folder cannot be made at `output`.
+
+    That is so if there is something but an empty folder, a link, the folder that the command runs
+    in or one above it, a place inside `source`, or a place where nothing can be written.
+    """
+    other = "name another with -o"
+    if output.is_symlink():
+        raise NemotronError(
+            "the output is a symbolic link", where=output, remedy="name the folder itself with -o"
+        )
+    place = output.resolve()
+    if Path.cwd().is_relative_to(place):
+        raise NemotronError(
+            "the output is the folder that the command runs in, or one above it",
+            where=output,
+            remedy="name a new folder with -o",
+        )
+    if source is not None and place.is_relative_to(source.resolve()):
+        raise NemotronError("the output is inside the input", where=output, remedy=other)
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise NemotronError(
             "the output exists and is not an empty folder",
             where=output,
-            remedy="name another with -o or remove it",
+            remedy=f"{other} or remove it",
+        )
+    parent = next(folder for folder in place.parents if folder.exists())
+    if not parent.is_dir():
+        raise NemotronError(f"{parent} is not a folder", where=output, remedy=other)
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise NemotronError(
+            f"nothing can be written in {parent}: it is read-only, or not yours",
+            where=output,
+            remedy=other,
         )
 
 
@@ -126,7 +153,8 @@ def _being_written(folder: Path) -> NotReady:
     return NotReady("another process is writing it", where=folder, remedy="wait for it or end it")
 
 
-def _empty(folder: Path) -> None:
+def empty_folder(folder: Path) -> None:
+    """Remove everything in a folder. Raises `OSError` if that is not possible."""
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

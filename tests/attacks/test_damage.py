@@ -75,7 +75,7 @@ FOLDER_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "negative shape": (lambda f: edit_zarray(f, QKV, shape=[4, -1, 128]), "shape is"),
     "zero chunk": (lambda f: edit_zarray(f, QKV, chunks=[1, 0, 128]), "chunks is"),
-    "wrong dtype": (lambda f: edit_zarray(f, QKV, dtype="<f4"), "dtype is '<f4'"),
+    "wrong dtype": (lambda f: edit_zarray(f, QKV, dtype="<i4"), "dtype is '<i4'"),
     "Fortran order": (lambda f: edit_zarray(f, QKV, order="F"), "order is 'F'"),
     "another layout": (
         lambda f: (f / WEIGHTS / "metadata.json").write_text('{"sharded_backend": "mine"}'),

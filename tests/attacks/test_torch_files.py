@@ -19,7 +19,7 @@ from tests.convert.test_torch_dist import unpack_torch_dist
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 QKV = "model.decoder.layers.self_attention.linear_qkv.weight"
-PAIRS = b"K\x00" + b"2\x86" * 60
+PAIRS = b"K\x00" + b"q\x00h\x00\x86" * 60
 """Pairs nested 60 deep: hashing, comparing or printing them visits 2⁶⁰ zeros."""
 PACKED_SIZE, SIZE = 20, 24
 """Offsets of an entry's two sizes in the zip's directory."""

@@ -67,3 +67,38 @@ def rechunk(folder: Path, tensor: str, chunks: tuple[int, ...]) -> None:
         part = array[place]
         chunk[tuple(slice(0, n) for n in part.shape)] = part
         chunk.tofile(path / ".".join(map(str, index)))
+
+
+def add_array(
+    folder: Path, name: str, shape: tuple[int, ...], dtype: str = "bfloat16", *, size: int = 2
+) -> None:
+    """Add an array of zeros that is one chunk; `size` is that of a number in bytes."""
+    path = folder / WEIGHTS / name
+    path.mkdir(parents=True)
+    meta = {"zarr_format": 2, "shape": shape, "chunks": shape, "dtype": dtype, "order": "C"}
+    rest = {"compressor": None, "filters": None, "fill_value": None}
+    (path / ".zarray").write_text(json.dumps(meta | rest))
+    (path / ".".join("0" * len(shape))).write_bytes(bytes(size * int(np.prod(shape))))
+
+
+def add_settings(folder: Path, **settings: object) -> None:
+    """Append settings to the configuration; YAML takes the last of two."""
+    with (folder / "model_config.yaml").open("a") as config:
+        config.writelines(f"{name}: {json.dumps(value)}\n" for name, value in settings.items())
+
+
+def unstack(folder: Path, prefix: str = "model.decoder.layers.") -> None:
+    """Store each layer's tensors by themselves, as Megatron does since 0.15."""
+    weights = folder / WEIGHTS
+    for path in sorted(weights.glob(f"{prefix}*")):
+        meta_file = path / ".zarray"
+        if meta_file.exists():
+            meta = json.loads(meta_file.read_text())
+            for layer in range(meta["shape"][0]):
+                own = weights / f"{prefix}{layer}.{path.name.removeprefix(prefix)}"
+                own.mkdir()
+                chunks = {"shape": meta["shape"][1:], "chunks": meta["chunks"][1:]}
+                (own / ".zarray").write_text(json.dumps(meta | chunks))
+                for chunk in path.glob(f"{layer}.*"):
+                    shutil.copy(chunk, own / chunk.name.partition(".")[2])
+        shutil.rmtree(path)

@@ -132,7 +132,7 @@ def test_other_texts_are_another_conversion(tmp_path: Path) -> None:
         data = read_ids(IDS, source)
     (tmp_path / "ids.json").write_text(json.dumps(data.sequences[:4]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nemotron_convert.convert._Conversion._copy", lambda *_: 1 / 0)
+        patch.setattr("nemotron_convert.conversion.Conversion._copy", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             convert(NEMO, tmp_path / "out", first)
     again = options(resume=True, ids=tmp_path / "ids.json")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
+from bench.measurements.random_nemo import random_tokenizer
 from nemotron_convert.convert import Options, convert
 from nemotron_convert.shards import Parallel
 from nemotron_convert.target.checkpoint import Checkpoint
@@ -110,6 +111,7 @@ def test_the_grid_is_read_never_assumed(data: st.DataObject, tmp_path: Path) -> 
 
 def test_a_vocabulary_that_tp_does_not_divide_is_padded_with_zero_rows(tmp_path: Path) -> None:
     folder = unpack(tmp_path / "in")
+    next(folder.glob("*.model")).write_bytes(random_tokenizer(509))
     for tensor in ("model.embedding.word_embeddings.weight", "model.output_layer.weight"):
         path = folder / "model_weights" / tensor
         words = (path / "0.0").read_bytes()[: 509 * 128 * 2]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +136,11 @@ def test_hugging_face_holds_the_same_numbers(tp2: Path, tmp_path: Path) -> None:
         "kv_cache_quant_algo": "FP8",
         "exclude_modules": ["lm_head", "model.embed_tokens"],
     }
+    own = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert (own["quant_method"], own["quant_algo"]) == ("modelopt", "FP8")
+    assert own["ignore"] == quantization["quantization"]["exclude_modules"]
+    assert own["producer"] == quantization["producer"]
+    assert own["kv_cache_scheme"] == {"dynamic": False, "num_bits": 8, "type": "float"}
 
 
 def test_an_fp8_kv_cache_has_scales_of_at_least_one(tmp_path: Path) -> None:
@@ -262,3 +269,25 @@ def test_gamma_without_its_one_calibrates_alike(tp2: Path, tmp_path: Path) -> No
         for path in (tmp_path / "out", tp2)
     )
     assert ours == expected
+
+
+def test_the_first_line_and_the_manifest_speak_of_built_in_texts(tmp_path: Path) -> None:
+    nemotron = str(Path(sys.executable).with_name("nemotron"))
+    command = [nemotron, "convert", NEMO, "-o", tmp_path / "out", "--tp", "2", "--dtype", "fp8"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    entry = read_manifest(tmp_path / "out").calibration
+    assert entry is not None
+    assert entry.is_built_in
+    assert entry.sequences == 32
+    first = done.stderr.splitlines()[0]
+    assert f"this project's own texts, {entry.tokens:,} tokens" in first
+    assert "--calibrate" in first
+
+
+def test_texts_of_ones_own_are_no_remark(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry = convert(NEMO, tmp_path / "out", fp8(2)).calibration
+    assert entry is not None
+    assert (entry.is_built_in, entry.tokens) == (False, 8 * 64)
+    assert "own texts" not in capsys.readouterr().err

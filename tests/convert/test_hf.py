@@ -114,6 +114,33 @@ def test_transformers_gives_the_trained_answers(trained: Path, answers: list[Exa
     assert correct == len(sample)
 
 
+def test_the_tokenizer_says_what_loaders_ask(trained: Path) -> None:
+    """transformers 4 would send token_type_ids, llama.cpp would put BOS in front."""
+    config = json.loads((trained / "tokenizer_config.json").read_text())
+    assert config["model_input_names"] == ["input_ids", "attention_mask"]
+    assert config["add_bos_token"] is False
+    added = config["added_tokens_decoder"]
+    assert {i: (t["content"], t["special"]) for i, t in added.items() if int(i) < 6} == {
+        "0": ("<pad>", True),
+        "2": ("<s>", True),
+        "3": ("</s>", True),
+        "4": ("<extra_id_0>", True),
+        "5": ("<extra_id_1>", True),
+    }
+    special = json.loads((trained / "special_tokens_map.json").read_text())
+    assert special == {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+    }
+    generation = json.loads((trained / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == [5, 3]
+    tokenizer = AutoTokenizer.from_pretrained(trained)
+    assert sorted(tokenizer("Hello")) == ["attention_mask", "input_ids"]
+    assert tokenizer.decode([5, 3], skip_special_tokens=True) == ""
+
+
 def test_inspect_knows_it_and_build_refuses_it(golden: Path) -> None:
     report = inspect_checkpoint(golden, check=True)
     assert (report.format, report.checked) == ("hf", True)

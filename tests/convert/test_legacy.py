@@ -116,7 +116,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "float32": (
         change(output_layer__weight=lambda t: t.float()),
-        r"output_layer\.weight is not stored .* FloatStorage, not BF16",
+        r"the shards of tensor model\.output_layer\.weight are BF16, F32",
     ),
 }
 

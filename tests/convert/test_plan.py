@@ -7,15 +7,25 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from bench.measurements.random_nemo import Shape
+from nemotron_convert.calibration.options import CalibrationOptions
 from nemotron_convert.convert import Options, convert
 from nemotron_convert.plan import CARDS, WEIGHT_FRACTION, Plan, make_plan
 from nemotron_convert.shards import Parallel
-from nemotron_convert.target.layout import BF16_ONLY, Format, hf_layout, trtllm_layout
+from nemotron_convert.target.layout import (
+    BF16_ONLY,
+    Dtype,
+    Format,
+    Precision,
+    hf_layout,
+    trtllm_layout,
+)
 from nemotron_core.errors import NemotronError
 from nemotron_core.model_config import ModelConfig
 from tests.convert.nemo import NEMO
+from tests.tiny_nemotron.nemo_file import NEMO as TRAINED
 
 NEMOTRON = str(Path(sys.executable).with_name("nemotron"))
 REAL = ModelConfig(
@@ -47,7 +57,8 @@ def plan_of_the_real_model(parallel: Parallel) -> Plan:
         missing=0,
         free=0,
         memory=0,
-        rate=1.0,
+        read_rate=1.0,
+        write_rate=1.0,
     )
 
 
@@ -76,7 +87,11 @@ def test_the_340b_in_hugging_face_shards() -> None:
 def test_the_plan_predicts_the_conversion(options: Options, tmp_path: Path) -> None:
     plan = make_plan(NEMO, tmp_path / "out", options)
     plan.check()
-    assert plan.rate > 0
+    assert plan.read_rate > 0
+    assert plan.write_rate > 0
+    assert plan.seconds == pytest.approx(
+        plan.to_read / plan.read_rate + plan.to_write / plan.write_rate
+    )
     assert list(tmp_path.iterdir()) == []
     manifest = convert(NEMO, tmp_path / "out", options)
     tensors = {name: entry for name, entry in manifest.files.items() if name in plan.layout.files}
@@ -100,3 +115,31 @@ def test_the_command_prints_the_plan_and_fails_early(tmp_path: Path) -> None:
 def test_the_random_model_has_the_size_it_says() -> None:
     real = Shape(layers=96, hidden=18432, heads=96, kv_heads=8, vocab=256000)
     assert real.nbytes == 2 * PARAMETERS
+
+
+def test_the_plan_of_fp8_counts_its_calibration(tmp_path: Path) -> None:
+    """Per token two operations for each weight of a linear layer, and each layer is read once."""
+    options = Options(Parallel(8, 1), precision=Precision(Dtype.FP8))
+    plan = make_plan(NEMO, tmp_path / "out", options)
+    cost = plan.calibration
+    assert cost is not None
+    assert cost.built_in
+    weights = 4 * (256 * 128 + 128 * 128 + 2 * 512 * 128)
+    assert cost.flop == 2 * weights * cost.tokens
+    assert cost.to_read == 2 * weights
+    assert cost.disk == 2 * cost.tokens * 128 * 2
+    assert plan.disk == plan.missing + cost.disk
+    assert cost.seconds(1e9) == pytest.approx(cost.flop / cost.flops + cost.to_read / 1e9)
+    console = Console(record=True, width=200)
+    plan.print(console)
+    text = console.export_text()
+    assert f"this project's own texts, {cost.tokens:,} tokens" in text
+    for line in text.splitlines():
+        if "GiB" in line:
+            assert ("cannot compute in FP8" in line) == ("A100" in line)
+
+
+def test_an_earlier_calibration_costs_nothing(checkpoint_fp8: Path, tmp_path: Path) -> None:
+    scales = CalibrationOptions(scales=checkpoint_fp8 / "calibration.json")
+    options = Options(Parallel(8, 1), precision=Precision(Dtype.FP8), calibration=scales)
+    assert make_plan(TRAINED, tmp_path / "out", options).calibration is None

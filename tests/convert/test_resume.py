@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
 import sys
-import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from bench.measurements.random_nemo import Shape, write_nemo
@@ -24,9 +25,10 @@ from nemotron_convert.target.layout import Format
 from nemotron_convert.target.manifest import changed_files, read_manifest
 from nemotron_core.errors import NemotronError
 from nemotron_core.folder import unfinished_folder
-from tests.convert.nemo import NEMO, edit_config, rechunk, unpack
+from tests.convert.nemo import NEMO, edit_config, pack, rechunk, unpack
 from tests.waiting import until
 
+ROOT = Path(__file__).parents[2]
 NEMOTRON = str(Path(sys.executable).with_name("nemotron"))
 TP8 = Options(Parallel(8, 1))
 RESUMED = Options(Parallel(8, 1), resume=True)
@@ -37,11 +39,12 @@ def break_after(bands: int, monkeypatch: pytest.MonkeyPatch, error: BaseExceptio
     copied: list[str] = []
     copy_band = Copier._copy_band
 
-    def break_in(self: Copier, piece: Piece, first: int, rows: int) -> None:
+    def break_in(self: Copier, piece: Piece, first: int, rows: int) -> journal.Note:
         if len(copied) >= bands:
             raise error
-        copy_band(self, piece, first, rows)
+        note = copy_band(self, piece, first, rows)
         copied.append(f"{piece.name} {piece.chunk.layer} {piece.chunk.row} {first}")
+        return note
 
     monkeypatch.setattr(Copier, "_copy_band", break_in)
     return copied
@@ -73,24 +76,110 @@ def has_begun(folder: Path, process: subprocess.Popen[bytes]) -> bool:
     return folder.exists() or process.poll() is not None
 
 
-def test_killed_again_and_again(tmp_path: Path) -> None:
+def test_stopped_by_any_signal(tmp_path: Path) -> None:
     source = write_nemo(tmp_path / "in", Shape(layers=3, hidden=1024, heads=16, vocab=4096))
     expected = convert(source, tmp_path / "expected", TP8)
     out = tmp_path / "out"
-    command = [NEMOTRON, "convert", str(source), "-o", str(out), "--tp", "8", "--resume"]
-    generator = random.Random(7)
-    for _ in range(6):
+    command = [NEMOTRON, "convert", str(source), "-o", str(out), "--tp", "8", "--reuse"]
+    for sent in (signal.SIGINT, signal.SIGTERM):
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         until(partial(has_begun, tmp_path / "out.partial", process), poll_seconds=0.001)
-        time.sleep(generator.uniform(0, 0.15))
-        process.send_signal(generator.choice([signal.SIGKILL, signal.SIGINT, signal.SIGTERM]))
+        process.send_signal(sent)
         process.wait()
-        if out.exists():  # the conversion ended before the signal, so the folder is complete
-            assert changed_files(out, expected) == []
-            shutil.rmtree(out)
     subprocess.run(command, check=True, capture_output=True)
     assert read_manifest(out).files == expected.files
     assert changed_files(out, expected) == []
+
+
+def test_killed_at_forty_points(tmp_path: Path) -> None:
+    """The source holds NaN, which is named although a killed run copied its tensor."""
+    source = unpack(tmp_path / "in")
+    put_nan(source)
+    expected = convert(source, tmp_path / "expected", TP8)
+    command = [sys.executable, "-m", "tests.convert.killed", source, tmp_path / "out", "40"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
+    report = json.loads(done.stdout)
+    assert report["kills"] == 40
+    assert len(report["results"]) >= 10
+    for result in report["results"]:
+        assert result["manifest"] == expected.model_dump()
+        assert result["changed"] == []
+        assert result["others"] == ["conversion.json", "manifest.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["expected", "in"]
+
+
+def put_nan(folder: Path) -> None:
+    path = folder / "model_weights" / "model.embedding.word_embeddings.weight" / "0.0"
+    words = np.fromfile(path, np.uint16)
+    words[5] = 0x7FC0
+    words.tofile(path)
+
+
+def test_notes_of_finished_tensors_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = unpack(tmp_path / "in")
+    put_nan(source)
+    begin(source, tmp_path / "out", TP8, monkeypatch)
+    with monkeypatch.context() as patch:
+        copied = break_after(1 << 30, patch, KeyboardInterrupt())
+        manifest = convert(source, tmp_path / "out", RESUMED)
+    assert not [band for band in copied if "embedding" in band]
+    assert manifest.nonfinite == ["model.embedding.word_embeddings.weight"]
+    begin(source, tmp_path / "strict", TP8, monkeypatch)
+    with pytest.raises(NemotronError, match=r"word_embeddings\.weight holds NaN"):
+        convert(source, tmp_path / "strict", replace(RESUMED, strict=True))
+
+
+def test_only_files_that_matter_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = unpack(tmp_path / "in")
+    begin(source, tmp_path / "out", TP8, monkeypatch)
+    (source / "README.md").write_text("downloaded later")
+    (source / ".cache").mkdir()
+    (source / ".cache" / "lock").write_text("")
+    assert convert(source, tmp_path / "out", RESUMED)
+    (source / "README.md").unlink()
+    assert convert(source, tmp_path / "out", replace(TP8, reuse=True))
+
+
+@pytest.mark.parametrize("container", ["folder", "tar"])
+@pytest.mark.parametrize("change", ["touched", "replaced", "grown"])
+def test_a_source_that_changes_meanwhile(
+    change: str, container: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = folder = unpack(tmp_path / "in")
+    changed = folder / "model_weights" / "model.output_layer.weight" / "0.0"
+    if container == "tar":
+        source = changed = pack(folder, tmp_path / "model.nemo")
+    before = changed.stat()
+    copy_band = Copier._copy_band
+    bands = iter(range(1 << 30))
+
+    def change_it(self: Copier, *arguments: Any) -> journal.Note:
+        if next(bands) == 20:
+            if change == "touched":
+                os.utime(changed)
+            elif change == "grown":
+                with changed.open("ab") as file:
+                    file.write(b"\0" * 512)
+                os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns))
+            else:  # another file with the same size and times
+                shutil.copy2(changed, tmp_path / "copy")
+                (tmp_path / "copy").rename(changed)
+        return copy_band(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Copier, "_copy_band", change_it)
+        with pytest.raises(NemotronError, match=f"{changed.name} changed while it was read"):
+            convert(source, tmp_path / "out", TP8)
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.partial" / "manifest.json").exists()
+    if change != "grown":
+        copied = break_after(1 << 30, monkeypatch, KeyboardInterrupt())
+        assert convert(source, tmp_path / "out", RESUMED)
+        assert any("embedding" in band for band in copied)  # from the beginning
 
 
 def begin(source: Path, out: Path, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,3 +288,32 @@ def test_a_full_disk(tmp_path: Path) -> None:
     assert "more bytes" in done.stderr
     assert "No space left on device" in done.stderr
     assert read_manifest(tmp_path).files == expected.files
+
+
+def test_a_file_system_that_cannot_reserve_space(tmp_path: Path) -> None:
+    """`ramfs` cannot; each block of the files would be written once more to reserve it."""
+    (tmp_path / "disk").mkdir()
+    script = f"""
+        mount -t ramfs none disk
+        exec {sys.executable} - <<EOF
+from pathlib import Path
+from nemotron_convert.target.tensor_file import TensorFile, TensorSpec
+def writes():
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("syscw"))
+file = TensorFile(Path("disk/model"), {{"a": TensorSpec("BF16", (20_000_000,))}})
+before = writes()
+file.open()
+print(writes() - before, Path("disk/model").stat().st_size == file.size)
+EOF
+    """
+    done = subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "sh", "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    count, is_whole = done.stdout.split()
+    assert int(count) < 10
+    assert is_whole == "True"

@@ -7,7 +7,10 @@ import os
 import pickle
 import shutil
 import struct
+import subprocess
+import sys
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,9 @@ import torch.distributed.checkpoint as dcp
 
 from nemotron_convert.convert import Options, convert
 from nemotron_convert.shards import Parallel
+from nemotron_convert.source import torch_dist
 from nemotron_convert.source.safe_pickle import load_pickle
+from nemotron_convert.source.torch_dist import MEMORY_FACTOR, METADATA_GLOBALS, _read_index
 from nemotron_convert.target.manifest import read_manifest
 from nemotron_core.errors import NemotronError
 from tests.convert.nemo import GOLDEN, NEMO, WEIGHTS, pack, unpack
@@ -233,7 +238,7 @@ def test_a_damaged_file(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.float(), "is float32, not bfloat16"),
+        (lambda t: t.double(), "asks for torch.float64"),
         (lambda t: t[:, :-1].contiguous(), "has shape"),
         (lambda t: t.T.contiguous().T, "is not contiguous"),
         (None, "is missing"),
@@ -252,5 +257,77 @@ def test_a_tensor_that_is_not_what_it_should_be(
         tensors[name] = change(tensors[name])
     shutil.rmtree(folder / WEIGHTS)
     dcp.save(tensors, storage_writer=dcp.FileSystemWriter(folder / WEIGHTS), no_dist=True)
-    with pytest.raises(NemotronError, match=f"{name}.*{message}|{message}.*{name}"):
+    with pytest.raises(NemotronError, match=f"{name}.*{message}|{message}"):
+        convert(folder, tmp_path / "out", Options(Parallel(1, 1)))
+
+
+def split_by_two(folder: Path, tmp_path: Path) -> None:
+    """Save the golden model as two ranks of Megatron would: one tensor for each layer.
+
+    Matrices are split over the ranks, norms are the same on both; each rank writes its own files.
+    """
+    zarrs = sorted((folder / WEIGHTS).glob("*/.zarray"))
+    tensors = {path.parent.name: read_zarr(path.parent) for path in zarrs}
+    shutil.rmtree(folder / WEIGHTS)
+    torch.save(tensors, tmp_path / "tensors.pt")
+    command = [sys.executable, "-m", "tests.convert.save_sharded", tmp_path / "tensors.pt"]
+    subprocess.run([*command, folder / WEIGHTS], check=True, cwd=GOLDEN.parents[1])
+
+
+def test_a_tensor_for_each_layer_split_over_two_ranks(tmp_path: Path) -> None:
+    folder = unpack(tmp_path / "in")
+    split_by_two(folder, tmp_path)
+    assert len(list((folder / WEIGHTS).glob("*.distcp"))) == 2
+    convert(NEMO, tmp_path / "expected", Options(Parallel(4, 2)))
+    old = {"sharded_backend": "torch_dist"}
+    new = {"sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1}
+    for number, keys in enumerate((old, old | new)):
+        (folder / WEIGHTS / "metadata.json").write_text(json.dumps(keys))
+        manifest = convert(folder, tmp_path / f"out{number}", Options(Parallel(4, 2)))
+        assert manifest.files == read_manifest(tmp_path / "expected").files
+
+
+def index_of(chunks: int) -> bytes:
+    """Return a `.metadata` as PyTorch writes it, with so many chunks."""
+    from torch.distributed.checkpoint.filesystem import _StorageInfo
+    from torch.distributed.checkpoint.metadata import (
+        ChunkStorageMetadata,
+        Metadata,
+        MetadataIndex,
+        TensorProperties,
+        TensorStorageMetadata,
+    )
+
+    size = torch.Size([8, 128])
+    places = [torch.Size([8 * i, 0]) for i in range(chunks)]
+    tensor = TensorStorageMetadata(
+        TensorProperties(dtype=torch.bfloat16),
+        torch.Size([8 * chunks, 128]),
+        [ChunkStorageMetadata(place, size) for place in places],
+    )
+    storage = {
+        MetadataIndex("a", place, i): _StorageInfo(f"__{i % 8}_0.distcp", i, 1)
+        for i, place in enumerate(places)
+    }
+    return pickle.dumps(Metadata({"a": tensor}, None, storage))
+
+
+def test_an_index_takes_memory_in_proportion_to_its_size() -> None:
+    """What the reader keeps is bounded by `MEMORY_FACTOR`, so it needs no limit of its own."""
+    for chunks in (500, 5_000):
+        data = index_of(chunks)
+        tracemalloc.start()
+        metadata = load_pickle(data, METADATA_GLOBALS, where="here")
+        tensors, _ = _read_index(metadata)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert len(tensors["a"].blocks) == chunks
+        assert peak < MEMORY_FACTOR * len(data)
+
+
+def test_an_index_that_memory_cannot_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = unpack_torch_dist(tmp_path / "in")
+    size = (folder / WEIGHTS / ".metadata").stat().st_size
+    monkeypatch.setattr(torch_dist, "available_memory", lambda: size * MEMORY_FACTOR - 1)
+    with pytest.raises(NemotronError, match=r"may take .* bytes of memory.*\.metadata"):
         convert(folder, tmp_path / "out", Options(Parallel(1, 1)))

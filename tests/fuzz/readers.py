@@ -68,7 +68,6 @@ def read_all(path: Path) -> bool:
     """Read every byte that a conversion would read; return False if the checkpoint is refused."""
     try:
         with Source.open(path) as source:
-            source.read_tokenizer()
             for tensor in source.tensors.values():
                 for chunk in tensor.chunks:
                     rows = -(-chunk.rows // BANDS)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from nemotron_convert.source.arrays import BF16_BYTES, StoredArray
+from nemotron_convert.source.arrays import BF16_BYTES, EXPONENT, StoredArray
 from nemotron_convert.source.nemo import Source
-from nemotron_convert.target.copier import EXPONENT
 from nemotron_convert.target.fp8 import amax_bits, bf16_from_bits
 from nemotron_convert.team import Team
 from nemotron_convert.tensor_map import LINEARS

@@ -52,6 +52,16 @@ class Calibrator:
             return self._input.sha256
         return text_digest(self._input.model_dump_json())
 
+    @property
+    def tokens(self) -> int:
+        """Number of tokens that a calibration runs, 0 if an earlier calibration is used."""
+        return self._input.tokens if isinstance(self._input, CalibrationData) else 0
+
+    @property
+    def built_in_tokens(self) -> int:
+        """Number of tokens if it calibrates on the project's own texts, 0 otherwise."""
+        return 0 if self._options.texts or self._options.ids else self.tokens
+
     def scales(self, folder: Path, jobs: int, *, fp8_kv_cache: bool) -> Scales:
         """Return all scales and leave a `calibration.json` in `folder`.
 

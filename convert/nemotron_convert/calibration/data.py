@@ -97,7 +97,7 @@ def _checked(
 def _tokenizer(source: Source) -> Tokenizer:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "tokenizer.model")
-        path.write_bytes(source.read_tokenizer())
+        path.write_bytes(source.tokenizer)
         return Tokenizer(path)
 
 

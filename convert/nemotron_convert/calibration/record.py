@@ -10,8 +10,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from nemotron_convert.calibration.amax import Amaxes
+from nemotron_convert.calibration.data import DEFAULT_NAME
 from nemotron_convert.target.fp8 import LinearScale, Scales, scale_of
 from nemotron_convert.target.json_files import parse_json
+from nemotron_convert.target.manifest import CalibrationEntry
 from nemotron_convert.tensor_map import LINEARS
 from nemotron_core.errors import NemotronError
 from nemotron_core.files import write_atomically
@@ -96,6 +98,23 @@ class Calibration(_Strict):
             for layer, amax in enumerate(self.layers)
         }
         return Scales(linears, kv_cache if fp8_kv_cache else {})
+
+
+def calibration_entry(folder: Path) -> CalibrationEntry | None:
+    """Return what a manifest says about the `calibration.json` in a folder, if there is one.
+
+    Raises `NemotronError` if it is not valid.
+    """
+    path = folder / CALIBRATION_NAME
+    if not path.exists():
+        return None
+    calibration = parse_json(Calibration, path.read_bytes(), path)
+    return CalibrationEntry(
+        data=calibration.data,
+        is_built_in=calibration.data == DEFAULT_NAME,
+        sequences=calibration.sequences,
+        tokens=calibration.tokens,
+    )
 
 
 def read_calibration(path: Path, config: ModelConfig) -> Calibration:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from nemotron_core.errors import NemotronError
 
@@ -32,7 +34,8 @@ class Member:
 class Bytes(Protocol):
     """Something that holds the bytes of members. All methods may be called from any thread."""
 
-    path: Path
+    @property
+    def path(self) -> Path: ...
 
     def read_into(self, member: Member, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` with the member's bytes from `offset` on.
@@ -48,7 +51,30 @@ class Archive(Bytes, Protocol):
     sequential: bool
     """Whether reading backwards is slow (gzip): read in order of `offset`, from one thread."""
 
+    def modified(self, name: str) -> int:
+        """Return when a member was modified before it was opened, in ns since the epoch."""
+
+    def drop_cached(self, member: Member) -> None:
+        """Let the kernel forget a member, so that it is read from the disk again."""
+
+    def changed(self, names: Iterable[str]) -> list[str]:
+        """Return those of the members that are no longer what they were when they were opened."""
+
     def close(self) -> None: ...
+
+
+class FileStatus(NamedTuple):
+    """What a file keeps as long as nobody writes or replaces it."""
+
+    device: int
+    inode: int
+    size: int
+    modified: int
+    """Time of the last modification in ns since the epoch."""
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> FileStatus:
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 class Index:

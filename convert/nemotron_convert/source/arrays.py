@@ -1,13 +1,15 @@
-"""A BF16 array as it is stored in an archive: a grid of chunks, each a byte range of a member."""
+"""An array as it is stored in an archive: a grid of chunks, each a byte range of a member."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
 from functools import cached_property
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,12 +17,40 @@ from nemotron_convert.source.archive import Bytes, Member
 from nemotron_core.errors import NemotronError
 
 BF16_BYTES = 2
+EXPONENT = 0x7F80
+"""BF16's exponent bits, which are all set in NaN and Inf."""
 LAYER_LIMIT = 4096
 """Largest number of layers that is accepted, far above that of any model."""
 PAGE = 4096
 """Bytes of a page of memory, to which direct I/O wants its buffers aligned."""
 BAND_BYTES = 1 << 20
 """Bytes read at a time, so that they are checked and copied while they are in the CPU's cache."""
+
+
+class WeightType(Enum):
+    """The type in which an array is stored; whatever it is, arrays are read as BF16."""
+
+    BF16 = "BF16"
+    F16 = "F16"
+    F32 = "F32"
+
+    @property
+    def itemsize(self) -> int:
+        """Size of a number in bytes."""
+        return 4 if self is WeightType.F32 else 2
+
+
+@dataclass(frozen=True)
+class RangeLoss:
+    """Numbers of values that BF16 cannot hold, not even rounded to its precision."""
+
+    overflow: int = 0
+    """Finite values that became Inf."""
+    underflow: int = 0
+    """Values other than 0 that became 0."""
+
+
+NO_LOSS = RangeLoss()
 
 
 @dataclass(frozen=True)
@@ -40,10 +70,6 @@ class Chunk:
     column: int
     columns: int
 
-    @property
-    def nbytes(self) -> int:
-        return self.rows * self.columns * BF16_BYTES
-
 
 @dataclass(frozen=True)
 class StoredArray:
@@ -59,10 +85,12 @@ class StoredArray:
     chunk_shape: tuple[int, ...]
     """Shape of the first stored block, with the axes of `shape`."""
     chunks: tuple[Chunk, ...]
+    dtype: WeightType = WeightType.BF16
 
     @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) * BF16_BYTES
+        """Size in bytes as it is stored."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def read_layer(self, layer: int) -> NDArray[np.uint16]:
         """Return the BF16 words [R, C] of one layer's matrix; those of a vector are [1, C]."""
@@ -96,8 +124,8 @@ class StoredArray:
 
     @property
     def layer_bytes(self) -> int:
-        """Size in bytes of one layer's matrix."""
-        return self.nbytes // len(self._by_layer)
+        """Size in bytes of one layer's matrix in BF16."""
+        return math.prod(self.shape) * BF16_BYTES // len(self._by_layer)
 
     def layer_chunks(self, layer: int) -> tuple[Chunk, ...]:
         """Return the chunks of one layer's matrix."""
@@ -112,11 +140,67 @@ class StoredArray:
 
     def read(self, chunk: Chunk, first: int, rows: int) -> NDArray[np.uint16]:
         """Return the BF16 words [rows, chunk.columns] of a chunk, from its row `first` on."""
-        words = aligned_empty((rows, chunk.pitch // BF16_BYTES))
+        return self.read_checked(chunk, first, rows)[0]
+
+    def read_checked(
+        self, chunk: Chunk, first: int, rows: int
+    ) -> tuple[NDArray[np.uint16], RangeLoss]:
+        """Return what `read` returns, and what was lost if the array is not stored as BF16."""
+        stored = aligned_empty((rows, chunk.pitch // BF16_BYTES))
         self.archive.read_into(
-            chunk.member, chunk.offset + first * chunk.pitch, words.data.cast("B")
+            chunk.member, chunk.offset + first * chunk.pitch, stored.data.cast("B")
         )
-        return words[:, : chunk.columns]
+        if self.dtype is WeightType.BF16:
+            return stored[:, : chunk.columns], NO_LOSS
+        return to_bf16(stored, self.dtype, chunk.columns)
+
+
+def to_bf16(
+    stored: NDArray[np.uint16], dtype: WeightType, columns: int
+) -> tuple[NDArray[np.uint16], RangeLoss]:
+    """Return the first `columns` columns of F16 or F32 numbers as BF16 words, and what was lost.
+
+    Rounds to nearest, ties to even. BF16 has the range of F32 but for the rounding at its ends, and
+    more than that of F16.
+    """
+    if dtype is WeightType.F16:
+        numbers = stored.view(np.float16)[:, :columns].astype(np.float32)
+    else:
+        numbers = stored.view(np.float32)[:, :columns]
+    with np.errstate(over="ignore", invalid="ignore"):
+        rounded = numbers.astype(ml_dtypes.bfloat16)
+    words: NDArray[np.uint16] = rounded.view(np.uint16)
+    magnitudes = words & 0x7FFF
+    overflow = np.isfinite(numbers) & (magnitudes >= EXPONENT)
+    underflow = (numbers != 0) & (magnitudes == 0)
+    return words, RangeLoss(int(overflow.sum()), int(underflow.sum()))
+
+
+def stack(name: str, layers: Sequence[StoredArray], where: object) -> StoredArray:
+    """Return the arrays of single layers, in order, as one array whose axis 0 counts layers.
+
+    Raises `NemotronError` if they differ in shape or type.
+    """
+    first = layers[0]
+    for number, array in enumerate(layers):
+        if (array.shape, array.dtype) != (first.shape, first.dtype):
+            raise NemotronError(
+                f"tensor {array.name} is {array.dtype.value} {list(array.shape)}, that of layer 0 "
+                f"{first.dtype.value} {list(first.shape)}",
+                where=where,
+            )
+        if array.archive != first.archive:
+            raise NemotronError(
+                f"layer {number} of tensor {name} has other chunks or is compressed in another way",
+                where=where,
+            )
+    chunks = tuple(
+        replace(chunk, layer=number)
+        for number, array in enumerate(layers)
+        for chunk in array.chunks
+    )
+    shape, chunk_shape = (len(layers), *first.shape), (1, *first.chunk_shape)
+    return StoredArray(first.archive, name, shape, chunk_shape, chunks, first.dtype)
 
 
 def aligned_empty(shape: tuple[int, int]) -> NDArray[np.uint16]:

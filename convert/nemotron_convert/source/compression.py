@@ -7,6 +7,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -77,30 +78,33 @@ class ChunkCache:
             return chunk.data
 
 
+@dataclass(frozen=True)
 class DecodedChunks:
-    """The chunks of one compressed array, each presented as a member of `size` decoded bytes."""
+    """The chunks of a compressed array, each presented as a member of `size` decoded bytes."""
 
-    def __init__(self, stored: Bytes, decoder: Decoder, size: int, cache: ChunkCache) -> None:
-        self.path: Path = stored.path
-        self._stored = stored
-        self._decoder = decoder
-        self._size = size
-        self._cache = cache
+    stored: Bytes
+    decoder: Decoder
+    size: int
+    cache: ChunkCache
+
+    @property
+    def path(self) -> Path:
+        return self.stored.path
 
     def read_into(self, member: Member, offset: int, buffer: memoryview) -> None:
-        data = self._cache.get(member.name, lambda: self._decode(member))
+        data = self.cache.get(member.name, lambda: self._decode(member))
         buffer[:] = data[offset : offset + len(buffer)]
 
     def _decode(self, member: Member) -> memoryview:
         where = f"{self.path}: {member.name}"
-        refuse_pointer(self._stored, member)
+        refuse_pointer(self.stored, member)
         compressed = bytearray(member.size)
-        self._stored.read_into(member, 0, memoryview(compressed))
+        self.stored.read_into(member, 0, memoryview(compressed))
         try:
-            return memoryview(self._decoder(bytes(compressed), self._size)).cast("B")
+            return memoryview(self.decoder(bytes(compressed), self.size)).cast("B")
         except DECODE_ERRORS as error:
             raise NemotronError(
-                f"the chunk does not decode to its {self._size} bytes: {error}"[:300],
+                f"the chunk does not decode to its {self.size} bytes: {error}"[:300],
                 where=where,
                 remedy="copy the checkpoint again",
             ) from error

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import yaml
 
 from nemotron_convert.source import nemo2
 from nemotron_convert.source.archive import Archive, read_bytes
+from nemotron_convert.source.settings import other_settings, settings_faults, short_text
 from nemotron_core.errors import NemotronError
 from nemotron_core.model_config import ModelConfig
 
@@ -18,6 +20,8 @@ CONFIG_LIMIT = 1 << 20
 """Largest size in bytes of the file."""
 INTERPOLATED_MULTIPLE = re.compile(r"^\$\{multiply:\s*(\d+)\s*,\s*\$\{\.hidden_size\}\s*\}$")
 """OmegaConf's way to write a multiple of the hidden size."""
+REFERENCE = re.compile(r"^\$\{\.(\w+)\}$")
+"""OmegaConf's way to write the value of another key."""
 LARGEST = 1e30
 """Upper bound of every real number. YAML can write integers that are too large for a float."""
 NUMBER = re.compile(r"\d+(\.\d+)?[eE][-+]?\d+")
@@ -45,9 +49,30 @@ def find_root(archive: Archive) -> tuple[str, bool]:
     return roots[0]
 
 
-def read_model_config(archive: Archive) -> ModelConfig:
+@dataclass(frozen=True)
+class ModelSettings:
+    """The content of a configuration."""
+
+    model: ModelConfig
+    raw: Mapping[str, Any]
+    """All settings, under the names that a `.nemo` has for them."""
+    faults: list[str]
+    """Settings that change the arithmetic and are not carried out, as text."""
+    others: dict[str, str]
+    """Settings that do not matter to a finished model, as text."""
+
+    def require_known(self, where: object) -> None:
+        """Raise `NemotronError` if a setting changes the arithmetic and is not carried out."""
+        if self.faults:
+            raise NemotronError(
+                f"Nemotron-4 has no such setting: {'; '.join(self.faults)}",
+                where=where,
+                remedy="this is another model, which cannot be converted",
+            )
+
+
+def read_settings(archive: Archive, root: str, *, is_nemo2: bool) -> ModelSettings:
     """Read and check the configuration. Raises `NemotronError` that names the key that is wrong."""
-    root, is_nemo2 = find_root(archive)
     name = root + (nemo2.CONFIG_NAME if is_nemo2 else CONFIG_NAME)
     where = f"{archive.path}: {name}"
     raw = _load_yaml(read_bytes(archive, name, limit=CONFIG_LIMIT), where)
@@ -55,7 +80,10 @@ def read_model_config(archive: Archive) -> ModelConfig:
         raise NemotronError("not a YAML mapping", where=where)
     if is_nemo2:
         raw = nemo2.translate_config(raw, archive, root)
-    return _Reader(raw, where, archive, root).model_config()
+    reader = _Reader(raw, where, archive, root)
+    model = reader.model_config()
+    others = other_settings(raw, frozenset(reader.used))
+    return ModelSettings(model, raw, settings_faults(raw), others)
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -89,6 +117,8 @@ class _Reader:
         self._where = where
         self._archive = archive
         self._root = root
+        self.used: set[str] = set()
+        """The keys that were read."""
 
     def model_config(self) -> ModelConfig:
         hidden = self._positive_int("hidden_size")
@@ -101,9 +131,9 @@ class _Reader:
         self._require("position_embedding_type", "rope")
         self._require("bias", False)
         self._require("share_embeddings_and_output_weights", False)
-        normalization = self._raw.get("normalization", "layernorm")
+        normalization = self._get("normalization", "layernorm")
         if normalization not in ("layernorm", "layernorm1p"):
-            self._fail("normalization", f"{_short(normalization)} is not Nemotron-4's LayerNorm1P")
+            self._fail("normalization", f"{_quoted(normalization)} is not Nemotron-4's LayerNorm1P")
         positions = "max_position_embeddings"
         return ModelConfig(
             num_layers=self._positive_int("num_layers"),
@@ -113,18 +143,18 @@ class _Reader:
             num_kv_heads=kv_heads,
             head_size=head_size,
             max_positions=self._positive_int(
-                positions if self._raw.get(positions) is not None else "encoder_seq_length"
+                positions if self._get(positions) is not None else "encoder_seq_length"
             ),
             norm_eps=self._positive_float("layernorm_epsilon", 1e-5),
             rotary_pct=self._rotary_pct(head_size),
             rotary_base=self._positive_float("rotary_base", 10000.0),
             gamma_is_centered=normalization == "layernorm1p"
-            or self._raw.get("layernorm_zero_centered_gamma") is True,
+            or self._get("layernorm_zero_centered_gamma") is True,
             tokenizer_member=self._tokenizer_member(),
         )
 
     def _intermediate_size(self, hidden: int) -> int:
-        raw = self._raw.get("ffn_hidden_size")
+        raw = self._get("ffn_hidden_size")
         multiple = INTERPOLATED_MULTIPLE.match(raw) if isinstance(raw, str) else None
         return int(multiple[1]) * hidden if multiple else self._positive_int("ffn_hidden_size")
 
@@ -137,7 +167,7 @@ class _Reader:
 
     def _tokenizer_member(self) -> str:
         """Return the name of the archive's member that is the SentencePiece model."""
-        tokenizer = self._raw.get("tokenizer")
+        tokenizer = self._get("tokenizer")
         tokenizer = tokenizer if isinstance(tokenizer, dict) else {}
         for key in ("model", "tokenizer_model"):
             name = tokenizer.get(key)
@@ -149,35 +179,42 @@ class _Reader:
                 return member
         return self._fail("tokenizer.model", "no nemo:<file> there or in tokenizer.tokenizer_model")
 
+    def _get(self, key: str, default: object = None) -> Any:
+        """Return the value of a key. One that is the name of another key is resolved."""
+        self.used.add(key)
+        value = self._raw.get(key, default)
+        reference = REFERENCE.match(value) if isinstance(value, str) else None
+        if reference is None or reference[1] == key:
+            return value
+        self.used.add(reference[1])
+        return self._raw.get(reference[1], value)
+
     def _positive_int(self, key: str, default: int | None = None) -> int:
-        value = self._raw.get(key)
+        value = self._get(key)
         if value is None and default is not None:
             value = default
         if type(value) is not int or not 0 < value < 1 << 31:
-            self._fail(key, f"expected a positive integer, got {_short(value)}")
+            self._fail(key, f"expected a positive integer, got {_quoted(value)}")
         return value
 
     def _positive_float(self, key: str, default: float) -> float:
-        value = self._raw.get(key)
+        value = self._get(key)
         if value is None:
             return default
         if isinstance(value, str) and NUMBER.fullmatch(value):
             value = float(value)
         if type(value) not in (int, float) or not 0 < value < LARGEST:
-            self._fail(key, f"expected a positive number, got {_short(value)}")
+            self._fail(key, f"expected a positive number, got {_quoted(value)}")
         return float(value)
 
     def _require(self, key: str, expected: object) -> None:
-        value = self._raw.get(key)
+        value = self._get(key)
         if value != expected:
-            self._fail(key, f"{_short(value)}, but Nemotron-4 has {expected!r}")
+            self._fail(key, f"{_quoted(value)}, but Nemotron-4 has {expected!r}")
 
     def _fail(self, key: str, fault: str) -> NoReturn:
         raise NemotronError(f"{key}: {fault}", where=self._where)
 
 
-def _short(value: object) -> str:
-    """Return a value for a message. With aliases, a few bytes of YAML can print as gigabytes."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return repr(value)[:80]
-    return f"a {type(value).__name__}"
+def _quoted(value: object) -> str:
+    return repr(value)[:80] if isinstance(value, str) else short_text(value)

@@ -7,22 +7,22 @@ counted from 0 on each pipeline stage. The shards become chunks of the whole ten
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from nemotron_convert.source.archive import Archive, Member
 from nemotron_convert.source.arrays import (
-    BF16_BYTES,
     Chunk,
     StoredArray,
+    WeightType,
     as_layer_row_column,
     as_stored_axes,
     check_cover,
 )
 from nemotron_convert.source.safe_pickle import Record
 from nemotron_convert.source.torch_zip import SavedTensor, TorchZip
-from nemotron_convert.tensor_map import LAYERS, Split, TensorRule
+from nemotron_convert.tensor_map import LAYERS, Place, Split, TensorRule, canonical_name
 from nemotron_core.errors import NemotronError
 
 CHECKPOINT_NAME = "model_weights.ckpt"
@@ -85,28 +85,68 @@ class Legacy:
             )
         self._ranks = {rank: _open_rank(archive, members[rank]) for rank in sorted(members)}
 
+        self._used: set[tuple[int, str]] = set()
+
+    @property
+    def names(self) -> Collection[str]:
+        """Names of all tensors, whose layers are counted from 0 on each stage."""
+        return {name for rank in self._ranks.values() for name in rank.tensors}
+
+    @property
+    def unused(self) -> Collection[str]:
+        """Names of the tensors that a stage has and that were not opened."""
+        return {
+            name
+            for (stage, _), rank in self._ranks.items()
+            for name in rank.tensors
+            if (stage, name) not in self._used
+        }
+
+    def describe(self, name: str) -> str:
+        """Return the type and the shape of a tensor's shard for a person, or that it is none."""
+        rank = next(rank for rank in self._ranks.values() if name in rank.tensors)
+        try:
+            saved = rank.find(name)
+        except NemotronError:
+            saved = None
+        return f"{saved.dtype.value} {list(saved.shape)}" if saved else "not a tensor"
+
     def open(self, rule: TensorRule) -> StoredArray:
         """Return the source tensor of a rule.
 
         Raises `NemotronError` if a rank lacks its shard, or the shards do not make up a tensor.
         """
         chunks: list[Chunk] = []
+        dtypes: set[WeightType] = set()
         layers = 0
-        for stage in range(self._pp):
+        for stage in self._stages(rule):
             for name in self._names(rule, stage):
-                chunks += self._layer(rule, stage, name, layers)
+                self._used.add((stage, name))
+                chunks += self._layer(rule, stage, name, layers, dtypes)
                 layers += 1
         if not chunks:
             raise NemotronError(f"tensor {rule.source} is missing", where=self._archive.path)
+        if len(dtypes) > 1:
+            types = ", ".join(sorted(dtype.value for dtype in dtypes))
+            raise NemotronError(
+                f"the shards of tensor {rule.source} are {types}", where=self._archive.path
+            )
         first, last = chunks[0], chunks[-1]
         sizes = (layers, last.row + last.rows, last.column + last.columns)
         shape, chunk_shape = (
             as_stored_axes(lengths, stacked=rule.stacked, is_matrix=len(rule.shape) == 2)
             for lengths in (sizes, (1, first.rows, first.columns))
         )
-        array = StoredArray(self._archive, rule.source, shape, chunk_shape, tuple(chunks))
+        (dtype,) = dtypes
+        array = StoredArray(self._archive, rule.source, shape, chunk_shape, tuple(chunks), dtype)
         check_cover(array, stacked=rule.stacked)
         return array
+
+    def _stages(self, rule: TensorRule) -> range:
+        """Return the pipeline stages that hold a rule's tensor."""
+        if rule.stacked:
+            return range(self._pp)
+        return range(1) if rule.place is Place.FIRST else range(self._pp - 1, self._pp)
 
     def _names(self, rule: TensorRule, stage: int) -> list[str]:
         """Return the names of the rule's tensors on a stage, in the order of the layers."""
@@ -119,8 +159,13 @@ class Legacy:
             names.append(name)
         return names
 
-    def _layer(self, rule: TensorRule, stage: int, name: str, layer: int) -> list[Chunk]:
-        """Return the shards of a stage's tensor `name`, one per rank, as chunks of `layer`."""
+    def _layer(
+        self, rule: TensorRule, stage: int, name: str, layer: int, dtypes: set[WeightType]
+    ) -> list[Chunk]:
+        """Return the shards of a stage's tensor `name`, one per rank, as chunks of `layer`.
+
+        The types of the shards are added to `dtypes`.
+        """
         chunks = []
         row = column = 0
         for tp in range(1 if rule.split is Split.REPLICATED else self._tp):
@@ -132,7 +177,8 @@ class Legacy:
                     where=f"{self._archive.path}: {rank.member.name}",
                 )
             _, rows, columns = as_layer_row_column(saved.shape, stacked=False, missing=1)
-            pitch = columns * BF16_BYTES
+            dtypes.add(saved.dtype)
+            pitch = columns * saved.dtype.itemsize
             chunks.append(
                 Chunk(rank.member, saved.offset, pitch, layer, row, rows, column, columns)
             )
@@ -148,6 +194,13 @@ def _open_rank(archive: Archive, member: Member) -> _Rank:
     saved = TorchZip(archive, member, 0, member.size)
     state = saved.load()
     tensors = state.entries if isinstance(state, Record) else state
-    if not isinstance(tensors, dict):
-        raise NemotronError("not a state dict", where=f"{archive.path}: {member.name}")
-    return _Rank(member, saved, tensors)
+    where = f"{archive.path}: {member.name}"
+    if not isinstance(tensors, dict) or not all(isinstance(name, str) for name in tensors):
+        raise NemotronError("not a state dict", where=where)
+    if any(re.fullmatch(r"model_?\d+", name) for name in tensors):
+        raise NemotronError(
+            "it was saved with virtual pipeline stages",
+            where=where,
+            remedy="save it with virtual_pipeline_model_parallel_size: null",
+        )
+    return _Rank(member, saved, {canonical_name(name): tensors[name] for name in tensors})

@@ -15,9 +15,6 @@ from nemotron_core.errors import NemotronError
 CONTEXT = "context/"
 CONFIG_NAME = CONTEXT + "model.yaml"
 WEIGHTS = "weights/"
-TENSOR_PREFIX = "module."
-"""Beginning of every tensor's name, where a `.nemo` has `model.`."""
-
 KEYS = {
     "num_layers": "num_layers",
     "hidden_size": "hidden_size",
@@ -47,8 +44,9 @@ def translate_config(raw: Mapping[str, Any], archive: Archive, root: str) -> dic
     config = raw.get("config")
     if not isinstance(config, dict):
         raise NemotronError("config: not there, or no mapping", where=where)
-    translated = {nemo: config[key] for key, nemo in KEYS.items() if key in config}
-    activation = config.get("activation_func")
+    named = ((str(key), value) for key, value in config.items())
+    translated: dict[str, Any] = {KEYS.get(key, key): value for key, value in named}
+    activation = translated.pop("activation_func", None)
     name = activation.get("_target_") if isinstance(activation, dict) else activation
     is_squared_relu = isinstance(name, str) and name.rpartition(".")[2] == "squared_relu"
     translated["activation"] = "squared-relu" if is_squared_relu else name
@@ -65,5 +63,11 @@ def translate_config(raw: Mapping[str, Any], archive: Archive, root: str) -> dic
             where=archive.path,
             remedy="put the model's tokenizer.model there",
         )
+    translated["target"] = raw.get("_target_")
+    if raw.get("model_transform") is not None:
+        transform = raw["model_transform"]
+        name = transform.get("_target_") if isinstance(transform, dict) else transform
+        scheme = name.rpartition(".")[2] if isinstance(name, str) else None
+        translated["peft"] = {"peft_scheme": scheme}
     translated["tokenizer"] = {"model": "nemo:" + tokenizers[0].removeprefix(root)}
     return translated

@@ -8,14 +8,16 @@ compression, that contains a pickle of the tensor's shape (`data.pkl`) and its b
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from nemotron_convert.source.archive import Archive, Member, read_bytes, refuse_pointer
 from nemotron_convert.source.arrays import (
-    BF16_BYTES,
     Chunk,
     StoredArray,
+    WeightType,
     as_layer_row_column,
     check_cover,
     check_shape,
@@ -25,8 +27,8 @@ from nemotron_convert.source.torch_zip import TorchZip, check_sizes
 from nemotron_core.errors import NemotronError
 
 METADATA_NAME = ".metadata"
-METADATA_LIMIT = 64 << 20
-"""Largest size in bytes of `.metadata`."""
+MEMORY_FACTOR = 16
+"""Bytes of memory that a byte of `.metadata` takes at most while it is read."""
 
 _CHECKPOINT = "torch.distributed.checkpoint."
 METADATA_GLOBALS = frozenset(
@@ -44,8 +46,15 @@ METADATA_GLOBALS = frozenset(
 """The classes that a `.metadata` of Megatron or of any PyTorch version names."""
 
 
-@dataclass(frozen=True)
-class _Block:
+DTYPES = {
+    "bfloat16": WeightType.BF16,
+    "float16": WeightType.F16,
+    "float32": WeightType.F32,
+}
+"""The types that are read, by torch's names."""
+
+
+class _Block(NamedTuple):
     """A stored block: its place in the tensor, and the byte range of a file that holds its zip."""
 
     offsets: tuple[int, ...]
@@ -73,49 +82,71 @@ class TorchDist:
         where = f"{archive.path}: {weights}{METADATA_NAME}"
         if weights + METADATA_NAME not in archive.members:
             raise NemotronError(f"no {METADATA_NAME} beside the weights", where=archive.path)
-        data = read_bytes(archive, weights + METADATA_NAME, limit=METADATA_LIMIT)
+        size, free = archive.members[weights + METADATA_NAME].size, available_memory()
+        if size > free // MEMORY_FACTOR:
+            raise NemotronError(
+                f"an index of {size:,} bytes may take {size * MEMORY_FACTOR:,} bytes of memory; "
+                f"{free:,} are free",
+                where=where,
+                remedy="convert on a machine with more memory",
+            )
+        data = read_bytes(archive, weights + METADATA_NAME, limit=size)
         metadata = load_pickle(data, METADATA_GLOBALS, where=where)
         try:
-            self._tensors = _read_index(metadata)
+            self._tensors, self._objects = _read_index(metadata)
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise NemotronError(
                 f"not a checkpoint's index: {error!r}"[:200], where=where
             ) from error
 
+    @property
+    def names(self) -> Collection[str]:
+        """Names of all tensors and of all objects that are no tensors."""
+        return (*self._tensors, *self._objects)
+
+    def describe(self, name: str) -> str:
+        """Return the type and the shape of a tensor for a person, or that it is none."""
+        tensor = self._tensors.get(name)
+        return f"{tensor.dtype} {list(tensor.shape)}" if tensor else "not a tensor"
+
     def open(self, name: str, *, stacked: bool) -> StoredArray:
         """Return the tensor `name`; with `stacked`, its axis 0 counts layers.
 
-        Raises `NemotronError` if the tensor is missing, is not BF16 or is not complete.
+        Raises `NemotronError` if the tensor is missing, of another type or not complete.
         """
         tensor = self._tensors.get(name)
         if tensor is None:
             raise NemotronError(f"tensor {name} is missing", where=self._archive.path)
-        if tensor.dtype != "bfloat16":
+        dtype = DTYPES.get(tensor.dtype)
+        if dtype is None:
             raise NemotronError(
-                f"tensor {name} is {tensor.dtype}, not bfloat16", where=self._archive.path
+                f"tensor {name} is {tensor.dtype}",
+                where=self._archive.path,
+                remedy=f"only {', '.join(DTYPES)} are read",
             )
         check_shape(name, tensor.shape, self._archive.path, stacked=stacked)
         if not tensor.blocks:
             raise NemotronError(f"tensor {name} has no blocks", where=self._archive.path)
-        chunks = [chunk for block in tensor.blocks for chunk in self._chunks(name, block, stacked)]
-        array = StoredArray(
-            self._archive, name, tensor.shape, tensor.blocks[0].sizes, tuple(chunks)
+        chunks = tuple(
+            chunk for block in tensor.blocks for chunk in self._chunks(name, block, dtype, stacked)
         )
+        first = tensor.blocks[0].sizes
+        array = StoredArray(self._archive, name, tensor.shape, first, chunks, dtype)
         check_cover(array, stacked=stacked)
         return array
 
-    def _chunks(self, name: str, block: _Block, stacked: bool) -> list[Chunk]:
+    def _chunks(self, name: str, block: _Block, dtype: WeightType, stacked: bool) -> list[Chunk]:
         """Return one chunk for each layer of a block."""
         layers, rows, columns = as_layer_row_column(block.sizes, stacked=stacked, missing=1)
         layer, row, column = as_layer_row_column(block.offsets, stacked=stacked, missing=0)
-        member, start = self._find_bytes(name, block)
-        pitch = columns * BF16_BYTES
+        member, start = self._find_bytes(name, block, dtype)
+        pitch = columns * dtype.itemsize
         return [
             Chunk(member, start + i * rows * pitch, pitch, layer + i, row, rows, column, columns)
             for i in range(layers)
         ]
 
-    def _find_bytes(self, name: str, block: _Block) -> tuple[Member, int]:
+    def _find_bytes(self, name: str, block: _Block, dtype: WeightType) -> tuple[Member, int]:
         """Return the file that holds a block, and the byte at which the block's elements begin."""
         path = self._weights + block.file
         where = f"{self._archive.path}: {path}"
@@ -132,17 +163,24 @@ class TorchDist:
             )
         tensor_zip = TorchZip(self._archive, member, block.start, block.length)
         stored = tensor_zip.find(name, tensor_zip.load())
-        if stored.shape != block.sizes:
+        if (stored.shape, stored.dtype) != (block.sizes, dtype):
             raise NemotronError(
-                f"tensor {name} has a block of {list(stored.shape)} where its index says "
-                f"{list(block.sizes)}",
+                f"tensor {name} has a block of {stored.dtype.value} {list(stored.shape)} where its "
+                f"index says {dtype.value} {list(block.sizes)}",
                 where=where,
             )
         return member, stored.offset
 
 
-def _read_index(metadata: Any) -> dict[str, _Tensor]:
-    """Return the tensors that an unpickled `.metadata` describes.
+def available_memory() -> int:
+    """Return the bytes of memory that can be used without swapping."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    fields = dict(line.split(":") for line in lines)
+    return int(fields["MemAvailable"].split()[0]) << 10
+
+
+def _read_index(metadata: Any) -> tuple[dict[str, _Tensor], list[str]]:
+    """Return the tensors that an unpickled `.metadata` describes, and the names of other objects.
 
     Raises one of several exceptions of Python's own if it is not what torch would write.
     """
@@ -169,10 +207,11 @@ def _read_index(metadata: Any) -> dict[str, _Tensor]:
                 *_integers((info.offset, info.length)),
             )
         )
-    return {
+    tensors = {
         name: _Tensor(_dtype(entry.properties), _integers(entry.size), tuple(blocks.get(name, ())))
         for name, entry in entries.items()
     }
+    return tensors, [_text(name) for name in metadata.state_dict_metadata if name not in entries]
 
 
 def _dtype(properties: Any) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemotron_convert.source.archive import Archive, Member, refuse_pointer, short_name
-from nemotron_convert.source.arrays import BF16_BYTES
+from nemotron_convert.source.arrays import WeightType
 from nemotron_convert.source.safe_pickle import Record, load_pickle
 from nemotron_core.errors import NemotronError
 
@@ -20,7 +20,13 @@ READ_LIMIT = 16 << 20
 """Largest number of bytes read at once, for example of a zip's directory."""
 LOCAL_HEADER = struct.Struct("<26xHH")
 """The header of a zip's entry, of which the lengths of the name and the extra field are used."""
-STORAGES = ("BFloat16Storage", "ByteStorage", "FloatStorage", "HalfStorage", "LongStorage")
+WEIGHT_STORAGES = {
+    "BFloat16Storage": WeightType.BF16,
+    "HalfStorage": WeightType.F16,
+    "FloatStorage": WeightType.F32,
+}
+"""Torch's storages of weights."""
+STORAGES = (*WEIGHT_STORAGES, "ByteStorage", "LongStorage")
 ZIP_ERRORS = (
     *(zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError),
     *(ValueError, LookupError, ArithmeticError, struct.error),
@@ -41,10 +47,11 @@ GLOBALS = frozenset(
 
 @dataclass(frozen=True)
 class SavedTensor:
-    """A contiguous BF16 tensor whose elements begin at byte `offset` of the member."""
+    """A contiguous tensor whose elements begin at byte `offset` of the member."""
 
     shape: tuple[int, ...]
     offset: int
+    dtype: WeightType
 
 
 class TorchZip:
@@ -81,7 +88,7 @@ class TorchZip:
     def find(self, name: str, tensor: Any) -> SavedTensor:
         """Return where a tensor of the loaded object is stored; `name` is for the error.
 
-        Raises `NemotronError` if it is not a contiguous BF16 tensor.
+        Raises `NemotronError` if it is not a contiguous tensor of BF16, F16 or F32.
         """
         try:
             return self._find(tensor)
@@ -98,22 +105,24 @@ class TorchZip:
         _tag, storage_type, key, _device, count = storage
         if not (isinstance(storage_type, type) and isinstance(key, str)):
             raise TypeError("its storage is none of torch's")
-        if storage_type.__name__ != "BFloat16Storage":
-            raise ValueError(f"it is a {storage_type.__name__}, not BF16")
+        dtype = WEIGHT_STORAGES.get(storage_type.__name__)
+        if dtype is None:
+            raise ValueError(f"it is a {storage_type.__name__}, not BF16, F16 or F32")
         check_sizes(shape)
         check_sizes(strides)
         check_sizes((first, count))
         if tuple(strides) != tuple(math.prod(shape[i + 1 :]) for i in range(len(shape))):
             raise ValueError("it is not contiguous")
         entry = self._entry(f"data/{key}")
-        if entry.file_size != count * BF16_BYTES or not 0 <= first <= count - math.prod(shape):
+        if entry.file_size != count * dtype.itemsize or not 0 <= first <= count - math.prod(shape):
             raise ValueError(f"its storage has {entry.file_size} bytes")
         self._file.seek(entry.header_offset)
         name_length, extra_length = LOCAL_HEADER.unpack(self._file.read(LOCAL_HEADER.size))
         begin = entry.header_offset + LOCAL_HEADER.size + int(name_length) + int(extra_length)
         if begin + entry.file_size > self._length:
             raise ValueError("it is cut short")
-        return SavedTensor(tuple(shape), self._start + begin + int(first) * BF16_BYTES)
+        offset = self._start + begin + int(first) * dtype.itemsize
+        return SavedTensor(tuple(shape), offset, dtype)
 
     def _entry(self, name: str) -> zipfile.ZipInfo:
         """Return an entry of the zip. Raises `NemotronError` unless it is stored as plain bytes."""

@@ -1,11 +1,11 @@
-"""Reader of zarr v2 arrays as Megatron writes them: BF16 chunks (little-endian) and a `.zarray`."""
+"""Reader of zarr v2 arrays as Megatron writes them: little-endian chunks and a `.zarray`."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from nemotron_convert.source.archive import (
@@ -17,9 +17,9 @@ from nemotron_convert.source.archive import (
     short_name,
 )
 from nemotron_convert.source.arrays import (
-    BF16_BYTES,
     Chunk,
     StoredArray,
+    WeightType,
     as_layer_row_column,
     as_stored_axes,
     check_shape,
@@ -34,10 +34,17 @@ from nemotron_convert.source.compression import (
 )
 from nemotron_core.errors import NemotronError
 
-BF16_NAMES = ("bfloat16", "<V2")
-"""The dtypes under which Megatron stores BF16."""
+DTYPES = {
+    "bfloat16": WeightType.BF16,
+    "<V2": WeightType.BF16,
+    "<f2": WeightType.F16,
+    "<f4": WeightType.F32,
+}
+"""The types that are read, by the names that zarr gives them; BF16 has two."""
 METADATA_NAME = ".zarray"
 METADATA_NAMES = (METADATA_NAME, ".zattrs")
+DESCRIPTION_LIMIT = 100
+"""Largest number of characters of an array's description."""
 METADATA_LIMIT = 1 << 16
 """Largest size in bytes of a `.zarray`."""
 
@@ -48,12 +55,13 @@ class _Metadata:
 
     shape: tuple[int, ...]
     chunk_shape: tuple[int, ...]
+    dtype: WeightType
     decoder: Decoder | None
 
     @property
     def chunk_bytes(self) -> int:
         """Size in bytes of a decoded chunk; those at the array's edges are padded to it."""
-        return math.prod(self.chunk_shape) * BF16_BYTES
+        return math.prod(self.chunk_shape) * self.dtype.itemsize
 
 
 class Zarr:
@@ -65,8 +73,25 @@ class Zarr:
         self._folders: defaultdict[str, dict[str, Member]] = defaultdict(dict)
         for name, member in archive.members.items():
             if name.startswith(weights):
-                folder, _, rest = name.removeprefix(weights).partition("/")
-                self._folders[folder][rest] = member
+                folder, slash, rest = name.removeprefix(weights).partition("/")
+                if slash:  # the files beside the folders describe the whole checkpoint
+                    self._folders[folder][rest] = member
+
+    @property
+    def names(self) -> Collection[str]:
+        """Names of all arrays and of all objects that are no arrays."""
+        return self._folders.keys()
+
+    def describe(self, name: str) -> str:
+        """Return the type and the shape of an array for a person, or that it is none."""
+        member = self._folders[name].get(METADATA_NAME)
+        if member is None:
+            return "not an array"
+        try:
+            metadata = json.loads(read_bytes(self._archive, member.name, limit=METADATA_LIMIT))
+            return f"{metadata['dtype']} {metadata['shape']}"[:DESCRIPTION_LIMIT]
+        except (ValueError, KeyError, TypeError, RecursionError, NemotronError):
+            return "an array that cannot be read"
 
     def open(self, name: str, *, stacked: bool) -> StoredArray:
         """Return the array `name`; with `stacked`, its axis 0 counts layers.
@@ -95,7 +120,7 @@ class Zarr:
             data = DecodedChunks(self._archive, metadata.decoder, metadata.chunk_bytes, self._cache)
         chunks = tuple(self._chunks(name, metadata, stacked=stacked))
         self._check_files(name, {chunk.member.name for chunk in chunks})
-        return StoredArray(data, name, shape, chunk_shape, chunks)
+        return StoredArray(data, name, shape, chunk_shape, chunks, metadata.dtype)
 
     def _chunks(self, name: str, metadata: _Metadata, *, stacked: bool) -> Iterator[Chunk]:
         """Yield the chunks of the array's grid in C order, cut off at the array's edges."""
@@ -104,7 +129,7 @@ class Zarr:
         chunk_layers, chunk_rows, chunk_columns = as_layer_row_column(
             chunk_shape, stacked=stacked, missing=1
         )
-        pitch = chunk_columns * BF16_BYTES
+        pitch = chunk_columns * metadata.dtype.itemsize
         is_matrix = len(shape) == (3 if stacked else 2)
         for layer in range(layers):
             for row in range(0, rows, chunk_rows):
@@ -169,7 +194,7 @@ def _read_metadata(archive: Archive, member: Member, where: str) -> _Metadata:
         raise NemotronError("not a JSON object", where=where)
     for key, allowed in (
         ("zarr_format", (2,)),
-        ("dtype", BF16_NAMES),
+        ("dtype", tuple(DTYPES)),
         ("order", ("C",)),
         ("filters", (None, [])),
     ):
@@ -177,13 +202,14 @@ def _read_metadata(archive: Archive, member: Member, where: str) -> _Metadata:
             raise NemotronError(
                 f"{key} is {metadata.get(key)!r}"[:100],
                 where=where,
-                remedy=f"only {allowed[0]!r} is read",
+                remedy=f"what is read: {', '.join(map(repr, allowed))}",
             )
     if metadata.get("dimension_separator", ".") != ".":
         raise NemotronError("chunks are in folders, not named i.j.k", where=where)
     return _Metadata(
         _sizes(metadata.get("shape"), "shape", where),
         _sizes(metadata.get("chunks"), "chunks", where),
+        DTYPES[metadata["dtype"]],
         find_decoder(metadata.get("compressor"), where),
     )
 

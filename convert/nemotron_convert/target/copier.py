@@ -15,10 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nemotron_convert.shards import Block
-from nemotron_convert.source.arrays import BAND_BYTES, BF16_BYTES, PAGE, Chunk, StoredArray
+from nemotron_convert.source.arrays import (
+    BAND_BYTES,
+    BF16_BYTES,
+    EXPONENT,
+    PAGE,
+    Chunk,
+    StoredArray,
+)
 from nemotron_convert.source.nemo import Source
 from nemotron_convert.target.fp8 import Quantizer, Scales
-from nemotron_convert.target.journal import Finished, Journal
+from nemotron_convert.target.journal import Finished, Journal, Note, PieceKey
 from nemotron_convert.target.layout import Layout, ScaleKind, Target
 from nemotron_convert.target.tensor_file import TensorFile
 from nemotron_convert.tensor_map import LAYERS, LINEARS, TENSOR_MAP
@@ -26,8 +33,6 @@ from nemotron_core.errors import NemotronError
 
 PIECE_BYTES = 64 << 20
 """Size in bytes of a piece, the unit of work of a thread."""
-EXPONENT = 0x7F80
-"""BF16's exponent bits, which are all set in NaN and Inf."""
 
 GAMMAS = frozenset(rule.source for rule in TENSOR_MAP if rule.is_gamma)
 """Source tensors that are norm weights."""
@@ -45,6 +50,12 @@ class Piece:
     """First row, counted within the chunk."""
     rows: int
     targets: tuple[Target, ...]
+
+    @property
+    def key(self) -> PieceKey:
+        """The piece's place in the source, whatever is left to copy."""
+        chunk = self.chunk
+        return self.name, chunk.layer, chunk.row, chunk.column, self.first
 
 
 class Copier:
@@ -65,8 +76,8 @@ class Copier:
         `strict` refuses NaN and Inf. With `scales`, which an FP8 layout needs, the linear layers'
         weights are quantized.
         """
-        self.nonfinite: set[str] = set()
-        """Source tensors, with their layers, that contain NaN or Inf."""
+        self.notes: dict[PieceKey, Note] = {}
+        """What is noteworthy about the pieces that were copied."""
         self._files = files
         self._strict = strict
         self._gamma_offset = layout.gamma_offset
@@ -101,12 +112,18 @@ class Copier:
 
         def copy(piece: Piece) -> None:
             rows = _whole_pages(piece.chunk, BAND_BYTES)
+            note = Note()
             for first in range(piece.first, piece.first + piece.rows, rows):
                 if self._stopped:
                     return
                 count = min(rows, piece.first + piece.rows - first)
-                self._copy_band(piece, first, count)
+                band_note = self._copy_band(piece, first, count)
+                if any(band_note):
+                    note = _sum(note, band_note)
                 report(count * piece.chunk.columns * BF16_BYTES)
+            if any(note):
+                self.notes[piece.key] = note
+                journal.add_note(piece.key, note)
             self._count_down(piece, journal)
 
         try:
@@ -119,12 +136,20 @@ class Copier:
             self._stopped = True
             pool.shutdown(cancel_futures=True)
 
-    def _copy_band(self, piece: Piece, first: int, rows: int) -> None:
-        """Copy `rows` rows of the piece's chunk, from row `first` of the chunk on."""
+    def _copy_band(self, piece: Piece, first: int, rows: int) -> Note:
+        """Copy `rows` rows of the piece's chunk, from row `first` of the chunk on.
+
+        Raises `NemotronError` if they hold NaN or Inf and that is refused.
+        """
         chunk = piece.chunk
-        band = piece.array.read(chunk, first, rows)
-        if (band & 0x7FFF).max() >= EXPONENT:
-            self._note_nonfinite(piece)
+        band, loss = piece.array.read_checked(chunk, first, rows)
+        note = Note(bool((band & 0x7FFF).max() >= EXPONENT), loss.overflow, loss.underflow)
+        if note.nonfinite and self._strict:
+            raise NemotronError(
+                f"tensor {piece_name(piece.key)} holds NaN or Inf",
+                where=f"{piece.array.archive.path}: {chunk.member.name}",
+                remedy="copy the checkpoint again, or convert it without --strict",
+            )
         if self._gamma_offset and piece.name in GAMMAS:
             band = add_gamma(band, self._gamma_offset)
         values: NDArray[Any] = band
@@ -141,6 +166,7 @@ class Copier:
                 part = values[first_row - top : end_row - top, start - left : end - left]
                 row, column = block.rank_row + first_row - block.row, start - block.column
                 self._files[target.file].write(target.name, row, column, part)
+        return note
 
     def _count_down(self, piece: Piece, journal: Journal) -> None:
         """Finish the tensors of which this piece was the last one."""
@@ -160,18 +186,19 @@ class Copier:
             if file.can_hash:
                 file.hash_some(lambda: self._stopped)
 
-    def _note_nonfinite(self, piece: Piece) -> None:
-        """Record a tensor with NaN or Inf, or raise `NemotronError` if that is refused."""
-        name = piece.name
-        if name.startswith(LAYERS):
-            name += f", layer {piece.chunk.layer}"
-        if self._strict:
-            raise NemotronError(
-                f"tensor {name} holds NaN or Inf",
-                where=f"{piece.array.archive.path}: {piece.chunk.member.name}",
-                remedy="copy the checkpoint again, or convert it without --strict",
-            )
-        self.nonfinite.add(name)
+
+def piece_name(key: PieceKey) -> str:
+    """Return the source tensor of a piece, with its layer if it has any."""
+    name, layer, *_ = key
+    return f"{name}, layer {layer}" if name.startswith(LAYERS) else name
+
+
+def _sum(first: Note, second: Note) -> Note:
+    return Note(
+        first.nonfinite or second.nonfinite,
+        first.overflow + second.overflow,
+        first.underflow + second.underflow,
+    )
 
 
 def _write_scales(layout: Layout, files: Mapping[str, TensorFile], scales: Scales) -> None:

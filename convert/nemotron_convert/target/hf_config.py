@@ -20,7 +20,10 @@ def write_hf_configs(
     tokenizer: SentencePieceModel,
     precision: Precision,
 ) -> None:
-    """Write `config.json`, `generation_config.json` and, for FP8, `hf_quant_config.json`."""
+    """Write `config.json`, `generation_config.json` and, for FP8, `hf_quant_config.json`.
+
+    For FP8, `config.json` has the same as `quantization_config`, where newer loaders look for it.
+    """
     ids = {piece.text: i for i, piece in enumerate(tokenizer.pieces)}
     special = {
         "bos_token_id": ids.get("<s>"),
@@ -28,7 +31,10 @@ def write_hf_configs(
         "pad_token_id": ids.get("<pad>"),
     }
     end_ids = [ids[text] for text in (END_OF_TURN, "</s>") if text in ids]
-    write_json(folder / "config.json", hf_config(config, vocab_size) | special)
+    content = hf_config(config, vocab_size) | special
+    if precision.weights is Dtype.FP8:
+        content["quantization_config"] = quantization_config(precision)
+    write_json(folder / "config.json", content)
     write_json(folder / "generation_config.json", special | {"eos_token_id": end_ids})
     if precision.weights is Dtype.FP8:
         write_json(folder / "hf_quant_config.json", hf_quant_config(precision))
@@ -65,13 +71,34 @@ def hf_config(config: ModelConfig, vocab_size: int) -> dict[str, object]:
     }
 
 
+NOT_QUANTIZED = ["lm_head", "model.embed_tokens"]
+PRODUCER = {"name": "modelopt", "version": "0.47.0"}
+"""vLLM accepts no other producer."""
+
+
+def quantization_config(precision: Precision) -> dict[str, object]:
+    """Return the entry of `config.json` as ModelOpt writes it."""
+    numbers = {"dynamic": False, "num_bits": 8, "type": "float"}
+    group = {"input_activations": numbers, "weights": numbers, "targets": ["Linear"]}
+    config: dict[str, object] = {
+        "config_groups": {"group_0": group},
+        "ignore": NOT_QUANTIZED,
+        "quant_algo": "FP8",
+        "producer": PRODUCER,
+        "quant_method": "modelopt",
+    }
+    if precision.kv_cache is Dtype.FP8:
+        config["kv_cache_scheme"] = numbers
+    return config
+
+
 def hf_quant_config(precision: Precision) -> dict[str, object]:
-    """Return the entry that ModelOpt writes. vLLM accepts no other producer."""
+    """Return the content of the file that ModelOpt writes beside `config.json`."""
     return {
-        "producer": {"name": "modelopt", "version": "0.47.0"},
+        "producer": PRODUCER,
         "quantization": {
             "quant_algo": "FP8",
             "kv_cache_quant_algo": "FP8" if precision.kv_cache is Dtype.FP8 else None,
-            "exclude_modules": ["lm_head", "model.embed_tokens"],
+            "exclude_modules": NOT_QUANTIZED,
         },
     }

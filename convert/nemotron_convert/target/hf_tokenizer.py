@@ -15,11 +15,22 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from nemotron_convert.target.json_files import write_json
 from nemotron_core.errors import NemotronError
 from nemotron_core.text.prompt import CONTROL_PREFIX
-from nemotron_core.text.sentencepiece_model import Algorithm, PieceType, SentencePieceModel
+from nemotron_core.text.sentencepiece_model import (
+    Algorithm,
+    Piece,
+    PieceType,
+    SentencePieceModel,
+)
 
 SPACE = "▁"
 """The character by which SentencePiece replaces a space."""
-UNKNOWN, BOS, EOS, PAD = "<unk>", "<s>", "</s>", "<pad>"
+SPECIAL_TOKENS = {
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "pad_token": "<pad>",
+    "unk_token": "<unk>",
+}
+"""Transformers' names of the pieces with a meaning of their own."""
 
 CHAT_TEMPLATE = (
     "{%- if messages[0].role == 'system' -%}"
@@ -45,28 +56,64 @@ CHAT_TEMPLATE = (
 
 
 def write_hf_tokenizer(folder: Path, model: bytes, max_positions: int) -> None:
-    """Write `tokenizer.json` and `tokenizer_config.json` for a serialized SentencePiece model.
+    """Write `tokenizer.json` and its companions for a serialized SentencePiece model.
 
-    Raises `NemotronError` if the tokenizer has no Hugging Face form.
+    `added_tokens_decoder` says which pieces are special, because SentencePiece's own types do not:
+    llama.cpp would otherwise take `<extra_id_1>` in a prompt for text. `model_input_names` is there
+    because transformers 4 would send `token_type_ids`, which the model does not take. Raises
+    `NemotronError` if the tokenizer has no Hugging Face form.
     """
-    parsed = SentencePieceModel.parse(model)
+    parsed = parse_for_hf(model)
     hf_tokenizer(parsed).save(str(folder / "tokenizer.json"))
     texts = {piece.text for piece in parsed.pieces}
-    names = {"unk_token": UNKNOWN, "bos_token": BOS, "eos_token": EOS, "pad_token": PAD}
+    special = {key: text for key, text in SPECIAL_TOKENS.items() if text in texts}
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        **{key: text for key, text in names.items() if text in texts},
+        **special,
+        "add_bos_token": False,
+        "add_eos_token": False,
+        "added_tokens_decoder": _added_tokens(parsed),
         "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": max_positions,
         "chat_template": CHAT_TEMPLATE,
     }
     write_json(folder / "tokenizer_config.json", config, ensure_ascii=False)
+    write_json(folder / "special_tokens_map.json", special, ensure_ascii=False)
+
+
+def _added_tokens(model: SentencePieceModel) -> dict[str, dict[str, object]]:
+    """Return the tokens that are recognised in any text, by id, as transformers writes them.
+
+    The unknown piece is not among them: llama.cpp would take it for a control piece.
+    """
+    flags = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
+    return {
+        str(i): {"content": piece.text, **flags, "special": _is_special(piece)}
+        for i, piece in enumerate(model.pieces)
+        if piece.type is not PieceType.UNKNOWN
+        and (_is_special(piece) or piece.type is PieceType.USER_DEFINED)
+    }
+
+
+def _is_special(piece: Piece) -> bool:
+    """Return whether a piece controls the model, so that decoding leaves it out."""
+    kinds = (PieceType.CONTROL, PieceType.UNKNOWN)
+    return piece.type in kinds or piece.text.startswith(CONTROL_PREFIX)
+
+
+def parse_for_hf(data: bytes) -> SentencePieceModel:
+    """Parse a serialized model. Raises `NemotronError` if it has no Hugging Face form."""
+    model = SentencePieceModel.parse(data)
+    if not model.escape_whitespaces:
+        raise NemotronError("the tokenizer does not escape spaces: no Hugging Face form is known")
+    if not any(piece.type is PieceType.UNKNOWN for piece in model.pieces):
+        raise NemotronError("the tokenizer has no piece for unknown characters")
+    return model
 
 
 def hf_tokenizer(model: SentencePieceModel) -> Tokenizer:
     """Return the same tokenizer as an object of Hugging Face's library."""
-    if not model.escape_whitespaces:
-        raise NemotronError("the tokenizer does not escape spaces: no Hugging Face form is known")
     tokenizer = Tokenizer(_algorithm(model))
     tokenizer.normalizer = _normalizer(model)
     first = "first" if model.add_dummy_prefix else "never"
@@ -76,9 +123,9 @@ def hf_tokenizer(model: SentencePieceModel) -> Tokenizer:
         steps.append(decoders.Strip(" ", left=1, right=0))
     tokenizer.decoder = decoders.Sequence(steps)
     for piece in model.pieces:
-        is_control = piece.type is PieceType.CONTROL or piece.text.startswith(CONTROL_PREFIX)
-        token = AddedToken(piece.text, normalized=False, special=is_control)
-        if is_control or piece.type is PieceType.UNKNOWN:
+        is_special = _is_special(piece)
+        token = AddedToken(piece.text, normalized=False, special=is_special)
+        if is_special:
             tokenizer.add_special_tokens([token])
         elif piece.type is PieceType.USER_DEFINED:
             tokenizer.add_tokens([token])

@@ -7,12 +7,16 @@ import os
 import shutil
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from nemotron_convert.source.nemo import Source
+from nemotron_convert.target.manifest import MANIFEST_NAME
 from nemotron_convert.target.tensor_file import TensorFile
 from nemotron_core.errors import NemotronError
 from nemotron_core.files import text_digest, write_atomically
+from nemotron_core.folder import empty_folder
 
 FOLDER = "journal"
 """Name of the folder for everything that a conversion needs to resume."""
@@ -22,20 +26,46 @@ SYNC_SECONDS = 1.0
 
 Finished = frozenset[tuple[str, str]]
 """The finished tensors as pairs (file name, tensor name)."""
+PieceKey = tuple[str, int, int, int, int]
+"""A piece of the source: tensor, layer, row and column of its chunk, first row in the chunk."""
+
+
+class Note(NamedTuple):
+    """What is noteworthy about a piece of the source, as it was converted to BF16."""
+
+    nonfinite: bool = False
+    """Whether it holds NaN or Inf."""
+    overflow: int = 0
+    """Finite values that became Inf."""
+    underflow: int = 0
+    """Values other than 0 that became 0."""
+
+
+Notes = Mapping[PieceKey, Note]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What earlier runs of a conversion did."""
+
+    finished: Finished = frozenset()
+    notes: Notes = field(default_factory=dict)
+    """The notes on all pieces of the finished tensors, and perhaps on others."""
+    is_complete: bool = False
+    """Whether the manifest is written, so that only the folder's last name is missing."""
 
 
 def source_digest(source: Source) -> str:
     """Return the SHA-256 (hex) of the source's configuration and its files' metadata.
 
-    The metadata are name, size, offset and modification time of each member. Hashing the content
-    would take as long as the conversion.
+    The metadata are name, size, offset and modification time of each member that decides the
+    result. Hashing the content would take as long as the conversion.
     """
     archive = source.archive
-    tar = archive.path if archive.path.is_file() else None
     lines = [repr(source.config), source.layout]
-    for name, member in sorted(archive.members.items()):
-        modified = (tar or archive.path / name).stat().st_mtime_ns
-        lines.append(f"{name} {member.size} {member.offset} {modified}")
+    for name in source.contents.files:
+        member = archive.members[name]
+        lines.append(f"{name} {member.size} {member.offset} {archive.modified(name)}")
     return text_digest("\n".join(lines))
 
 
@@ -44,29 +74,37 @@ def fingerprint(source: Source, options: Mapping[str, object]) -> dict[str, obje
     return {"source": source_digest(source), **options}
 
 
-def start(folder: Path, fingerprint: dict[str, object], *, resume: bool) -> Finished:
-    """Begin or resume a conversion in `folder` and return the tensors that earlier runs finished.
+def start(folder: Path, fingerprint: dict[str, object], *, resume: bool) -> Progress:
+    """Begin or resume a conversion in `folder` and return what earlier runs did.
 
     Raises `NemotronError` if `folder` was begun with another fingerprint.
     """
-    path = folder / FOLDER / FINGERPRINT_NAME
+    path = folder / FINGERPRINT_NAME
     if not resume or not path.exists():
-        path.parent.mkdir(exist_ok=True)
+        empty_folder(folder)
+        (folder / FOLDER).mkdir()
         write_atomically(path, json.dumps(fingerprint))
-        return frozenset()
+        return Progress()
     if changed := _differences(path, fingerprint):
         raise NemotronError(
             f"it was begun with another {', '.join(changed)}",
             where=folder,
             remedy="use the same as before, or leave out --resume to begin again",
         )
-    return _finished(path.parent)
+    if (folder / MANIFEST_NAME).exists():
+        return Progress(is_complete=True)
+    (folder / FOLDER).mkdir(exist_ok=True)
+    return _progress(folder / FOLDER)
 
 
 def finish(folder: Path) -> None:
     """Remove the journal of a complete folder, except the fingerprint, for `require_same`."""
-    (folder / FOLDER / FINGERPRINT_NAME).rename(folder / FINGERPRINT_NAME)
-    shutil.rmtree(folder / FOLDER)
+    shutil.rmtree(folder / FOLDER, ignore_errors=True)
+
+
+def discard(folder: Path) -> None:
+    """Make an unfinished folder worthless, so that no run resumes from it."""
+    (folder / FINGERPRINT_NAME).unlink(missing_ok=True)
 
 
 def require_same(folder: Path, fingerprint: dict[str, object]) -> None:
@@ -90,15 +128,21 @@ def _differences(path: Path, fingerprint: dict[str, object]) -> list[str]:
     return [key for key, value in fingerprint.items() if stored.get(key) != value]
 
 
-def _finished(folder: Path) -> Finished:
-    """Return the tensors that the journals of all processes name."""
-    finished = set()
+def _progress(folder: Path) -> Progress:
+    """Return what the journals of all processes say."""
+    finished: set[tuple[str, str]] = set()
+    notes: dict[PieceKey, Note] = {}
     for path in sorted(folder.glob("*.jsonl")):
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            entry = _parse(line)  # a kill can cut the last line: that tensor is then copied again
-            if isinstance(entry, list) and len(entry) == 2:
-                finished.add((str(entry[0]), str(entry[1])))
-    return frozenset(finished)
+            match _parse(line):  # a kill can cut the last line: that tensor is then copied again
+                case [str(file), str(tensor)]:
+                    finished.add((file, tensor))
+                case [
+                    [str(name), int(layer), int(row), int(column), int(first)],
+                    [bool(flag), int(above), int(below)],
+                ]:
+                    notes[name, layer, row, column, first] = Note(flag, above, below)
+    return Progress(frozenset(finished), notes)
 
 
 def _parse(text: str) -> object:
@@ -119,7 +163,7 @@ class Journal:
 
     def __init__(self, folder: Path, process: int, files: Mapping[str, TensorFile]) -> None:
         self._files = files
-        self._pending: list[tuple[str, str]] = []
+        self._pending: list[tuple[str, str] | tuple[PieceKey, Note]] = []
         self._lock = threading.Lock()
         path = folder / FOLDER / f"{process}.jsonl"
         self._file = path.open("ab")
@@ -136,6 +180,11 @@ class Journal:
             raise self._error
         with self._lock:
             self._pending.append((file, tensor))
+
+    def add_note(self, piece: PieceKey, note: Note) -> None:
+        """Add a note on a piece; this must come before `add` for the piece's last tensor."""
+        with self._lock:
+            self._pending.append((piece, note))
 
     def close(self) -> None:
         """Record the remaining tensors. The tensor files must still be open."""
@@ -160,7 +209,7 @@ class Journal:
             pending, self._pending = self._pending, []
         if not pending:
             return
-        for name in {file for file, _ in pending}:
+        for name in {file for file, _ in pending if isinstance(file, str)}:
             self._files[name].sync()
         lines = "".join(json.dumps(entry) + "\n" for entry in pending)
         self._file.write(lines.encode())

@@ -14,6 +14,19 @@ from nemotron_core.files import FileEntry, hash_file, text_digest
 MANIFEST_NAME = "manifest.json"
 
 
+class CalibrationEntry(BaseModel):
+    """The texts of a calibration."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: str
+    """Name of the file with the texts or token ids."""
+    is_built_in: bool
+    """Whether these are the project's own texts, which are few and short."""
+    sequences: int
+    tokens: int
+
+
 class Manifest(BaseModel):
     """The record of one conversion."""
 
@@ -28,7 +41,17 @@ class Manifest(BaseModel):
     tp: int
     pp: int
     nonfinite: list[str] = []
-    """Tensors of the source that contain NaN or Inf."""
+    """Tensors of the source that contain NaN or Inf once they are BF16."""
+    source_dtypes: list[str] = ["BF16"]
+    """Types in which the source stores its tensors."""
+    overflow: dict[str, int] = {}
+    """Numbers of finite values that became Inf in BF16, by source tensor."""
+    underflow: dict[str, int] = {}
+    """Numbers of values other than 0 that became 0 in BF16, by source tensor."""
+    ignored_tensors: list[str] = []
+    """Tensors of the source that were left out by hand."""
+    calibration: CalibrationEntry | None = None
+    """What the scales of an FP8 conversion were calibrated on."""
     files: dict[str, FileEntry]
     """Size and hash of every file of the folder but this one, by name."""
 
@@ -55,6 +78,16 @@ def read_manifest(folder: Path) -> Manifest:
             remedy="name a folder that `nemotron convert` has written",
         ) from error
     return parse_json(Manifest, data, path)
+
+
+def require_complete(folder: Path, manifest: Manifest) -> None:
+    """Raise `NemotronError` if a file of the manifest is missing or has another size."""
+    for name, entry in manifest.files.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != entry.size:
+            raise NemotronError(
+                f"{name} is missing or cut short", where=folder, remedy="remove it to convert again"
+            )
 
 
 def changed_files(folder: Path, manifest: Manifest) -> list[str]:

@@ -7,6 +7,7 @@ larger than memory. The library can read the result.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import json
@@ -33,6 +34,9 @@ HASH_BYTES = 1 << 20
 """Bytes read at a time for the hash."""
 HEADER_LIMIT = 100_000_000
 """Largest size of the header in bytes, by the format's own rule."""
+
+
+_fallocate = ctypes.CDLL(None, use_errno=True).fallocate
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ class TensorFile:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
         self._descriptor = os.open(self.path, flags, 0o644)
         os.pwrite(self._descriptor, self._header, 0)
-        os.posix_fallocate(self._descriptor, 0, self.size)
+        reserve(self._descriptor, self.size)
         os.ftruncate(self._descriptor, self.size)
         with suppress(OSError):  # some file systems have no direct I/O
             self._direct = os.open(self.path, os.O_WRONLY | os.O_NOFOLLOW | os.O_DIRECT)
@@ -189,6 +193,20 @@ class TensorFile:
         for descriptor in {self._descriptor, self._direct} - {-1}:
             os.close(descriptor)
         self._descriptor = self._direct = -1
+
+
+def reserve(descriptor: int, size: int) -> None:
+    """Reserve the first `size` bytes of a file, if the file system can do that.
+
+    Raises `OSError` if the disk is full. `os.posix_fallocate` would write into every block where
+    the file system cannot.
+    """
+    while _fallocate(descriptor, 0, ctypes.c_int64(0), ctypes.c_int64(size)):
+        error = ctypes.get_errno()
+        if error in (errno.EOPNOTSUPP, errno.ENOSYS):
+            return
+        if error != errno.EINTR:
+            raise OSError(error, os.strerror(error))
 
 
 @dataclass(frozen=True)

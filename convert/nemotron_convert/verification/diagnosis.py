@@ -97,6 +97,15 @@ def check_sizes(source: Source, checkpoint: Checkpoint) -> None:
             )
 
 
+def source_faults(source: Source, checkpoint: Checkpoint) -> Iterator[Fault]:
+    """Yield a fault for each part of the source that no checkpoint has, unless left out by hand."""
+    unknown = source.contents.unknown(checkpoint.manifest.ignored_tensors)
+    for name, description in unknown.items():
+        yield Fault(f"source: tensor {name}", math.inf, f"{description}, not understood")
+    for setting in source.contents.settings.faults:
+        yield Fault(f"source: setting {setting}", math.inf, "not carried out")
+
+
 def config_faults(source: Source, checkpoint: Checkpoint) -> Iterator[Fault]:
     """Yield a fault for each setting of `config.json` that differs from the source's."""
     config = checkpoint.config

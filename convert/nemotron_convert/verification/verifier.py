@@ -24,6 +24,7 @@ from nemotron_convert.verification.diagnosis import (
     check_sizes,
     config_faults,
     relative_error,
+    source_faults,
 )
 from nemotron_convert.verification.reference_model import MatrixResults, ReferenceModel
 from nemotron_convert.verification.report import Fault, LayerReport, Verification
@@ -56,7 +57,7 @@ def verify(
     intermediate results of the tokens. Raises `NemotronError` if the checkpoint or the source
     cannot be read, or if their sizes differ.
     """
-    with Source.open(source_path) as source:
+    with Source.open(source_path, is_lenient=True) as source:
         checkpoint = Checkpoint.open(checkpoint_path)
         data = read_ids(ids, source) if ids else _own_data(source)
         return _Verifier(source, checkpoint, data, team).run()
@@ -78,7 +79,7 @@ class _Verifier:
         self._ids = torch.tensor(list(itertools.chain.from_iterable(data.sequences)))
         lengths = [len(sequence) for sequence in data.sequences]
         check_sizes(source, checkpoint)
-        self._faults = list(config_faults(source, checkpoint))
+        self._faults = [*source_faults(source, checkpoint), *config_faults(source, checkpoint)]
         self._sharded = ShardedModel(checkpoint, team, lengths)
         self._parallel = self._sharded.parallel
         self._diagnosis = Diagnosis(source, checkpoint, self._sharded)

@@ -69,6 +69,20 @@ class SentencePieceModel:
         except (ValueError, IndexError, struct.error, TypeError, AttributeError) as error:
             raise NemotronError(f"not a SentencePiece model of a known kind: {error}") from error
 
+    @staticmethod
+    def count_pieces(data: bytes) -> int:
+        """Return the number of pieces of a model, without parsing them.
+
+        Raises `NemotronError` if it is malformed.
+        """
+        try:
+            count = sum(number == PIECES for number, _ in _fields(data))
+        except (ValueError, IndexError) as error:
+            raise NemotronError(f"not a SentencePiece model: {error}") from error
+        if not count:
+            raise NemotronError("not a SentencePiece model: it has no pieces")
+        return count
+
     @classmethod
     def _parse(cls, data: bytes) -> SentencePieceModel:
         pieces = []
