@@ -34,6 +34,17 @@ class Counts:
     """Results that belong to no row of the input."""
 
 
+def are_in(keys: Keys, others: Keys) -> npt.NDArray[np.bool_]:
+    """Return for each key whether it is in `others`, with less memory than `np.isin` takes."""
+    if not len(others):
+        return np.zeros(len(keys), bool)
+    ordered = np.sort(others)
+    index = np.searchsorted(ordered, keys)
+    index[index == len(ordered)] = 0
+    found: npt.NDArray[np.bool_] = ordered[index] == keys
+    return found
+
+
 class Plan:
     """The rows of an input beside the results of an output.
 
@@ -58,8 +69,8 @@ class Plan:
         self._read(report)
         self._find_repeats()
         is_good = self._kinds != BAD
-        is_kept = is_good & np.isin(self._keys, found)
-        self.stale = found[~np.isin(found, self._keys[is_good])]
+        is_kept = is_good & are_in(self._keys, found)
+        self.stale = found[~are_in(found, self._keys[is_good])]
         """Keys of results that belong to no row of the input."""
         names = [hash(custom_id) for custom_id in custom_ids(self.stale)] if len(self.stale) else []
         changed = int(np.isin(np.array(names, np.int64), self._names[is_good]).sum())

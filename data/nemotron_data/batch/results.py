@@ -99,6 +99,7 @@ class ResultFile:
             if number % REPORT_LINES == 0:
                 report(number)
         keys = self._keys(digits)
+        del digits
         ordered = np.sort(keys)
         twice = ordered[:-1][ordered[1:] == ordered[:-1]]
         if len(twice):
