@@ -7,6 +7,18 @@ from nemotron_core.wire import TEXT_INPUTS, TEXT_OUTPUTS, Input, Tensor
 NOTES = {
     "text_input": "a raw prompt; a request has exactly one of this and the next two",
     "messages": "a JSON list of `{role, content}`, which goes through the chat template",
+    "add_generation_prompt": "if false, the prompt ends with the last of `messages`",
+    "continue_final_message": "the answer goes on with the last message, the assistant's",
+    "stop_token_ids": "tokens that end the answer, besides those of `end_id`",
+    "bias_token_ids": "tokens whose logits are changed",
+    "bias_values": "the number to add to the logit of each of `bias_token_ids`",
+    "num_top_log_probs": "most probable tokens to return at each token of the answer",
+    "num_prompt_log_probs": "the same at each token of the prompt; -1: none, 0: only its own",
+    "top_token_ids": "with `num_top_log_probs`: [tokens, number], the best first",
+    "top_log_probs": "their log-probabilities",
+    "prompt_top_token_ids": "with `num_prompt_log_probs`: [tokens, 1 + number], its own first; "
+    "-1: none",
+    "prompt_top_log_probs": "their log-probabilities",
     "input_token_ids": "the tokens of a raw prompt, used unchanged",
     "decoder_text_input": "only encoder-decoder models have this input",
     "max_tokens": "required; `limits.long_answers` determines what happens if it does not fit",

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tritonclient.grpc import service_pb2
 
-from nemotron_core.generation import Piece, Times
-from nemotron_core.wire import STRUCT_FORMATS
+from nemotron_core.generation import Alternatives, Piece, Times, read_alternatives
+from nemotron_core.wire import PROMPT_OUTPUTS, STRUCT_FORMATS, TOP_OUTPUTS
 
-Values = Sequence[int | float | str]
+Values = Sequence[Any]
+TABLES = {tensor.name for tensor in (*TOP_OUTPUTS, *PROMPT_OUTPUTS)}
+"""Outputs whose elements are rows."""
 
 
 def read_outputs(response: service_pb2.ModelInferResponse) -> dict[str, Values]:
-    """Return the elements of each output by its name.
+    """Return the elements of each output by its name; those of `TABLES` are rows.
 
     Raises `ValueError` if an output's bytes do not fit its datatype.
     """
     try:
         return {
-            output.name: _decode(output.datatype, raw)
+            output.name: _rows(output, _decode(output.datatype, raw))
             for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
         }
     except (struct.error, UnicodeDecodeError) as error:
@@ -67,6 +70,23 @@ def _read_row(outputs: Mapping[str, Values], row: int) -> Piece:
         log_probs=tuple(float(p) for p in outputs.get("output_log_probs", ()))[:length],
         cum_log_prob=float(cum_log_probs[0]) if cum_log_probs else None,
         times=Times(*(int(values[0]) for values in times if values)) if all(times) else None,
+        top_log_probs=_table(outputs, "top")[:length],
+        prompt_log_probs=_table(outputs, "prompt_top")[: int(first("num_input_tokens", 1 << 31))],
+    )
+
+
+def _rows(output: Any, values: Values) -> Values:
+    if output.name not in TABLES:
+        return values
+    width = output.shape[-1]
+    return [values[start : start + width] for start in range(0, len(values), width)]
+
+
+def _table(outputs: Mapping[str, Values], name: str) -> tuple[Alternatives, ...]:
+    ids, log_probs = (outputs.get(f"{name}_{what}", ()) for what in ("token_ids", "log_probs"))
+    rows = zip(ids, log_probs, strict=True)
+    return tuple(
+        read_alternatives(row_ids, row_values, len(row_ids))[0] for row_ids, row_values in rows
     )
 
 

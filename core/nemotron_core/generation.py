@@ -31,17 +31,32 @@ class Generation:
     seed: int | None = None
     end_id: int | None = None
     stop_words: Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
+    """Tokens that end the answer, besides those that `end_id` says."""
     bad_words: Sequence[str] = ()
     embedding_bias_words: Sequence[str] = ()
     embedding_bias_weights: Sequence[float] = ()
+    bias_token_ids: Sequence[int] = ()
+    bias_values: Sequence[float] = ()
+    """Number to add to the logit of each of `bias_token_ids`."""
     num_return_sequences: int | None = None
     """Number of answers to the prompt; see `Piece.sequence_index`."""
     guided_decoding_guide_type: str | None = None
     guided_decoding_guide: str | None = None
+    add_generation_prompt: bool | None = None
+    """Whether the answer's turn is opened after `messages`; it is, unless this is `False`."""
+    continue_final_message: bool | None = None
+    """Whether the answer goes on with the last of `messages`, which must be the assistant's."""
     return_log_probs: bool | None = None
+    num_top_log_probs: int | None = None
+    """Number of the most probable tokens to return at each token of the answer."""
+    num_prompt_log_probs: int | None = None
+    """The same at each token of the prompt; 0 returns only the token's own log-probability."""
     return_perf_metrics: bool | None = None
 
 
+Alternatives = tuple[tuple[int, float], ...]
+"""Token ids and their log-probabilities, the most probable first."""
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 """A raw prompt as text or as token ids, or the messages of a conversation."""
 Value = int | float | bool | str
@@ -99,6 +114,27 @@ def _check_range(name: str, values: Sequence[Value]) -> None:
         raise ValueError(f"{name} is no {DATATYPES[name]}: {error}") from error
 
 
+def read_alternatives(
+    ids: Sequence[int], log_probs: Sequence[float], width: int
+) -> tuple[Alternatives, ...]:
+    """Return the rows of two of the wire's tables, in which the id -1 stands for no token.
+
+    >>> read_alternatives([5, 7, 8, -1], [-0.5, -1.0, 0.0, 0.0], 2)
+    (((5, -0.5), (7, -1.0)), ((8, 0.0),))
+    """
+    rows = range(0, len(ids), width)
+    return tuple(
+        tuple(
+            (id_, log_prob)
+            for id_, log_prob in zip(
+                ids[row : row + width], log_probs[row : row + width], strict=True
+            )
+            if id_ >= 0
+        )
+        for row in rows
+    )
+
+
 @dataclass(frozen=True)
 class Times:
     """Times of one answer, in nanoseconds since the epoch by the server's clock."""
@@ -129,6 +165,11 @@ class Piece:
     """Log-probability of each of `token_ids`, if `return_log_probs` was set."""
     cum_log_prob: float | None = None
     """Sum of the log-probabilities of the answer so far."""
+    top_log_probs: tuple[Alternatives, ...] = ()
+    """Most probable tokens at each of `token_ids`, if `num_top_log_probs` was set."""
+    prompt_log_probs: tuple[Alternatives, ...] = ()
+    """At each token of the prompt, the token itself and then the most probable ones, if
+    `num_prompt_log_probs` was set; at the first token there is nothing."""
     times: Times | None = None
     """Times of the answer, in its last piece, if `return_perf_metrics` was set."""
 
@@ -144,4 +185,6 @@ def join_pieces(pieces: Sequence[Piece]) -> Piece:
         text="".join(piece.text for piece in pieces),
         token_ids=tuple(token_id for piece in pieces for token_id in piece.token_ids),
         log_probs=tuple(log_prob for piece in pieces for log_prob in piece.log_probs),
+        top_log_probs=tuple(entry for piece in pieces for entry in piece.top_log_probs),
+        prompt_log_probs=tuple(entry for piece in pieces for entry in piece.prompt_log_probs),
     )

@@ -98,17 +98,30 @@ _SAMPLING = (
 TEXT_INPUTS = (
     Input("text_input", "STRING"),
     Input("messages", "STRING", is_extension=True),
+    Input("add_generation_prompt", "BOOL", is_extension=True),
+    Input("continue_final_message", "BOOL", is_extension=True),
     Input("input_token_ids", "INT32", (-1,), is_extension=True),
     _unused("decoder_text_input", "STRING", (1,), ""),  # this model has a decoder only
     Input("max_tokens", "INT32"),
     Input("bad_words", "STRING", (-1,), feature="bad_words", neutral=("",)),
     Input("stop_words", "STRING", (-1,)),
+    Input("stop_token_ids", "INT32", (-1,), is_extension=True),
     Input("stream", "BOOL"),
     Input("top_k", "INT32"),
     Input("top_p", "FP32"),
     _unused("length_penalty", "FP32", (1,), 0.0, 1.0),
     Input("embedding_bias_words", "STRING", (-1,), feature="bias", neutral=("",)),
     Input("embedding_bias_weights", "FP32", (-1,), feature="bias", neutral=(0.0,)),
+    Input("bias_token_ids", "INT32", (-1,), feature="bias", is_extension=True),
+    Input("bias_values", "FP32", (-1,), feature="bias", neutral=(0.0,), is_extension=True),
+    Input("num_top_log_probs", "INT32", feature="top_log_probs", neutral=(0,), is_extension=True),
+    Input(
+        "num_prompt_log_probs",
+        "INT32",
+        feature="prompt_log_probs",
+        neutral=(-1,),
+        is_extension=True,
+    ),
     *_SAMPLING,
 )
 """Inputs of `ensemble`, `tensorrt_llm_bls` and `generate`."""
@@ -132,6 +145,19 @@ LOG_PROB_OUTPUTS = (
 )
 """Outputs that are sent only if `return_log_probs`."""
 
+TOP_OUTPUTS = (
+    Tensor("top_token_ids", "INT32", (-1, -1)),
+    Tensor("top_log_probs", "FP32", (-1, -1)),
+)
+"""Most probable tokens at each token of the answer, the best first: [tokens, num_top_log_probs]."""
+
+PROMPT_OUTPUTS = (
+    Tensor("prompt_top_token_ids", "INT32", (-1, -1)),
+    Tensor("prompt_top_log_probs", "FP32", (-1, -1)),
+)
+"""The same at each token of the prompt, with the token itself in front: [prompt tokens, 1 +
+num_prompt_log_probs]. Where there is no token, as at the first one, the id is -1."""
+
 CACHE_OUTPUTS = (
     Tensor("kv_cache_alloc_new_blocks", "INT32"),
     Tensor("kv_cache_reused_blocks", "INT32"),
@@ -154,6 +180,8 @@ TEXT_OUTPUTS = (
     Tensor("text_output", "STRING", (-1,)),
     Tensor("output_token_ids", "INT32", (-1,)),  # extension
     Tensor("stop_reason", "STRING"),  # extension
+    *TOP_OUTPUTS,  # extension
+    *PROMPT_OUTPUTS,  # extension
     *_ANSWER_OUTPUTS,
 )
 """Outputs of `ensemble`, `tensorrt_llm_bls` and `generate`."""

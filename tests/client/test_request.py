@@ -31,9 +31,12 @@ CONNECTION = Connection("url", Address("127.0.0.1:9"), Timeouts(), Limits(), Tls
 FIELDS = [field.name for field in dataclasses.fields(Generation)]
 SEQUENCES: dict[str, Any] = {
     "stop_words": ["a", "bc"],
+    "stop_token_ids": [5, 7],
     "bad_words": ("a", "bc"),
     "embedding_bias_words": ["a", "bc"],
     "embedding_bias_weights": (0.5, 1.0),
+    "bias_token_ids": [5, 7],
+    "bias_values": (0.5, 1.0),
 }
 
 

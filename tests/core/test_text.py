@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sentencepiece
@@ -16,7 +17,7 @@ from nemotron_core.text import (
     parse_messages,
     render_prompt,
 )
-from nemotron_core.text.prompt import check_messages
+from nemotron_core.text.prompt import check_training_order
 from tests.convert.nemo import GOLDEN
 
 MODEL = GOLDEN / "hf_tiny" / "tokenizer.model"
@@ -88,12 +89,10 @@ def test_the_prompt_is_the_models_own_format() -> None:
         ('[{"role": "user"}]', "exactly the keys"),
         ('[{"role": "user", "content": "a", "name": "b"}]', "exactly the keys"),
         ('[{"role": "tool", "content": "a"}]', "unknown role 'tool'"),
-        ('[{"role": "assistant", "content": "a"}]', "out of order: expected system or user"),
         ('[{"role": "user", "content": 1}]', "expected a string, got int"),
         ('[{"role": "user", "content": null}]', "expected a string, got NoneType"),
         ('[{"role": "user", "content": "\\u0000"}]', "NUL"),
         ('[{"role": "user", "content": "\\ud800"}]', "lone surrogate at character 0"),
-        ('[{"role": "system", "content": "a"}]', "the last message is from 'system'"),
     ],
 )
 def test_messages_that_the_format_cannot_express(source: str, message: str) -> None:
@@ -101,11 +100,36 @@ def test_messages_that_the_format_cannot_express(source: str, message: str) -> N
         parse_messages(source)
 
 
-def test_a_conversation_for_training_may_end_with_the_assistant() -> None:
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    check_messages(turns, answer_follows=False)
-    with pytest.raises(NemotronError, match="the last message is from 'assistant'"):
-        check_messages(turns, answer_follows=True)
+@pytest.mark.parametrize(
+    ("turns", "prompt"),
+    [
+        (["system a", "user b", "system c"],
+         "<extra_id_0>System\na\nc\n\n<extra_id_1>User\nb\n<extra_id_1>Assistant\n"),
+        (["user a", "user b"],
+         "<extra_id_0>System\n\n<extra_id_1>User\na\n<extra_id_1>User\nb\n<extra_id_1>Assistant\n"),
+        (["assistant a"],
+         "<extra_id_0>System\n\n<extra_id_1>Assistant\na\n<extra_id_1>Assistant\n"),
+        (["system a"], "<extra_id_0>System\na\n\n<extra_id_1>Assistant\n"),
+    ],
+)  # fmt: skip
+def test_messages_in_an_order_of_no_training(turns: list[str], prompt: str) -> None:
+    messages: Any = [dict(zip(("role", "content"), turn.split(), strict=True)) for turn in turns]
+    assert render_prompt(messages) == prompt
+    with pytest.raises(NemotronError, match=r"out of order|only a system message"):
+        check_training_order(messages)
+
+
+def test_an_answer_that_is_continued(tokenizer: Tokenizer) -> None:
+    messages: list[Message] = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b c"},
+    ]
+    check_training_order(messages)
+    prompt = "<extra_id_0>System\n\n<extra_id_1>User\na\n<extra_id_1>Assistant\nb c"
+    assert render_prompt(messages, is_continued=True) == prompt
+    assert tokenizer.encode_chat(messages, is_continued=True) == tokenizer.encode(prompt)
+    with pytest.raises(NemotronError, match="only an assistant's message can be continued"):
+        render_prompt(messages[:1], is_continued=True)
 
 
 def test_a_file_that_is_no_tokenizer(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from nemotron_convert.convert import Options, convert
 from nemotron_convert.shards import Parallel
-from nemotron_convert.target.hf_tokenizer import CHAT_TEMPLATE
 from nemotron_convert.target.layout import Format
+from nemotron_core.text.prompt import CHAT_TEMPLATE
 from tests.tiny_nemotron.answers import ExactAnswer
 from tests.tiny_nemotron.nemo_file import NEMO as TRAINED
 from tests.vllm.wide_heads import widen_heads

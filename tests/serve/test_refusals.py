@@ -22,12 +22,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"messages": '[{"role": "tool", "content": "a"}]', "max_tokens": 5},
         "unknown role 'tool'",
     ),
-    "assistant last": (
-        {
-            "messages": '[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]',
-            "max_tokens": 5,
-        },
-        "the last message is from 'assistant'",
+    "user continued": (
+        {"messages": ASK, "max_tokens": 5, "continue_final_message": True},
+        "the last message is from 'user'",
     ),
     "empty": ({"text_input": "", "max_tokens": 5}, "the prompt is empty"),
     "NUL": ({"text_input": "a\0b", "max_tokens": 5}, "NUL"),

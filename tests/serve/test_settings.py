@@ -43,6 +43,8 @@ LACKING: dict[str, tuple[Any, Any]] = {
     "prompt_vocab_size": (1, None),
     "embedding_bias_words": (["a"], [""]),
     "embedding_bias_weights": ([1.0], [0.0]),
+    "bias_token_ids": ([5], None),
+    "bias_values": ([1.0], [0.0]),
     "lora_task_id": (1, None),
 }
 

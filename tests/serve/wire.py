@@ -29,6 +29,13 @@ INPUTS = {
     "text_input": ("BYTES", [1]),
     "messages": ("BYTES", [1]),  # ours
     "input_token_ids": ("INT32", [-1]),  # ours
+    "add_generation_prompt": ("BOOL", [1]),  # ours
+    "continue_final_message": ("BOOL", [1]),  # ours
+    "stop_token_ids": ("INT32", [-1]),  # ours
+    "bias_token_ids": ("INT32", [-1]),  # ours
+    "bias_values": ("FP32", [-1]),  # ours
+    "num_top_log_probs": ("INT32", [1]),  # ours
+    "num_prompt_log_probs": ("INT32", [1]),  # ours
     "decoder_text_input": ("BYTES", [1]),
     "max_tokens": ("INT32", [1]),
     "num_return_sequences": ("INT32", [1]),
@@ -73,6 +80,10 @@ OUTPUTS = {
     "output_token_ids": ("INT32", [-1]),  # ours
     "finish_reason": ("BYTES", [1]),  # ours
     "stop_reason": ("BYTES", [1]),  # ours
+    "top_token_ids": ("INT32", [-1, -1]),  # ours
+    "top_log_probs": ("FP32", [-1, -1]),  # ours
+    "prompt_top_token_ids": ("INT32", [-1, -1]),  # ours
+    "prompt_top_log_probs": ("FP32", [-1, -1]),  # ours
     "num_input_tokens": ("INT32", [1]),
     "num_output_tokens": ("INT32", [1]),
     "batch_index": ("INT32", [1]),
@@ -110,7 +121,9 @@ ENGINE_INPUTS = {
 ONLY_TEXT_INPUTS = {
     *("text_input", "messages", "input_token_ids", "decoder_text_input", "max_tokens"),
     *("bad_words", "stop_words", "stream", "top_k", "top_p", "length_penalty"),
-    *("embedding_bias_words", "embedding_bias_weights"),
+    *("embedding_bias_words", "embedding_bias_weights", "bias_token_ids", "bias_values"),
+    *("add_generation_prompt", "continue_final_message", "stop_token_ids"),
+    *("num_top_log_probs", "num_prompt_log_probs"),
 }
 ENGINE_OUTPUTS = {
     "output_ids": ("INT32", [-1, -1]),
@@ -118,7 +131,10 @@ ENGINE_OUTPUTS = {
     "acceptance_rate": ("FP32", [1]),
 }
 """Outputs of `tensorrt_llm` in place of the text models' first ones."""
-ONLY_TEXT_OUTPUTS = {"text_output", "output_token_ids", "stop_reason"}
+ONLY_TEXT_OUTPUTS = {
+    *("text_output", "output_token_ids", "stop_reason", "top_token_ids", "top_log_probs"),
+    *("prompt_top_token_ids", "prompt_top_log_probs"),
+}
 MODELS = ("ensemble", "tensorrt_llm_bls")
 """The two models that stream text."""
 TEXT_MODELS = (*MODELS, "generate")

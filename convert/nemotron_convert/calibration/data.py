@@ -14,7 +14,7 @@ from nemotron_convert.source.nemo import Source
 from nemotron_core.errors import NemotronError
 from nemotron_core.files import text_digest
 from nemotron_core.text import Message, Tokenizer, check_text
-from nemotron_core.text.prompt import check_messages
+from nemotron_core.text.prompt import check_training_order
 
 DEFAULT_NAME = "calibration_texts.jsonl"
 """The project's own calibration texts, a file of this package."""
@@ -120,7 +120,7 @@ def _rows(path: Path | None) -> Iterator[tuple[Any, str]]:
 def _encode(tokenizer: Tokenizer, row: Any, where: str) -> list[int]:
     if isinstance(row, dict) and "messages" in row:
         try:
-            check_messages(row["messages"], answer_follows=False)
+            check_training_order(row["messages"])
         except NemotronError as error:
             raise NemotronError(error.what, where=f"{where}, {error.where}") from error
         return tokenizer.encode_chat(cast(list[Message], row["messages"]), answer_follows=False)

@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from nemotron_convert.target.json_files import write_json
 from nemotron_core.errors import NemotronError
-from nemotron_core.text.prompt import CONTROL_PREFIX
+from nemotron_core.text.prompt import CHAT_TEMPLATE, CONTROL_PREFIX
 from nemotron_core.text.sentencepiece_model import (
     Algorithm,
     Piece,
@@ -31,28 +31,6 @@ SPECIAL_TOKENS = {
     "unk_token": "<unk>",
 }
 """Transformers' names of the pieces with a meaning of their own."""
-
-CHAT_TEMPLATE = (
-    "{%- if messages[0].role == 'system' -%}"
-    "{%- set system = '\\n' + messages[0].content -%}{%- set turns = messages[1:] -%}"
-    "{%- else -%}"
-    "{%- set system = '' -%}{%- set turns = messages -%}"
-    "{%- endif -%}"
-    "{%- if not turns -%}{{ raise_exception('there is no user message') }}{%- endif -%}"
-    "{%- for message in messages -%}"
-    "{%- if '@CONTROL@' in message.content -%}"
-    "{{ raise_exception('a message contains a control piece (@CONTROL@…)') }}"
-    "{%- endif -%}"
-    "{%- endfor -%}"
-    "{{- '@CONTROL@0>System' + system + '\\n\\n' -}}"
-    "{%- for turn in turns -%}"
-    "{%- if turn.role != ('user' if loop.index0 % 2 == 0 else 'assistant') -%}"
-    "{{ raise_exception('after an optional system message, user and assistant alternate') }}"
-    "{%- endif -%}"
-    "{{- '@CONTROL@1>' + turn.role.capitalize() + '\\n' + turn.content + '\\n' -}}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '@CONTROL@1>Assistant\\n' -}}{%- endif -%}"
-).replace("@CONTROL@", CONTROL_PREFIX)
 
 
 def write_hf_tokenizer(folder: Path, model: bytes, max_positions: int) -> None:

@@ -15,6 +15,28 @@ opens each turn and thereby ends the turn before it."""
 
 ROLES = ("system", "user", "assistant")
 
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{%- if message.role not in ('system', 'user', 'assistant') -%}"
+    "{{ raise_exception('unknown role ' + message.role) }}"
+    "{%- endif -%}"
+    "{%- if '@CONTROL@' in message.content -%}"
+    "{{ raise_exception('a message contains a control piece (@CONTROL@…)') }}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
+    "{{- '@CONTROL@0>System' -}}"
+    "{%- for message in messages if message.role == 'system' -%}"
+    "{{- '\\n' + message.content -}}"
+    "{%- endfor -%}"
+    "{{- '\\n\\n' -}}"
+    "{%- for turn in messages if turn.role != 'system' -%}"
+    "{{- '@CONTROL@1>' + turn.role.capitalize() + '\\n' + turn.content + '\\n' -}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '@CONTROL@1>Assistant\\n' -}}{%- endif -%}"
+).replace("@CONTROL@", CONTROL_PREFIX)
+"""The same as `render_prompt` in Jinja, for programs that render prompts themselves. Tokenizers of
+Hugging Face find a control piece in any text, so it refuses messages with one."""
+
 
 class Message(TypedDict):
     """One message of a conversation, with the keys of OpenAI's API."""
@@ -27,6 +49,7 @@ def render_prompt(
     messages: Sequence[Message],
     *,
     answer_follows: bool = True,
+    is_continued: bool = False,
     control_prefix: str = CONTROL_PREFIX,
 ) -> str:
     r"""Return the prompt for `messages`, exactly in the format that the model was trained on.
@@ -34,23 +57,32 @@ def render_prompt(
     >>> render_prompt([{"role": "user", "content": "Hello?"}])
     '<extra_id_0>System\n\n<extra_id_1>User\nHello?\n<extra_id_1>Assistant\n'
 
-    With `answer_follows` the last message must be the user's, and the prompt ends where the answer
-    begins. Without it the conversation is rendered as it is, for training and calibration; the
-    model itself then generates `<extra_id_1>`.
+    All system messages are lines of the one system block at the beginning; every other message is a
+    turn of its own, in the order in which they come. With `answer_follows` the prompt ends where
+    the answer begins. Without it the conversation is rendered as it is, for training and
+    calibration; the model itself then generates `<extra_id_1>`. With `is_continued` the last
+    message, which must be the assistant's, stays open, so that the model goes on with it.
 
     A content that contains `<extra_id_1>` makes this *text* ambiguous. `Tokenizer.encode_chat`
     avoids that: it renders with a `control_prefix` that no content can contain.
 
     Raises `NemotronError` if the format cannot express the messages; see `check_messages`.
     """
-    check_messages(messages, answer_follows=answer_follows)
-    system = ""
-    turns = list(messages)
-    if turns[0]["role"] == "system":
-        system = "\n" + turns.pop(0)["content"]
+    check_messages(messages)
+    if is_continued and messages[-1]["role"] != "assistant":
+        raise NemotronError(
+            f"the last message is from {messages[-1]['role']!r}",
+            where=f"messages[{len(messages) - 1}]",
+            remedy="only an assistant's message can be continued",
+        )
+    system = "".join("\n" + m["content"] for m in messages if m["role"] == "system")
     prompt = f"{control_prefix}0>System{system}\n\n"
-    for turn in turns:
-        prompt += f"{control_prefix}1>{turn['role'].capitalize()}\n{turn['content']}\n"
+    for message in messages:
+        if message["role"] != "system":
+            role = message["role"].capitalize()
+            prompt += f"{control_prefix}1>{role}\n{message['content']}\n"
+    if is_continued:
+        return prompt.removesuffix("\n")
     if answer_follows:
         prompt += f"{control_prefix}1>Assistant\n"
     return prompt
@@ -68,7 +100,7 @@ def template_hash() -> str:
 
 
 def parse_messages(source: str) -> list[Message]:
-    """Return the messages of a JSON text. Raises `NemotronError` if they cannot be answered."""
+    """Return the messages of a JSON text. Raises `NemotronError` if they are no conversation."""
     try:
         messages = json.loads(source)
     except (ValueError, RecursionError) as error:
@@ -76,22 +108,20 @@ def parse_messages(source: str) -> list[Message]:
             f"messages is not JSON: {error}",
             remedy='send a list like [{"role": "user", "content": "Hello"}]',
         ) from error
-    check_messages(messages, answer_follows=True)
+    check_messages(messages)
     return cast("list[Message]", messages)
 
 
-def check_messages(messages: object, *, answer_follows: bool) -> None:
+def check_messages(messages: object) -> None:
     """Raise `NemotronError` if the prompt format cannot express the messages.
 
-    A system message may only come first; after it, user and assistant alternate, user first. The
-    model was trained on no other order. With `answer_follows` the last message must be the user's.
+    They may come in any order; see `render_prompt`.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str | bytes) or not messages:
         raise NemotronError(
             "messages must be a non-empty list",
             remedy='send a list like [{"role": "user", "content": "Hello"}]',
         )
-    expected: tuple[str, ...] = ("system", "user")
     for number, message in enumerate(messages):
         where = f"messages[{number}]"
         if not isinstance(message, dict) or set(message) != {"role", "content"}:
@@ -101,21 +131,26 @@ def check_messages(messages: object, *, answer_follows: bool) -> None:
         role = message["role"]
         if role not in ROLES:
             raise NemotronError(f"unknown role {role!r}", where=where, remedy=f"use {_or(ROLES)}")
+        check_text(message["content"], where=f"{where}.content")
+
+
+def check_training_order(messages: object) -> None:
+    """Raise `NemotronError` unless the messages are a conversation as the model was trained on.
+
+    A system message may only come first; after it, user and assistant alternate, user first.
+    """
+    check_messages(messages)
+    expected: tuple[str, ...] = ("system", "user")
+    for number, message in enumerate(cast("Sequence[Message]", messages)):
+        role = message["role"]
         if role not in expected:
             raise NemotronError(
                 f"role {role!r} is out of order: expected {_or(expected)}",
-                where=where,
+                where=f"messages[{number}]",
                 remedy="system may only come first, then user and assistant alternate",
             )
-        check_text(message["content"], where=f"{where}.content")
         expected = ("assistant",) if role == "user" else ("user",)
-    if answer_follows and expected != ("assistant",):
-        raise NemotronError(
-            f"the last message is from {role!r}",
-            where=f"messages[{len(messages) - 1}]",
-            remedy="end with a user message for the model to answer",
-        )
-    if messages[-1]["role"] == "system":
+    if role == "system":
         raise NemotronError("there is only a system message", remedy="add a user message")
 
 

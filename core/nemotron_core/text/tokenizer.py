@@ -69,10 +69,22 @@ class Tokenizer:
         """Return the ids of a raw prompt, without BOS. `<extra_id_N>` is the control piece."""
         return list(self._raw.encode(text))
 
-    def encode_chat(self, messages: Sequence[Message], *, answer_follows: bool = True) -> list[int]:
-        """Return the ids of the prompt for `messages`. No content ever becomes a control piece."""
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        answer_follows: bool = True,
+        is_continued: bool = False,
+    ) -> list[int]:
+        """Return the ids of the prompt for `messages`. No content ever becomes a control piece.
+
+        See `render_prompt` for the options.
+        """
         prompt = render_prompt(
-            messages, answer_follows=answer_follows, control_prefix=UNTYPABLE_PREFIX
+            messages,
+            answer_follows=answer_follows,
+            is_continued=is_continued,
+            control_prefix=UNTYPABLE_PREFIX,
         )
         return list(self._chat.encode(prompt.encode(errors="surrogateescape")))
 

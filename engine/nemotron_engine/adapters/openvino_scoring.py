@@ -82,7 +82,8 @@ class Scorer:
             if getattr(request, name) != neutral:
                 raise NemotronError(
                     f"this engine has alternatives for greedy decoding only, without {name}",
-                    remedy=f"leave {name} out",
+                    where=name,
+                    remedy=f"set it to {neutral!r}",
                 )
         self._prompts[request.key] = _Prompt(request)
         if self._model is None:

@@ -9,6 +9,9 @@ from nemotron_core.text import AnswerStream, Tokenizer
 from nemotron_engine.protocol import Chunk
 from nemotron_engine.triton.prompts import AnswerSettings
 
+Entries = list[list[tuple[int, float]]]
+"""Tokens and their log-probabilities at each position."""
+
 
 @dataclass
 class Part:
@@ -18,6 +21,8 @@ class Part:
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
+    top_log_probs: Entries = field(default_factory=list)
+    prompt_log_probs: Entries = field(default_factory=list)
     num_output_tokens: int = 0
     """Number of the answer's tokens so far."""
     cum_log_prob: float = 0.0
@@ -72,6 +77,8 @@ class Answer:
         part.text += self._push_text(chunk)
         part.token_ids += chunk.token_ids
         part.log_probs += chunk.log_probs
+        part.top_log_probs += chunk.top_log_probs
+        part.prompt_log_probs += chunk.prompt_log_probs
         part.cum_log_prob += sum(chunk.log_probs)
         part.num_output_tokens += len(chunk.token_ids)
         if chunk.finish_reason:
@@ -101,7 +108,7 @@ class Answer:
         for count, id_ in enumerate(ids, 1):
             text += self._text.push([id_], chunk.finish_reason if count == len(ids) else "")
             if self._text.stop_reason is not None:
-                del ids[count:], chunk.log_probs[count:]
+                del ids[count:], chunk.log_probs[count:], chunk.top_log_probs[count:]
                 chunk.finish_reason = "stop"
                 return text
         if not ids:

@@ -31,18 +31,36 @@ def request_settings(inputs: Inputs, options: Options, *, stream: bool) -> Reque
         stream=stream,
         single_tokens=options.chunk_tokens is not None,
         log_probs=inputs.value(0, "return_log_probs", default=False),
+        top=_alternatives(inputs, 0, "num_top_log_probs") or 0,
+        prompt_top=_alternatives(inputs, 0, "num_prompt_log_probs") or 0,
         times=inputs.value(0, "return_perf_metrics", default=False),
         cache_stats=inputs.value(0, "return_kv_cache_reuse_stats", default=False),
         pad_id=inputs.value(0, "pad_id", default=0),
     )
 
 
+def alternatives(inputs: Inputs, row: int) -> dict[str, Any]:
+    """Return the fields that ask for the log-probabilities of more tokens than the chosen ones."""
+    return {
+        "top_log_probs": _alternatives(inputs, row, "num_top_log_probs") or 0,
+        "prompt_log_probs": _alternatives(inputs, row, "num_prompt_log_probs"),
+    }
+
+
+def _alternatives(inputs: Inputs, row: int, name: str) -> int | None:
+    """Return a number of alternatives, where -1 means that they are not asked for."""
+    count: int | None = inputs.value(row, name)
+    return None if count == -1 else count
+
+
 def end_ids_of(inputs: Inputs, row: int, default: Sequence[int]) -> list[int]:
-    """Return the tokens that end an answer: the input `end_id`, where -1 means none."""
+    """Return the tokens that end an answer: those of `end_id`, and `stop_token_ids`.
+
+    An `end_id` of -1 means none.
+    """
     end_id = inputs.value(row, "end_id")
-    if end_id is None:
-        return list(default)
-    return [] if end_id == -1 else [end_id]
+    ids = list(default) if end_id is None else [end_id] if end_id != -1 else []
+    return [*ids, *(id_ for id_ in inputs.values(row, "stop_token_ids") or () if id_ not in ids)]
 
 
 def common_fields(inputs: Inputs, row: int, options: Options, request_id: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from nemotron_core.errors import NemotronError
 from nemotron_core.text import (
@@ -15,6 +16,7 @@ from nemotron_core.text import (
 )
 from nemotron_engine.protocol import Hello, Request
 from nemotron_engine.triton.fields import (
+    alternatives,
     common_fields,
     end_ids_of,
     request_settings,
@@ -86,13 +88,14 @@ class PromptBuilder:
             ),
             end_ids=end_ids,
             **sampling(inputs, row, "top_k", "top_p"),
+            **alternatives(inputs, row),
             bad_sequences=self._bad_sequences(inputs, row),
             bias=self._bias(inputs, row),
         )
         prefix = ""
         if not inputs.value(row, "exclude_input_in_output", default=True):
             prefix = (
-                render_prompt(messages)
+                render_prompt(messages, **_ending(inputs, row))
                 if messages
                 else self.tokenizer.decode(ids, show_control=True)
             )
@@ -127,7 +130,7 @@ class PromptBuilder:
             return ids, None
         if prompts["messages"] is not None:
             messages = parse_messages(inputs.value(row, "messages"))
-            return self.tokenizer.encode_chat(messages), messages
+            return self.tokenizer.encode_chat(messages, **_ending(inputs, row)), messages
         text = inputs.value(row, "text_input")
         check_text(text, where="text_input")
         return self.tokenizer.encode(text), None
@@ -166,4 +169,22 @@ class PromptBuilder:
         for word, weight in zip(words, weights, strict=False):
             for id_ in {id_ for ids in spellings(self.tokenizer, word) for id_ in ids}:
                 bias[id_] = bias.get(id_, 0.0) + weight
+        ids = inputs.values(row, "bias_token_ids") or []
+        values = inputs.values(row, "bias_values") or []
+        if len(ids) != len(values) and (ids or any(values)):
+            raise NemotronError(
+                f"{len(ids)} bias_token_ids have {len(values)} values",
+                where="bias_values",
+                remedy="send one for each token",
+            )
+        for id_, value in zip(ids, values, strict=False):
+            bias[id_] = bias.get(id_, 0.0) + value
         return bias
+
+
+def _ending(inputs: Inputs, row: int) -> dict[str, Any]:
+    """Return how the prompt of a conversation ends, as options of `render_prompt`."""
+    return {
+        "answer_follows": inputs.value(row, "add_generation_prompt", default=True),
+        "is_continued": inputs.value(row, "continue_final_message", default=False),
+    }

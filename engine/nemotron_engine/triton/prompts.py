@@ -42,6 +42,10 @@ class RequestSettings(msgspec.Struct, array_like=True, frozen=True, kw_only=True
     single_tokens: bool = False
     """Whether a piece is sent as soon as there is a token for it."""
     log_probs: bool = False
+    top: int = 0
+    """Number of alternatives at each token of the answers."""
+    prompt_top: int = 0
+    """The same at each token of the prompt."""
     times: bool = False
     cache_stats: bool = False
     pad_id: int = 0

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
+import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from nemotron_core.wire import CACHE_OUTPUTS, TIME_OUTPUTS
-from nemotron_engine.triton.answer import Part
+from nemotron_core.wire import CACHE_OUTPUTS, PROMPT_OUTPUTS, TIME_OUTPUTS, TOP_OUTPUTS
+from nemotron_engine.triton.answer import Entries, Part
 from nemotron_engine.triton.prompts import RequestSettings
 from nemotron_engine.triton.tensors import tensor
 
@@ -33,7 +34,7 @@ def middle_response(
         values |= _indices([part])
     if settings.log_probs:
         values |= _log_probs([part], [part.log_probs])
-    return _response(values, names)
+    return _response(values | _alternatives([part], settings), names)
 
 
 def last_response(
@@ -64,7 +65,7 @@ def last_response(
             values[output.name] = [[part.times[position]] for part in parts]
     if settings.cache_stats:
         values |= {output.name: [[UNKNOWN]] * len(parts) for output in CACHE_OUTPUTS}
-    return _response(values, names)
+    return _response(values | _alternatives(parts, settings), names)
 
 
 def token_response(part: Part, settings: RequestSettings, names: Collection[str]) -> Any:
@@ -96,6 +97,29 @@ def _log_probs(parts: Sequence[Part], rows: Sequence[Sequence[float]]) -> dict[s
         "output_log_probs": [[row] for row in rows],
         "cum_log_probs": [[part.cum_log_prob] for part in parts],
     }
+
+
+def _alternatives(parts: Sequence[Part], settings: RequestSettings) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    if any(part.top_log_probs for part in parts):
+        rows = [part.top_log_probs for part in parts]
+        values |= zip((t.name for t in TOP_OUTPUTS), _tables(rows, settings.top), strict=True)
+    if any(part.prompt_log_probs for part in parts):
+        rows = [part.prompt_log_probs for part in parts]
+        tables = _tables(rows, 1 + settings.prompt_top)
+        values |= zip((t.name for t in PROMPT_OUTPUTS), tables, strict=True)
+    return values
+
+
+def _tables(rows: Sequence[Entries], width: int) -> tuple[Any, Any]:
+    """Return token ids and log-probabilities [rows, longest row, width]; the id -1 fills up."""
+    shape = (len(rows), max(map(len, rows)), width)
+    ids, log_probs = np.full(shape, -1, np.int32), np.zeros(shape, np.float32)
+    for row, entries in enumerate(rows):
+        for position, entry in enumerate(entries):
+            for place, (id_, log_prob) in enumerate(entry[:width]):
+                ids[row, position, place], log_probs[row, position, place] = id_, log_prob
+    return ids, log_probs
 
 
 def _padded(rows: Sequence[list[Any]], filler: float) -> list[list[Any]]:
