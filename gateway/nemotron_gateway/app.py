@@ -3,68 +3,111 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
+from importlib.metadata import version
+from urllib.parse import quote
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from nemotron_core.errors import CLIENT_CLOSED_REQUEST
+from nemotron_core.errors import CLIENT_CLOSED_REQUEST, ErrorKind
 from nemotron_core.openai.errors import HttpError
+from nemotron_core.openai.responses import ResponsesRequest
 from nemotron_core.openai.schema import ChatRequest, CompletionRequest
 from nemotron_gateway import access_log, page
+from nemotron_gateway.admission import Admission
 from nemotron_gateway.backend import Backend
+from nemotron_gateway.connection_limits import HostCheck
 from nemotron_gateway.json_response import JsonResponse, to_http_error
 from nemotron_gateway.keys import Keys
 from nemotron_gateway.metrics import Metrics
+from nemotron_gateway.models import Models
 from nemotron_gateway.nemo_api import NeMo
 from nemotron_gateway.nemo_schema import GenerateRequest
 from nemotron_gateway.openai_api import OpenAI
-from nemotron_gateway.openapi import Endpoint, describe
+from nemotron_gateway.openapi import Access, Endpoint, describe
 from nemotron_gateway.request_record import REQUEST_ID_HEADER, RequestRecord
-from nemotron_gateway.settings import GatewaySettings
+from nemotron_gateway.responses_api import Responses
+from nemotron_gateway.settings import LOOPBACK, GatewaySettings
+from nemotron_gateway.tokens_api import DetokenizeRequest, TokenizeRequest, Tokens
 
 LOG = logging.getLogger("nemotron_gateway")
-UNLOGGED = ("/health/live", "/health/ready", "/metrics")
-"""Routes that are requested every few seconds, and therefore are not in the access log."""
+HEALTH = ("/health", "/health/live", "/health/ready", "/metrics")
+"""Routes that are requested every few seconds, and therefore are not in the access log. A gateway
+that drains answers them too."""
+NOT_SERVED = {
+    "/v1/embeddings": "this model makes text, no embeddings",
+    "/v1/moderations": "this model makes text, no moderations",
+    "/v1/images/generations": "this model makes text, no images",
+    "/v1/audio/speech": "this model makes text, no speech",
+    "/v1/audio/transcriptions": "this model reads text, no speech",
+    "/v1/assistants": "nothing is stored: send the whole conversation with each request",
+    "/v1/threads": "nothing is stored: send the whole conversation with each request",
+}
+"""Routes of OpenAI's API that this model cannot have, and why."""
+MAX_IGNORED_BYTES = 1024
 
 
 class Gateway:
-    """The ASGI application. While `draining` is true, `/health/ready` answers 503."""
+    """The ASGI application. While `draining` is true, it refuses requests with status 503."""
 
-    def __init__(self, settings: GatewaySettings, keys: Sequence[str] = ()) -> None:
+    def __init__(self, settings: GatewaySettings, keys: Keys | None = None) -> None:
         self._settings = settings
-        self._keys = Keys(keys)
+        self._keys = keys or Keys()
         self._metrics = Metrics()
         self._backend = Backend(settings, self._metrics)
-        openai, nemo = OpenAI(settings, self._backend), NeMo(settings, self._backend)
+        self._hosts = HostCheck(_served_names(settings, self._keys))
         self.draining = False
+        self.running = 0
+        """Number of requests that are being answered, health and metrics aside."""
+        models, admission = Models(settings, self._backend), Admission(settings.limits.tokens)
+        openai = OpenAI(settings, self._backend, models, admission)
+        responses = Responses(settings, self._backend, models, openai)
+        nemo = NeMo(settings, self._backend, admission)
+        tokens = Tokens(settings, self._backend, models)
+        user = Access.USER
         # fmt: off
         self.endpoints = (
             Endpoint("POST", "/v1/chat/completions", openai.chat,
-                     "The answer to a conversation", ChatRequest, needs_key=True),
+                     "The answer to a conversation", ChatRequest, access=user),
             Endpoint("POST", "/v1/completions", openai.completions,
-                     "What follows a prompt", CompletionRequest, needs_key=True),
-            Endpoint("GET", "/v1/models", openai.models, "The model", needs_key=True),
-            Endpoint("GET", "/v1/models/{name}", openai.model,
-                     "The model, by its name", needs_key=True),
+                     "What follows a prompt", CompletionRequest, access=user),
+            Endpoint("POST", "/v1/responses", responses.create,
+                     "The answer to a conversation, which is not stored", ResponsesRequest,
+                     access=user),
+            Endpoint("GET", "/v1/models", models.list, "The model", access=user),
+            Endpoint("GET", "/v1/models/{name:path}", models.one,
+                     "The model, by its name", access=user),
+            Endpoint("POST", "/tokenize", tokens.tokenize,
+                     "The tokens of a prompt or of a conversation", TokenizeRequest, access=user),
+            Endpoint("POST", "/detokenize", tokens.detokenize,
+                     "The text of tokens", DetokenizeRequest, access=user),
+            Endpoint("GET", "/tokenizer_info", tokens.info,
+                     "The tokenizer's special tokens and its chat template", access=user),
             Endpoint("PUT", "/generate", nemo.generate,
-                     "The model card's API, as NeMo's", GenerateRequest, needs_key=True),
+                     "The model card's API, as NeMo's", GenerateRequest, access=user),
+            Endpoint("GET", "/version", self._version, "The version of this program"),
+            Endpoint("GET", "/health", self._ready, "As /health/ready"),
             Endpoint("GET", "/health/live", self._live, "200 while the gateway runs"),
             Endpoint("GET", "/health/ready", self._ready,
                      "200 if the engine makes a token, else 503"),
             Endpoint("GET", "/metrics", self._metrics_page, "For Prometheus"),
             Endpoint("GET", "/openapi.json", self._openapi),
+            *(Endpoint("POST", path, _answer_not_served) for path in NOT_SERVED),
             *(Endpoint("GET", path, file.respond) for path, file in page.files().items()),
         )
         # fmt: on
         self._app = Starlette(
             routes=[self._route(endpoint) for endpoint in self.endpoints],
+            middleware=_cross_origin(settings),
             exception_handlers={
                 ClientDisconnect: _answer_disconnect,
                 HTTPException: _answer_no_such_route,
@@ -82,6 +125,7 @@ class Gateway:
         record = RequestRecord.from_headers(scope["headers"], self._metrics)
         scope["record"] = record
         scope["send_to_client"] = send
+        is_counted = scope["path"] not in HEALTH
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -89,28 +133,46 @@ class Gateway:
                 message["headers"] = [
                     *message["headers"],
                     *page.HEADERS,
+                    *_ignored_keys(record),
                     (REQUEST_ID_HEADER, record.request_id.encode()),
                 ]
             await send(message)
 
+        self.running += is_counted
         try:
             await self._app(scope, receive, send_with_headers)
         except Exception as error:
             # The client has its answer: Starlette raises unexpected errors again for the log.
             LOG.error("request %s failed", record.request_id, exc_info=error)
         finally:
+            self.running -= is_counted
             record.finish()
-            if self._settings.access_log and record.route not in UNLOGGED:
+            if self._settings.access_log and record.route not in HEALTH:
                 access_log.write(scope, record)
 
     def _route(self, endpoint: Endpoint) -> Route:
-        """Return Starlette's route for an endpoint, with the check of the API key."""
+        """Return Starlette's route for an endpoint, with the checks that come first."""
 
         async def respond(request: Request) -> Response:
             record: RequestRecord = request.scope["record"]
             record.route = endpoint.path
-            if endpoint.needs_key:
-                self._keys.check(request.headers.get("authorization", ""))
+            if not self._hosts.serves(request.headers.get("host", "")):
+                raise HttpError(
+                    HTTPStatus.MISDIRECTED_REQUEST,
+                    f"the host {request.headers['host']!r} is not served here: use localhost, or "
+                    "name it in the setting hosts",
+                    code="host_not_served",
+                )
+            if endpoint.access is not Access.OPEN:
+                authorization = request.headers.get("authorization", "")
+                record.key = self._keys.check(
+                    authorization, needs_admin=endpoint.access is Access.ADMIN
+                )
+            if self.draining and endpoint.path not in HEALTH:
+                message = "the gateway shuts down: ask another one"
+                error = HttpError.of_kind(ErrorKind.SHUTTING_DOWN, message)
+                error.headers["Connection"] = "close"
+                raise error
             return await endpoint.handler(request, record)
 
         return Route(endpoint.path, respond, methods=[endpoint.method])
@@ -119,6 +181,9 @@ class Gateway:
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
         async with self._backend:
             yield
+
+    async def _version(self, _request: Request, _record: RequestRecord) -> Response:
+        return JsonResponse({"version": version("nemotron-triton")})
 
     async def _live(self, _request: Request, _record: RequestRecord) -> Response:
         return JsonResponse({"live": True})
@@ -136,6 +201,42 @@ class Gateway:
             self.endpoints, model=self._settings.model, has_keys=self._keys.are_required
         )
         return JsonResponse(description)
+
+
+def _served_names(settings: GatewaySettings, keys: Keys) -> tuple[str, ...]:
+    """Return the names in the header `Host` that are served; none stands for all."""
+    if settings.hosts or keys.are_required or settings.address not in LOOPBACK:
+        return settings.hosts
+    return LOOPBACK
+
+
+def _cross_origin(settings: GatewaySettings) -> list[Middleware]:
+    """Return what lets pages of other origins use the API, if the settings name any."""
+    if not settings.cors_origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST", "PUT"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-ID", "X-Ignored-Keys", "Retry-After"],
+        )
+    ]
+
+
+def _ignored_keys(record: RequestRecord) -> list[tuple[bytes, bytes]]:
+    """Return the header that names the keys of the request that had no effect."""
+    if not record.ignored_keys:
+        return []
+    names = record.ignored_keys[: access_log.IGNORED_KEYS]
+    value = ", ".join(quote(name, safe="._-") for name in names)
+    return [(b"x-ignored-keys", value.encode()[:MAX_IGNORED_BYTES])]
+
+
+async def _answer_not_served(_request: Request, record: RequestRecord) -> Response:
+    """Answer a request for what this model cannot do."""
+    raise HttpError(HTTPStatus.NOT_FOUND, NOT_SERVED[record.route], code="not_served")
 
 
 async def _answer_disconnect(_request: Request, _error: Exception) -> Response:

@@ -12,16 +12,21 @@ from pathlib import Path
 
 from nemotron_core.errors import ErrorKind, NemotronError
 from nemotron_core.generation import Generation, Piece, Prompt
+from nemotron_core.openai.answer import engine_fingerprint
 from nemotron_core.openai.errors import HttpError
 from nemotron_core.text import Tokenizer
 from nemotron_gateway.metrics import Metrics
+from nemotron_gateway.sequences import generate_groups, groups_of
 from nemotron_gateway.settings import GatewaySettings
-from nemotron_gateway.triton import Triton
+from nemotron_gateway.triton import Configuration, Triton
 
 CANARY_IDS = (5,)
 """Prompt of the request that shows whether the engine generates."""
 CANARY_SECONDS = 1.0
 """Seconds for which the result of that request is used again."""
+FACTS_SECONDS = 2.0
+"""Seconds for which facts about the model are used without asking Triton again: less than an engine
+takes to start."""
 IDENTITY_PARAMETERS = ("engine", "checkpoint", "template")
 
 
@@ -31,10 +36,18 @@ class ModelFacts:
 
     max_seq_len: int
     """Largest number of tokens of a prompt and its answer together."""
+    slots: int
+    """Number of sequences that the engine computes at the same time."""
     tokenizer: Tokenizer | None
     """`None` if its file is not on this machine."""
     identity: dict[str, str]
     """Hashes of everything that determines the text of an answer."""
+
+    @property
+    def fingerprint(self) -> str | None:
+        """The engine's name in answers, `system_fingerprint` of OpenAI's API."""
+        engine = self.identity.get("engine")
+        return engine_fingerprint(engine) if engine else None
 
 
 class Backend:
@@ -45,10 +58,13 @@ class Backend:
 
     def __init__(self, settings: GatewaySettings, metrics: Metrics) -> None:
         self._settings = settings
-        self._triton = Triton(settings.triton)
+        self._triton = Triton(settings.triton, self._doubt_facts)
         self._running = 0
         metrics.running.set_function(lambda: self._running)
         self._facts: ModelFacts | None = None
+        self._configuration: Configuration | None = None
+        self._facts_time = float("-inf")
+        self._asking = asyncio.Lock()
         self._piece_time = float("-inf")
         """Time of the last piece of any answer."""
         self._is_ready = False
@@ -68,9 +84,8 @@ class Backend:
 
         `timeout` in seconds is the client's; the gateway's own counts if it is less.
         """
-        own_timeout = self._settings.timeouts.request
-        seconds = own_timeout if timeout is None else min(timeout, own_timeout)
         with self._running_prompt():
+            seconds = self._seconds(timeout)
             async with aclosing(self._triton.generate(prompt, generation, seconds)) as pieces:
                 async for piece in pieces:
                     if piece.finish_reason == "cancelled":
@@ -79,15 +94,35 @@ class Backend:
                     self._piece_time = time.monotonic()
                     yield piece
 
-    def generate_all(
+    async def generate_all(
         self, prompts: Sequence[Prompt], generation: Generation, timeout: float | None
     ) -> AsyncGenerator[tuple[int, Piece], None]:
         """Yield the pieces of all answers to all prompts, each with the index of its answer.
 
-        The prompts run at the same time. A failure of one ends all of them.
+        As many sequences run at the same time as the engine computes at once. A failure of one
+        ends all of them.
         """
-        sources = [self.generate(prompt, generation, timeout) for prompt in prompts]
-        return _merge(sources, generation.num_return_sequences or 1)
+        answers = generation.num_return_sequences or 1
+        if len(prompts) == 1 and answers == 1:
+            async with aclosing(self.generate(prompts[0], generation, timeout)) as pieces:
+                async for piece in pieces:
+                    yield 0, piece
+            return
+        slots = min((await self.facts()).slots, self._settings.limits.requests)
+        groups = list(groups_of(prompts, generation, slots))
+        deadline = time.monotonic() + self._seconds(timeout)
+
+        def generate(prompt: Prompt, part: Generation) -> AsyncGenerator[Piece, None]:
+            return self.generate(prompt, part, max(0.001, deadline - time.monotonic()))
+
+        async with aclosing(generate_groups(groups, slots, generate)) as indexed:
+            async for index, piece in indexed:
+                yield index, piece
+
+    def _seconds(self, timeout: float | None) -> float:
+        """Return the time for a request, of which a client may ask for less."""
+        own_timeout = self._settings.timeouts.request
+        return own_timeout if timeout is None else min(timeout, own_timeout)
 
     @contextmanager
     def _running_prompt(self) -> Iterator[None]:
@@ -101,19 +136,33 @@ class Backend:
             self._running -= 1
 
     async def facts(self) -> ModelFacts:
-        """Return the facts about the model. Triton gets requests until it has answered once."""
-        if self._facts is None:
-            parameters = await self._triton.parameters()
-            path = self._settings.tokenizer or Path(parameters["tokenizer_path"])
-            try:
-                tokenizer = await asyncio.to_thread(Tokenizer, path)
-            except NemotronError:
-                tokenizer = None
-            identity = {
-                name: parameters[name] for name in IDENTITY_PARAMETERS if name in parameters
-            }
-            self._facts = ModelFacts(int(parameters["max_seq_len"]), tokenizer, identity)
-        return self._facts
+        """Return the facts about the model.
+
+        Triton is asked again after `FACTS_SECONDS`, and when it has closed a connection: another
+        engine may answer now.
+        """
+        async with self._asking:
+            if self._facts is None or time.monotonic() - self._facts_time > FACTS_SECONDS:
+                configuration = await self._triton.configuration()
+                if self._facts is None or configuration != self._configuration:
+                    self._facts = await self._facts_of(configuration)
+                    self._configuration = configuration
+                self._facts_time = time.monotonic()
+            return self._facts
+
+    def _doubt_facts(self) -> None:
+        self._facts_time = float("-inf")
+
+    async def _facts_of(self, configuration: Configuration) -> ModelFacts:
+        parameters = configuration.parameters
+        path = self._settings.tokenizer or Path(parameters["tokenizer_path"])
+        try:
+            tokenizer = await asyncio.to_thread(Tokenizer, path)
+        except NemotronError:
+            tokenizer = None
+        identity = {name: parameters[name] for name in IDENTITY_PARAMETERS if name in parameters}
+        max_seq_len = int(parameters["max_seq_len"])
+        return ModelFacts(max_seq_len, configuration.slots, tokenizer, identity)
 
     async def tokenizer(self, purpose: str, param: str | None = None) -> Tokenizer:
         """Return the tokenizer. Raises `HttpError` that names the purpose if there is none."""
@@ -155,40 +204,3 @@ class Backend:
                 return self._piece_time > began
             return error.status == ErrorKind.OVERLOADED.codes.http
         return True
-
-
-async def _merge(
-    sources: Sequence[AsyncGenerator[Piece, None]], answers: int
-) -> AsyncGenerator[tuple[int, Piece], None]:
-    """Yield the pieces of all sources, which have `answers` each, with the index of the answer."""
-    if len(sources) == 1:
-        async with aclosing(sources[0]) as source:
-            async for piece in source:
-                yield piece.sequence_index, piece
-        return
-    queue: asyncio.Queue[tuple[int, Piece] | Exception | None] = asyncio.Queue(len(sources))
-
-    async def read(index: int, source: AsyncGenerator[Piece, None]) -> None:
-        try:
-            async with aclosing(source):
-                async for piece in source:
-                    await queue.put((index * answers + piece.sequence_index, piece))
-            await queue.put(None)
-        except Exception as error:  # raised again by the reader of the queue
-            await queue.put(error)
-
-    tasks = [asyncio.ensure_future(read(index, source)) for index, source in enumerate(sources)]
-    try:
-        running = len(tasks)
-        while running:
-            item = await queue.get()
-            if isinstance(item, Exception):
-                raise item
-            if item is None:
-                running -= 1
-            else:
-                yield item
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

@@ -24,7 +24,7 @@ def gateway(
     ] = None,
     api_keys_file: Annotated[
         Path | None,
-        typer.Option(help="File with one API key per line; else NEMOTRON_API_KEYS(_FILE)."),
+        typer.Option(help="File with an API key in each line; else NEMOTRON_API_KEYS(_FILE)."),
     ] = None,
     settings: Annotated[
         Path | None, typer.Option(help="YAML file of settings, which the options override.")
@@ -44,8 +44,9 @@ def gateway(
     ] = None,
 ) -> None:
     """Serve OpenAI's API, the model card's `PUT /generate` and a chat page, in front of Triton."""
+    from nemotron_gateway.keys import Keys
     from nemotron_gateway.server import serve
-    from nemotron_gateway.settings import load_keys, load_settings
+    from nemotron_gateway.settings import load_settings
 
     gateway_settings = load_settings(
         settings,
@@ -60,4 +61,4 @@ def gateway(
             "timeouts.drain": drain_timeout,
         },
     )
-    serve(gateway_settings, load_keys(gateway_settings), port_file)
+    serve(gateway_settings, Keys.configured(gateway_settings.api_keys_file), port_file)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import cast
 
@@ -38,7 +38,8 @@ class Connection(asyncio.Protocol):
     idle_since = 0.0
     """Time by `time.monotonic` since which no request uses the connection."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_lost: Callable[[], None]) -> None:
+        self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         self._wakeup: asyncio.Future[None] | None = None
         self._parser: httptools.HttpResponseParser | None = None
@@ -146,6 +147,8 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """End the request that uses the connection, if there is one."""
+        if self.is_open:  # it was not this side that closed it
+            self._on_lost()
         self._fail(error or ConnectionError(CLOSED))
 
     def on_headers_complete(self) -> None:
@@ -166,14 +169,19 @@ class Connection(asyncio.Protocol):
 
 
 class Connections:
-    """The connections to the server at `address` (host:port), as many as there are requests."""
+    """The connections to the server at `address` (host:port), as many as there are requests.
 
-    def __init__(self, address: str) -> None:
+    `on_lost` is called when the server closes a connection or cannot be reached.
+    """
+
+    def __init__(self, address: str, on_lost: Callable[[], None]) -> None:
         self._address = address
+        self._on_lost = on_lost
         self._idle: list[Connection] = []
 
     def close(self) -> None:
         """Close all idle connections."""
+        self._on_lost = _ignore
         for connection in self._idle:
             connection.close()
 
@@ -217,10 +225,21 @@ class Connections:
     async def _connect(self) -> Connection:
         host, _, port = self._address.rpartition(":")
         connecting = asyncio.get_running_loop().create_connection(
-            Connection, host.strip("[]"), int(port)
+            lambda: Connection(self._lose), host.strip("[]"), int(port)
         )
         try:
             _, connection = await asyncio.wait_for(connecting, CONNECT_SECONDS)
         except asyncio.TimeoutError as error:
+            self._on_lost()
             raise ConnectionError(f"no connection in {CONNECT_SECONDS:g} seconds") from error
+        except OSError:
+            self._on_lost()
+            raise
         return connection
+
+    def _lose(self) -> None:
+        self._on_lost()
+
+
+def _ignore() -> None:
+    """Do nothing: nobody waits anymore."""

@@ -6,6 +6,7 @@ import json
 from http import HTTPStatus
 from typing import Any
 
+import msgspec
 from starlette.responses import JSONResponse
 
 from nemotron_core.openai.errors import HttpError
@@ -21,10 +22,13 @@ class JsonResponse(JSONResponse):
 
 def to_json(content: object) -> bytes:
     """Return JSON in UTF-8, with a question mark for each lone surrogate."""
-    return _encode(content).encode(errors="replace")
+    try:
+        return _encode(content)
+    except UnicodeEncodeError:
+        return json.dumps(content, ensure_ascii=False).encode(errors="replace")
 
 
-_encode = json.JSONEncoder(ensure_ascii=False).encode
+_encode = msgspec.json.Encoder().encode
 
 
 def to_http_error(error: Exception, request_id: str) -> HttpError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -10,9 +11,11 @@ from nemotron_core.generation import MAX_SEED, Generation
 from nemotron_core.openai.errors import bad_request
 from nemotron_core.text import Tokenizer
 
-END_OF_TURN = "<extra_id_1>"
 END_OF_TEXT = "</s>"
 MAX_INT = 2**31 - 1
+MAX_END_STRINGS = 256
+MAX_END_STRING_CHARACTERS = 1024
+"""Limits of the end strings, because the text is compared with each of them after each token."""
 
 
 class GenerateRequest(BaseModel):
@@ -36,7 +39,7 @@ class GenerateRequest(BaseModel):
     )
     add_BOS: bool = Field(False, description="add_BOS must be a boolean value")  # noqa: N815
     greedy: bool = Field(False, description="greedy must be a boolean value")
-    top_k: int = Field(0, ge=0, le=MAX_INT, description="top_k must be a positive integer number")
+    top_k: float = Field(0, ge=0, le=MAX_INT, description="top_k must be a positive integer number")
     top_p: float = Field(
         0.9, ge=0, le=1, description="top_p must be a positive number less than or equal to 1.0"
     )
@@ -63,22 +66,38 @@ class GenerateRequest(BaseModel):
         description="random_seed must be a positive integer number or None",
     )
 
-    def generation(self, tokenizer: Tokenizer) -> Generation:
-        """Return the generation that this request describes.
+    def generation(self, tokenizer: Tokenizer, number: int) -> Generation:
+        """Return the generation that this request describes for the sentence with that number.
 
-        NeMo ends an answer at `</s>` only. `<extra_id_1>` ends one if it is an end string.
+        As in NeMo, greedy decoding knows no penalty, equal sentences of a request with a seed get
+        different samples, and only `</s>` waits for `min_tokens_to_generate`. So an end string that
+        is a token ends the answer in the engine only if there is no such minimum; otherwise the
+        gateway does it.
         """
-        ends_turn = END_OF_TURN in self.end_strings
+        minimum = min(self.min_tokens_to_generate, self.tokens_to_generate)
+        end_ids = (
+            id_
+            for text in self.end_strings
+            if not minimum and (id_ := tokenizer.id_of(text)) is not None
+            if tokenizer.token_text(id_) == text
+        )
+        seed = self.random_seed
+        sampling: dict[str, Any] = {"temperature": 0.0}
+        if not self.greedy:
+            sampling = {
+                "temperature": self.temperature,
+                "top_k": int(self.top_k) or None,
+                "top_p": self.top_p or None,
+                "repetition_penalty": self.repetition_penalty,
+                "seed": None if seed is None else (seed + number) % (MAX_SEED + 1),
+            }
         return Generation(
             max_tokens=self.tokens_to_generate,
-            temperature=0.0 if self.greedy else self.temperature,
-            top_k=self.top_k or None,
-            top_p=self.top_p or None,
-            repetition_penalty=self.repetition_penalty,
-            min_tokens=min(self.min_tokens_to_generate, self.tokens_to_generate),
-            seed=self.random_seed,
-            end_id=None if ends_turn else tokenizer.id_of(END_OF_TEXT),
+            min_tokens=minimum or None,
+            end_id=tokenizer.id_of(END_OF_TEXT),
+            stop_token_ids=tuple(end_ids),
             return_log_probs=self.compute_logprob or None,
+            **sampling,
         )
 
 
@@ -94,5 +113,13 @@ def parse_generate_request(body: object) -> GenerateRequest:
             message = str(GenerateRequest.model_fields[str(first["loc"][0])].description)
         raise bad_request(message) from error
     if request.all_probs:
-        raise bad_request("all_probs is not served: the engine reports the chosen tokens' only")
+        raise bad_request(
+            "all_probs is not served: the log-probabilities of one token are a megabyte here; "
+            "compute_logprob returns those of the tokens themselves"
+        )
+    texts = request.end_strings
+    if len(texts) > MAX_END_STRINGS or max(map(len, texts), default=0) > MAX_END_STRING_CHARACTERS:
+        raise bad_request(
+            f"at most {MAX_END_STRINGS} end_strings of {MAX_END_STRING_CHARACTERS} characters"
+        )
     return request

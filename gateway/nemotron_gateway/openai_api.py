@@ -1,26 +1,26 @@
-"""The endpoints of OpenAI's API: chat completions, completions, models."""
+"""The endpoints of OpenAI's API that generate: chat completions and completions."""
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from http import HTTPStatus
 from typing import Any, cast
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from nemotron_core.errors import NemotronError
-from nemotron_core.generation import Piece, Prompt, join_pieces
-from nemotron_core.openai.answer import Answer, ChatAnswer, CompletionAnswer
-from nemotron_core.openai.errors import HttpError, bad_request
+from nemotron_core.generation import Generation, Piece, Prompt, join_pieces
+from nemotron_core.openai.answer import Answer, AnswerOptions, ChatAnswer, CompletionAnswer
+from nemotron_core.openai.errors import bad_request
 from nemotron_core.openai.schema import ChatRequest, CompletionRequest
 from nemotron_core.text import Message, Tokenizer
+from nemotron_gateway.admission import Admission, estimate_tokens
 from nemotron_gateway.backend import Backend
 from nemotron_gateway.json_response import JsonResponse
-from nemotron_gateway.request import parse_body, read_json, while_connected
+from nemotron_gateway.models import Models
+from nemotron_gateway.request import compute, read_body, while_connected
 from nemotron_gateway.request_record import RequestRecord
 from nemotron_gateway.settings import GatewaySettings
 from nemotron_gateway.stream import EventStream, stream_answer
@@ -34,59 +34,58 @@ TEMPLATE_TOKENS = 64
 class OpenAI:
     """The endpoints. Every failure before an answer's first piece is raised as an `HttpError`."""
 
-    def __init__(self, settings: GatewaySettings, backend: Backend) -> None:
+    def __init__(
+        self, settings: GatewaySettings, backend: Backend, models: Models, admission: Admission
+    ) -> None:
         self._settings = settings
         self._backend = backend
-        self._created = int(time.time())
-
-    async def models(self, _request: Request, _record: RequestRecord) -> Response:
-        """Answer `GET /v1/models`."""
-        return JsonResponse({"object": "list", "data": [await self._model()]})
-
-    async def model(self, request: Request, _record: RequestRecord) -> Response:
-        """Answer `GET /v1/models/{name}`."""
-        self._check_model(request.path_params["name"])
-        return JsonResponse(await self._model())
-
-    async def _model(self) -> dict[str, object]:
-        facts = await self._backend.facts()
-        return {
-            "id": self._settings.model,
-            "object": "model",
-            "created": self._created,
-            "owned_by": "nvidia",
-            "max_model_len": facts.max_seq_len,
-            **facts.identity,
-        }
+        self._models = models
+        self._admission = admission
 
     async def chat(self, request: Request, record: RequestRecord) -> Response:
         """Answer `POST /v1/chat/completions`."""
-        body = parse_body(await read_json(request, record, self._settings), ChatRequest)
+        body = await read_body(request, record, self._settings, ChatRequest)
+        name = self._check(body)
+        messages = self._messages(body)
+        ids: list[list[int]] = []
+        if _needs_ids(body):
+            tokenizer = await self._backend.tokenizer("a prompt's tokens", "prompt_logprobs")
+            ids = [await self._encode_chat(tokenizer, messages, body)]
+        answer = ChatAnswer(name, await self._options(body, ids), num_answers=body.num_answers)
+        max_tokens = await self._max_tokens(body, messages)
+        return await self._respond(request, record, body, [messages], max_tokens, answer)
+
+    async def chat_pieces(
+        self, body: ChatRequest, record: RequestRecord
+    ) -> AsyncGenerator[tuple[int, Piece], None]:
+        """Return the pieces of the answer to a conversation, for another form of the request."""
         self._check(body)
+        messages = self._messages(body)
+        generation = body.generation(await self._max_tokens(body, messages))
+        return self._generate(record, [messages], generation, body.timeout)
+
+    def _messages(self, body: ChatRequest) -> list[dict[str, str]]:
         messages = [message.as_dict() for message in body.messages]
         self._check_prompts(["".join(message["content"] for message in messages)], "messages")
-        answer = ChatAnswer(
-            self._settings.model,
-            tokenizer=await self._tokenizer(body),
-            include_usage=body.include_usage,
-        )
-        max_tokens = body.requested_tokens or await self._remaining_tokens(messages)
-        return await self._respond(request, record, body, [messages], max_tokens, answer)
+        return messages
 
     async def completions(self, request: Request, record: RequestRecord) -> Response:
         """Answer `POST /v1/completions`."""
-        body = parse_body(await read_json(request, record, self._settings), CompletionRequest)
-        self._check(body)
+        body = await read_body(request, record, self._settings, CompletionRequest)
+        name = self._check(body)
         self._check_prompts(body.prompts, "prompt")
-        echoes = await self._echoes(body.prompts) if body.echo else []
-        answer = CompletionAnswer(
-            self._settings.model,
-            tokenizer=await self._tokenizer(body),
-            include_usage=body.include_usage,
-            echoes=[echo for echo in echoes for _ in range(body.num_answers)],
-        )
-        max_tokens = body.requested_tokens or COMPLETION_TOKENS
-        return await self._respond(request, record, body, body.prompts, max_tokens, answer)
+        prompts: Sequence[Prompt] = body.prompts
+        ids: list[list[int]] = []
+        if _needs_ids(body):
+            ids = [await self._encode(prompt) for prompt in body.prompts]
+            prompts = ids
+        echoes = await self._echoes(body, ids) if body.echo else []
+        options = await self._options(body, ids, echoes)
+        answer = CompletionAnswer(name, options, num_answers=body.num_answers)
+        max_tokens = body.requested_tokens
+        if max_tokens is None:
+            max_tokens = COMPLETION_TOKENS
+        return await self._respond(request, record, body, prompts, max_tokens, answer)
 
     async def _respond(
         self,
@@ -98,56 +97,98 @@ class OpenAI:
         answer: Answer,
     ) -> Response:
         """Generate the answers to all prompts, and return them whole or as a stream."""
-        generation = body.generation(max_tokens, log_probs=body.log_probs)
-        pieces = self._backend.generate_all(prompts, generation, body.timeout)
+        pieces = self._generate(record, prompts, body.generation(max_tokens), body.timeout)
         if body.stream:
-            count = body.num_answers * len(prompts)
-            return EventStream(stream_answer(answer, pieces, count, record), record)
-
-        async def generate() -> dict[str, Any]:
-            parts: defaultdict[int, list[Piece]] = defaultdict(list)
-            async with aclosing(pieces):
-                async for index, piece in pieces:
-                    parts[index].append(piece)
-            return answer.whole({index: join_pieces(pieces) for index, pieces in parts.items()})
-
-        content = await while_connected(request.receive, generate())
+            events = stream_answer(answer, pieces, body.num_answers * len(prompts), record)
+            return EventStream(events, record, self._settings.timeouts.heartbeat)
+        content = await while_connected(request.receive, _whole(answer, pieces))
         record.count_tokens(answer.usage.prompt_tokens, answer.usage.completion_tokens)
         return JsonResponse(content)
 
-    def _check(self, body: ChatRequest | CompletionRequest) -> None:
-        self._check_model(body.model)
+    async def _generate(
+        self,
+        record: RequestRecord,
+        prompts: Sequence[Prompt],
+        generation: Generation,
+        timeout: float | None,
+    ) -> AsyncGenerator[tuple[int, Piece], None]:
+        """Yield the pieces of all answers, once the limits allow them."""
+        answers = len(prompts) * (generation.num_return_sequences or 1)
+        tokens = answers * generation.max_tokens + sum(map(_size, prompts))
+        with self._admission.admit(record.key, answers, tokens):
+            source = self._backend.generate_all(prompts, generation, timeout)
+            async with aclosing(source) as pieces:
+                async for index, piece in pieces:
+                    yield index, piece
+
+    async def _options(
+        self,
+        body: ChatRequest | CompletionRequest,
+        ids: Sequence[Sequence[int]],
+        echoes: Sequence[str] = (),
+    ) -> AnswerOptions:
+        tokenizer = None
+        if body.log_probs:
+            tokenizer = await self._backend.tokenizer("a token's text", "logprobs")
+        facts = await self._backend.facts()
+        return AnswerOptions(
+            fingerprint=facts.fingerprint,
+            include_usage=body.include_usage,
+            continuous_usage=body.continuous_usage,
+            tokenizer=tokenizer,
+            top=body.top,
+            prompt_top=body.prompt_logprobs,
+            prompts=ids,
+            echoes=echoes,
+            without_answer=body.requested_tokens == 0,
+        )
+
+    def _check(self, body: ChatRequest | CompletionRequest) -> str:
+        """Return the name of the model. Raises `HttpError` if the request asks for too much."""
+        name = self._models.check(body.model)
         body.check()
         limits = self._settings.limits
         if (body.requested_tokens or 0) > limits.max_tokens:
             raise bad_request(f"at most {limits.max_tokens} tokens are generated", "max_tokens")
         if body.num_answers > limits.answers:
             raise bad_request(f"at most {limits.answers} answers", "n")
-
-    def _check_model(self, name: str) -> None:
-        if name != self._settings.model:
-            raise HttpError(
-                HTTPStatus.NOT_FOUND,
-                f"there is no model {name!r}, only {self._settings.model!r}",
-                code="model_not_found",
-                param="model",
-            )
+        return name
 
     def _check_prompts(self, prompts: Sequence[str | list[int]], param: str) -> None:
         limits = self._settings.limits
         if len(prompts) > limits.prompts:
             raise bad_request(f"at most {limits.prompts} prompts in one request", param)
         if max(map(len, prompts)) > limits.prompt_characters:
-            raise bad_request(f"a prompt has at most {limits.prompt_characters} characters", param)
+            raise bad_request(
+                f"a prompt has at most {limits.prompt_characters} characters",
+                param,
+                code="context_length_exceeded",
+            )
 
-    async def _tokenizer(self, body: ChatRequest | CompletionRequest) -> Tokenizer | None:
-        """Return the tokenizer if the answer has log-probabilities, else `None`."""
-        if not body.log_probs:
-            return None
-        return await self._backend.tokenizer("a token's text", "logprobs")
+    async def _encode(self, prompt: str | list[int]) -> list[int]:
+        if not isinstance(prompt, str):
+            return prompt
+        tokenizer = await self._backend.tokenizer("a prompt's tokens", "prompt_logprobs")
+        return await compute(lambda: tokenizer.encode(prompt), size=len(prompt))
 
-    async def _echoes(self, prompts: Sequence[str | list[int]]) -> list[str]:
-        """Return the prompts as texts."""
+    async def _encode_chat(
+        self, tokenizer: Tokenizer, messages: list[dict[str, str]], body: ChatRequest
+    ) -> list[int]:
+        def encode() -> list[int]:
+            return tokenizer.encode_chat(
+                cast("list[Message]", messages),
+                answer_follows=body.add_generation_prompt is not False,
+                is_continued=bool(body.continue_final_message),
+            )
+
+        try:
+            return await compute(encode, size=sum(len(m["content"]) for m in messages))
+        except NemotronError as error:
+            raise bad_request(str(error), "messages") from error
+
+    async def _echoes(self, body: CompletionRequest, ids: Sequence[list[int]]) -> list[str]:
+        """Return the prompts as texts, which are those of their tokens if these are returned."""
+        prompts: Sequence[str | list[int]] = body.prompts if body.prompt_top is None else ids
         if all(isinstance(prompt, str) for prompt in prompts):
             return [str(prompt) for prompt in prompts]
         tokenizer = await self._backend.tokenizer("the echo of a prompt of tokens", "echo")
@@ -155,16 +196,47 @@ class OpenAI:
             p if isinstance(p, str) else tokenizer.decode(p, show_control=True) for p in prompts
         ]
 
-    async def _remaining_tokens(self, messages: list[dict[str, str]]) -> int:
-        """Return `default_max_tokens`, or less if the prompt leaves less of the model's length."""
+    async def _max_tokens(self, body: ChatRequest, messages: list[dict[str, str]]) -> int:
+        """Return the number of tokens to generate: as many as the request asks for.
+
+        Without that it is `default_max_tokens`, or less if the prompt leaves less of the model's
+        length.
+        """
+        if body.requested_tokens is not None:
+            return body.requested_tokens
         default = self._settings.default_max_tokens
         facts = await self._backend.facts()
         # A token is one byte or more, so this bound needs no tokenizer.
-        bound = sum(len(m["content"].encode(errors="replace")) + TEMPLATE_TOKENS for m in messages)
-        if bound + default <= facts.max_seq_len or facts.tokenizer is None:
+        size = sum(len(m["content"].encode(errors="replace")) for m in messages)
+        bound = size + TEMPLATE_TOKENS * len(messages)
+        tokenizer = facts.tokenizer
+        if bound + default <= facts.max_seq_len or tokenizer is None:
             return default
+        chat = cast("list[Message]", messages)
         try:
-            prompt_tokens = len(facts.tokenizer.encode_chat(cast("list[Message]", messages)))
+            prompt_tokens = len(await compute(lambda: tokenizer.encode_chat(chat), size=size))
         except NemotronError:
             return default  # Triton refuses what the template refuses, and says why
         return max(1, min(default, facts.max_seq_len - prompt_tokens))
+
+
+def _needs_ids(body: ChatRequest | CompletionRequest) -> bool:
+    """Return whether the answer needs the tokens of its prompts."""
+    return body.prompt_top is not None or body.continuous_usage
+
+
+def _size(prompt: Prompt) -> int:
+    """Return about how many tokens a prompt has."""
+    if isinstance(prompt, str) or not prompt or isinstance(prompt[0], int):
+        return estimate_tokens(cast("str | list[int]", prompt))
+    messages = cast("Sequence[dict[str, str]]", prompt)
+    return sum(estimate_tokens(message["content"]) for message in messages)
+
+
+async def _whole(answer: Answer, pieces: AsyncGenerator[tuple[int, Piece], None]) -> dict[str, Any]:
+    """Return the whole answer, once all of its pieces have come."""
+    parts: defaultdict[int, list[Piece]] = defaultdict(list)
+    async with aclosing(pieces):
+        async for index, piece in pieces:
+            parts[index].append(piece)
+    return answer.whole({index: join_pieces(pieces) for index, pieces in parts.items()})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from importlib.metadata import version
 from typing import Any
 
@@ -18,6 +19,14 @@ from nemotron_gateway.request_record import RequestRecord
 REF = "#/components/schemas/{model}"
 
 
+class Access(Enum):
+    """Who may use an endpoint of a gateway with API keys."""
+
+    OPEN = "everybody"
+    USER = "holders of any key"
+    ADMIN = "holders of admin keys; without keys nobody"
+
+
 @dataclass(frozen=True)
 class Endpoint:
     """One method of one path, and what answers it."""
@@ -29,8 +38,8 @@ class Endpoint:
     """One line for the description of the API, which leaves an endpoint without it out."""
     body: type[BaseModel] | None = None
     """Schema of the request's JSON body."""
-    needs_key: bool = False
-    """Whether a request needs an API key, if the gateway has keys."""
+    access: Access = Access.OPEN
+    """Who may send requests, if the gateway has API keys."""
 
 
 def describe(endpoints: Sequence[Endpoint], *, model: str, has_keys: bool) -> dict[str, Any]:
@@ -46,7 +55,9 @@ def describe(endpoints: Sequence[Endpoint], *, model: str, has_keys: bool) -> di
             "description": "OpenAI's API and the model card's, in front of Triton.",
         },
         "paths": {
-            endpoint.path: {endpoint.method.lower(): _operation(endpoint, model, has_keys)}
+            re.sub(r":\w+}", "}", endpoint.path): {
+                endpoint.method.lower(): _operation(endpoint, model, has_keys)
+            }
             for endpoint in documented
         },
         "components": {
@@ -59,10 +70,10 @@ def describe(endpoints: Sequence[Endpoint], *, model: str, has_keys: bool) -> di
 def _operation(endpoint: Endpoint, model: str, has_keys: bool) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "summary": endpoint.summary,
-        "security": [{"key": []}] if endpoint.needs_key and has_keys else [],
+        "security": [{"key": []}] if endpoint.access is not Access.OPEN and has_keys else [],
         "responses": {"200": {"description": "OK"}},
     }
-    if parameters := re.findall(r"{(\w+)}", endpoint.path):
+    if parameters := re.findall(r"{(\w+)[:}]", endpoint.path):
         operation["parameters"] = [
             {"name": name, "in": "path", "required": True, "schema": {"const": model}}
             for name in parameters

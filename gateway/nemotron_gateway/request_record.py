@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from nemotron_gateway.keys import ApiKey
 from nemotron_gateway.metrics import Metrics
 
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -31,6 +32,10 @@ class RequestRecord:
     generated_tokens: int = 0
     body: object = None
     """The request's JSON, if the setting `log_prompts` puts it into the log."""
+    ignored_keys: list[str] = field(default_factory=list)
+    """Keys of the request that the gateway does not know."""
+    key: ApiKey | None = None
+    """The client's API key, if one is required."""
     _last_piece: float = 0.0
 
     @classmethod

@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Sequence
+import time
 from pathlib import Path
 from types import FrameType
 
@@ -18,22 +18,27 @@ import uvloop
 from nemotron_core.errors import NemotronError
 from nemotron_core.files import write_atomically
 from nemotron_gateway.app import Gateway
-from nemotron_gateway.settings import KEYS_VARIABLE, GatewaySettings
+from nemotron_gateway.connection_limits import bounded_protocol
+from nemotron_gateway.keys import KEYS_VARIABLE, Keys
+from nemotron_gateway.settings import LOOPBACK, GatewaySettings
 
 POLL_SECONDS = 0.02
-KEEP_ALIVE_SECONDS = 75
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
+REFUSE_SECONDS = 0.2
+"""Time in which new requests are still refused in words when no others run."""
+FLUSH_SECONDS = 1
+"""Time for the last bytes of answers, once all have ended or their time is over."""
 
 
-def serve(settings: GatewaySettings, keys: Sequence[str], port_file: Path | None = None) -> None:
+def serve(settings: GatewaySettings, keys: Keys, port_file: Path | None = None) -> None:
     """Run the gateway until SIGINT or SIGTERM.
 
-    Running requests finish after the first signal. A second signal ends the process at once.
+    After the first signal running requests finish, and new ones are answered with status 503. A
+    second signal ends the process at once.
     `port_file` receives the port and the process id as JSON once the gateway listens. Raises
     `NemotronError` if the port cannot be used.
     """
     logging.basicConfig(level=logging.WARNING, format="nemotron gateway: %(message)s")
-    if not keys and settings.address not in LOOPBACK:
+    if not keys.are_required and settings.address not in LOOPBACK:
         logging.getLogger(__name__).warning(
             "everybody who reaches %s may send requests: set %s", settings.address, KEYS_VARIABLE
         )
@@ -43,7 +48,7 @@ def serve(settings: GatewaySettings, keys: Sequence[str], port_file: Path | None
 
 async def _serve(
     settings: GatewaySettings,
-    keys: Sequence[str],
+    keys: Keys,
     listener: socket.socket,
     port_file: Path | None,
 ) -> None:
@@ -67,18 +72,20 @@ async def _serve(
 class _Server(uvicorn.Server):
     def __init__(self, gateway: Gateway, settings: GatewaySettings) -> None:
         self._gateway = gateway
+        self._drain_seconds = settings.timeouts.drain
+        self._draining: asyncio.Task[None] | None = None
         super().__init__(
             uvicorn.Config(
                 gateway,
-                http="httptools",
+                http=bounded_protocol(settings),
                 ws="none",
                 lifespan="on",
                 log_config=None,
                 access_log=False,
                 server_header=False,
                 date_header=False,
-                timeout_keep_alive=KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=round(settings.timeouts.drain),
+                timeout_keep_alive=round(settings.timeouts.keep_alive),
+                timeout_graceful_shutdown=FLUSH_SECONDS,
             )
         )
 
@@ -88,8 +95,23 @@ class _Server(uvicorn.Server):
         Unlike uvicorn's own method, this does not raise the signal again at the end, because a
         drained gateway has exit code 0.
         """
-        self.force_exit = self.should_exit
-        self.should_exit = self._gateway.draining = True
+        if self._gateway.draining:
+            self.should_exit = self.force_exit = True
+        self._gateway.draining = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Begin to drain after a signal. Return whether the server ends."""
+        if self._gateway.draining and self._draining is None:
+            self._draining = asyncio.create_task(self._drain())
+        return await super().on_tick(counter)
+
+    async def _drain(self) -> None:
+        """Wait until all requests have ended. Meanwhile connections are accepted, to refuse."""
+        deadline = time.monotonic() + self._drain_seconds
+        await asyncio.sleep(REFUSE_SECONDS)
+        while self._gateway.running and time.monotonic() < deadline:
+            await asyncio.sleep(POLL_SECONDS)
+        self.should_exit = True
 
 
 def _listen(settings: GatewaySettings) -> socket.socket:

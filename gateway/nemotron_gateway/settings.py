@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
 from nemotron_core.errors import NemotronError
+from nemotron_core.openai.schema import ALIASES
 
-KEYS_VARIABLE = "NEMOTRON_API_KEYS"
-KEYS_FILE_VARIABLE = "NEMOTRON_API_KEYS_FILE"
 PORT = 1424
 """Port of the model card's server."""
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class _Strict(BaseModel):
@@ -37,6 +36,17 @@ class Limits(_Strict):
     """Number of tokens of one answer."""
     requests: PositiveInt = 512
     """Number of prompts at the engine, its queue included. More are answered with status 429."""
+    tokens: PositiveInt = 4 << 20
+    """Number of tokens that all running requests together may still need, prompts included. More
+    are answered with status 429."""
+    header_bytes: PositiveInt = 32 << 10
+    """Number of bytes of a request's line and headers."""
+    headers: PositiveInt = 100
+    """Number of headers of a request."""
+    connections: PositiveInt = 8192
+    """Number of open connections of all clients."""
+    connections_per_address: PositiveInt = 1024
+    """Number of open connections of one client's address."""
 
 
 class Timeouts(_Strict):
@@ -45,6 +55,13 @@ class Timeouts(_Strict):
     request: PositiveFloat = 3600
     """Time for one request, including its time in the queue. After it the answer is status 504. A
     client may ask for less."""
+    headers: PositiveFloat = 10
+    """Time for a request's headers to come, from its first byte, or from the opening of its
+    connection. After it the connection is closed."""
+    keep_alive: PositiveFloat = 75
+    """Time for which a connection stays open without a request."""
+    heartbeat: PositiveFloat = 15
+    """Time without an event of a stream after which a comment is sent."""
     body: PositiveFloat = 30
     """Time for a request's body to come. After it the answer is status 408."""
     drain: PositiveFloat = 60
@@ -63,10 +80,21 @@ class GatewaySettings(_Strict):
     """Port to listen on. 0 takes a free port."""
     model: str = "nemotron-4-340b-instruct"
     """Name of the model in OpenAI's API."""
+    aliases: tuple[str, ...] = ALIASES
+    """Other names that clients may use for it."""
+    strict_keys: bool = False
+    """Whether a request with a key that the gateway does not know is refused. Otherwise such keys
+    are ignored, and named in the header `X-Ignored-Keys` of the response."""
+    hosts: tuple[str, ...] = ()
+    """Names in the header `Host` that are served; `*` stands for all. Without any, a gateway
+    without API keys on loopback serves only loopback's own names, and any other one all names."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may use the API from a browser; `*` stands for all."""
     tokenizer: Path | None = None
     """Path of `tokenizer.model`. The default is the path of Triton's, if it is on this machine."""
     api_keys_file: Path | None = None
-    """File with one API key per line. Without any keys, also in the environment, none is needed."""
+    """File with API keys; see `nemotron_gateway.keys`. Without any, also in the environment, nobody
+    needs one."""
     default_max_tokens: PositiveInt = 1024
     """Value of `max_tokens` for a chat that has none, if its prompt leaves as many."""
     access_log: bool = True
@@ -100,29 +128,3 @@ def load_settings(path: Path | None, options: Mapping[str, Any]) -> GatewaySetti
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"])) or "file"
         raise NemotronError(f"{key}: {first['msg']}", where=path or "settings") from error
-
-
-def load_keys(
-    settings: GatewaySettings, environment: Mapping[str, str] = os.environ
-) -> tuple[str, ...]:
-    """Return the API keys from the file or the environment; without keys, no client needs one.
-
-    Raises `NemotronError` if the file cannot be read or has no keys.
-    """
-    path = settings.api_keys_file
-    if path is None and KEYS_FILE_VARIABLE in environment:
-        path = Path(environment[KEYS_FILE_VARIABLE])
-    if path is None:
-        return _keys(environment.get(KEYS_VARIABLE, ""))
-    try:
-        keys = _keys(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise NemotronError("cannot read the API keys", where=path) from error
-    if not keys:
-        # An empty file is more likely a mistake than a wish to serve everybody.
-        raise NemotronError("no API keys in the file", where=path, remedy="one key a line")
-    return keys
-
-
-def _keys(text: str) -> tuple[str, ...]:
-    return tuple(key for line in text.splitlines() if (key := line.strip()))

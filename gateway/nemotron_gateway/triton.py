@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Iterator
+import re
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
 import msgspec
 
 from nemotron_core.errors import ErrorKind
-from nemotron_core.generation import Generation, Piece, Prompt, Times, request_inputs
+from nemotron_core.generation import (
+    Alternatives,
+    Generation,
+    Piece,
+    Prompt,
+    Times,
+    read_alternatives,
+    request_inputs,
+)
 from nemotron_core.openai.errors import HttpError, bad_request
 from nemotron_gateway.http_connection import Connections, DeadlineExceeded
 
@@ -19,15 +29,37 @@ TEXT_MODEL = "tensorrt_llm_bls"
 CONFIGURATION_SECONDS = 10.0
 EVENT_PREFIX = b"data: "
 EVENT_END = b"\n\n"
+TOO_LONG = re.compile(r"more than (?:the )?(\d+) (?:this model holds|tokens can hold)")
+API_KEYS = {
+    "bias_token_ids": "logit_bias",
+    "bias_values": "logit_bias",
+    "num_top_log_probs": "top_logprobs",
+    "num_prompt_log_probs": "prompt_logprobs",
+    "guided_decoding_guide_type": "response_format",
+    "guided_decoding_guide": "response_format",
+    "end_id": "ignore_eos",
+}
+"""Keys of OpenAI's API for inputs of the contract that have another name."""
+PLACE = re.compile(r"\[(\w+)]")
+"""An input's name in the text of an error."""
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """The configuration of Triton's text model."""
+
+    slots: int
+    """Number of sequences that the engine computes at the same time."""
+    parameters: dict[str, str]
 
 
 class Triton:
     """The text model of the Triton server at `address` (host:port). Failures are `HttpError`s."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, on_lost: Callable[[], None] = lambda: None) -> None:
         self._address = address
         self._path = f"/v2/models/{TEXT_MODEL}"
-        self._connections = Connections(address)
+        self._connections = Connections(address, on_lost)
 
     def close(self) -> None:
         """Close all idle connections."""
@@ -53,7 +85,7 @@ class Triton:
                 while data := await response.read():
                     *events, rest = (rest + data).split(EVENT_END)
                     for event in events:
-                        piece = _read_event(event)
+                        piece = _read_event(event, generation)
                         if piece is None:
                             continue
                         if piece.finish_reason:
@@ -62,8 +94,8 @@ class Triton:
         if unfinished > 0:
             raise HttpError.of_kind(ErrorKind.FAILED, "the stream ended before the answer did")
 
-    async def parameters(self) -> dict[str, str]:
-        """Return the parameters of the model's configuration."""
+    async def configuration(self) -> Configuration:
+        """Return the model's configuration."""
         with self._translated_errors(CONFIGURATION_SECONDS):
             async with self._connections.request(
                 "GET", f"{self._path}/config", CONFIGURATION_SECONDS
@@ -71,8 +103,12 @@ class Triton:
                 content = await response.read_all()
         if response.status != HTTPStatus.OK:
             raise _error_response(response.status, content)
-        parameters = json.loads(content)["parameters"]
-        return {name: parameter["string_value"] for name, parameter in parameters.items()}
+        configuration = json.loads(content)
+        parameters = {
+            name: parameter["string_value"]
+            for name, parameter in configuration["parameters"].items()
+        }
+        return Configuration(configuration.get("max_batch_size", 0) or 1, parameters)
 
     @contextmanager
     def _translated_errors(self, seconds: float) -> Iterator[None]:
@@ -113,6 +149,10 @@ class _Event(msgspec.Struct):
     num_output_tokens: int = 0
     sequence_index: int = 0
     output_log_probs: float | tuple[float, ...] = ()
+    top_token_ids: int | tuple[int, ...] = ()
+    top_log_probs: float | tuple[float, ...] = ()
+    prompt_top_token_ids: int | tuple[int, ...] = ()
+    prompt_top_log_probs: float | tuple[float, ...] = ()
     cum_log_probs: float | None = None
     arrival_time_ns: int | None = None
     first_scheduled_time_ns: int = 0
@@ -123,7 +163,7 @@ class _Event(msgspec.Struct):
 _decode_event = msgspec.json.Decoder(_Event).decode
 
 
-def _read_event(data: bytes) -> Piece | None:
+def _read_event(data: bytes, generation: Generation) -> Piece | None:
     """Return the piece in an event, or `None` if it is a heartbeat. Raises its error."""
     try:
         event = _decode_event(data[len(EVENT_PREFIX) :])
@@ -153,8 +193,24 @@ def _read_event(data: bytes) -> Piece | None:
         event.sequence_index,
         (log_probs,) if isinstance(log_probs, float) else log_probs,
         event.cum_log_probs,
+        _table(event.top_token_ids, event.top_log_probs, generation.num_top_log_probs or 0),
+        _table(
+            event.prompt_top_token_ids,
+            event.prompt_top_log_probs,
+            1 + (generation.num_prompt_log_probs or 0),
+        ),
         times,
     )
+
+
+def _table(
+    ids: int | tuple[int, ...], log_probs: float | tuple[float, ...], width: int
+) -> tuple[Alternatives, ...]:
+    if isinstance(ids, int):
+        ids = (ids,)
+    if isinstance(log_probs, float):
+        log_probs = (log_probs,)
+    return read_alternatives(ids, log_probs, width) if ids else ()
 
 
 def _error_response(status: int, content: bytes) -> HttpError:
@@ -177,7 +233,17 @@ def _error_of_text(text: str) -> HttpError:
     """Return the error that a text of Triton describes, by the kind that it names."""
     kind, message = ErrorKind.split(text)
     if kind is ErrorKind.REFUSED:
-        message = message.removeprefix(kind.value)
-        is_too_long = "this model holds" in message
-        return bad_request(message, code="context_length_exceeded" if is_too_long else None)
+        return _refusal(message.removeprefix(kind.value))
     return HttpError.of_kind(kind or ErrorKind.FAILED, message)
+
+
+def _refusal(message: str) -> HttpError:
+    """Return the error for a request that a model refuses, in the words of OpenAI's API."""
+    if match := TOO_LONG.search(message):
+        # Programs look for this sentence, to shorten the prompt and try again.
+        limit = f"This model's maximum context length is {match[1]} tokens: "
+        return bad_request(limit + message, code="context_length_exceeded")
+    for name, key in API_KEYS.items():
+        message = re.sub(rf"\b{name}\b", key, message)
+    place = PLACE.search(message)
+    return bad_request(message, place[1] if place else None)

@@ -143,7 +143,7 @@ def test_other_urls_are_refused(url: str) -> None:
         (CHAT, {"colour": 1}, "colour: "),
         (CHAT, {"logprobs": True}, "logprobs: ask the gateway"),
         (CHAT, {"timeout": 5}, "timeout: ask the gateway"),
-        (CHAT, {"logprobs": True, "top_logprobs": 3}, "top_logprobs"),
+        (CHAT, {"top_logprobs": 3}, "top_logprobs needs logprobs"),
         (COMPLETION, {"prompt": ["a", "b"]}, "several prompts"),
         (COMPLETION, {"prompt": "a", "echo": True}, "echo"),
     ],

@@ -12,7 +12,7 @@ import pytest
 
 from nemotron_core.generation import Generation, Piece, Prompt
 from nemotron_gateway.app import Gateway
-from nemotron_gateway.backend import Backend
+from nemotron_gateway.backend import Backend, ModelFacts
 from nemotron_gateway.settings import GatewaySettings
 from tests.gateway.process import MODEL, Answer
 
@@ -23,23 +23,32 @@ HEADERS = [(b"content-type", b"application/json")]
 class ScriptedEngine:
     """Yields the pieces of its script, or raises what stands there instead of a piece.
 
-    An `asyncio.Event` in the script is set, and then nothing comes any more.
+    A number is a pause in seconds. An `asyncio.Event` in the script is set, and then nothing comes
+    any more.
     """
 
-    script: Sequence[Piece | Exception | asyncio.Event] = ()
+    script: Sequence[Piece | Exception | asyncio.Event | float] = ()
     running: int = 0
     """Number of generations that have begun and not ended."""
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        async def facts(_backend: Backend) -> ModelFacts:
+            return ModelFacts(4096, 8, None, {"engine": "0123456789abcdef0"})
+
         async def generate(
-            _backend: Backend, _prompt: Prompt, _generation: Generation, _timeout: float | None
+            _backend: Backend,
+            _prompt: Prompt,
+            _generation: Generation,
+            _timeout: float | None = None,
         ) -> AsyncGenerator[Piece, None]:
             self.running += 1
             try:
                 for step in self.script:
                     if isinstance(step, Exception):
                         raise step
-                    if isinstance(step, asyncio.Event):
+                    if isinstance(step, float):
+                        await asyncio.sleep(step)
+                    elif isinstance(step, asyncio.Event):
                         step.set()
                         await asyncio.Event().wait()
                     else:
@@ -48,6 +57,7 @@ class ScriptedEngine:
                 self.running -= 1
 
         monkeypatch.setattr(Backend, "generate", generate)
+        monkeypatch.setattr(Backend, "facts", facts)
 
 
 @dataclass

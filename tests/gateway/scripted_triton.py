@@ -42,6 +42,13 @@ def plain(status: int, content: object) -> list[Step]:
     return [HEAD % (status, b"application/json", length) + data]
 
 
+def configuration(engine: str = "a" * 64) -> list[Step]:
+    """Return the model's configuration as Triton answers it."""
+    parameters = {"max_seq_len": "4096", "tokenizer_path": "/none", "engine": engine}
+    named = {name: {"string_value": value} for name, value in parameters.items()}
+    return plain(200, {"name": "tensorrt_llm_bls", "max_batch_size": 8, "parameters": named})
+
+
 WORD = event(text_output=" word", output_token_ids=7, num_output_tokens=1)
 LAST = event(text_output="", output_token_ids=[], finish_reason="length", num_output_tokens=1)
 HEARTBEAT = event(text_output="", output_token_ids=[])
@@ -50,11 +57,18 @@ HEARTBEAT = event(text_output="", output_token_ids=[])
 class ScriptedTriton:
     """Answers each request by the next of its scripts; the last one is used again.
 
-    Of a script's steps, bytes are sent and a number is a pause in seconds.
+    Of a script's steps, bytes are sent and a number is a pause in seconds. A question for the
+    model's configuration is answered by `configuration`, if there is one, and not counted.
     """
 
-    def __init__(self, *scripts: Sequence[Step], tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        *scripts: Sequence[Step],
+        configuration: Sequence[Step] | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self._scripts = list(scripts)
+        self.configuration = configuration
         self._tls = tls
         self.headers: list[dict[str, str]] = []
         """Headers of each request, their names in lower case."""
@@ -79,10 +93,14 @@ class ScriptedTriton:
                 request = await reader.readuntil(b"\r\n\r\n")
                 length = int(request.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
                 body = json.loads(await reader.readexactly(length) or b"null")
+                path = request.split()[1].decode()
+                if self.configuration is not None and path.endswith("/config"):
+                    await self._answer(reader, writer, self.configuration)
+                    continue
                 script = self._scripts[min(len(self.requests), len(self._scripts) - 1)]
                 lines = request.decode().split("\r\n")[1:-2]
                 self.headers.append({k.lower(): v for k, v in (x.split(": ", 1) for x in lines)})
-                self.requests.append((request.split()[1].decode(), body))
+                self.requests.append((path, body))
                 await self._answer(reader, writer, script)
         except (asyncio.IncompleteReadError, ConnectionError):
             self.disconnected.set()

@@ -10,7 +10,7 @@ import pytest
 
 from nemotron_core.errors import ErrorKind
 from nemotron_core.generation import Piece
-from nemotron_core.openai.answer import ChatAnswer, CompletionAnswer
+from nemotron_core.openai.answer import AnswerOptions, ChatAnswer, CompletionAnswer
 from nemotron_core.openai.errors import HttpError
 from tests.gateway.asgi import Connection, ScriptedEngine, ask, complete, gateway, scope
 from tests.gateway.process import MODEL
@@ -55,6 +55,7 @@ def test_retry_after_on_generate(monkeypatch: pytest.MonkeyPatch) -> None:
     ("body", "path", "method", "status"),
     [
         ({"model": MODEL}, "/v1/completions", "POST", 400),
+        ({"input": "a"}, "/v1/embeddings", "POST", 404),
         ({"model": "other", "prompt": ""}, "/v1/completions", "POST", 404),
         ({}, "/v1/completions", "GET", 405),
         ({}, "/health/live", "GET", 200),
@@ -156,7 +157,7 @@ def test_a_lone_surrogate_does_not_break_an_answer(monkeypatch: pytest.MonkeyPat
 def test_a_whole_answer_without_a_tokenizer(builder: Any) -> None:
     """As programs that are no gateway build it."""
     pieces = {1: Piece("b", (), "stop", "", 3, 2, 1), 0: Piece("a", (), "length", "", 3, 1, 0)}
-    content = builder(MODEL, request_id="7").whole(pieces)
+    content = builder(MODEL, AnswerOptions(request_id="7"), num_answers=2).whole(pieces)
     assert content["id"].endswith("-7")
     assert [choice["index"] for choice in content["choices"]] == [0, 1]
     assert [choice["finish_reason"] for choice in content["choices"]] == ["length", "stop"]

@@ -138,11 +138,9 @@ def test_log_probs(gateway: Running, tokenizer: Tokenizer) -> None:
     prompt = "<extra_id_1>Go"
     content = put(gateway, [prompt], tokens_to_generate=6, compute_logprob=True).json
     ids, log_probs = content["token_ids"][0], content["logprob"][0]
-    # There is an entry for each token but the first, without a value for the prompt's tokens.
-    assert len(log_probs) == len(ids) - 1
-    num_prompt = len(tokenizer.encode(prompt)) - 1
-    assert log_probs[:num_prompt] == [None] * num_prompt
-    assert all(-30 < log_prob <= 0 for log_prob in log_probs[num_prompt:])
+    # There is an entry for each token but the first.
+    assert len(log_probs) == len(ids) - 1 == len(tokenizer.encode(prompt)) + 6 - 1
+    assert all(-30 < log_prob <= 0 for log_prob in log_probs)
 
 
 def test_an_end_string_stays_in_the_text(gateway: Running, answers: list[ExactAnswer]) -> None:
@@ -169,12 +167,21 @@ def test_the_least_number_of_tokens(gateway: Running, answers: list[ExactAnswer]
     content = put(
         gateway,
         [prompt_of(exact)],
-        end_strings=["<extra_id_1>", exact.question.answer[:3]],
+        end_strings=[],
         tokens_to_generate=300,
         min_tokens_to_generate=len(exact.token_ids) + 3,
     ).json
     prompt_tokens = put(gateway, [prompt_of(exact)], tokens_to_generate=1).json["token_ids"][0][:-1]
     assert len(content["token_ids"][0]) >= len(prompt_tokens) + len(exact.token_ids) + 3
+    # As in NeMo, it keeps the model from `</s>`, and end strings end the answer all the same.
+    (sentence,) = put(
+        gateway,
+        [prompt_of(exact)],
+        end_strings=["<extra_id_1>"],
+        tokens_to_generate=300,
+        min_tokens_to_generate=len(exact.token_ids) + 3,
+    ).json["sentences"]
+    assert sentence == prompt_of(exact) + exact.question.answer + "\n<extra_id_1>"
 
 
 def test_defaults_seeds_and_unknown_keys(gateway: Running) -> None:
@@ -206,7 +213,7 @@ def test_defaults_seeds_and_unknown_keys(gateway: Running) -> None:
          "temperature must be a positive number less than or equal to 100.0"),
         ("add_BOS", [0], "add_BOS must be a boolean value"),
         ("greedy", [1], "greedy must be a boolean value"),
-        ("top_k", [-1, 1.5], "top_k must be a positive integer number"),
+        ("top_k", [-1, "1"], "top_k must be a positive integer number"),
         ("top_p", [-0.1, 1.1], "top_p must be a positive number less than or equal to 1.0"),
         ("repetition_penalty", [0.9, "2"],
          "repetition_penalty must be a positive number no less than 1.0"),

@@ -22,7 +22,7 @@ def messages(exact: ExactAnswer) -> list[ChatCompletionMessageParam]:
 
 
 def test_models(client: openai.OpenAI) -> None:
-    (model,) = client.models.list().data
+    model, _alias = client.models.list().data
     assert model.id == MODEL
     assert client.models.retrieve(MODEL) == model
     with pytest.raises(openai.NotFoundError, match="there is no model 'other'"):

@@ -16,7 +16,7 @@ from nemotron_core.metrics import RUNNING_METRIC
 from nemotron_core.openai.schema import ChatRequest, CompletionRequest
 from nemotron_gateway.app import Gateway
 from nemotron_gateway.nemo_schema import GenerateRequest
-from nemotron_gateway.settings import GatewaySettings, load_keys, load_settings
+from nemotron_gateway.settings import GatewaySettings, load_settings
 from nemotron_serve.model_server import ModelServer
 from tests.gateway.process import MODEL, NEMOTRON, Running, running
 from tests.serve.wire import metric
@@ -135,20 +135,6 @@ def test_keys_of_the_environment(triton: str, tmp_path: Path) -> None:
         assert gateway.ask("GET", "/v1/models", headers=headers).status == 200
 
 
-def test_where_keys_come_from(tmp_path: Path) -> None:
-    file, empty = tmp_path / "keys", tmp_path / "empty"
-    file.write_text("a\n b \n")
-    empty.write_text("\n")
-    plain = GatewaySettings()
-    assert load_keys(plain, {}) == ()
-    assert load_keys(plain, {"NEMOTRON_API_KEYS": "x\ny"}) == ("x", "y")
-    environment = {"NEMOTRON_API_KEYS": "x", "NEMOTRON_API_KEYS_FILE": str(file)}
-    assert load_keys(plain, environment) == ("a", "b")
-    for path, message in ((empty, "no API keys in the file"), (tmp_path / "no", "cannot read")):
-        with pytest.raises(NemotronError, match=message):
-            load_keys(GatewaySettings(api_keys_file=path), {})
-
-
 def test_a_full_gateway_and_limits(triton: str, server: ModelServer, tmp_path: Path) -> None:
     settings = tmp_path / "gateway.yaml"
     settings.write_text(
@@ -157,7 +143,7 @@ def test_a_full_gateway_and_limits(triton: str, server: ModelServer, tmp_path: P
         "timeouts: {drain: 240}\n"  # as long as a busy machine may take for the two answers
     )
     with running(tmp_path, triton, "--settings", str(settings)) as gateway:
-        assert gateway.complete(["a"] * 3, max_tokens=1).status == 429
+        assert gateway.complete(["a"] * 3, max_tokens=1).status == 200  # one after the other
         answers = []
         settings_ = {"max_tokens": 2000, "min_tokens": 2000}
         threads = [
@@ -203,7 +189,7 @@ def test_deadlines(triton: str, tmp_path: Path) -> None:
         assert gateway.ask("PUT", "/generate", {"sentences": [GO], "tokens_to_generate": 4000,
             "min_tokens_to_generate": 4000}).status == 504  # fmt: skip
         with socket.create_connection(("127.0.0.1", gateway.port), timeout=WAIT) as slow:
-            head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n"
+            head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n"
             slow.sendall(f"{head}Content-Type: application/json\r\n\r\n{{".encode())
             assert slow.recv(100).startswith(b"HTTP/1.1 408 ")
 
@@ -264,9 +250,10 @@ def test_a_port_that_is_taken(gateway: Running) -> None:
 
 def test_the_description_has_every_route_and_key(gateway: Running) -> None:
     description = gateway.ask("GET", "/openapi.json").json
-    paths = {endpoint.path for endpoint in Gateway(GatewaySettings()).endpoints}
-    paths = {path for path in paths if not path.startswith("/page/")}
-    assert set(description["paths"]) == paths - {"/", "/docs", "/favicon.ico", "/openapi.json"}
+    endpoints = Gateway(GatewaySettings()).endpoints
+    paths = {endpoint.path.replace(":path}", "}") for endpoint in endpoints if endpoint.summary}
+    assert set(description["paths"]) == paths
+    assert len(paths) > 12
     schemas = description["components"]["schemas"]
     for body in (ChatRequest, CompletionRequest, GenerateRequest):
         assert set(schemas[body.__name__]["properties"]) == set(body.model_fields)

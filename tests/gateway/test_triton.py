@@ -18,7 +18,7 @@ from nemotron_gateway.backend import Backend
 from nemotron_gateway.http_connection import MAX_BUFFERED_BYTES
 from nemotron_gateway.metrics import Metrics
 from nemotron_gateway.settings import GatewaySettings, Timeouts
-from nemotron_gateway.triton import Triton
+from nemotron_gateway.triton import Configuration, Triton
 from tests.gateway.asgi import Connection, scope
 from tests.gateway.process import MODEL, Answer
 from tests.gateway.scripted_triton import (
@@ -30,6 +30,7 @@ from tests.gateway.scripted_triton import (
     ScriptedTriton,
     Step,
     chunk,
+    configuration,
     event,
     head,
     plain,
@@ -116,7 +117,7 @@ def test_the_parts_of_a_piece() -> None:
     pieces, _ = ask(stream(first, last))
     assert pieces == [
         Piece("a", (0,), "", "", 0, 1, 0, (-0.5,), -0.5),
-        Piece("é\n\n", (5, 6), "stop", "x", 4, 3, 0, (-1.0, -2.0), -3.5, Times(1, 2, 3, 4)),
+        Piece("é\n\n", (5, 6), "stop", "x", 4, 3, 0, (-1.0, -2.0), -3.5, times=Times(1, 2, 3, 4)),
     ]
 
 
@@ -163,7 +164,7 @@ def test_heartbeats_are_no_pieces() -> None:
     [
         ("in x: request refused: no\n  such input", 400, None, False, "no such input"),
         ("request refused: 5 are more than the 4 this model holds", 400,
-         "context_length_exceeded", False, "5 are"),
+         "context_length_exceeded", False, "maximum context length is 4 tokens: 5 are"),
         ("server overloaded: 64 wait", 429, "overloaded", True, "64 wait"),
         ("server shutting down: try others", 503, "unavailable", True, "try others"),
         ("server unreachable: the engine starts again", 503, "unavailable", True, "starts again"),
@@ -288,14 +289,14 @@ def test_leaving_an_answer_closes_its_connection(script: Sequence[Step]) -> None
 
 
 def test_the_model_s_configuration() -> None:
-    async def run(script: Sequence[Step]) -> dict[str, str]:
+    async def run(script: Sequence[Step]) -> Configuration:
         async with ScriptedTriton(script) as server:
-            parameters = await Triton(server.address).parameters()
+            content = await Triton(server.address).configuration()
             assert server.requests == [("/v2/models/tensorrt_llm_bls/config", None)]
-            return parameters
+            return content
 
-    content = {"parameters": {"max_seq_len": {"string_value": "4096"}}}
-    assert asyncio.run(run(plain(200, content))) == {"max_seq_len": "4096"}
+    content = {"max_batch_size": 8, "parameters": {"max_seq_len": {"string_value": "4096"}}}
+    assert asyncio.run(run(plain(200, content))) == Configuration(8, {"max_seq_len": "4096"})
     with pytest.raises(HttpError, match="not found") as raised:
         asyncio.run(run(plain(404, {"error": "not found"})))
     assert raised.value.status == 503
@@ -322,7 +323,7 @@ def complete(server: ScriptedTriton, **more: Any) -> Any:
 )
 def test_the_least_deadline_counts(more: Any, microseconds: int) -> None:
     async def run() -> None:
-        async with ScriptedTriton(stream(LAST)) as server:
+        async with ScriptedTriton(stream(LAST), configuration=configuration()) as server:
             assert (await complete(server, **more)).status == 200
             assert server.requests[0][1]["timeout"] == microseconds
 
@@ -332,7 +333,7 @@ def test_the_least_deadline_counts(more: Any, microseconds: int) -> None:
 @pytest.mark.parametrize("timeout", [0, -1, "5"])
 def test_a_deadline_is_a_positive_number(timeout: Any) -> None:
     async def run() -> Answer:
-        async with ScriptedTriton(stream(LAST)) as server:
+        async with ScriptedTriton(stream(LAST), configuration=configuration()) as server:
             return await complete(server, timeout=timeout)
 
     answer = asyncio.run(run())
@@ -341,7 +342,7 @@ def test_a_deadline_is_a_positive_number(timeout: Any) -> None:
 
 def test_a_deadline_that_the_client_set_is_a_504() -> None:
     async def run(script: Sequence[Step], **more: Any) -> Answer:
-        async with ScriptedTriton(script) as server:
+        async with ScriptedTriton(script, configuration=configuration()) as server:
             return await complete(server, timeout=0.2, **more)
 
     assert asyncio.run(run([LONG])).json["error"]["code"] == "timeout"
@@ -363,7 +364,7 @@ def test_sampling_as_openai_has_it(more: Any, sampling: dict[str, float]) -> Non
     """A request without a seed has none on the wire, where the server then draws a fresh one."""
 
     async def run() -> Any:
-        async with ScriptedTriton(stream(LAST)) as server:
+        async with ScriptedTriton(stream(LAST), configuration=configuration()) as server:
             await complete(server, **more)
             return server.requests[0][1]
 
@@ -374,13 +375,40 @@ def test_sampling_as_openai_has_it(more: Any, sampling: dict[str, float]) -> Non
 
 def test_a_whole_answer_is_read_from_a_stream() -> None:
     async def run() -> Any:
-        async with ScriptedTriton(stream(HEARTBEAT, WORD, WORD, LAST)) as server:
+        async with ScriptedTriton(
+            stream(HEARTBEAT, WORD, WORD, LAST), configuration=configuration()
+        ) as server:
             answer = (await complete(server)).json
             assert server.requests[0][1]["stream"] is True
             return answer
 
     (choice,) = asyncio.run(run())["choices"]
     assert (choice["text"], choice["finish_reason"]) == (" word word", "length")
+
+
+@pytest.mark.parametrize("is_lost", [True, False])
+def test_another_engine_is_noticed(is_lost: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once where Triton has closed a connection, otherwise before an engine could start."""
+    if not is_lost:
+        monkeypatch.setattr(backend, "FACTS_SECONDS", 0.0)
+
+    async def run() -> list[str]:
+        answer = stream(WORD, LAST)
+        broken: list[Step] = [head(), chunk(WORD), CLOSE]
+        scripts = (answer, broken, answer) if is_lost else (answer, answer)
+        async with ScriptedTriton(*scripts, configuration=configuration("a" * 64)) as server:
+            gateway = Gateway(GatewaySettings(triton=server.address))
+            fingerprints = []
+            for _ in scripts:
+                connection = Connection(json.dumps({"prompt": "Go"}).encode())
+                call = scope("POST", "/v1/completions")
+                await gateway(call, connection.receive, connection.send)
+                fingerprints.append(connection.answer().json.get("system_fingerprint"))
+                server.configuration = configuration("b" * 64)
+            return fingerprints
+
+    first, *_, last = asyncio.run(run())
+    assert (first, last) == ("fp_" + "a" * 16, "fp_" + "b" * 16)
 
 
 READY_SETTINGS = {"timeouts": Timeouts(ready=0.2)}

@@ -7,11 +7,31 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nemotron_core.generation import Piece
-from nemotron_core.openai.token_texts import chat_log_probs, completion_log_probs
+from nemotron_core.openai.token_texts import (
+    TextOffsets,
+    TokenScore,
+    answer_scores,
+    chat_log_probs,
+    completion_log_probs,
+    prompt_log_probs,
+    prompt_scores,
+)
 from nemotron_core.text import Tokenizer
+
+FINGERPRINT_CHARACTERS = 16
+
+
+def engine_fingerprint(engine: str) -> str:
+    """Return `system_fingerprint` for the hash of an engine.
+
+    >>> engine_fingerprint("0123456789abcdef0123456789abcdef")
+    'fp_0123456789abcdef'
+    """
+    return f"fp_{engine[:FINGERPRINT_CHARACTERS]}"
 
 
 class Usage:
@@ -20,13 +40,16 @@ class Usage:
     The tokens of each prompt count once, those of each answer as far as it has been generated.
     """
 
-    def __init__(self) -> None:
-        self._prompts: dict[int, int] = {}
+    def __init__(self, prompts: Mapping[int, int] | None = None) -> None:
+        self._prompts = dict(prompts or {})
+        """Number of tokens of each prompt, by the index of its first answer."""
         self._answers: dict[int, int] = {}
 
     def add(self, index: int, piece: Piece) -> None:
         """Take the counts from a piece of the answer `index`."""
-        self._prompts[index - piece.sequence_index] = piece.num_input_tokens
+        # The count of the prompt comes with the last piece.
+        first = index - piece.sequence_index
+        self._prompts[first] = piece.num_input_tokens or self._prompts.get(first, 0)
         self._answers[index] = piece.num_output_tokens
 
     @property
@@ -48,15 +71,40 @@ class Usage:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class AnswerOptions:
+    """What an answer has besides its texts."""
+
+    request_id: str | None = None
+    fingerprint: str | None = None
+    """Names the engine: answers with the same one come from the same engine."""
+    include_usage: bool = False
+    """Whether a stream ends with a chunk that has the token counts."""
+    continuous_usage: bool = False
+    """Whether every chunk has the token counts so far."""
+    tokenizer: Tokenizer | None = None
+    """Tokenizer for the texts of tokens, if there are log-probabilities."""
+    top: int | None = None
+    """Number of alternatives at each token; `None` leaves the answer's log-probabilities out."""
+    prompt_top: int | None = None
+    """The same for `prompt_logprobs`."""
+    prompts: Sequence[Sequence[int]] = ()
+    """The prompts' tokens, if their log-probabilities are returned."""
+    echoes: Sequence[str] = ()
+    """The prompts' texts, which then begin the texts of a completion."""
+    without_answer: bool = False
+    """Whether the answer itself is left out, because only its prompt was asked for."""
+
+
 class Answer(ABC):
     """Builder of one answer, either whole or as the chunks of a stream.
 
     An answer has one choice for each sequence that is generated; `index` numbers them over all
-    prompts of the request. With a `tokenizer` the choices have log-probabilities. With
-    `include_usage` a stream ends with a chunk that has the token counts.
+    prompts of the request, of which each has `num_answers`.
 
-    >>> answer = ChatAnswer("nemotron", request_id="7").whole({0: Piece("Hi", num_output_tokens=1)})
-    >>> answer["id"], answer["choices"][0]["message"]["content"], answer["usage"]["total_tokens"]
+    >>> answer = ChatAnswer("nemotron", AnswerOptions(request_id="7"))
+    >>> whole = answer.whole({0: Piece("Hi", num_output_tokens=1)})
+    >>> whole["id"], whole["choices"][0]["message"]["content"], whole["usage"]["total_tokens"]
     ('chatcmpl-7', 'Hi', 1)
     """
 
@@ -65,25 +113,29 @@ class Answer(ABC):
     id_prefix: str
 
     def __init__(
-        self,
-        model: str,
-        *,
-        request_id: str | None = None,
-        tokenizer: Tokenizer | None = None,
-        include_usage: bool = False,
+        self, model: str, options: AnswerOptions = AnswerOptions(), *, num_answers: int = 1
     ) -> None:
-        self.usage = Usage()
-        self._tokenizer = tokenizer
-        self._include_usage = include_usage
-        self._head = {
-            "id": f"{self.id_prefix}-{request_id or uuid.uuid4().hex}",
+        self.usage = Usage(
+            {number * num_answers: len(ids) for number, ids in enumerate(options.prompts)}
+        )
+        self._options = options
+        self._num_answers = num_answers
+        self._head: dict[str, Any] = {
+            "id": f"{self.id_prefix}-{options.request_id or uuid.uuid4().hex}",
             "object": self.chunk_object_name,
             "created": int(time.time()),
             "model": model,
         }
+        if options.fingerprint:
+            self._head["system_fingerprint"] = options.fingerprint
 
     def whole(self, pieces: Mapping[int, Piece]) -> dict[str, Any]:
         """Return the whole answer. Each choice is one piece, by its index."""
+        if self._options.without_answer:
+            pieces = {
+                index: replace(piece, text="", num_output_tokens=0, finish_reason="length")
+                for index, piece in pieces.items()
+            }
         for index, piece in pieces.items():
             self.usage.add(index, piece)
         choices = [self._choice(index, pieces[index]) for index in sorted(pieces)]
@@ -108,13 +160,16 @@ class Answer(ABC):
     def closing(self) -> list[dict[str, Any]]:
         """Return the chunks that close a stream: the token counts, if the client wants them."""
         usage = {"usage": self.usage.as_dict()}
-        return [self._chunk([]) | usage] if self._include_usage else []
+        return [self._chunk([]) | usage] if self._options.include_usage else []
 
-    def chunk_template(self) -> tuple[str, str]:
+    def chunk_template(self) -> tuple[str, str] | None:
         """Return the JSON before and after the text of a chunk for choice 0 that has only text.
 
-        Most chunks are of this form, and to fill it in is faster than to build a chunk.
+        Most chunks are of this form, and to fill it in is faster than to build a chunk. `None`
+        means that chunks differ in more than their text.
         """
+        if self._options.continuous_usage:
+            return None
         mark = "\0"
         template = json.dumps(self._chunk([self._delta(0, mark, None, None)]))
         before, _, after = template.partition(json.dumps(mark))
@@ -122,8 +177,22 @@ class Answer(ABC):
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         # In OpenAI's API `usage` is null in all chunks but the last, if the client wants it.
-        usage = {"usage": None} if self._include_usage else {}
+        usage: dict[str, Any] = {"usage": None} if self._options.include_usage else {}
+        if self._options.continuous_usage:
+            usage = {"usage": self.usage.as_dict()}
         return self._head | {"choices": choices} | usage
+
+    def _prompt_scores(self, index: int, piece: Piece, top: int | None) -> list[TokenScore]:
+        ids = self._options.prompts[index // self._num_answers]
+        return prompt_scores(ids, piece, top or 0)
+
+    def _prompt_log_probs(self, index: int, piece: Piece) -> dict[str, object]:
+        """Return the key with the prompt's log-probabilities, if they are asked for."""
+        options = self._options
+        if options.prompt_top is None or options.tokenizer is None:
+            return {}
+        scores = self._prompt_scores(index, piece, options.prompt_top)
+        return {"prompt_logprobs": prompt_log_probs(options.tokenizer, scores)}
 
     @abstractmethod
     def _choice(self, index: int, piece: Piece) -> dict[str, Any]:
@@ -141,7 +210,7 @@ class Answer(ABC):
 
     @abstractmethod
     def _log_probs(self, index: int, piece: Piece) -> object:
-        """Return the log-probabilities of a piece's tokens, or `None` without a tokenizer."""
+        """Return the log-probabilities of a piece's tokens, or `None` if nobody wants them."""
 
 
 class ChatAnswer(Answer):
@@ -150,6 +219,10 @@ class ChatAnswer(Answer):
     object_name = "chat.completion"
     chunk_object_name = "chat.completion.chunk"
     id_prefix = "chatcmpl"
+
+    def whole(self, pieces: Mapping[int, Piece]) -> dict[str, Any]:
+        """See `Answer`. All choices have the same prompt."""
+        return super().whole(pieces) | self._prompt_log_probs(0, pieces[0])
 
     def _choice(self, index: int, piece: Piece) -> dict[str, Any]:
         return {
@@ -173,27 +246,34 @@ class ChatAnswer(Answer):
         }
 
     def _log_probs(self, index: int, piece: Piece) -> object:
-        return chat_log_probs(self._tokenizer, piece) if self._tokenizer else None
+        options = self._options
+        if options.top is None or options.tokenizer is None:
+            return None
+        scores = [] if options.without_answer else answer_scores(piece)
+        return chat_log_probs(options.tokenizer, scores)
 
 
 class CompletionAnswer(Answer):
     """Builder of the answer to `/v1/completions`.
 
-    `echoes` are the prompts to put before the texts, one for each choice; without them there is
-    no echo.
+    With `echoes` each choice begins with its prompt. If it has log-probabilities too, so have the
+    prompt's tokens.
     """
 
     object_name = chunk_object_name = "text_completion"
     id_prefix = "cmpl"
 
-    def __init__(self, model: str, *, echoes: Sequence[str] = (), **options: Any) -> None:
-        super().__init__(model, **options)
-        self._echoes = echoes
-        self._offsets: dict[int, int] = {}
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._offsets: dict[int, TextOffsets] = {}
+        self._unsettled: dict[int, list[TokenScore]] = {}
+        """Tokens of each choice whose place in the text is not known yet."""
 
     def _choice(self, index: int, piece: Piece) -> dict[str, Any]:
+        log_probs = self._log_probs(index, piece)
         text = self._echo(index) + piece.text
-        return self._delta(index, text, self._log_probs(index, piece), piece.finish_reason)
+        choice = self._delta(index, text, log_probs, piece.finish_reason)
+        return choice | self._prompt_log_probs(index, piece)
 
     def _first_delta(self, index: int) -> dict[str, Any] | None:
         echo = self._echo(index)
@@ -210,12 +290,28 @@ class CompletionAnswer(Answer):
         }
 
     def _echo(self, index: int) -> str:
-        return self._echoes[index] if self._echoes else ""
+        echoes = self._options.echoes
+        return echoes[index // self._num_answers] if echoes else ""
 
     def _log_probs(self, index: int, piece: Piece) -> object:
-        if self._tokenizer is None:
+        options = self._options
+        tokenizer = options.tokenizer
+        if options.top is None or tokenizer is None:
             return None
-        log_probs, self._offsets[index] = completion_log_probs(
-            self._tokenizer, piece, self._offsets.get(index, 0)
-        )
-        return log_probs
+        scores: list[TokenScore] = []
+        places: list[int] = []
+        if index not in self._offsets and options.echoes:
+            scores = self._prompt_scores(index, piece, options.top)
+            offsets = TextOffsets(tokenizer, show_control=True)
+            places = offsets.push(score.id_ for score in scores)
+            places += offsets.finish()
+        if not options.without_answer:
+            offsets = self._offsets.setdefault(
+                index, TextOffsets(tokenizer, len(self._echo(index)))
+            )
+            scores += self._unsettled.pop(index, []) + answer_scores(piece)
+            places += offsets.push(piece.token_ids)
+            if piece.finish_reason:
+                places += offsets.finish()
+            scores, self._unsettled[index] = scores[: len(places)], scores[len(places) :]
+        return completion_log_probs(tokenizer, scores, places, has_top=bool(options.top))

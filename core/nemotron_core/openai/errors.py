@@ -13,7 +13,7 @@ class HttpError(Exception):
     """An error response. `param` names the key of the request that is wrong.
 
     `error_type` and `code` are `error.type` and `error.code` of OpenAI's API. With `retry` the
-    response carries `Retry-After`.
+    response carries `Retry-After`; with `closes` the connection is closed after it.
     """
 
     def __init__(
@@ -25,6 +25,7 @@ class HttpError(Exception):
         code: str | None = None,
         param: str | None = None,
         retry: bool = False,
+        closes: bool = False,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -33,6 +34,8 @@ class HttpError(Exception):
         self.code = code
         self.param = param
         self.headers = {"Retry-After": str(RETRY_SECONDS)} if retry else {}
+        if closes:
+            self.headers["Connection"] = "close"
 
     @classmethod
     def of_kind(cls, kind: ErrorKind, message: str) -> HttpError:

@@ -1,115 +1,144 @@
 """OpenAI's requests as this model can serve them, and the generation that each one describes.
 
-A key of OpenAI's API that this model cannot honour is refused unless its value has no effect. An
-unknown key is refused too. `top_k`, `repetition_penalty`, `min_tokens` and `timeout` are extensions
-to OpenAI's API.
+Besides OpenAI's own keys there are vLLM's, which many clients send. `null` leaves a key out,
+unknown keys are ignored (see `OpenModel.unknown_keys`), and a key whose effect this model cannot
+have is refused unless its value asks for nothing.
 """
 
 from __future__ import annotations
 
-import json
-from typing import Annotated, Any, Literal, cast
+from dataclasses import replace
+from typing import Any, cast
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import field_validator
 
 from nemotron_core.generation import MAX_SEED, Generation
 from nemotron_core.openai.errors import bad_request
+from nemotron_core.openai.guides import (
+    Guide,
+    ResponseFormat,
+    StructuredOutputs,
+    only_guide,
+)
+from nemotron_core.openai.keys import NO_TOOLS, OpenModel, neutral_only, no_effect, taken
+from nemotron_core.openai.messages import Message
+from nemotron_core.text.stop import MAX_STOP_LENGTH, MAX_STOP_STRINGS
 
-MAX_STOPS = 16
-"""Number of stop strings in one request."""
-MAX_STOP_CHARACTERS = 1024
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class StreamOptions(_Strict):
-    include_usage: bool = False
-    include_obfuscation: Literal[False] | None = None
-
-
-class TextPart(_Strict):
-    type: Literal["text"]
-    text: str
-
-
-class Message(_Strict):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-    # OpenAI's own library sends these back with an assistant's message.
-    refusal: None = None
-    audio: None = None
-    function_call: None = None
-    tool_calls: None = None
-    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
-
-    def as_dict(self) -> dict[str, str]:
-        """Return the message as the chat template takes it: role, and content as one text."""
-        text = self.content
-        if not isinstance(text, str):
-            text = "".join(part.text for part in text)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+ALIASES = ("nvidia/nemotron-4-340b-instruct",)
+"""Other names of the model, which people's programs have."""
+MAX_INT = 2**31 - 1
+MAX_TOP = 20
+"""Largest number of alternatives at a token, as in OpenAI's API."""
+NO_BEAMS = "the engines have no beam search"
+ONE_TEMPLATE = "the model has one chat template"
+TEXT_ONLY = "the model makes and reads text only"
+NO_SPECIAL = "special tokens are never in the text"
 
 
-class JsonSchema(_Strict):
-    name: str = ""
-    description: str | None = None
-    schema_: dict[str, Any] = Field(alias="schema")
-    strict: bool | None = None
+class StreamOptions(OpenModel):
+    include_usage: bool = taken("the last chunk has the token counts", default=False)
+    continuous_usage_stats: bool = taken("every chunk has the token counts so far", default=False)
+    include_obfuscation: Any = no_effect("there is none")
 
 
-class ResponseFormat(_Strict):
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
-
-    @model_validator(mode="after")
-    def _has_its_schema(self) -> ResponseFormat:
-        if (self.type == "json_schema") != (self.json_schema is not None):
-            raise ValueError("json_schema belongs to the type json_schema")
-        return self
-
-
-class _Request(_Strict):
+class _Request(OpenModel):
     """The keys that both endpoints for completions have."""
 
-    model: str
-    max_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, ge=0, le=1)
-    n: int | None = Field(None, ge=1)
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    stop: str | list[str] | None = None
-    seed: int | None = Field(None, ge=-(2**63), le=MAX_SEED)
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    response_format: ResponseFormat | None = None
-    top_k: int | None = Field(None, ge=0, le=2**31 - 1)
-    repetition_penalty: float | None = Field(None, gt=0, le=1000)
-    min_tokens: int | None = Field(None, ge=0)
-    timeout: float | None = Field(None, gt=0)
-    """Seconds for the whole answer, including its time in the queue."""
-    # These have no effect here.
-    user: str | None = None
-    # These are accepted only with a value that has no effect.
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+    model: str | None = taken("its name or one of its aliases; the only model without it")
+    max_tokens: int | None = taken("", ge=0, le=MAX_INT)
+    temperature: float | None = taken("0 is greedy; 1 without it", ge=0, le=2)
+    top_p: float | None = taken("", ge=0, le=1)
+    top_k: int | None = taken("0 and -1 mean no limit", ge=-1, le=MAX_INT)
+    n: int | None = taken("", ge=1)
+    best_of: int | None = taken("must be `n`: answers are not ranked", ge=1)
+    seed: int | None = taken("a negative one is taken modulo 2⁶⁴", ge=-(2**63), le=MAX_SEED)
+    stop: str | list[str] | None = taken(f"up to {MAX_STOP_STRINGS}; empty ones are ignored")
+    stop_token_ids: list[int] | None = taken("tokens that end the answer")
+    ignore_eos: bool | None = taken("generate until `max_tokens`")
+    min_tokens: int | None = taken("", ge=0)
+    presence_penalty: float | None = taken("", ge=-2, le=2)
+    frequency_penalty: float | None = taken("", ge=-2, le=2)
+    repetition_penalty: float | None = taken("", gt=0, le=1000)
+    logit_bias: dict[str, float] | None = taken("by token id, if the engine has `bias`")
+    bad_words: list[str] | None = taken("if the engine has `bad_words`")
+    stream: bool | None = taken()
+    stream_options: StreamOptions | None = taken("without effect unless `stream`")
+    response_format: ResponseFormat | None = taken("if the engine has `guides`")
+    structured_outputs: StructuredOutputs | None = taken("if the engine has `guides`")
+    guided_json: dict[str, Any] | str | None = taken("if the engine has `guides`")
+    guided_regex: str | None = taken("if the engine has `guides`")
+    guided_choice: list[str] | None = taken("if the engine has `guides`", min_length=1)
+    guided_grammar: str | None = taken("in EBNF, if the engine has `guides`")
+    prompt_logprobs: int | None = taken(
+        "alternatives at each token of the prompt, unless `stream`", ge=0, le=MAX_TOP
+    )
+    timeout: float | None = taken(
+        "seconds for the whole answer, its time in the queue included", gt=0
+    )
+
+    user: Any = no_effect()
+    metadata: Any = no_effect()
+    store: Any = no_effect("nothing is stored")
+    request_id: Any = no_effect("send the header X-Request-ID")
+    add_special_tokens: Any = no_effect("the tokenizer adds none")
+    spaces_between_special_tokens: Any = no_effect(NO_SPECIAL)
+    guided_decoding_backend: Any = no_effect("each engine has one")
+    cache_salt: Any = no_effect()
+
+    min_p: Any = neutral_only("the engines have no min_p: use top_p", 0)
+    typical_p: Any = neutral_only("the engines have no typical_p: use top_p", 1)
+    use_beam_search: Any = neutral_only(NO_BEAMS, False)
+    length_penalty: Any = neutral_only(NO_BEAMS, 0, 1)
+    early_stopping: Any = neutral_only(NO_BEAMS, False)
+    include_stop_str_in_output: Any = neutral_only("stop strings are cut off", False)
+    skip_special_tokens: Any = neutral_only(NO_SPECIAL, True)
+    truncate_prompt_tokens: Any = neutral_only("prompts are never cut: shorten it")
+    allowed_token_ids: Any = neutral_only("use a guide")
+    logits_processors: Any = neutral_only("no code of clients runs here", [])
+    guided_whitespace_pattern: Any = neutral_only("white space is as the engine's library has it")
+    return_tokens_as_token_ids: Any = neutral_only("tokens are texts", False)
+    return_token_ids: Any = neutral_only("log-probabilities name the tokens", False)
+    priority: Any = neutral_only("clients do not choose their place in the queue", 0)
 
     @field_validator("stop")
     @classmethod
     def _stops(cls, stop: str | list[str] | None) -> str | list[str] | None:
         stops = _as_list(stop)
-        if len(stops) > MAX_STOPS:
-            raise ValueError(f"at most {MAX_STOPS} stop strings")
-        if any(not 0 < len(text) <= MAX_STOP_CHARACTERS for text in stops):
-            raise ValueError(f"a stop string has 1 to {MAX_STOP_CHARACTERS} characters")
+        if len(stops) > MAX_STOP_STRINGS:
+            raise ValueError(f"at most {MAX_STOP_STRINGS} stop strings")
+        if any(len(text) > MAX_STOP_LENGTH for text in stops):
+            raise ValueError(f"a stop string has at most {MAX_STOP_LENGTH} characters")
         return stop
 
-    @model_validator(mode="after")
-    def _options_of_a_stream(self) -> _Request:
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options is for stream: true")
-        return self
+    @field_validator("logit_bias")
+    @classmethod
+    def _biases(cls, bias: dict[str, float] | None) -> dict[str, float] | None:
+        for token, value in (bias or {}).items():
+            if not (token.isascii() and token.isdigit()):
+                raise ValueError(f"{token!r} is no token id")
+            if not -100 <= value <= 100:
+                raise ValueError(f"the bias {value} is outside of -100 to 100")
+        return bias
+
+    @property
+    def requested_tokens(self) -> int | None:
+        """Number of tokens to generate, or `None` if the request leaves it out."""
+        return self.max_tokens
+
+    @property
+    def top(self) -> int | None:
+        """Number of alternatives at each token of the answer; `None`: no log-probabilities."""
+        raise NotImplementedError
+
+    @property
+    def prompt_top(self) -> int | None:
+        """The same at each token of the prompt."""
+        return self.prompt_logprobs
+
+    @property
+    def log_probs(self) -> bool:
+        """Whether the answer has log-probabilities."""
+        return self.top is not None or self.prompt_top is not None
 
     @property
     def num_answers(self) -> int:
@@ -121,37 +150,79 @@ class _Request(_Strict):
         """Whether a stream ends with the token counts."""
         return self.stream_options is not None and self.stream_options.include_usage
 
-    def generation(self, max_tokens: int, *, log_probs: bool) -> Generation:
+    @property
+    def continuous_usage(self) -> bool:
+        """Whether each chunk of a stream has the token counts so far."""
+        return (
+            self.include_usage and cast(StreamOptions, self.stream_options).continuous_usage_stats
+        )
+
+    def check(self) -> None:
+        """Raise `HttpError` if the keys, each one valid, ask for what cannot be done."""
+        self.check_neutral_keys()
+        if self.requested_tokens == 0 and self.prompt_top is None:
+            raise bad_request(
+                "max_tokens: 0 needs prompt_logprobs, or echo and logprobs", "max_tokens"
+            )
+        if self.stream and self.prompt_logprobs is not None:
+            raise bad_request("prompt_logprobs is not for stream: true", "prompt_logprobs")
+        if self.best_of not in (None, self.num_answers):
+            raise bad_request(
+                "best_of other than n is not served: answers are not ranked", "best_of"
+            )
+        only_guide(self._guides())
+
+    def generation(self, max_tokens: int) -> Generation:
         """Return the generation that this request describes.
 
-        OpenAI's default is to sample, at temperature 1.
+        OpenAI's default is to sample, at temperature 1. With `max_tokens` 0, which asks for the
+        log-probabilities of the prompt only, one token is generated all the same.
         """
-        guide_type, guide = self._guide()
-        return Generation(
+        guide_type, guide = only_guide(self._guides())
+        bias = {int(token): value for token, value in (self.logit_bias or {}).items() if value}
+        generation = Generation(
             max_tokens=max_tokens,
             temperature=1.0 if self.temperature is None else self.temperature,
             top_p=self.top_p,
-            top_k=self.top_k,
+            top_k=None if self.top_k == -1 else self.top_k,
             repetition_penalty=self.repetition_penalty,
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
             min_tokens=self.min_tokens,
             seed=None if self.seed is None else self.seed & MAX_SEED,
-            stop_words=tuple(_as_list(self.stop)),
+            end_id=-1 if self.ignore_eos else None,
+            stop_words=tuple(text for text in _as_list(self.stop) if text),
+            stop_token_ids=tuple(self.stop_token_ids or ()),
+            bad_words=tuple(text for text in self.bad_words or () if text),
+            bias_token_ids=tuple(bias),
+            bias_values=tuple(bias.values()),
             num_return_sequences=self.num_answers if self.num_answers > 1 else None,
             guided_decoding_guide_type=guide_type,
             guided_decoding_guide=guide,
-            return_log_probs=log_probs or None,
+            return_log_probs=self.log_probs or None,
+            num_top_log_probs=self.top or None,
+            num_prompt_log_probs=self.prompt_top,
+        )
+        if max_tokens:
+            return generation
+        return Generation(
+            max_tokens=1,
+            temperature=0.0,
+            return_log_probs=True,
+            num_prompt_log_probs=generation.num_prompt_log_probs,
         )
 
-    def _guide(self) -> tuple[str | None, str | None]:
-        """Return the type and the text of the guide for guided decoding."""
-        response_format = self.response_format
-        if response_format is None or response_format.type == "text":
-            return None, None
-        if response_format.json_schema is None:
-            return "json", None
-        return "json_schema", json.dumps(response_format.json_schema.schema_)
+    def _guides(self) -> list[Guide]:
+        guides = self.structured_outputs.guides() if self.structured_outputs else []
+        if self.response_format and (guide := self.response_format.guide()):
+            guides.append(guide)
+        older = {
+            "json": self.guided_json,
+            "regex": self.guided_regex,
+            "choice": self.guided_choice,
+            "grammar": self.guided_grammar,
+        }
+        return guides + StructuredOutputs.model_validate(older).guides()
 
 
 def _as_list(stop: str | list[str] | None) -> list[str]:
@@ -161,66 +232,90 @@ def _as_list(stop: str | list[str] | None) -> list[str]:
 class ChatRequest(_Request):
     """Body of `POST /v1/chat/completions`."""
 
-    messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
-    logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
-    # These have no effect here.
-    metadata: dict[str, str] | None = None
-    store: bool | None = None
-    service_tier: Literal["auto", "default"] | None = None
-    parallel_tool_calls: bool | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    # These are accepted only with a value that has no effect.
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
-    functions: Annotated[list[Any], Field(max_length=0)] | None = None
-    modalities: list[Literal["text"]] | None = None
+    messages: list[Message] = taken("in any order, see below", ..., min_length=1)
+    max_completion_tokens: int | None = taken("the newer name of `max_tokens`", ge=0, le=MAX_INT)
+    logprobs: bool | None = taken()
+    top_logprobs: int | None = taken("", ge=0, le=MAX_TOP)
+    add_generation_prompt: bool | None = taken("if false, the prompt ends with the last message")
+    continue_final_message: bool | None = taken("the answer goes on with the assistant's message")
+
+    service_tier: Any = no_effect("there is one")
+    parallel_tool_calls: Any = no_effect()
+    safety_identifier: Any = no_effect()
+    prompt_cache_key: Any = no_effect()
+    prompt_cache_retention: Any = no_effect()
+    prediction: Any = no_effect()
+
+    tools: Any = neutral_only(NO_TOOLS, [])
+    tool_choice: Any = neutral_only(NO_TOOLS, "none", "auto")
+    functions: Any = neutral_only(NO_TOOLS, [])
+    function_call: Any = neutral_only(NO_TOOLS, "none", "auto")
+    modalities: Any = neutral_only(TEXT_ONLY, ["text"])
+    audio: Any = neutral_only(TEXT_ONLY)
+    reasoning_effort: Any = neutral_only("this model does not reason before it answers", "none")
+    include_reasoning: Any = neutral_only(
+        "this model does not reason before it answers", False, True
+    )
+    verbosity: Any = neutral_only("say it in a message", "medium")
+    web_search_options: Any = neutral_only("this model cannot search")
+    chat_template: Any = neutral_only(ONE_TEMPLATE)
+    chat_template_kwargs: Any = neutral_only(
+        ONE_TEMPLATE, {}, {"enable_thinking": False}, {"thinking": False}
+    )
+    documents: Any = neutral_only("put them into a message", [])
+    echo: Any = neutral_only("only completions can be echoed", False)
 
     @property
     def requested_tokens(self) -> int | None:
         """Number of tokens to generate, or `None` if the request leaves it out."""
-        return self.max_completion_tokens or self.max_tokens
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @property
-    def log_probs(self) -> bool:
-        """Whether the answer has log-probabilities."""
-        return bool(self.logprobs)
+    def top(self) -> int | None:
+        """See `_Request`."""
+        return self.top_logprobs or 0 if self.logprobs else None
 
     def check(self) -> None:
-        """Raise `HttpError` if the keys, each one valid, ask for what the engine cannot do."""
+        """See `_Request`."""
+        super().check()
         if self.top_logprobs and not self.logprobs:
             raise bad_request("top_logprobs needs logprobs: true", "top_logprobs")
-        if self.top_logprobs:
-            raise bad_request(ONLY_CHOSEN_TOKENS, "top_logprobs")
+        if self.continue_final_message and self.add_generation_prompt:
+            raise bad_request(
+                "continue_final_message and add_generation_prompt do not go together",
+                "continue_final_message",
+            )
 
-
-ONLY_CHOSEN_TOKENS = (
-    "the engine reports the log-probability of the chosen token only: leave out top_logprobs, "
-    "or ask for 0"
-)
+    def generation(self, max_tokens: int) -> Generation:
+        """See `_Request`."""
+        return replace(
+            super().generation(max_tokens),
+            add_generation_prompt=self.add_generation_prompt,
+            continue_final_message=self.continue_final_message,
+        )
 
 
 class CompletionRequest(_Request):
     """Body of `POST /v1/completions`."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
-    echo: bool | None = None
-    logprobs: int | None = Field(None, ge=0, le=5)
-    # These are accepted only with a value that has no effect.
-    best_of: int | None = Field(None, ge=1)
-    suffix: Literal[""] | None = None
+    prompt: str | list[str] | list[int] | list[list[int]] = taken("", ...)
+    echo: bool | None = taken("with `logprobs` also the prompt's log-probabilities")
+    logprobs: int | None = taken("", ge=0, le=MAX_TOP)
+
+    suffix: Any = neutral_only("this model does not fill gaps", "")
+    prompt_embeds: Any = neutral_only("prompts are texts or token ids")
 
     @property
-    def requested_tokens(self) -> int | None:
-        """Number of tokens to generate, or `None` if the request leaves it out."""
-        return self.max_tokens
+    def top(self) -> int | None:
+        """See `_Request`."""
+        return self.logprobs
 
     @property
-    def log_probs(self) -> bool:
-        """Whether the answer has log-probabilities."""
-        return self.logprobs is not None
+    def prompt_top(self) -> int | None:
+        """See `_Request`."""
+        if self.echo and self.logprobs is not None:
+            return max(self.logprobs, self.prompt_logprobs or 0)
+        return self.prompt_logprobs
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -230,12 +325,7 @@ class CompletionRequest(_Request):
         return cast("list[str | list[int]]", [prompt] if is_single else prompt)
 
     def check(self) -> None:
-        """Raise `HttpError` if the keys, each one valid, ask for what the engine cannot do."""
+        """See `_Request`."""
+        super().check()
         if not self.prompts:
             raise bad_request("there is no prompt", "prompt")
-        if self.logprobs:
-            raise bad_request(ONLY_CHOSEN_TOKENS.replace("top_logprobs", "logprobs"), "logprobs")
-        if self.echo and self.log_probs:
-            raise bad_request("the engine reports no log-probabilities of the prompt", "echo")
-        if self.best_of not in (None, self.num_answers):
-            raise bad_request("best_of other than n is not served", "best_of")

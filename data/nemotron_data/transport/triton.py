@@ -22,9 +22,9 @@ from nemotron_client import (
 )
 from nemotron_core.errors import ErrorKind
 from nemotron_core.generation import Prompt
-from nemotron_core.openai.answer import ChatAnswer, CompletionAnswer
+from nemotron_core.openai.answer import AnswerOptions, ChatAnswer, CompletionAnswer
 from nemotron_core.openai.errors import HttpError
-from nemotron_core.openai.schema import ChatRequest, CompletionRequest
+from nemotron_core.openai.schema import ALIASES, ChatRequest, CompletionRequest
 from nemotron_data.options import MAX_TOKENS, MODEL
 from nemotron_data.rows.row import CHAT, Row
 from nemotron_data.transport.protocol import Answer, Failure
@@ -53,13 +53,15 @@ def parse_request(row: Row, body: Mapping[str, Any]) -> tuple[Prompt, Generation
         raise _refusal(f"{key}: {first['msg']}") from error
     except HttpError as error:
         raise _refusal(str(error)) from error
-    if request.model != MODEL:
+    if unknown := request.unknown_keys():  # over HTTP, a header of the answer names them
+        raise _refusal(f"{unknown[0]}: there is no such key")
+    if request.model not in (None, MODEL, *ALIASES):
         raise _refusal(f"there is no model {request.model!r}, only {MODEL!r}")
     if request.log_probs:
         raise _refusal("logprobs: ask the gateway, over http://")
     if request.timeout is not None:
         raise _refusal("timeout: ask the gateway, over http://")
-    generation = request.generation(request.requested_tokens or MAX_TOKENS, log_probs=False)
+    generation = request.generation(request.requested_tokens or MAX_TOKENS)
     if isinstance(request, ChatRequest):
         return [message.as_dict() for message in request.messages], generation
     if request.echo or len(request.prompts) != 1:
@@ -109,7 +111,7 @@ class TritonTransport:
         request_id = secrets.token_hex(16)
         builder = ChatAnswer if row.endpoint == CHAT else CompletionAnswer
         choices = {piece.sequence_index: piece for piece in pieces}
-        content = builder(MODEL, request_id=request_id).whole(choices)
+        content = builder(MODEL, AnswerOptions(request_id=request_id)).whole(choices)
         return Answer(HTTPStatus.OK, request_id, json.dumps(content).encode())
 
 

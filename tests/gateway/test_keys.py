@@ -1,0 +1,109 @@
+"""API keys: their file, which may change, and what users and admins may do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nemotron_core.errors import NemotronError
+from nemotron_core.openai.errors import HttpError
+from nemotron_gateway import keys as keys_module
+from nemotron_gateway.keys import Keys
+from tests.gateway.process import running
+from tests.waiting import until
+
+
+def test_where_keys_come_from(tmp_path: Path) -> None:
+    file, empty = tmp_path / "keys", tmp_path / "empty"
+    file.write_text("a\n b \n# a comment\n")
+    empty.write_text("\n")
+    assert not Keys.configured(None, {}).are_required
+    environment = {"NEMOTRON_API_KEYS": "x\ny"}
+    assert Keys.configured(None, environment).check("Bearer y")
+    environment["NEMOTRON_API_KEYS_FILE"] = str(file)
+    keys = Keys.configured(None, environment)
+    assert keys.check("bearer b")
+    with pytest.raises(HttpError):
+        keys.check("Bearer x")
+    for path, message in ((empty, "no API keys in the file"), (tmp_path / "no", "cannot read")):
+        with pytest.raises(NemotronError, match=message):
+            Keys.configured(path, {})
+
+
+def test_the_form_of_a_line(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text(
+        "plain\nadmin root name=ops\nuser carl name=carl requests=4 tokens=9000\nuser\n"
+    )
+    keys = Keys(path=file)
+    plain, root, carl, user = (keys.check(f"Bearer {k}") for k in ("plain", "root", "carl", "user"))
+    assert plain and root and carl and user
+    assert (plain.is_admin, plain.requests, plain.tokens) == (False, None, None)
+    assert (root.is_admin, root.name) == (True, "ops")
+    assert (carl.is_admin, carl.name, carl.requests, carl.tokens) == (False, "carl", 4, 9000)
+    for line in ("user key requests=0", "admin key name=", "key rate=5", "key two words"):
+        file.write_text(f"\n{line}\n")
+        with pytest.raises(NemotronError, match=r"a key's line is wrong .*line 2") as raised:
+            Keys(path=file)
+        assert line not in str(raised.value)
+
+
+def test_what_needs_an_admin_is_off_without_one() -> None:
+    for keys in (Keys(), Keys(["user a"])):
+        with pytest.raises(HttpError, match="an admin key is needed") as raised:
+            keys.check("", needs_admin=True)
+        assert raised.value.status == 401
+    keys = Keys(["user a", "admin b"])
+    with pytest.raises(HttpError, match="this is a user's") as raised:
+        keys.check("Bearer a", needs_admin=True)
+    assert raised.value.status == 403
+    key = keys.check("Bearer b", needs_admin=True)
+    assert key and key.is_admin
+    assert keys.check("Bearer b")
+
+
+def test_the_file_is_read_again_when_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(keys_module, "LOOK_SECONDS", 0.0)
+    file = tmp_path / "keys"
+    file.write_text("old\n")
+    keys = Keys(path=file)
+    assert keys.check("Bearer old")
+    file.write_text("new-key\n")
+    assert keys.check("Bearer new-key")
+    with pytest.raises(HttpError):
+        keys.check("Bearer old")
+    for wrong in ("", "user a b=c\n"):
+        file.write_text(wrong)
+        assert keys.check("Bearer new-key"), "the keys that were read last count"
+    file.unlink()
+    assert keys.check("Bearer new-key")
+    assert "new-key" not in caplog.text
+    assert "the keys that were read last count" in caplog.text
+
+
+def test_a_running_gateway_takes_new_keys(triton: str, tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("one name=ann requests=1\n")
+    with running(tmp_path, triton, "--api-keys-file", str(file)) as gateway:
+
+        def models(key: str) -> int:
+            return gateway.ask(
+                "GET", "/v1/models", headers={"Authorization": f"Bearer {key}"}
+            ).status
+
+        assert (models("one"), models("two")) == (200, 401)
+        body = {"prompt": ["a", "b"], "max_tokens": 1}
+        headers = {"Authorization": "Bearer one"}
+        refused = gateway.ask("POST", "/v1/completions", body, headers)
+        assert (refused.status, refused.headers["retry-after"]) == (429, "1")
+        assert "this key may have 1 prompts" in refused.message
+        one = gateway.ask("POST", "/v1/completions", body | {"prompt": "a"}, headers)
+        assert one.status == 200
+        (line,) = (x for x in gateway.lines() if x["request_id"] == one.headers["x-request-id"])
+        assert line["key"] == "ann"
+        file.write_text("two\n")
+        until(lambda: models("two") == 200)
+        assert models("one") == 401

@@ -1,0 +1,132 @@
+"""Many answers of one request: how many the engine gets at once, and what happens if it is full."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+import pytest
+
+from nemotron_core.errors import ErrorKind
+from nemotron_core.generation import MAX_SEED, Generation, Piece, Prompt
+from nemotron_core.openai.errors import HttpError
+from nemotron_gateway.admission import Admission
+from nemotron_gateway.keys import ApiKey
+from nemotron_gateway.sequences import generate_groups, groups_of
+from tests.gateway.process import Running
+
+GO = "<extra_id_1>Go"
+FULL = HttpError.of_kind(ErrorKind.OVERLOADED, "full")
+
+
+def test_groups() -> None:
+    generation = Generation(num_return_sequences=5, seed=MAX_SEED)
+    groups = list(groups_of(["a", "b"], generation, 2))
+    assert [(g.prompt, g.first, g.offset, g.count) for g in groups] == [
+        *(("a", 0, 0, 2), ("a", 2, 2, 2), ("a", 4, 4, 1)),
+        *(("b", 5, 0, 2), ("b", 7, 2, 2), ("b", 9, 4, 1)),
+    ]
+    assert [g.generation.seed for g in groups[:3]] == [MAX_SEED, 1, 3]
+    assert [g.generation.num_return_sequences for g in groups[:3]] == [2, 2, None]
+    (group,) = groups_of(["a"], Generation(), 8)
+    assert group.generation == Generation()
+
+
+class Engine:
+    """Generates one token for each sequence, when it has been let go on."""
+
+    def __init__(self, failures: Sequence[HttpError | None] = ()) -> None:
+        self.failures = list(failures)
+        self.running = self.most = self.asked = 0
+
+    async def generate(
+        self, _prompt: Prompt, generation: Generation
+    ) -> AsyncGenerator[Piece, None]:
+        self.asked += 1
+        if self.failures and (failure := self.failures.pop(0)):
+            raise failure
+        count = generation.num_return_sequences or 1
+        self.running += count
+        self.most = max(self.most, self.running)
+        try:
+            for index in range(count):
+                await asyncio.sleep(0)
+                yield Piece(str(generation.seed), finish_reason="stop", sequence_index=index)
+        finally:
+            self.running -= count
+
+
+def run(engine: Engine, prompts: Sequence[str], slots: int, **fields: Any) -> dict[int, Piece]:
+    async def collect() -> dict[int, Piece]:
+        groups = list(groups_of(prompts, Generation(**fields), slots))
+        source = generate_groups(groups, slots, engine.generate)
+        return {index: piece async for index, piece in source}
+
+    return asyncio.run(collect())
+
+
+def test_no_more_than_the_slots_at_once() -> None:
+    engine = Engine()
+    pieces = run(engine, ["a"] * 10, 3, seed=5, num_return_sequences=4)
+    assert sorted(pieces) == list(range(40))
+    assert engine.most == 3
+    assert [pieces[i].text for i in range(8)] == ["5", "5", "5", "8"] * 2
+    assert [pieces[i].sequence_index for i in range(8)] == [0, 1, 2, 3] * 2
+
+
+def test_a_full_queue_makes_only_a_request_wait_that_has_begun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("nemotron_gateway.sequences.PATIENCE_SECONDS", 0.001)
+    engine = Engine([None, FULL, FULL, FULL])
+    assert len(run(engine, ["a"] * 3, 1)) == 3
+    assert engine.asked == 6
+    with pytest.raises(HttpError) as raised:
+        run(Engine([FULL]), ["a"] * 3, 1)
+    assert raised.value is FULL
+    with pytest.raises(HttpError, match="broken"):
+        run(Engine([None, HttpError(500, "broken")]), ["a"] * 3, 1)
+
+
+def test_a_request_that_ends_frees_every_seat() -> None:
+    async def cancel() -> int:
+        engine = Engine()
+        groups = list(groups_of(["a"] * 9, Generation(num_return_sequences=2), 4))
+        source = generate_groups(groups, 4, engine.generate)
+        await anext(source)
+        await source.aclose()
+        return engine.running
+
+    assert asyncio.run(cancel()) == 0
+
+
+def test_more_sequences_than_the_engine_and_its_queue_hold(gateway: Running) -> None:
+    """The shared server has 8 slots and a queue of 64."""
+    answer = gateway.complete([GO] * 24, n=8, max_tokens=2, temperature=1, seed=3)
+    assert answer.status == 200, answer.text
+    assert [choice["index"] for choice in answer.json["choices"]] == list(range(192))
+    texts = [choice["text"] for choice in answer.json["choices"]]
+    assert texts == texts[:8] * 24
+    together = gateway.complete(GO, n=8, max_tokens=2, temperature=1, seed=3).json
+    assert [choice["text"] for choice in together["choices"]] == texts[:8]
+
+
+def test_limits_of_tokens_and_of_keys() -> None:
+    admission = Admission(100)
+    key = ApiKey(b"a", requests=2, tokens=50)
+    with (  # alone it may be as large as it is
+        admission.admit(None, 1, 1000),
+        pytest.raises(HttpError, match="running requests need 1000 tokens"),
+    ):
+        admission.admit(None, 1, 1).__enter__()
+    with admission.admit(key, 2, 40):
+        with pytest.raises(HttpError, match="this key may have 2 prompts") as raised:
+            admission.admit(key, 1, 1).__enter__()
+        assert raised.value.status == 429
+        with admission.admit(ApiKey(b"b"), 1, 60):
+            pass
+    with pytest.raises(HttpError, match="this key may have 50 tokens"):
+        admission.admit(key, 1, 51).__enter__()
+    with admission.admit(key, 2, 50):
+        pass
