@@ -12,7 +12,6 @@ from nemotron_core.openai.errors import bad_request
 from nemotron_core.openai.keys import OpenModel, no_effect, taken
 from nemotron_core.openai.messages import Message
 from nemotron_core.openai.token_texts import token_text
-from nemotron_core.text import Message as TemplateMessage
 from nemotron_core.text import Tokenizer, check_text
 from nemotron_core.text.prompt import CHAT_TEMPLATE
 from nemotron_gateway.backend import Backend
@@ -47,7 +46,7 @@ class TokenizeRequest(OpenModel):
             return tokenizer.encode(self.prompt)
         messages = [message.as_dict() for message in self.messages or ()]
         return tokenizer.encode_chat(
-            cast("list[TemplateMessage]", messages),
+            cast("list[Any]", messages),
             answer_follows=self.add_generation_prompt,
             is_continued=self.continue_final_message,
         )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
+import openai
 import pytest
 
 from nemotron_core.errors import ErrorKind
@@ -14,7 +16,9 @@ from nemotron_core.openai.errors import HttpError
 from nemotron_gateway.admission import Admission
 from nemotron_gateway.keys import ApiKey
 from nemotron_gateway.sequences import generate_groups, groups_of
-from tests.gateway.process import Running
+from tests.gateway.asgi import Connection, ScriptedEngine, gateway, scope
+from tests.gateway.process import MODEL
+from tests.waiting import WAIT
 
 GO = "<extra_id_1>Go"
 FULL = HttpError.of_kind(ErrorKind.OVERLOADED, "full")
@@ -101,15 +105,34 @@ def test_a_request_that_ends_frees_every_seat() -> None:
     assert asyncio.run(cancel()) == 0
 
 
-def test_more_sequences_than_the_engine_and_its_queue_hold(gateway: Running) -> None:
-    """The shared server has 8 slots and a queue of 64."""
-    answer = gateway.complete([GO] * 24, n=8, max_tokens=2, temperature=1, seed=3)
-    assert answer.status == 200, answer.text
-    assert [choice["index"] for choice in answer.json["choices"]] == list(range(192))
-    texts = [choice["text"] for choice in answer.json["choices"]]
-    assert texts == texts[:8] * 24
-    together = gateway.complete(GO, n=8, max_tokens=2, temperature=1, seed=3).json
-    assert [choice["text"] for choice in together["choices"]] == texts[:8]
+def test_a_disconnect_frees_also_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of ten prompts the engine has eight; none is left when the client is gone."""
+
+    async def hang_up() -> tuple[int, int]:
+        silent = asyncio.Event()
+        engine = ScriptedEngine([silent])
+        engine.install(monkeypatch)
+        body = {"prompt": ["Go"] * 10, "stream": True}
+        connection = Connection(json.dumps(body).encode())
+        call = scope("POST", "/v1/completions")
+        request = asyncio.ensure_future(gateway()(call, connection.receive, connection.send))
+        await silent.wait()
+        running = engine.running
+        connection.disconnect.set()
+        await asyncio.wait_for(request, WAIT)
+        return running, engine.running
+
+    assert asyncio.run(hang_up()) == (8, 0)
+
+
+def test_more_sequences_than_the_engine_and_its_queue_hold(client: openai.OpenAI) -> None:
+    """The shared server has 64 slots and a queue of 448."""
+    settings: Any = {"model": MODEL, "n": 8, "max_tokens": 1, "temperature": 1, "seed": 3}
+    choices = client.completions.create(prompt=[GO] * 80, **settings).choices
+    assert [choice.index for choice in choices] == list(range(640))
+    texts = [choice.text for choice in choices]
+    together = client.completions.create(prompt=GO, **settings).choices
+    assert texts == [choice.text for choice in together] * 80
 
 
 def test_limits_of_tokens_and_of_keys() -> None:
