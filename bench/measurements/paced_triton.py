@@ -17,6 +17,14 @@ HEAD = (
     b"Transfer-Encoding: chunked\r\n\r\n"
 )
 LAST_CHUNK = b"0\r\n\r\n"
+PARAMETERS = {"max_seq_len": "4096", "tokenizer_path": "/none"}
+CONFIGURATION = json.dumps(
+    {
+        "max_batch_size": 256,
+        "parameters": {name: {"string_value": value} for name, value in PARAMETERS.items()},
+    }
+).encode()
+"""The model's configuration, for which the gateway asks."""
 
 
 class PacedTriton:
@@ -37,6 +45,12 @@ class PacedTriton:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).lower()
                 length = int(head.partition(b"content-length:")[2].split(b"\r\n")[0])
+                if head.startswith(b"get "):
+                    writer.write(
+                        b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(CONFIGURATION)
+                    )
+                    writer.write(CONFIGURATION)
+                    continue
                 tokens = json.loads(await reader.readexactly(length))["max_tokens"]
                 await self._answer(writer, tokens)
         except (asyncio.IncompleteReadError, ConnectionError):

@@ -83,7 +83,7 @@ def test_a_number_is_an_id(custom_id: int, name: str) -> None:
 
 
 def test_unknown_columns_are_metadata_and_are_not_sent() -> None:
-    columns = {"source": "wiki", "difficulty": 3}
+    columns = {"source": "wiki", "difficulty": 3, "documents": ["a"], "request_id": "7"}
     for content in ({**OPENAI, **columns}, {"custom_id": "a", "messages": MESSAGES, **columns}):
         row = parse(line(content))
         assert row.metadata == columns

@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from nemotron_core.openai.keys import TAKEN, keys_of
 from nemotron_core.openai.schema import ChatRequest, CompletionRequest
 from nemotron_data.rows.row import CHAT, COMPLETION, PROMPTS, BadRow, Row
 from nemotron_data.rows.template import parse_template, render
@@ -25,8 +26,15 @@ from nemotron_data.rows.template import parse_template, render
 LONGEST_ID = 512
 """Length in characters."""
 PARAMETERS = frozenset(
-    ChatRequest.model_fields.keys()
-    | CompletionRequest.model_fields.keys()
+    {
+        key.name
+        for schema in (ChatRequest, CompletionRequest)
+        for key in keys_of(schema)
+        if key.support == TAKEN
+    }
+    # Columns of a table are seldom meant by other keys that have no effect on an answer.
+    | {"user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier"}
+    | {"prompt_cache_key", "modalities"}
     # What other OpenAI-compatible servers take.
     | {"min_p", "ignore_eos", "stop_token_ids", "bad_words", "length_penalty", "best_of", "suffix"}
     | {"guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"}
