@@ -49,7 +49,7 @@ class Exchange:
     def read(self, outputs: Mapping[str, Values]) -> list[Piece]:
         """Return the pieces in a response's outputs. Raises `ServerFailed` if they have no text."""
         try:
-            pieces = read_pieces(outputs)
+            pieces = read_pieces(outputs, self.generation)
         except KeyError as error:
             raise ServerFailed(f"model {self.model} does not answer with {error}") from error
         self.has_started = True

@@ -8,29 +8,27 @@ from typing import Any
 
 from tritonclient.grpc import service_pb2
 
-from nemotron_core.generation import Alternatives, Piece, Times, read_alternatives
-from nemotron_core.wire import PROMPT_OUTPUTS, STRUCT_FORMATS, TOP_OUTPUTS
+from nemotron_core.generation import Alternatives, Generation, Piece, Times, read_alternatives
+from nemotron_core.wire import STRUCT_FORMATS
 
 Values = Sequence[Any]
-TABLES = {tensor.name for tensor in (*TOP_OUTPUTS, *PROMPT_OUTPUTS)}
-"""Outputs whose elements are rows."""
 
 
 def read_outputs(response: service_pb2.ModelInferResponse) -> dict[str, Values]:
-    """Return the elements of each output by its name; those of `TABLES` are rows.
+    """Return the elements of each output by its name.
 
     Raises `ValueError` if an output's bytes do not fit its datatype.
     """
     try:
         return {
-            output.name: _rows(output, _decode(output.datatype, raw))
+            output.name: _decode(output.datatype, raw)
             for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
         }
     except (struct.error, UnicodeDecodeError) as error:
         raise ValueError(f"model {response.model_name} sent a broken response: {error}") from error
 
 
-def read_pieces(outputs: Mapping[str, Values]) -> list[Piece]:
+def read_pieces(outputs: Mapping[str, Values], generation: Generation) -> list[Piece]:
     """Return the pieces in the outputs of a response, one for each answer of which it has a text.
 
     Raises `KeyError` if they have no text. Every other output may be missing: the classic ensemble
@@ -38,7 +36,7 @@ def read_pieces(outputs: Mapping[str, Values]) -> list[Piece]:
     """
     count = len(outputs["text_output"])
     if count <= 1:
-        return [_read_row(outputs, 0)]
+        return [_read_row(outputs, 0, generation)]
     rows = [
         {
             name: values[row * len(values) // count : (row + 1) * len(values) // count]
@@ -46,10 +44,10 @@ def read_pieces(outputs: Mapping[str, Values]) -> list[Piece]:
         }
         for row in range(count)
     ]
-    return [_read_row(outputs, row) for row, outputs in enumerate(rows)]
+    return [_read_row(outputs, row, generation) for row, outputs in enumerate(rows)]
 
 
-def _read_row(outputs: Mapping[str, Values], row: int) -> Piece:
+def _read_row(outputs: Mapping[str, Values], row: int, generation: Generation) -> Piece:
     def first(name: str, default: int | float | str) -> int | float | str:
         return (outputs.get(name) or (default,))[0]
 
@@ -70,24 +68,17 @@ def _read_row(outputs: Mapping[str, Values], row: int) -> Piece:
         log_probs=tuple(float(p) for p in outputs.get("output_log_probs", ()))[:length],
         cum_log_prob=float(cum_log_probs[0]) if cum_log_probs else None,
         times=Times(*(int(values[0]) for values in times if values)) if all(times) else None,
-        top_log_probs=_table(outputs, "top")[:length],
-        prompt_log_probs=_table(outputs, "prompt_top")[: int(first("num_input_tokens", 1 << 31))],
+        top_log_probs=_table(outputs, "top", generation.num_top_log_probs or 0)[:length],
+        prompt_log_probs=_table(outputs, "prompt_top", 1 + (generation.num_prompt_log_probs or 0))[
+            : int(first("num_input_tokens", 1 << 31))
+        ],
     )
 
 
-def _rows(output: Any, values: Values) -> Values:
-    if output.name not in TABLES:
-        return values
-    width = output.shape[-1]
-    return [values[start : start + width] for start in range(0, len(values), width)]
-
-
-def _table(outputs: Mapping[str, Values], name: str) -> tuple[Alternatives, ...]:
+def _table(outputs: Mapping[str, Values], name: str, width: int) -> tuple[Alternatives, ...]:
+    """Return the rows of a table of alternatives, of `width` elements each."""
     ids, log_probs = (outputs.get(f"{name}_{what}", ()) for what in ("token_ids", "log_probs"))
-    rows = zip(ids, log_probs, strict=True)
-    return tuple(
-        read_alternatives(row_ids, row_values, len(row_ids))[0] for row_ids, row_values in rows
-    )
+    return read_alternatives(ids, log_probs, width) if ids else ()
 
 
 _TIMES = ("arrival", "first_scheduled", "first_token", "last_token")

@@ -24,9 +24,8 @@ CANARY_IDS = (5,)
 """Prompt of the request that shows whether the engine generates."""
 CANARY_SECONDS = 1.0
 """Seconds for which the result of that request is used again."""
-FACTS_SECONDS = 2.0
-"""Seconds for which facts about the model are used without asking Triton again: less than an engine
-takes to start."""
+FACTS_SECONDS, OLD_FACTS_SECONDS = 2.0, 5.0
+"""Ages after which facts about the model are read again, and after which requests wait for it."""
 IDENTITY_PARAMETERS = ("engine", "checkpoint", "template")
 
 
@@ -65,6 +64,7 @@ class Backend:
         self._configuration: Configuration | None = None
         self._facts_time = float("-inf")
         self._asking = asyncio.Lock()
+        self._refresh: asyncio.Task[None] | None = None
         self._piece_time = float("-inf")
         """Time of the last piece of any answer."""
         self._is_ready = False
@@ -75,6 +75,8 @@ class Backend:
         return self
 
     async def __aexit__(self, *_error: object) -> None:
+        if self._refresh is not None:
+            self._refresh.cancel()
         self._triton.close()
 
     async def generate(
@@ -139,16 +141,28 @@ class Backend:
         """Return the facts about the model.
 
         Triton is asked again after `FACTS_SECONDS`, and when it has closed a connection: another
-        engine may answer now.
+        engine may answer now. Requests wait for that only if the facts are older than
+        `OLD_FACTS_SECONDS`, or in doubt.
         """
+        age = time.monotonic() - self._facts_time
+        if self._facts is None or age > OLD_FACTS_SECONDS:
+            await self._ask(OLD_FACTS_SECONDS)
+        elif age > FACTS_SECONDS and not self._asking.locked():
+            self._refresh = asyncio.ensure_future(self._ask(FACTS_SECONDS))
+            self._refresh.add_done_callback(_ignore_failure)
+        assert self._facts is not None
+        return self._facts
+
+    async def _ask(self, seconds: float) -> None:
+        """Ask Triton for the facts, unless another task has done it in the last `seconds`."""
         async with self._asking:
-            if self._facts is None or time.monotonic() - self._facts_time > FACTS_SECONDS:
-                configuration = await self._triton.configuration()
-                if self._facts is None or configuration != self._configuration:
-                    self._facts = await self._facts_of(configuration)
-                    self._configuration = configuration
-                self._facts_time = time.monotonic()
-            return self._facts
+            if self._facts is not None and time.monotonic() - self._facts_time <= seconds:
+                return
+            configuration = await self._triton.configuration()
+            if self._facts is None or configuration != self._configuration:
+                self._facts = await self._facts_of(configuration)
+                self._configuration = configuration
+            self._facts_time = time.monotonic()
 
     def _doubt_facts(self) -> None:
         self._facts_time = float("-inf")
@@ -204,3 +218,9 @@ class Backend:
                 return self._piece_time > began
             return error.status == ErrorKind.OVERLOADED.codes.http
         return True
+
+
+def _ignore_failure(task: asyncio.Task[None]) -> None:
+    """Take a failure from a task. Whoever needs the facts next meets it again."""
+    if not task.cancelled():
+        task.exception()

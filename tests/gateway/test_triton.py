@@ -390,7 +390,7 @@ def test_a_whole_answer_is_read_from_a_stream() -> None:
 def test_another_engine_is_noticed(is_lost: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """At once where Triton has closed a connection, otherwise before an engine could start."""
     if not is_lost:
-        monkeypatch.setattr(backend, "FACTS_SECONDS", 0.0)
+        monkeypatch.setattr(backend, "OLD_FACTS_SECONDS", 0.0)
 
     async def run() -> list[str]:
         answer = stream(WORD, LAST)

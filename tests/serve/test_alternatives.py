@@ -62,13 +62,14 @@ def test_what_the_cpu_lane_cannot(server: ModelServer) -> None:
             whole(server, "generate", **ONE_TOKEN | {"num_top_log_probs": 1} | fields)
 
 
-def test_the_client_has_them(server: ModelServer, tokenizer: Tokenizer) -> None:
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_the_client_has_them(scheme: str, server: ModelServer, tokenizer: Tokenizer) -> None:
     generation = Generation(
         max_tokens=1, return_log_probs=True, num_top_log_probs=2, num_prompt_log_probs=1
     )
 
     async def ask() -> Any:
-        address = f"{server.endpoints.address}:{server.endpoints.grpc}"
+        address = f"{scheme}://{server.endpoints.address}:{getattr(server.endpoints, scheme)}"
         async with AsyncClient(address) as client:
             return [piece async for piece in client.generate(PROMPT, generation)]
 
