@@ -7,14 +7,16 @@ INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python
 # PyTorch is only the tests' reference. The registry's plain build carries gigabytes of CUDA, so the
 # CPU build is asked for by its full version; where pip cannot find one, uv knows PyTorch's own index.
 TORCH := torch==2.13.0
-VLLM_INSTALL := $(INSTALL:$(BIN)/python=.tools/vllm/bin/python)
+# vLLM has thousands of modules, which would be compiled at each start where nothing may write them.
+VLLM_INSTALL := $(INSTALL:$(BIN)/python=.tools/vllm/bin/python) --compile-bytecode
 
 LOADERS_INSTALL := $(INSTALL:$(BIN)/python=.tools/transformers4/bin/python)
 
-VLLM_TESTS := tests/vllm $(addprefix tests/serve/test_,contract.py ensemble.py plain_infer.py batches.py \
+# What a server of any lane must do.
+CONTRACT_TESTS := $(addprefix tests/serve/test_,contract.py ensemble.py plain_infer.py batches.py \
   token_model.py streams.py sampling.py refusals.py classic_clients.py)
 
-.PHONY: demo test test-vllm test-clients test-loaders check lint unit lock mutants fuzz loaded-test clean
+.PHONY: demo test test-standins test-vllm test-clients test-loaders check lint unit lock mutants fuzz loaded-test clean
 demo: $(VENV)/.user
 	scripts/demo.sh
 
@@ -22,9 +24,14 @@ demo: $(VENV)/.user
 test: $(VENV)/.dev $(VENV)/.tools
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
+# The contract on the lanes of TensorRT-LLM, with a stand-in for the library.
+test-standins: $(VENV)/.dev
+	$(BIN)/pytest --lane tensorrt $(CONTRACT_TESTS)
+	$(BIN)/pytest --lane pytorch $(CONTRACT_TESTS)
+
 # The contract on a real vLLM, which takes two gigabytes in .tools/vllm and Python 3.11 or later.
 test-vllm: $(VENV)/.dev $(VENV)/.vllm
-	$(BIN)/pytest --lane vllm $(VLLM_TESTS)
+	$(BIN)/pytest --lane vllm tests/vllm $(CONTRACT_TESTS)
 
 # Clients of others, unmodified, each in an environment of its own: 1.5 GB in .tools/clients.
 CLIENT_TOOLS ?= .tools/clients

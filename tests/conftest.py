@@ -50,9 +50,14 @@ settings.register_profile("suite", deadline=None, derandomize=True)  # a busy ma
 settings.load_profile("suite")
 
 
-SERVED = {"cpu": ("engine_bf16", "cpu_profile"), "vllm": ("engine_vllm", "vllm_profile")}
+SERVED = {
+    "cpu": ("engine_bf16", "cpu_profile"),
+    "tensorrt": ("engine_tensorrt", "standin_profile"),
+    "pytorch": ("engine_pytorch", "standin_profile"),
+    "vllm": ("engine_vllm", "vllm_profile"),
+}
 """Fixtures with the engine and the profile of the shared server, by lane."""
-pytest_plugins = ["tests.vllm.fixtures"]
+pytest_plugins = ["tests.standins.fixtures", "tests.vllm.fixtures"]
 NOT_SLOW = "not slow"
 FIRST = ("slurm", "helm", "test_readme.py", "data", "gateway", "docker", "convert")
 """Folders and files that take longest, in the order in which two processes begin them."""
@@ -61,7 +66,9 @@ LANE_FOLDERS = ("vllm", "loaders")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--lane", default="cpu", help="lane of the server that tests share")
+    parser.addoption(
+        "--lane", default="cpu", choices=SERVED, help="lane of the server that tests share"
+    )
     parser.addoption("--clients", help="folder with the environments of other people's clients")
 
 
@@ -164,9 +171,15 @@ def answers() -> list[ExactAnswer]:
 
 
 @pytest.fixture(scope="session")
-def server(request: pytest.FixtureRequest) -> Iterator[ModelServer]:
+def served_profile(request: pytest.FixtureRequest) -> Profile:
+    """The profile of the lane that the option --lane names."""
+    _, profile = SERVED[request.config.option.lane]
+    return free_ports(request.getfixturevalue(profile))
+
+
+@pytest.fixture(scope="session")
+def server(request: pytest.FixtureRequest, served_profile: Profile) -> Iterator[ModelServer]:
     """The server of the lane that the option --lane names."""
-    lane = request.config.option.lane
-    engine, profile = map(request.getfixturevalue, SERVED[lane])
-    with shared_server(engine, profile) as running:
+    engine, _ = SERVED[request.config.option.lane]
+    with shared_server(request.getfixturevalue(engine), served_profile) as running:
         yield running

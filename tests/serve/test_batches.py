@@ -151,8 +151,8 @@ def test_a_wrong_prompt_refuses_the_whole_batch(server: ModelServer) -> None:
             whole(server, model, **fields)
 
 
-def test_more_prompts_than_the_profile_allows(server: ModelServer, cpu_profile: Profile) -> None:
-    count = cpu_profile.limits.max_batch_size
+def test_more_prompts_than_the_profile_allows(server: ModelServer, served_profile: Profile) -> None:
+    count = served_profile.limits.max_batch_size
     rows = {"text_input": column(*[PROMPTS[0]] * count), "max_tokens": column(*[2] * count)}
     assert infer(server, **rows)["text_output"].shape == (count,)
     more = {name: np.concatenate([value, value[:1]]) for name, value in rows.items()}

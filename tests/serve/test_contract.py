@@ -44,15 +44,15 @@ def check(
 
 
 @pytest.mark.parametrize("model", TEXT_MODELS)
-def test_the_contract(model: str, server: ModelServer, cpu_profile: Profile) -> None:
-    config = check(model, server, cpu_profile, INPUTS, OUTPUTS)
+def test_the_contract(model: str, server: ModelServer, served_profile: Profile) -> None:
+    config = check(model, server, served_profile, INPUTS, OUTPUTS)
     assert config.model_transaction_policy.decoupled == (model != "generate")
 
 
-def test_the_contract_of_the_engines_model(server: ModelServer, cpu_profile: Profile) -> None:
+def test_the_contract_of_the_engines_model(server: ModelServer, served_profile: Profile) -> None:
     inputs = {name: INPUTS[name] for name in INPUTS.keys() - ONLY_TEXT_INPUTS} | ENGINE_INPUTS
     outputs = {name: OUTPUTS[name] for name in OUTPUTS.keys() - ONLY_TEXT_OUTPUTS} | ENGINE_OUTPUTS
-    config = check("tensorrt_llm", server, cpu_profile, inputs, outputs)
+    config = check("tensorrt_llm", server, served_profile, inputs, outputs)
     assert config.model_transaction_policy.decoupled
 
 

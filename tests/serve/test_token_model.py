@@ -86,14 +86,16 @@ def tokens(responses: list[dict[str, Any]]) -> list[int]:
 def test_tokens_as_transformers_gives_them(
     streaming: bool, server: ModelServer, answers: list[ExactAnswer], tokenizer: Tokenizer
 ) -> None:
+    counts = []
     for exact in answers[::150]:
         fields = prompt(tokenizer, exact)
         responses = stream(server, "tensorrt_llm", streaming=streaming, end_id=5, **fields)
         assert tokens(responses) == exact.token_ids
-        assert (len(responses) > 1) == streaming
+        counts.append(len(responses))
         assert last(responses, "finish_reason") == "stop"
         assert last(responses, "num_input_tokens") == fields["input_lengths"]
         assert last(responses, "num_output_tokens") == len(exact.token_ids)
+    assert (max(counts) > 1) == streaming  # an engine may be faster than who reads a short one
 
 
 def test_inputs_without_an_effect_are_accepted(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,14 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".tools" / "vllm" / "bin" / "python"
 PROFILE = Path(__file__).with_name("profile.yaml")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let that environment's Python run the code of this checkout, whichever is installed there."""
+    if config.option.lane == "vllm":
+        folders = [entry for entry in sys.path if Path(entry).parent == ROOT]
+        others = filter(None, [os.environ.get("PYTHONPATH")])
+        os.environ["PYTHONPATH"] = os.pathsep.join([*folders, *others])
 
 
 @pytest.fixture(scope="session")

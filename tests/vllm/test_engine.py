@@ -17,7 +17,7 @@ import torch
 
 from nemotron_build.engine_folder import build_engine
 from nemotron_build.lanes import lane_of
-from nemotron_build.profile import Profile, load_profile, shipped_profiles
+from nemotron_build.profile import Profile, VllmProfile, load_profile, shipped_profiles
 from nemotron_convert.target.manifest import read_manifest
 from nemotron_core.engine_settings import VllmEngineSettings
 from nemotron_core.text import Tokenizer
@@ -27,7 +27,7 @@ from tests.engine.requests import request
 from tests.tiny_nemotron.answers import ExactAnswer
 from tests.tiny_nemotron.dialogues import prompt_ids
 from tests.tiny_nemotron.reference import load_hf_model
-from tests.vllm.fixtures import PYTHON
+from tests.vllm.fixtures import PYTHON, ROOT
 from tests.waiting import WAIT, until
 
 PROMPT = [4, 20, 30, 400, 500]
@@ -36,21 +36,23 @@ import json, sys
 from pathlib import Path
 from nemotron_core.engine_settings import VllmEngineSettings
 from nemotron_engine.adapters.vllm_engine import engine_arguments
-folder, nodes = Path(sys.argv[1]), int(sys.argv[2])
-place = (nodes - 1, nodes) if nodes > 1 else None
-arguments = engine_arguments(folder, VllmEngineSettings.read(folder), place)
-command = []
-for name, value in arguments.items():
-    flag = name.replace("_", "-")
-    if isinstance(value, bool):
-        command.append("--" + ("" if value else "no-") + flag)
-    else:
-        command += ["--" + flag, json.dumps(value) if isinstance(value, dict) else str(value)]
 from vllm import EngineArgs
 from vllm.utils.argparse_utils import FlexibleArgumentParser
-parsed = EngineArgs.add_cli_args(FlexibleArgumentParser()).parse_args(command)
-print(json.dumps({name: value for name, value in vars(parsed).items()
-    if isinstance(value, (str, int, float, bool))}))
+
+for word in sys.argv[1:]:
+    folder, _, nodes = word.rpartition(":")
+    place = (int(nodes) - 1, int(nodes)) if int(nodes) > 1 else None
+    settings = VllmEngineSettings.read(Path(folder))
+    command = []
+    for name, value in engine_arguments(Path(folder), settings, place).items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            command.append("--" + ("" if value else "no-") + flag)
+        else:
+            command += ["--" + flag, json.dumps(value) if isinstance(value, dict) else str(value)]
+    parsed = EngineArgs.add_cli_args(FlexibleArgumentParser()).parse_args(command)
+    print(json.dumps({name: value for name, value in vars(parsed).items()
+        if isinstance(value, (str, int, float, bool))}))
 """
 WHOLE_BIAS = dict.fromkeys(range(1536), -50.0) | {9: 50.0}
 SCHEMA = {
@@ -91,6 +93,12 @@ def refusal(client: Connection, **fields: Any) -> str:
     last = client.whole(asked)
     assert last.finish_reason == "error"
     return last.error
+
+
+def test_the_code_is_this_checkouts() -> None:
+    program = "import nemotron_engine; print(nemotron_engine.__file__)"
+    done = subprocess.run([PYTHON, "-c", program], capture_output=True, text=True, check=True)
+    assert Path(done.stdout.strip()) == ROOT / "engine" / "nemotron_engine" / "__init__.py"
 
 
 def test_every_answer_at_once_is_exact(
@@ -273,42 +281,6 @@ def with_split(engine: Path, target: Path, **split: int) -> Path:
     return target
 
 
-def test_two_ranks_and_the_death_of_one(
-    folder: Path, tmp_path: Path, answers: list[ExactAnswer], tokenizer: Tokenizer
-) -> None:
-    """The engine's process ends, instead of waiting for a rank that answers no more."""
-    split = with_split(folder, tmp_path / "tp2", tp=2, gpus_per_node=2)
-    with (
-        engine_process(split, "vllm", python=PYTHON) as (process, path),
-        Connection(path) as client,
-    ):
-        exact = answers[0]
-        prompt = list(prompt_ids(tokenizer, exact.question.messages))
-        asked = request(prompt, max_tokens=200, end_ids=[5, 3])
-        client.ask(asked)
-        assert client.whole(asked).token_ids == list(exact.token_ids)
-        children = psutil.Process(process.pid).children()
-        workers = [child for child in children if "Worker" in child.name()]
-        assert len(workers) == 2
-        endless = request(PROMPT, max_tokens=4000, end_ids=[])
-        client.ask(endless)
-        client.first(endless)
-        workers[-1].kill()
-        with pytest.raises(ConnectionResetError):
-            client.chunks(endless)
-        assert process.wait(WAIT) != 0
-        until(lambda: not any(worker.is_running() for worker in workers))
-
-
-def test_no_rank_outlives_the_engine(folder: Path, tmp_path: Path) -> None:
-    split = with_split(folder, tmp_path / "tp2", tp=2, gpus_per_node=2)
-    with engine_process(split, "vllm", python=PYTHON) as (process, _):
-        workers = psutil.Process(process.pid).children(recursive=True)
-        process.kill()
-        process.wait(WAIT)
-        until(lambda: not any(worker.is_running() for worker in workers))
-
-
 def test_a_folder_of_another_lane(engine_bf16: Path) -> None:
     with (
         pytest.raises(AssertionError, match="not an engine of this lane"),
@@ -328,7 +300,7 @@ def test_heads_without_a_kernel(
         pass
 
 
-def test_two_machines(
+def test_two_machines_and_the_death_of_the_engine(
     folder: Path, tmp_path: Path, answers: list[ExactAnswer], tokenizer: Tokenizer
 ) -> None:
     """Both are this one: a process of its own for each, as a launcher starts them."""
@@ -337,41 +309,58 @@ def test_two_machines(
         listener.bind(("127.0.0.1", 0))
         port = str(listener.getsockname()[1])
     place = {"PMI_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    worker = subprocess.Popen(
+    second = subprocess.Popen(
         [PYTHON, *PROGRAM, "--lane", "vllm", "--socket", os.devnull, split],
         env=os.environ | place | {"PMI_RANK": "1"},
     )
     try:
         first = engine_process(split, "vllm", python=PYTHON, PMI_RANK="0", **place)
-        with first as (_, path), Connection(path) as client:
+        with first as (engine, path), Connection(path) as client:
             exact = answers[0]
             prompt = list(prompt_ids(tokenizer, exact.question.messages))
             asked = request(prompt, max_tokens=200, end_ids=[5, 3])
             client.ask(asked)
             assert client.whole(asked).token_ids == list(exact.token_ids)
+            ranks = [
+                child
+                for process in (engine, second)
+                for child in psutil.Process(process.pid).children(recursive=True)
+            ]
+            assert len([rank for rank in ranks if "Worker" in rank.name()]) == 2
+            engine.kill()
+            assert second.wait(WAIT) != 0
+            until(lambda: not any(rank.is_running() for rank in ranks))
     finally:
-        worker.kill()
-        worker.wait()
+        second.kill()
+        second.wait()
 
 
-@pytest.mark.parametrize("name", [name for name in shipped_profiles() if "vllm" in name])
-def test_vllm_knows_every_argument(name: str, tmp_path: Path, checkpoint_hf64: Path) -> None:
-    """Its own parser reads what the engine is loaded with, on the last of its machines."""
-    profile = load_profile(name)
+def test_vllm_knows_every_argument(tmp_path: Path, checkpoint_hf64: Path) -> None:
+    """Its own parser reads what engines are loaded with, on the last of their machines."""
     manifest = read_manifest(checkpoint_hf64)
     dtypes = {"dtype": manifest.dtype, "kv_cache_dtype": manifest.kv_cache_dtype}
-    build_engine(checkpoint_hf64, tmp_path / "engine", profile.model_copy(update=dtypes))
-    nodes = lane_of(profile).deployment(profile).nodes
+    profiles = {
+        name: profile
+        for name in shipped_profiles()
+        if isinstance(profile := load_profile(name), VllmProfile)
+    }
+    assert len(profiles) == 4
+    nodes = {}
+    for name, profile in profiles.items():
+        build_engine(checkpoint_hf64, tmp_path / name, profile.model_copy(update=dtypes))
+        nodes[name] = lane_of(profile).deployment(profile).nodes
     done = subprocess.run(
-        [PYTHON, "-c", PARSE, tmp_path / "engine", str(nodes)],
+        [PYTHON, "-c", PARSE, *(f"{tmp_path / name}:{count}" for name, count in nodes.items())],
         env=os.environ | {"MASTER_ADDR": "first"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    parsed = json.loads(done.stdout.splitlines()[-1])
-    assert parsed["tensor_parallel_size"] == profile.split.tp
-    assert parsed["pipeline_parallel_size"] == profile.split.pp
-    assert parsed["gpu_memory_utilization"] == profile.memory_share
-    assert (parsed["nnodes"], parsed["node_rank"]) == (nodes, nodes - 1)
+    lines = done.stdout.splitlines()[-len(profiles) :]
+    for (name, profile), line in zip(profiles.items(), lines, strict=True):
+        parsed = json.loads(line)
+        assert parsed["tensor_parallel_size"] == profile.split.tp
+        assert parsed["pipeline_parallel_size"] == profile.split.pp
+        assert parsed["gpu_memory_utilization"] == profile.memory_share
+        assert (parsed["nnodes"], parsed["node_rank"]) == (nodes[name], nodes[name] - 1)

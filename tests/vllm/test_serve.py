@@ -35,6 +35,7 @@ def test_a_killed_rank(
             ranks[1].kill()
             until(lambda: request.error is not None)
             assert "the engine has ended" in str(request.error)
+        until(lambda: not any(process.is_running() for process in (engine, *ranks)))
         until(lambda: not server.is_working)
 
         def answers_again() -> bool:
