@@ -153,7 +153,8 @@ class ServingPlan:
         if not self.hardware.flops:
             return None
         slowest = max(
-            self._compute_seconds(stage, self.context / 2, head=False) for stage in self.stages
+            self._compute_seconds(stage, self.context / 2, head=self.sizing.all_logits)
+            for stage in self.stages
         )
         return self.utilisation / slowest
 
@@ -288,7 +289,7 @@ def make_plan(
         stages=tuple(
             make_stage(layout, stage, parallel, shape, kv_bytes) for stage in range(parallel.pp)
         ),
-        activations=_activations(profile.limits, shape, vocab_size, parallel.tp),
+        activations=_activations(profile.limits, shape, vocab_size, sizing),
         checkpoint=_nbytes(layout),
         source=_nbytes(unsplit),
         convert_rate=convert_rate,
@@ -296,16 +297,17 @@ def make_plan(
     )
 
 
-def _activations(limits: Limits, shape: ModelConfig, vocab_size: int, tp: int) -> int:
+def _activations(limits: Limits, shape: ModelConfig, vocab_size: int, sizing: Sizing) -> int:
     """Return the estimated bytes of a step's activations on one GPU.
 
     Per token, in BF16: the residual stream, its norm and a layer's output, which every GPU holds in
-    full, and QKV and both sides of the MLP, which are split over the GPUs. Per sequence: the F32
-    logits of one token.
+    full, and QKV and both sides of the MLP, which are split over the GPUs. Per sequence, or per
+    token if the engine returns the logits of prompts: a row of F32 logits.
     """
     split = shape.qkv_rows + 2 * shape.intermediate_size
-    per_token = 2 * (3 * shape.hidden_size + split // tp)
-    return limits.max_num_tokens * per_token + 4 * limits.max_batch_size * vocab_size
+    per_token = 2 * (3 * shape.hidden_size + split // sizing.parallel.tp)
+    rows = limits.max_num_tokens if sizing.all_logits else limits.max_batch_size
+    return limits.max_num_tokens * per_token + 4 * rows * vocab_size
 
 
 def _nbytes(layout: Layout) -> int:

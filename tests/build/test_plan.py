@@ -120,6 +120,25 @@ def test_a_share_of_the_memory() -> None:
     assert whole.kv_tokens - half.kv_tokens == pytest.approx(lost, rel=0.01)
 
 
+def test_the_logits_of_prompts_take_memory_and_time() -> None:
+    """8,192 rows of 256,000 F32 numbers instead of 116, and the output layer for each token."""
+    profile = load_profile("h100-fp8-tp8")
+    whole, all_logits = (
+        make_plan(profile.model_copy(update={"logits": logits}), find_hardware("H100"))
+        for logits in ("generation", "context")
+    )
+    rows = 8192 - 116
+    assert all_logits.activations - whole.activations == rows * 256000 * 4
+    assert (whole.kv_tokens - all_logits.kv_tokens) * 73728 == pytest.approx(
+        0.9 * rows * 256000 * 4, rel=1e-4
+    )
+    assert all_logits.sequences == 92
+    assert whole.prefill_rate is not None
+    assert all_logits.prefill_rate is not None
+    head_seconds = 2 * TABLE / 8 / 989.4e12 / 0.6
+    assert 1 / all_logits.prefill_rate - 1 / whole.prefill_rate == pytest.approx(head_seconds)
+
+
 def test_another_gpu_and_a_gpu_that_is_too_small() -> None:
     h200 = plan("h100-fp8-tp8", "H200")
     assert h200.weight_read_seconds * 1e3 == pytest.approx(12.725 * 3.35 / 4.8, abs=0.05)

@@ -60,5 +60,7 @@ class Sizing:
     """Number of tokens in the KV cache. `None` means that free memory decides."""
     memory_share: float = 1.0
     """Fraction of the memory that the engine takes in all."""
+    all_logits: bool = False
+    """Whether a step computes the logits of all its tokens, not only of each prompt's last."""
     kv_cache_share: float = 1.0
     """Fraction of what weights and activations leave of it that the KV cache takes."""

@@ -7,9 +7,11 @@ import shutil
 import signal
 import subprocess
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 
 from nemotron_build.gpus import require_gpus
+from nemotron_build.lanes.deployment import Sizing
 from nemotron_build.lanes.gpu import GpuLane
 from nemotron_build.lanes.lane import (
     BuildPlan,
@@ -68,6 +70,9 @@ class TensorRTLane(GpuLane):
         if missing := [name for name in plan.files if not (folder / name).is_file()]:
             raise NemotronError(f"{TOOL} has ended successfully, but has not written {missing[0]}")
         return BuiltEngine(source.hash, settings.max_seq_len, settings.vocab_size, str(gpu))
+
+    def sizing(self, profile: TensorRTProfile) -> Sizing:
+        return replace(super().sizing(profile), all_logits=profile.logits == "context")
 
 
 def _settings(source: Checkpoint, profile: TensorRTProfile) -> TensorRTEngineSettings:
