@@ -286,6 +286,20 @@ def test_what_engines_can_do(engine: Engine, lane: str) -> None:
     assert able.max_log_probs == (20 if lane == "pytorch" else 0)
 
 
+@pytest.mark.parametrize("lane", ["pytorch"])
+@pytest.mark.parametrize("version", ["1.3.0"])
+def test_priorities(engine: Engine, version: str, lane: str) -> None:
+    """Ours are lower first and any number, the library's higher first and 0 to 1."""
+    assert "priorities" in engine.adapter.capabilities.features
+    for priority in (-1000, -1, 0, 1, 2, 1000):
+        engine.rest(engine.ask(priority=priority, max_tokens=1))
+    _start, *calls = engine.calls()
+    given = [call["priority"] for call in calls]
+    assert given[2] == 0.5
+    assert given == sorted({*given}, reverse=True)
+    assert all(0 < value < 1 for value in given)
+
+
 @pytest.mark.parametrize(
     ("logits", "scored"),
     [("generation", ["top_log_probs"]), ("context", ["top_log_probs", "prompt_log_probs"])],

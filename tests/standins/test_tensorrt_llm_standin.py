@@ -171,6 +171,14 @@ def test_engines_end_with_1_2(library: Library, version: str) -> None:
         library.load("tensorrt")
 
 
+@pytest.mark.parametrize("version", ["1.3.0"])
+def test_priorities_begin_with_1_3(library: Library, version: str) -> None:
+    with pytest.raises(ValueError, match=r"priority must be between 0\.0 and 1\.0, got 1\.5"):
+        library.load("pytorch").generate_async(
+            PROMPT, library.api.SamplingParams(**GREEDY), priority=1.5
+        )
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [

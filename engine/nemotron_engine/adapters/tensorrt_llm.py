@@ -25,8 +25,8 @@ from nemotron_core.engine_settings import (
     TensorRTEngineSettings,
 )
 from nemotron_core.errors import NemotronError
-from nemotron_engine.adapters.tensorrt_llm_log_probs import MAX_LOG_PROBS, LogProbs
-from nemotron_engine.adapters.tensorrt_llm_sampling import Sampling
+from nemotron_engine.adapters.tensorrt_llm_log_probs import LOGITS_FEATURES, MAX_LOG_PROBS, LogProbs
+from nemotron_engine.adapters.tensorrt_llm_sampling import Sampling, library_priority
 from nemotron_engine.outbox import Outbox
 from nemotron_engine.protocol import GUIDE_TYPES, Capabilities, Chunk, Request
 
@@ -37,12 +37,6 @@ MPI_POOL = "mpi4py.futures.server"
 """Module that mpi4py's pool runs in each of its processes."""
 FEATURES = ["bias", "guides"]
 """What every engine of both lanes can do."""
-LOGITS_FEATURES: dict[str, list[str]] = {
-    "none": [],
-    "generation": ["top_log_probs"],
-    "context": ["top_log_probs", "prompt_log_probs"],
-}
-"""What an engine can do besides by the logits that it was built with."""
 
 
 class _LlmAdapter(ABC):
@@ -104,6 +98,10 @@ class _LlmAdapter(ABC):
     def _has_prompt_tables(self) -> bool:
         """Return whether the library's tables of a prompt have the prompt's own tokens."""
         return False
+
+    def _options(self, request: Request) -> dict[str, Any]:
+        """Return what only this class's `generate_async` takes."""
+        return {}
 
     def ask(self, request: Request) -> None:
         """See `Adapter`. What the library refuses ends with a chunk that has the error."""
@@ -182,6 +180,7 @@ class _LlmAdapter(ABC):
             params,
             streaming=not is_scored,
             cache_salt=request.key.hex() if is_scored else None,
+            **self._options(request),
         )
         try:
             # No `wait_for` around each step: before Python 3.12 it loses a cancellation that comes
@@ -290,7 +289,14 @@ class PyTorchAdapter(_LlmAdapter):
         )
 
     def _features(self) -> list[str]:
-        return LOGITS_FEATURES["context"]  # the library needs nothing for them
+        scores = LOGITS_FEATURES["context"]  # the library needs nothing for them
+        return scores if self._is_1_2() else [*scores, "priorities"]
 
     def _has_prompt_tables(self) -> bool:
-        return not str(self._api.__version__).startswith("1.2.")
+        return not self._is_1_2()
+
+    def _options(self, request: Request) -> dict[str, Any]:
+        return {} if self._is_1_2() else {"priority": library_priority(request.priority)}
+
+    def _is_1_2(self) -> bool:
+        return str(self._api.__version__).startswith("1.2.")

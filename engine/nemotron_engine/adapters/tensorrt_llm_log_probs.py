@@ -15,6 +15,12 @@ MAX_LOG_PROBS = 20
 """Number of alternatives at a token that a request may ask for."""
 ROWS = 64
 """Number of a prompt's positions whose log-probabilities are computed at once."""
+LOGITS_FEATURES: dict[str, list[str]] = {
+    "none": [],
+    "generation": ["top_log_probs"],
+    "context": ["top_log_probs", "prompt_log_probs"],
+}
+"""What an engine can do by the logits that it was built with."""
 
 Entries = list[list[tuple[int, float]]]
 

@@ -12,6 +12,14 @@ GUIDE_FIELDS = {"json_schema": "json", "ebnf_grammar": "grammar"}
 """Names that the library has for a guide; the others are the same."""
 
 
+def library_priority(priority: int) -> float:
+    """Return the library's priority (0 to 1, higher ones first) for ours (lower ones first).
+
+    0 is the library's default, 0.5. Any other number keeps its place in the order.
+    """
+    return 0.5 - 0.5 * priority / (1 + abs(priority))
+
+
 class Sampling:
     """Makes the library's parameters from requests, which have been checked.
 

@@ -94,13 +94,19 @@ class BaseLLM:
         cache_salt: str | None = None,
         **others: Any,
     ) -> RequestOutput:
-        """Begin a request by itself. What has died since the last call is raised here."""
+        """Begin a request by itself. What has died since the last call is raised here.
+
+        `priority` is an argument from 1.3 on (llmapi/llm.py): higher ones first, 0 to 1. The
+        stand-in does not follow it.
+        """
         if self._is_shut_down:
             raise RuntimeError("LLM is shutting down")
-        for name in others:
+        for name in others.keys() - (set() if IS_1_2 else {"priority"}):
             raise TypeError(f"generate_async() got an unexpected keyword argument '{name}'")
+        if not 0 <= others.get("priority", 0.5) <= 1:
+            raise ValueError(f"priority must be between 0.0 and 1.0, got {others['priority']}")
         params = sampling_params or SamplingParams()
-        self._note(params.noted() | {"streaming": streaming, "cache_salt": cache_salt})
+        self._note({**params.noted(), "streaming": streaming, "cache_salt": cache_salt, **others})
         if params.end_id is None:
             if self._has_tokenizer:
                 raise NotImplementedError("the stand-in has no tokenizer to ask")
