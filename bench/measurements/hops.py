@@ -25,7 +25,7 @@ PROBE_SECONDS = 30
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("engine", type=Path, help="engine folder of the CPU lane")
+    parser.add_argument("engine", type=Path, help="engine folder")
     parser.add_argument("--streams", default="1,8,32", help="default 1,8,32")
     parser.add_argument("--tokens", type=int, default=256, help="per answer, default 256")
     parser.add_argument("--seconds", type=float, default=10, help="of each load, default 10")
