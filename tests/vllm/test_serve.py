@@ -9,7 +9,7 @@ from tritonclient.utils import InferenceServerException
 
 from nemotron_build.engine_folder import build_engine, open_engine
 from nemotron_build.profile import Profile
-from nemotron_serve.model_server import ModelServer
+from nemotron_serve.model_server import ModelServer, ServerOptions
 from tests.serve.wire import Running, messages_json, stream, text
 from tests.tiny_nemotron.answers import ExactAnswer
 from tests.waiting import until
@@ -24,7 +24,8 @@ def test_a_killed_rank(
     assert open_engine(tmp_path / "engine").profile.split.tp == 2
     exact = answers[0]
     fields = {"messages": messages_json(exact.question.messages), "max_tokens": 200}
-    with ModelServer(tmp_path / "engine", profile) as server:
+    options = ServerOptions(log_file=tmp_path / "server.log")
+    with ModelServer(tmp_path / "engine", profile, options) as server:
         assert text(stream(server, **fields)) == exact.question.answer
         endless = {**fields, "max_tokens": 3000, "end_id": -1, "stream": True}
         with Running(server, "tensorrt_llm_bls", **endless) as request:
