@@ -20,6 +20,7 @@ from typing import Any
 
 from bench.measurements.gpu.lane import add_options, hf_folder, vllm_engine, write_result
 from bench.measurements.servers import Server, serving
+from bench.measurements.serving import MODEL
 from tests.serve.wire import messages_json, stream, text
 from tests.tiny_nemotron.answers import ExactAnswer, load_answers
 from tests.tiny_nemotron.nemo_file import NEMO
@@ -71,7 +72,7 @@ def ask_triton(server: Server, exact: ExactAnswer) -> str:
 
 def ask_gateway(server: Server, exact: ExactAnswer) -> str:
     messages = [message.as_dict() for message in exact.question.messages]
-    body = {"model": "any", "messages": messages, "max_tokens": TOKENS, "temperature": 0}
+    body = {"model": MODEL, "messages": messages, "max_tokens": TOKENS, "temperature": 0}
     request = urllib.request.Request(
         f"http://{server.address}:{server.gateway}/v1/chat/completions",
         data=json.dumps(body).encode(),
