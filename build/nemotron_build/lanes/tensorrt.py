@@ -9,6 +9,7 @@ import subprocess
 from collections import deque
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from nemotron_build.gpus import require_gpus
 from nemotron_build.lanes.deployment import Sizing
@@ -71,7 +72,7 @@ class TensorRTLane(GpuLane):
             raise NemotronError(f"{TOOL} has ended successfully, but has not written {missing[0]}")
         return BuiltEngine(source.hash, settings.max_seq_len, settings.vocab_size, str(gpu))
 
-    def sizing(self, profile: TensorRTProfile) -> Sizing:
+    def sizing(self, profile: Any) -> Sizing:
         return replace(super().sizing(profile), all_logits=profile.logits == "context")
 
 
