@@ -39,9 +39,14 @@ class Measurement:
 MEASUREMENTS: Mapping[str, Measurement] = {
     "convert_speed": Measurement("`nemotron convert` against `cp -r` of the same bytes", 6),
     "convert_scaling": Measurement("time and peak RSS of `nemotron convert` over the bytes", 3),
+    "convert_startup": Measurement(
+        "start-up of `nemotron convert` against Python's and NumPy's", 9
+    ),
+    "hashing": Measurement("SHA-256 against BLAKE3, on one thread and on several", 5),
     "convert_modelopt": Measurement("`nemotron convert` against NVIDIA ModelOpt's converter", 5),
     "fp8_quantize": Measurement("quantizing BF16 to E4M3 on one core, against PyTorch", 9),
     "fp8_accuracy": Measurement("log-probabilities of the tiny model's answers by precision"),
+    "calibrate_speed": Measurement("a layer of calibration against the disk and its products", 3),
     "calibrate_memory": Measurement("peak RSS and time of calibration over the layers", 3),
     "cpu_peers": Measurement("the CPU engine against transformers, vLLM and the memory limit", 3),
     "startup": Measurement("time from `nemotron serve` to the first answer, by step", 5),

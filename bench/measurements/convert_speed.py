@@ -18,6 +18,9 @@ from bench.measurements.timing import in_turn, run_command, summary
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gigabytes", type=float, default=4, help="size of the model, default 4")
+    parser.add_argument(
+        "--jobs", type=int, nargs="*", default=[], help="also these fixed numbers of threads"
+    )
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -27,11 +30,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     source, out = options.work / "source", options.work / "out"
     shutil.rmtree(source, ignore_errors=True)
     write_nemo(source, shape)
+    convert_command = [NEMOTRON, "convert", str(source), "-o", str(out), "--tp", "8"]
     commands = {
-        "convert": [NEMOTRON, "convert", str(source), "-o", str(out), "--tp", "8"],
+        "convert": convert_command,
         "cp": ["cp", "-r", str(source), str(out)],
         "cp and sync": ["sh", "-c", f"cp -r {source} {out} && sync -f {out}"],
     }
+    for jobs in options.jobs:
+        commands[f"convert --jobs {jobs}"] = [*convert_command, "--jobs", str(jobs)]
     seconds: dict[str, list[float]] = {name: [] for name in commands}
     peak_rss = 0
     cold = True
@@ -45,7 +51,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     shutil.rmtree(source)
     shutil.rmtree(out)
     summaries = {name: summary(times) for name, times in seconds.items()}
-    convert, cp, cp_and_sync = (summaries[name]["median"] for name in commands)
+    convert, cp, cp_and_sync = (
+        summaries[name]["median"] for name in ("convert", "cp", "cp and sync")
+    )
     return {
         "bytes": shape.nbytes,
         "cold_cache": cold,

@@ -17,6 +17,9 @@ from typer.core import TyperGroup
 
 from nemotron_core.errors import NemotronError
 
+# Pydantic would read the metadata of every installed package to look for its plug-ins.
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+
 VERBS = {
     "inspect": "nemotron_convert.commands",
     "convert": "nemotron_convert.commands",

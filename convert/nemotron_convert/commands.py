@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -96,8 +95,9 @@ class ConvertArguments:
     ] = None
     pp: Annotated[int, Option(min=1, help="Number of pipeline stages.")] = 1
     jobs: Annotated[
-        int, Option(min=1, max=256, help="Threads that copy. Each needs a few MiB of memory.")
-    ] = min(16, 2 * (os.cpu_count() or 1))
+        int | None,
+        Option(min=1, max=256, help="Threads that copy: by default, as many as the disk takes."),
+    ] = None
     plan: Annotated[
         bool, Option("--plan", help="Only print what would be done and whether it is possible.")
     ] = False
@@ -146,7 +146,14 @@ class ConvertArguments:
         Path | None,
         Option(metavar="CALIBRATION.json", help="For FP8: the calibration of an earlier run."),
     ] = None
-    device: Annotated[str, Option(help="Device that calibrates: cpu or cuda.")] = "cpu"
+    devices: Annotated[
+        str,
+        Option(
+            "--devices",
+            "--device",
+            help="Devices that calibrate: auto (all GPUs, else the CPU), cpu, or cuda:0,cuda:2.",
+        ),
+    ] = "auto"
 
     def options(self) -> Options:
         """Return the conversion's options. Raises `NemotronError` if they contradict each other."""
@@ -172,7 +179,7 @@ class ConvertArguments:
                 texts=self.calibrate,
                 ids=self.calibrate_ids,
                 length=self.calibrate_length,
-                device=self.device,
+                devices=self.devices,
                 memory=int(self.calibrate_memory * 1e9),
             ),
         )
@@ -184,16 +191,17 @@ def convert(arguments: ConvertArguments) -> None:
 
     Under mpirun or srun, the processes divide the files among them.
     """
-    from rich.console import Console
-
     from nemotron_convert.convert import convert as run
-    from nemotron_convert.plan import make_plan
     from nemotron_convert.team import open_team
     from nemotron_core.files import partial_path
     from nemotron_core.folder import retry_until_ready
 
     model, output, options = arguments.model, arguments.output, arguments.options()
     if arguments.plan:
+        from rich.console import Console
+
+        from nemotron_convert.plan import make_plan
+
         conversion_plan = make_plan(model, output, options)
         conversion_plan.print(Console())
         conversion_plan.check()

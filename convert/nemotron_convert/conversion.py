@@ -7,16 +7,14 @@ from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from nemotron_convert.calibration.calibrator import Calibrator
 from nemotron_convert.calibration.record import CALIBRATION_NAME, calibration_entry
 from nemotron_convert.options import Options, missing_bytes, require_space, tensor_bytes
 from nemotron_convert.source.nemo import Source
 from nemotron_convert.target import journal
 from nemotron_convert.target.copier import Copier, piece_name
 from nemotron_convert.target.fp8 import Scales
-from nemotron_convert.target.hf_config import write_hf_configs
-from nemotron_convert.target.hf_tokenizer import write_hf_tokenizer
 from nemotron_convert.target.json_files import write_json
 from nemotron_convert.target.layout import Dtype, Format, Layout
 from nemotron_convert.target.manifest import Manifest, read_manifest, require_complete
@@ -27,7 +25,9 @@ from nemotron_core.errors import NemotronError
 from nemotron_core.files import FileEntry, hash_file, sync, write_atomically
 from nemotron_core.model_config import TOKENIZER_NAME
 from nemotron_core.progress import byte_progress
-from nemotron_core.text.sentencepiece_model import SentencePieceModel
+
+if TYPE_CHECKING:
+    from nemotron_convert.calibration.calibrator import Calibrator
 
 HF_INDEX_NAME = "model.safetensors.index.json"
 
@@ -159,6 +159,13 @@ class Conversion:
             )
             write_atomically(self.folder / CONFIG_NAME, config.model_dump_json(indent=2) + "\n")
             return
+        # Loaded by the conversions that need them: they take a tenth of the start.
+        from nemotron_convert.target.hf_config import write_hf_configs  # noqa: PLC0415
+        from nemotron_convert.target.hf_tokenizer import write_hf_tokenizer  # noqa: PLC0415
+        from nemotron_core.text.sentencepiece_model import (  # noqa: PLC0415
+            SentencePieceModel,
+        )
+
         write_hf_tokenizer(self.folder, tokenizer, source.config.max_positions)
         pieces = SentencePieceModel.parse(tokenizer)
         write_hf_configs(self.folder, source.config, source.vocab_size, pieces, precision)

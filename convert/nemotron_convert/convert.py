@@ -7,18 +7,21 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from nemotron_convert.calibration.calibrator import Calibrator
 from nemotron_convert.conversion import Conversion, checked_manifest
 from nemotron_convert.options import Options, lay_out
 from nemotron_convert.source.nemo import Source
 from nemotron_convert.target import journal
-from nemotron_convert.target.hf_tokenizer import parse_for_hf
 from nemotron_convert.target.layout import Dtype, Format
 from nemotron_convert.target.manifest import MANIFEST_NAME, Manifest
 from nemotron_convert.team import ALONE, Team
 from nemotron_core.errors import NemotronError
 from nemotron_core.files import partial_path
-from nemotron_core.folder import check_output, unfinished_folder, writing_errors
+from nemotron_core.folder import (
+    check_output,
+    existing_folder,
+    unfinished_folder,
+    writing_errors,
+)
 
 
 def convert(source_path: Path, output: Path, options: Options, *, team: Team = ALONE) -> Manifest:
@@ -32,7 +35,8 @@ def convert(source_path: Path, output: Path, options: Options, *, team: Team = A
     """
     if not (options.reuse and (output / MANIFEST_NAME).exists()):
         check_output(output, source=source_path)
-    with Source.open(source_path, ignore=options.ignore) as source:
+    scratch = _scratch(output, options)
+    with Source.open(source_path, ignore=options.ignore, scratch=scratch) as source:
         if options.strict and source.dtypes != ("BF16",):
             raise NemotronError(
                 f"the weights are {' and '.join(source.dtypes)}, which BF16 rounds",
@@ -41,9 +45,14 @@ def convert(source_path: Path, output: Path, options: Options, *, team: Team = A
             )
         layout = lay_out(source, options)
         if options.format is Format.HF:
+            # Loaded by the conversions that need it: it takes a tenth of the start.
+            from nemotron_convert.target.hf_tokenizer import parse_for_hf  # noqa: PLC0415
+
             parse_for_hf(source.tokenizer)  # it is written last, so its faults are looked for first
         calibrator = None
         if options.precision.weights is Dtype.FP8:
+            from nemotron_convert.calibration.calibrator import Calibrator  # noqa: PLC0415
+
             calibrator = Calibrator(source, options.calibration, team)
             if team.is_leader and calibrator.built_in_tokens:
                 print(f"note: {built_in_texts(calibrator.built_in_tokens)}", file=sys.stderr)
@@ -56,6 +65,14 @@ def convert(source_path: Path, output: Path, options: Options, *, team: Team = A
             return checked_manifest(output, options)
         with _shared_folder(output, options, team) as folder:
             return Conversion(source, folder, layout, options, team).run(calibrator, fingerprint)
+
+
+def _scratch(output: Path, options: Options) -> Path | None:
+    """Return the folder for a compressed archive's content, if it is read more than once."""
+    is_finished = options.reuse and (output / MANIFEST_NAME).exists()
+    if options.precision.weights is not Dtype.FP8 or is_finished:
+        return None
+    return existing_folder(output.absolute().parent)
 
 
 def built_in_texts(tokens: int) -> str:

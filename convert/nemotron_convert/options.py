@@ -28,8 +28,8 @@ class Options:
     parallel: Parallel
     """TP ranks and PP stages. The Hugging Face format must have one of each."""
     format: Format = Format.TRTLLM
-    jobs: int = 2
-    """Number of threads of each process."""
+    jobs: int | None = None
+    """Number of threads of each process; without, as many as the disk takes."""
     resume: bool = False
     """Whether to resume an interrupted run of the same conversion."""
     reuse: bool = False

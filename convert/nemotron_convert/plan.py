@@ -26,9 +26,10 @@ from nemotron_convert.options import (
 from nemotron_convert.source.arrays import BAND_BYTES
 from nemotron_convert.source.nemo import Source
 from nemotron_convert.target.layout import Dtype, Layout
+from nemotron_convert.target.ramp import MOST_THREADS
 from nemotron_core.errors import NemotronError
 from nemotron_core.files import partial_path
-from nemotron_core.folder import check_output
+from nemotron_core.folder import check_output, existing_folder
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -130,9 +131,13 @@ class Plan:
         facts.add_row("time", f"about {_duration(self.seconds)} at {speeds}, just measured")
         if cost := self.calibration:
             facts.add_row("calibration", built_in_texts(cost.tokens) if cost.built_in else "")
-            facts.add_row("", f"{cost.tokens:,} tokens, {cost.flop:.2g} FLOP on {cost.device}")
+            devices = ", ".join(cost.devices)
+            facts.add_row("", f"{cost.tokens:,} tokens, {cost.flop:.2g} FLOP on {devices}")
             facts.add_row(
-                "", f"about {decimal(cost.memory)} of memory, {decimal(cost.disk)} of disk"
+                "",
+                f"about {decimal(cost.device_memory)} of memory on each device and "
+                f"{decimal(cost.memory)} beside, {decimal(cost.disk)} of disk; hidden states "
+                f"{cost.states}",
             )
             duration = _duration(cost.seconds(self.read_rate))
             facts.add_row("", f"about {duration} more at {cost.flops:.2g} FLOP/s, just measured")
@@ -162,7 +167,7 @@ def make_plan(source_path: Path, output: Path, options: Options) -> Plan:
     check_output(output, source=source_path)
     with Source.open(source_path, ignore=options.ignore) as source:
         layout = lay_out(source, options)
-        parent = _existing_folder(output.parent)
+        parent = existing_folder(output.absolute().parent)
         read_rate, write_rate = _measure_rates(source, parent)
         is_fp8 = options.precision.weights is Dtype.FP8
         calibration = calibration_cost(source, options.calibration) if is_fp8 else None
@@ -175,7 +180,7 @@ def make_plan(source_path: Path, output: Path, options: Options) -> Plan:
             to_write=tensor_bytes(layout),
             missing=missing_bytes(layout, partial_path(output)),
             free=shutil.disk_usage(parent).free,
-            memory=PROCESS_BYTES + options.jobs * BANDS_PER_JOB * BAND_BYTES,
+            memory=PROCESS_BYTES + (options.jobs or MOST_THREADS) * BANDS_PER_JOB * BAND_BYTES,
             read_rate=read_rate,
             write_rate=write_rate,
             calibration=calibration,
@@ -223,13 +228,6 @@ def _sample(source: Source) -> Iterator[bytes]:
             band = tensor.read(chunk, first, min(rows, chunk.rows - first)).tobytes()
             remaining -= len(band)
             yield band
-
-
-def _existing_folder(folder: Path) -> Path:
-    """Return the folder or its nearest parent that exists."""
-    while not folder.exists():
-        folder = folder.parent
-    return folder
 
 
 def _format_shape(shape: tuple[int, ...]) -> str:

@@ -135,6 +135,13 @@ def check_output(output: Path, *, source: Path | None = None) -> None:
         )
 
 
+def existing_folder(folder: Path) -> Path:
+    """Return the folder, or its nearest parent that exists: they are on the same disk."""
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
 def _lock(descriptor: int, folder: Path) -> None:
     """Lock the folder. The lock belongs to the open descriptor, so it ends with the process."""
     try:

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import gzip
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from nemotron_convert.calibration import hidden_states
+from nemotron_convert.calibration import hidden_states, layer_weights, memory
 from nemotron_convert.calibration.calibration_pass import CalibrationPass
 from nemotron_convert.calibration.data import read_ids, read_texts
+from nemotron_convert.calibration.hidden_states import HiddenStates
+from nemotron_convert.calibration.layer_feed import LayerFeed
+from nemotron_convert.calibration.layer_weights import LINEAR_SOURCES, ResidentLayer
 from nemotron_convert.calibration.options import CalibrationOptions
 from nemotron_convert.calibration.record import CALIBRATION_NAME
+from nemotron_convert.calibration.worker import Worker
 from nemotron_convert.convert import Options, convert
 from nemotron_convert.shards import Parallel
 from nemotron_convert.source.nemo import Source
@@ -24,12 +36,14 @@ from nemotron_convert.target.layout import Dtype, Precision
 from nemotron_convert.target.manifest import changed_files, read_manifest
 from nemotron_core.errors import NemotronError
 from nemotron_core.text import Tokenizer
-from tests.convert.nemo import GOLDEN, NEMO, unpack
+from tests.convert.nemo import GOLDEN, NEMO, pack, unpack
 from tests.convert.test_mpi import mpirun
 from tests.tiny_nemotron.nemo_file import NEMO as TRAINED
 from tests.tiny_nemotron.reference import load_hf_model
+from tests.waiting import until
 
 IDS = GOLDEN / "calibration_ids.json"
+NEMOTRON = str(Path(sys.executable).with_name("nemotron"))
 FP8 = Precision(Dtype.FP8)
 
 
@@ -86,12 +100,12 @@ KILLED_IN_LAYER_2 = """
 import os, signal, sys
 from nemotron_convert.calibration import hidden_states
 from nemotron_convert.calibration.calibration_pass import CalibrationPass
-hidden_states.SNAPSHOT_SECONDS = 0.0
+hidden_states.SNAPSHOT_SECONDS, hidden_states.SNAPSHOT_FRACTION = 0.0, 1e9
 original = CalibrationPass._run_layer
-def run_layer(self, layer, report):
+def run_layer(self, layer, *arguments):
     if layer == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-    return original(self, layer, report)
+    return original(self, layer, *arguments)
 CalibrationPass._run_layer = run_layer
 sys.argv[0] = "nemotron"
 from nemotron_cli.main import main
@@ -113,9 +127,9 @@ def test_a_killed_calibration_goes_on_from_its_layer(
     computed_layers = []
     run_layer = CalibrationPass._run_layer
 
-    def recording(self: CalibrationPass, layer: int, report: object) -> object:
+    def recording(self: CalibrationPass, layer: int, *arguments: Any) -> object:
         computed_layers.append(layer)
-        return run_layer(self, layer, report)
+        return run_layer(self, layer, *arguments)
 
     monkeypatch.setattr(CalibrationPass, "_run_layer", recording)
     resumed = options(resume=True, ids=IDS, memory=int(float(memory) * 1e9))
@@ -151,12 +165,45 @@ def test_several_processes_share_the_sequences(tmp_path: Path) -> None:
 def test_the_projects_own_texts(tokenizer: Tokenizer) -> None:
     with Source.open(TRAINED) as source:
         data = read_texts(None, source)
-        assert data.name == "calibration_texts.jsonl"
+        assert data.name == "built-in texts"
         assert len(data.sequences) >= 30
         limit = source.config.max_positions
         assert max(map(len, data.sequences)) <= min(512, limit)
         starts = {row[0] for row in data.sequences}
         assert tokenizer.encode("<extra_id_0>")[0] in starts  # chats go through the template
+
+
+def test_built_in_texts_are_said_first_and_last(tmp_path: Path) -> None:
+    """A file of the user's is never taken for them, whatever its name."""
+    command = [NEMOTRON, "convert", str(TRAINED), "--tp", "2", "--dtype", "fp8", "-o"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "out")], capture_output=True, text=True, check=True
+    )
+    with Source.open(TRAINED) as source:
+        data = read_texts(None, source)
+    first = done.stderr.splitlines()[0]
+    assert first.startswith("note: calibrating on this project's own texts, ")
+    assert f"{data.tokens:,} tokens" in first and "--calibrate" in first
+    calibration = read_manifest(tmp_path / "out").calibration
+    assert calibration is not None
+    assert calibration.model_dump() == {
+        "data": "built-in texts",
+        "is_built_in": True,
+        "sequences": len(data.sequences),
+        "tokens": data.tokens,
+    }
+    own = tmp_path / "built-in texts.jsonl"
+    own.write_text('{"text": "Hello"}')
+    done = subprocess.run(
+        [*command, str(tmp_path / "own"), "--calibrate", str(own)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "own texts" not in done.stderr
+    calibration = read_manifest(tmp_path / "own").calibration
+    assert calibration is not None
+    assert (calibration.data, calibration.is_built_in) == (own.name, False)
 
 
 def test_texts_and_messages(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -213,40 +260,242 @@ def test_two_sources_of_scales_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_device_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(NemotronError, match=r"cannot use the device 'cuda'.*--device"):
-        convert(NEMO, tmp_path / "out", options(ids=IDS, device="cuda"))
+    with pytest.raises(NemotronError, match=r"cannot use the device 'cuda'.*--devices"):
+        convert(NEMO, tmp_path / "out", options(ids=IDS, devices="cuda"))
     with pytest.raises(NemotronError, match="cannot use the device 'fast'"):
-        convert(NEMO, tmp_path / "out2", options(ids=IDS, device="fast"))
+        convert(NEMO, tmp_path / "out2", options(ids=IDS, devices="cpu,fast"))
 
 
-def test_hidden_states_are_loaded_only_when_whole(tmp_path: Path) -> None:
-    import numpy as np
+def empty_parts(*sizes: int) -> list[torch.Tensor]:
+    return [torch.empty(size, 2, dtype=torch.bfloat16) for size in sizes]
 
-    words = np.arange(6, dtype=np.uint16).reshape(3, 2)
-    for in_memory in (True, False):
-        folder = tmp_path / str(in_memory)
-        states = hidden_states.HiddenStates(folder, 3, 2, in_memory=in_memory)
-        assert states.load() is None
-        states.write(0, words)
-        states.commit({"layers": ["one"]}, save=True)
-        states.write(1, words[:2])
-        again = hidden_states.HiddenStates(folder, 3, 2, in_memory=in_memory)
+
+@pytest.mark.parametrize("sizes", [(), (3,), (2, 1)])
+def test_hidden_states_are_loaded_only_when_whole(sizes: tuple[int, ...], tmp_path: Path) -> None:
+    """In one part, in two and on disk; they are loaded into another division, too."""
+    numbers = torch.arange(6, dtype=torch.bfloat16).reshape(3, 2)
+    states = HiddenStates(tmp_path, 3, 2, empty_parts(*sizes))
+    assert states.load() is None
+    states.write(0, numbers[:2])
+    states.write(2, numbers[2:])
+    states.commit({"layers": ["one"]}, save=True)
+    states.write(0, -numbers[:2])  # the next layer's, which is not committed
+    for other_sizes in ((), (3,), (1, 2)):
+        again = HiddenStates(tmp_path, 3, 2, empty_parts(*other_sizes))
         state = again.load()
         assert state is not None
         assert state["layers"] == ["one"]
-        assert again.read(0, 3).tolist() == words.tolist()
-        other = hidden_states.HiddenStates(folder, 4, 2, in_memory=in_memory)
-        assert other.load() is None
-        os.truncate(folder / hidden_states.FILE_NAMES[state["current"]], 5)
-        assert hidden_states.HiddenStates(folder, 3, 2, in_memory=in_memory).load() is None
+        for token in range(3):
+            assert again.read(token, token + 1).tolist() == numbers[token : token + 1].tolist()
+    assert HiddenStates(tmp_path, 4, 2, empty_parts(4)).load() is None
+    os.truncate(tmp_path / hidden_states.FILE_NAMES[state["current"]], 5)
+    assert HiddenStates(tmp_path, 3, 2, empty_parts(*sizes)).load() is None
+
+
+def test_states_of_an_earlier_version_are_not_loaded(tmp_path: Path) -> None:
+    states = HiddenStates(tmp_path, 3, 2, empty_parts(3))
+    states.commit({"layers": []}, save=True)
+    assert states.load() is not None
+    path = tmp_path / hidden_states.STATE_NAME
+    path.write_text(path.read_text().replace('"version": 2', '"version": 1'))
+    assert states.load() is None
+
+
+def test_snapshots_take_a_twentieth_of_the_time_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, *(59.0, 60.0), *(60.0, 70.0), *(269.0, 270.0)])
+    monkeypatch.setattr(hidden_states.time, "monotonic", lambda: next(clock))
+    states = HiddenStates(tmp_path, 3, 2, empty_parts(3))
+    assert [states.should_save, states.should_save] == [False, True]
+    states.commit({}, save=True)  # takes 10 s, so the next is 200 s later
+    assert [states.should_save, states.should_save] == [False, True]
+
+
+def test_two_devices_share_the_sequences(tmp_path: Path) -> None:
+    """Each has its thread, its sequences and its copy of a layer that is read once."""
+    convert(NEMO, tmp_path / "one", options(ids=IDS, devices="cpu"))
+    convert(NEMO, tmp_path / "two", options(ids=IDS, devices="cpu,cpu"))
+    convert(NEMO, tmp_path / "disk", options(ids=IDS, devices="cpu,cpu", memory=0))
+    assert layers(tmp_path / "one") == layers(tmp_path / "two") == layers(tmp_path / "disk")
+
+
+def test_more_devices_than_sequences(tmp_path: Path) -> None:
+    (tmp_path / "ids.json").write_text("[[5, 6, 7]]")
+    given = options(ids=tmp_path / "ids.json", devices="cpu,cpu,cpu")
+    convert(NEMO, tmp_path / "out", given)
+    assert len(layers(tmp_path / "out")) == 4  # type: ignore[arg-type]
+
+
+def test_an_error_on_one_device_ends_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second device waits after its first batch until the first has failed."""
+    monkeypatch.setattr(memory, "CPU_BATCH_BYTES", 1)  # each sequence is a batch
+    started, batches = threading.Event(), list[int]()
+    run = Worker.run
+
+    def failing(self: Worker, weights: ResidentLayer, report: Callable[[int], None]) -> object:
+        if self.first == 0:
+            started.wait()
+            raise NemotronError("no power")
+
+        started.set()
+
+        def waiting(tokens: int) -> None:
+            batches.append(tokens)
+            until(lambda: calibrations[0]._stopped)
+            report(tokens)
+
+        return run(self, weights, waiting)
+
+    calibrations: list[CalibrationPass] = []
+    start = CalibrationPass.run
+    monkeypatch.setattr(
+        CalibrationPass, "run", lambda self: calibrations.append(self) or start(self)
+    )
+    monkeypatch.setattr(Worker, "run", failing)
+    with pytest.raises(NemotronError, match="no power"):
+        convert(NEMO, tmp_path / "out", options(ids=IDS, devices="cpu,cpu"))
+    assert len(batches) == 1
+
+
+class NumbersTaken(TorchDispatchMode):
+    """Counts the numbers that are taken out of a tensor, for each of which a GPU is waited for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.__name__.startswith(("_local_scalar_dense", "is_nonzero", "equal"))
+        return func(*args, **(kwargs or {}))
+
+
+def calibration_worker(source: Source, folder: Path, device: str) -> tuple[Worker, ResidentLayer]:
+    """Return a worker with ten sequences in four batches, and weights that are all alike."""
+    lengths = [3, 3, 5, 5, 5, 6, 6, 8, 8, 8]
+    states = torch.ones(sum(lengths), source.config.hidden_size, dtype=torch.bfloat16)
+    place = torch.device(device)
+    parts = [states.to(place)]
+    states_of_all = HiddenStates(folder, sum(lengths), source.config.hidden_size, parts)
+    worker = Worker(source.config, place, states_of_all, 0, lengths, 17)
+    weights = ResidentLayer.allocate(source, place)
+    for tensor in (*weights.matrices.values(), *itertools.chain(*weights.norms.values())):
+        tensor.fill_(0.01)
+    return worker, weights
+
+
+def test_a_device_is_waited_for_once_in_a_layer(tmp_path: Path) -> None:
+    """On the device without numbers, which refuses every copy to the CPU."""
+    with Source.open(NEMO) as source:
+        worker, weights = calibration_worker(source, tmp_path, "meta")
+        names, largest = worker.start(weights)
+        assert (largest.device.type, largest.shape) == ("meta", (len(names),))
+        for wait in (largest.cpu, largest[0].item, largest.tolist):
+            with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
+                wait()  # `run` does this once, next
+
+
+def test_no_number_is_taken_out_of_a_tensor(tmp_path: Path) -> None:
+    with Source.open(NEMO) as source:
+        worker, weights = calibration_worker(source, tmp_path, "cpu")
+        batches: list[int] = []
+        with NumbersTaken() as numbers:
+            magnitudes = worker.run(weights, batches.append)
+            assert numbers.count == 0
+            float(torch.ones(1))
+            assert numbers.count == 1
+    assert batches == [16, 17, 16, 8]
+    assert all(value > 0 for value in magnitudes.values())
+
+
+def test_products_without_bf16_arithmetic_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Except for the order of sums, and so for the last bit of a few."""
+    monkeypatch.setattr(layer_weights, "BLOCK_BYTES", 3 * 4 * 128)
+    torch.manual_seed(1)
+    with Source.open(NEMO) as source:
+        weights = ResidentLayer.allocate(source, torch.device("cpu"))
+    results = []
+    for name, matrix in weights.matrices.items():
+        matrix.copy_(torch.randn(matrix.shape))
+        values = torch.randn(7, matrix.shape[1])
+        native, widened = (
+            replace(weights, has_bf16=has_bf16).linear(name, values) for has_bf16 in (True, False)
+        )
+        assert native.dtype == widened.dtype == torch.bfloat16
+        torch.testing.assert_close(native, widened, rtol=2**-7, atol=2**-7)
+        results.append((native == widened).float().mean())
+    assert min(results) > 0.9
+
+
+def test_the_next_layer_is_read_during_a_computation() -> None:
+    cpu = torch.device("cpu")
+    with Source.open(NEMO) as source:
+        feed = LayerFeed(source, [cpu, cpu], slots=2, readers=2)
+        expected = [source.tensors[name].read_layer(1) for name in LINEAR_SOURCES.values()]
+        with closing(feed.layers(0)) as layers_of_source:
+            number, slot = next(layers_of_source)
+            assert number == 0
+            following = feed._slots[1]
+            until(
+                lambda: all(
+                    matrix.view(torch.uint16).tolist() == words.tolist()
+                    for resident in following
+                    for matrix, words in zip(resident.matrices.values(), expected, strict=True)
+                )
+            )
+            assert next(layers_of_source)[1] is following
+            assert next(layers_of_source)[1] is slot
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_a_layer_that_cannot_be_read_ends_the_feed(slots: int, tmp_path: Path) -> None:
+    folder = unpack(tmp_path / "in")
+    with Source.open(folder) as source:
+        os.truncate(folder / "model_weights/model.decoder.layers.mlp.linear_fc1.weight/1.0.0", 9)
+        feed = LayerFeed(source, [torch.device("cpu")], slots=slots, readers=2)
+        threads = threading.active_count()
+        with closing(feed.layers(0)) as layers_of_source:
+            assert next(layers_of_source)[0] == 0
+            with pytest.raises(NemotronError, match="ends early"):
+                next(layers_of_source)
+        assert threading.active_count() == threads
+
+
+def test_a_compressed_archive_is_decompressed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = pack(unpack(tmp_path / "in"), tmp_path / "model.nemo", "w:gz")
+    expected = convert(NEMO, tmp_path / "expected", options(ids=IDS))
+    size = len(gzip.decompress(path.read_bytes()))
+    read = gzip.GzipFile.read
+    decompressed: list[int] = []
+
+    def counting(self: gzip.GzipFile, count: int = -1) -> bytes:
+        data = read(self, count)
+        decompressed.append(len(data))
+        return data
+
+    monkeypatch.setattr(gzip.GzipFile, "read", counting)
+    manifest = convert(path, tmp_path / "out", options(ids=IDS))
+    assert sum(decompressed) == size
+    weights = [name for name in expected.files if name.endswith(".safetensors")]
+    assert weights and all(manifest.files[n] == expected.files[n] for n in weights)
+    assert not (tmp_path / "out.partial").exists()
+
+
+@pytest.mark.parametrize("place", [0.3, 0.9])
+def test_a_damaged_compressed_archive_is_refused_first(place: float, tmp_path: Path) -> None:
+    path = pack(unpack(tmp_path / "in"), tmp_path / "model.nemo", "w:gz")
+    data = bytearray(path.read_bytes())
+    data[int(len(data) * place)] ^= 0x10
+    path.write_bytes(data)
+    with pytest.raises(NemotronError, match=r"cannot decompress: .*copy it again"):
+        convert(path, tmp_path / "out", options(ids=IDS))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "model.nemo"]
 
 
 def test_bf16_has_nothing_to_calibrate(tmp_path: Path) -> None:
-    command = [
-        str(Path(sys.executable).with_name("nemotron")),
-        "convert",
-        str(unpack(tmp_path / "in")),
-    ]
+    command = [NEMOTRON, "convert", str(unpack(tmp_path / "in"))]
     command += ["-o", str(tmp_path / "out"), "--scales", str(IDS)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from nemotron_convert.source.arrays import BF16_BYTES, EXPONENT, StoredArray
+from nemotron_convert.source.arrays import BF16_BYTES, StoredArray
 from nemotron_convert.source.nemo import Source
 from nemotron_convert.target.fp8 import amax_bits, bf16_from_bits
+from nemotron_convert.target.ramp import MOST_THREADS
 from nemotron_convert.team import Team
 from nemotron_convert.tensor_map import LINEARS
 from nemotron_core.errors import NemotronError
@@ -17,7 +19,7 @@ Amaxes = dict[tuple[str, int], float]
 """Largest magnitudes by source tensor and layer."""
 
 
-def weight_amaxes(source: Source, jobs: int, team: Team) -> Amaxes:
+def weight_amaxes(source: Source, jobs: int | None, team: Team) -> Amaxes:
     """Return the amax of every linear layer's weight, on every process.
 
     The processes of `team` divide the weights among them and read them with `jobs` threads each.
@@ -28,7 +30,7 @@ def weight_amaxes(source: Source, jobs: int, team: Team) -> Amaxes:
     total = sum(source.tensors[name].layer_bytes for name, _ in own_keys)
     with (
         byte_progress("weight scales", total, shown=team.is_leader) as report,
-        ThreadPoolExecutor(1 if source.archive.sequential else jobs) as pool,
+        ThreadPoolExecutor(1 if source.archive.sequential else jobs or MOST_THREADS) as pool,
     ):
 
         def read_amax(key: tuple[str, int]) -> float:
@@ -47,13 +49,14 @@ def _amax(array: StoredArray, layer: int, report: Callable[[int], None]) -> floa
         for _, band in array.read_bands(chunk):
             bits = max(bits, amax_bits(band))
             report(band.size * BF16_BYTES)
-    check_finite(array, layer, bits)
-    return bf16_from_bits(bits)
+    amax = bf16_from_bits(bits)
+    check_finite(array, layer, amax)
+    return amax
 
 
-def check_finite(array: StoredArray, layer: int, bits: int) -> None:
-    """Raise `NemotronError` if `bits`, the BF16 bits of a layer's amax, are NaN or Inf."""
-    if bits >= EXPONENT:
+def check_finite(array: StoredArray, layer: int, amax: float) -> None:
+    """Raise `NemotronError` if a layer's amax is NaN or Inf."""
+    if not math.isfinite(amax):
         raise NemotronError(
             f"tensor {array.name}, layer {layer} holds NaN or Inf, which has no FP8 scale",
             where=array.archive.path,

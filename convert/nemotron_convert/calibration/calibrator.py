@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from nemotron_convert.calibration.amax import weight_amaxes
@@ -58,11 +59,16 @@ class Calibrator:
         return self._input.tokens if isinstance(self._input, CalibrationData) else 0
 
     @property
+    def sequences(self) -> Sequence[Sequence[int]]:
+        """Token ids that a calibration runs, none if an earlier calibration is used."""
+        return self._input.sequences if isinstance(self._input, CalibrationData) else ()
+
+    @property
     def built_in_tokens(self) -> int:
         """Number of tokens if it calibrates on the project's own texts, 0 otherwise."""
         return 0 if self._options.texts or self._options.ids else self.tokens
 
-    def scales(self, folder: Path, jobs: int, *, fp8_kv_cache: bool) -> Scales:
+    def scales(self, folder: Path, jobs: int | None, *, fp8_kv_cache: bool) -> Scales:
         """Return all scales and leave a `calibration.json` in `folder`.
 
         Calibrates unless there is an earlier calibration, given by the user or left in `folder` by

@@ -10,16 +10,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
+from nemotron_convert.calibration.options import BUILT_IN_NAME, DEFAULT_LENGTH
 from nemotron_convert.source.nemo import Source
 from nemotron_core.errors import NemotronError
 from nemotron_core.files import text_digest
 from nemotron_core.text import Message, Tokenizer, check_text
 from nemotron_core.text.prompt import check_training_order
 
-DEFAULT_NAME = "calibration_texts.jsonl"
+BUILT_IN_FILE = "calibration_texts.jsonl"
 """The project's own calibration texts, a file of this package."""
-DEFAULT_LENGTH = 512
-"""Largest number of tokens taken from each text, as in NVIDIA's own calibration."""
 LINE_LIMIT = 16 << 20
 """Largest number of bytes read for one line."""
 
@@ -48,11 +47,11 @@ def read_texts(path: Path | None, source: Source, length: int = DEFAULT_LENGTH) 
     Each line is `{"text": …}` or `{"messages": […]}`. Without `path`, the project's own texts are
     read. Raises `NemotronError` with the line's number if a line is not valid.
     """
-    name = DEFAULT_NAME if path is None else path.name
+    name = BUILT_IN_NAME if path is None else path.name
     tokenizer = _tokenizer(source)
     limit = min(length, source.config.max_positions)
     sequences = [_encode(tokenizer, row, where)[:limit] for row, where in _rows(path)]
-    return _checked(name, sequences, source, path or DEFAULT_NAME)
+    return _checked(name, sequences, source, path or BUILT_IN_NAME)
 
 
 def read_ids(path: Path, source: Source) -> CalibrationData:
@@ -103,14 +102,14 @@ def _tokenizer(source: Source) -> Tokenizer:
 
 def _rows(path: Path | None) -> Iterator[tuple[Any, str]]:
     """Yield the JSON value of each line that is not blank, and the line's place for errors."""
-    file = files(__package__).joinpath(DEFAULT_NAME) if path is None else path
+    file = files(__package__).joinpath(BUILT_IN_FILE) if path is None else path
     number = 0
     try:
         with file.open("rb") as stream:
             while line := stream.readline(LINE_LIMIT):
                 number += 1
                 if line.strip():
-                    yield json.loads(line), f"{path or DEFAULT_NAME}, line {number}"
+                    yield json.loads(line), f"{path or BUILT_IN_NAME}, line {number}"
     except OSError as error:
         raise NemotronError(f"cannot read: {error.strerror}", where=path) from error
     except (ValueError, RecursionError) as error:

@@ -1,14 +1,15 @@
 """Nemotron-4's decoder layer in torch, operation by operation.
 
 The tokens of all sequences lie end to end on the first axis, T; only attention separates the
-sequences. Shapes use T tokens, H hidden size and D head size. Everything is F32 except the matrix
-products, whose precision `LayerWeights` decides.
+sequences. Shapes use T tokens, H hidden size and D head size. `LayerWeights` decides the precision:
+each operation returns what it is given, and hidden states, norms and angles are computed in F32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Protocol
 
 import numpy as np
@@ -24,10 +25,10 @@ class LayerWeights(Protocol):
     """The operations of one decoder layer that use its weights."""
 
     def norm(self, name: str, hidden: Tensor) -> Tensor:
-        """Apply LayerNorm `input_layernorm` or `post_layernorm` to hidden [T, H]."""
+        """Apply LayerNorm `input_layernorm` or `post_layernorm` to hidden [T, H] in F32."""
 
     def linear(self, name: str, values: Tensor) -> Tensor:
-        """Multiply values [T, in] by `attention.dense`, `mlp.fc` or `mlp.proj`: [T, out] in F32."""
+        """Multiply values [T, in] by `attention.dense`, `mlp.fc` or `mlp.proj`: [T, out]."""
 
     def qkv(self, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries [T, heads, D], keys and values [T, KV heads, D], before the rotation."""
@@ -35,7 +36,7 @@ class LayerWeights(Protocol):
 
 @dataclass(frozen=True)
 class LayerTrace:
-    """All intermediate results of one layer, [T, …] in F32, in the order of computation."""
+    """All intermediate results of one layer, [T, …], in the order of computation."""
 
     normed: Tensor
     """Input of `attention.qkv`."""
@@ -54,13 +55,14 @@ class LayerTrace:
     """Input of `mlp.fc`."""
     wide: Tensor
     """Output of `mlp.fc`."""
+    squared: Tensor
+    """Input of `mlp.proj`."""
     hidden: Tensor
     """Hidden states after the layer."""
 
-    @property
-    def squared(self) -> Tensor:
-        """Input of `mlp.proj`."""
-        return squared_relu(self.wide)
+
+Observer = Callable[[str, Tensor], None]
+"""Gets each intermediate result of a layer, by its name in `LayerTrace`, and must not change it."""
 
 
 class RotaryEmbedding:
@@ -84,17 +86,14 @@ class RotaryEmbedding:
         return self
 
     def rotate(self, heads: Tensor) -> Tensor:
-        """Return queries or keys [T, n, D] rotated by their positions."""
+        """Return queries or keys [T, n, D] rotated by their positions, in their own type."""
         half = self._half
         first, second, rest = heads.tensor_split((half, 2 * half), dim=-1)
-        return torch.cat(
-            (
-                first * self._cos - second * self._sin,
-                second * self._cos + first * self._sin,
-                rest,
-            ),
-            dim=-1,
+        rotated = (
+            first * self._cos - second * self._sin,
+            second * self._cos + first * self._sin,
         )
+        return torch.cat((*(part.to(heads.dtype) for part in rotated), rest), dim=-1)
 
 
 def attend(
@@ -107,35 +106,85 @@ def attend(
     """
     group_size = query.shape[1] // key.shape[1]
     parts = []
-    for sequence in zip(*(torch.split(x, list(lengths)) for x in (query, key, value)), strict=True):
-        q, k, v = (x.transpose(0, 1)[None] for x in sequence)  # [1, heads, sequence length, D]
-        k, v = (x.repeat_interleave(group_size, dim=1) for x in (k, v))
+    first = 0
+    for length, group in groupby(lengths):  # neighbours of one length are computed together
+        count = len(list(group))
+        end = first + count * length
+        q, k, v = (  # [sequences, heads, length, D]
+            heads[first:end].view(count, length, *heads.shape[1:]).transpose(1, 2)
+            for heads in (query, key, value)
+        )
+        k, v = (heads.repeat_interleave(group_size, dim=1) for heads in (k, v))
         part = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
-        parts.append(part[0].transpose(0, 1).flatten(1))
+        parts.append(part.transpose(1, 2).flatten(2).flatten(0, 1))
+        first = end
     return torch.cat(parts)
 
 
 def run_layer(
+    weights: LayerWeights,
+    hidden: Tensor,
+    rotary: RotaryEmbedding,
+    lengths: Sequence[int],
+    observe: Observer,
+) -> Tensor:
+    """Compute one decoder layer on hidden [T, H] in F32 and return the new hidden states.
+
+    Each intermediate result is freed after its last use, unless `observe` keeps it.
+    """
+    middle = hidden + _attention(weights, hidden, rotary, lengths, observe)
+    observe("middle", middle)
+    out = middle + _mlp(weights, middle, observe)
+    observe("hidden", out)
+    return out
+
+
+def trace_layer(
     weights: LayerWeights, hidden: Tensor, rotary: RotaryEmbedding, lengths: Sequence[int]
 ) -> LayerTrace:
-    """Compute one decoder layer on hidden [T, H] in F32."""
+    """Compute one decoder layer as `run_layer` does and return all intermediate results."""
+    results: dict[str, Tensor] = {}
+    run_layer(weights, hidden, rotary, lengths, results.__setitem__)
+    return LayerTrace(**results)
+
+
+def _attention(
+    weights: LayerWeights,
+    hidden: Tensor,
+    rotary: RotaryEmbedding,
+    lengths: Sequence[int],
+    observe: Observer,
+) -> Tensor:
     normed = weights.norm("input_layernorm", hidden)
+    observe("normed", normed)
     query, key, value = weights.qkv(normed)
+    for name, heads in (("query", query), ("key", key), ("value", value)):
+        observe(name, heads)
     cached_key = rotary.rotate(key)
+    observe("cached_key", cached_key)
     scale = query.shape[-1] ** -0.5
     attended = attend(rotary.rotate(query), cached_key, value, lengths, scale)
-    middle = hidden + weights.linear("attention.dense", attended)
-    post_normed = weights.norm("post_layernorm", middle)
-    wide = weights.linear("mlp.fc", post_normed)
-    out = middle + weights.linear("mlp.proj", squared_relu(wide))
-    return LayerTrace(
-        normed, query, key, value, cached_key, attended, middle, post_normed, wide, out
-    )
+    observe("attended", attended)
+    return weights.linear("attention.dense", attended)
+
+
+def _mlp(weights: LayerWeights, middle: Tensor, observe: Observer) -> Tensor:
+    normed = weights.norm("post_layernorm", middle)
+    observe("post_normed", normed)
+    wide = weights.linear("mlp.fc", normed)
+    observe("wide", wide)
+    squared = squared_relu(wide)
+    del wide  # the largest result of a layer: only one of its kind is held at a time
+    observe("squared", squared)
+    return weights.linear("mlp.proj", squared)
 
 
 def squared_relu(values: Tensor) -> Tensor:
-    """Return max(x, 0)² of each number: So et al., arXiv:2109.08668."""
-    return values.relu().square()
+    """Return max(x, 0)² of each number: So et al., arXiv:2109.08668.
+
+    In BF16 the result is the F32 square rounded once, because a square of BF16 is exact in F32.
+    """
+    return values.relu().square_()
 
 
 def layer_norm(hidden: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -161,9 +210,3 @@ def split_groups(qkv: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor, Tens
 def from_words(words: NDArray[np.uint16]) -> Tensor:
     """Return BF16 words as a BF16 tensor that shares their memory."""
     return torch.from_numpy(words).view(torch.bfloat16)
-
-
-def to_words(values: Tensor) -> NDArray[np.uint16]:
-    """Return F32 values rounded to BF16, as words in the CPU's memory."""
-    words: NDArray[np.uint16] = values.to(torch.bfloat16).cpu().view(torch.uint16).numpy()
-    return words

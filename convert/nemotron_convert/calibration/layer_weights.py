@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from nemotron_convert.calibration.amax import check_finite
 from nemotron_convert.calibration.decoder import from_words, layer_norm, split_groups
+from nemotron_convert.calibration.devices import has_bf16
 from nemotron_convert.source.nemo import Source
 from nemotron_convert.target.copier import add_gamma
-from nemotron_convert.target.fp8 import amax_bits, bf16_from_bits
 from nemotron_convert.tensor_map import LAYERS, LINEARS, TENSOR_MAP
+from nemotron_core.model_config import ModelConfig
 
 LINEAR_SOURCES = {name: source for source, name in LINEARS.items()}
 """Source tensor of each linear layer, by TensorRT-LLM's name."""
@@ -20,42 +22,73 @@ NORM_SOURCES = {
     if rule.source.startswith(LAYERS) and rule.is_gamma
 }
 """Source tensors of `input_layernorm` and `post_layernorm`, without `_weight` or `_bias`."""
+BLOCK_BYTES = 64 << 20
+"""Bytes of a matrix that are widened to F32 at a time."""
 
 
+@dataclass(frozen=True)
 class ResidentLayer:
-    """`LayerWeights` whose matrices are held in BF16 on a device and multiplied there in BF16.
+    """`LayerWeights` in BF16 on one device.
 
-    Raises `NemotronError` if a matrix holds NaN or Inf.
+    Products are of BF16 numbers, summed in F32 and rounded to BF16, by the device itself or, on a
+    CPU without BF16 arithmetic, in F32, because PyTorch's own way there is many times slower. The
+    memory is allocated once, and each layer of the model overwrites the one before.
     """
 
-    def __init__(self, source: Source, layer: int, device: torch.device) -> None:
-        self._config = source.config
-        self._norms = {name: read_norm(source, layer, name, device) for name in NORM_SOURCES}
-        self._matrices: dict[str, Tensor] = {}
-        self.amaxes: dict[str, float] = {}
-        """Largest magnitudes of the matrices, by TensorRT-LLM's names."""
-        for name, tensor in LINEAR_SOURCES.items():
-            words = source.tensors[tensor].read_layer(layer)
-            bits = amax_bits(words)
-            check_finite(source.tensors[tensor], layer, bits)
-            self.amaxes[name] = bf16_from_bits(bits)
-            self._matrices[name] = from_words(words).to(device)
+    config: ModelConfig
+    matrices: dict[str, Tensor]
+    """Matrices [out, in] by TensorRT-LLM's names."""
+    norms: dict[str, tuple[Tensor, Tensor]]
+    """Gamma and bias, both [H], by `input_layernorm` and `post_layernorm`."""
+    has_bf16: bool
+    """Whether the device has BF16 arithmetic."""
+
+    @classmethod
+    def allocate(cls, source: Source, device: torch.device) -> ResidentLayer:
+        """Return a layer of the source's shapes with undefined numbers."""
+
+        def empty(*shape: int) -> Tensor:
+            return torch.empty(shape, dtype=torch.bfloat16, device=device)
+
+        matrices = {
+            name: empty(*source.tensors[tensor].shape[-2:])
+            for name, tensor in LINEAR_SOURCES.items()
+        }
+        width = source.config.hidden_size
+        norms = {name: (empty(width), empty(width)) for name in NORM_SOURCES}
+        return cls(source.config, matrices, norms, has_bf16(device))
 
     def norm(self, name: str, hidden: Tensor) -> Tensor:
-        """See `LayerWeights`."""
-        return layer_norm(hidden, *self._norms[name], self._config.norm_eps)
+        """See `LayerWeights`. The result is BF16."""
+        normed = layer_norm(hidden, *self.norms[name], self.config.norm_eps)
+        return normed.to(torch.bfloat16)
 
     def linear(self, name: str, values: Tensor) -> Tensor:
-        """See `LayerWeights`."""
-        return (values.to(torch.bfloat16) @ self._matrices[name].T).float()
+        """See `LayerWeights`. Values are rounded to BF16, and the result is BF16."""
+        values, matrix = values.to(torch.bfloat16), self.matrices[name]
+        if self.has_bf16:
+            return values @ matrix.T
+        result = values.new_empty(len(values), len(matrix))
+        values = values.float()
+        rows = max(1, BLOCK_BYTES // (4 * matrix.shape[1]))
+        for first in range(0, len(matrix), rows):
+            block = slice(first, first + rows)
+            result[:, block] = values @ matrix[block].float().T
+        return result
 
     def qkv(self, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """See `LayerWeights`."""
-        return split_groups(self.linear("attention.qkv", normed), self._config)
+        """See `LayerWeights`. The heads are BF16, or F32 of the same values: see `has_bf16`."""
+        qkv = self.linear("attention.qkv", normed)
+        return split_groups(qkv if self.has_bf16 else qkv.float(), self.config)
 
 
-def read_norm(source: Source, layer: int, name: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return gamma and bias of a layer's norm, both [H] in BF16.
+def layer_nbytes(source: Source) -> int:
+    """Return the bytes of the matrices of one layer of the source."""
+    return sum(source.tensors[name].layer_bytes for name in LINEARS)
+
+
+def read_norm(source: Source, layer: int, name: str) -> tuple[Tensor, Tensor]:
+    """Return gamma and bias of a layer's norm, both [H] in BF16, in the CPU's memory.
 
     `gamma` includes the 1 that LayerNorm1P adds, as it does in the converter's output.
     """
@@ -65,4 +98,4 @@ def read_norm(source: Source, layer: int, name: str, device: torch.device) -> tu
     )
     if source.config.gamma_is_centered:
         weight = add_gamma(weight, 1)
-    return from_words(weight).to(device), from_words(bias).to(device)
+    return from_words(weight), from_words(bias)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemotron_convert.calibration.data import DEFAULT_LENGTH
+BUILT_IN_NAME = "built-in texts"
+"""What records call the project's own texts: no name of a file of a user's."""
+DEFAULT_LENGTH = 512
+"""Largest number of tokens taken from each text, as in NVIDIA's own calibration."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +27,11 @@ class CalibrationOptions:
     """A JSON file of lists of token ids."""
     length: int = DEFAULT_LENGTH
     """Largest number of tokens taken from each text."""
-    device: str = "cpu"
-    """Name of the torch device that computes."""
+    devices: str = "auto"
+    """The torch devices that compute: `auto`, `cpu`, `cuda` or a list such as `cuda:0,cuda:2`."""
     memory: int = 8 << 30
-    """Bytes of hidden states that a process keeps in memory; if there are more, they are kept on
-    disk."""
+    """Bytes of hidden states that a process keeps in the CPU's memory. If there are more, they are
+    kept on disk, unless the devices are GPUs that hold them beside two layers."""
 
 
 OWN_TEXTS = CalibrationOptions()

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from nemotron_convert.calibration.amax import Amaxes
-from nemotron_convert.calibration.data import DEFAULT_NAME
+from nemotron_convert.calibration.options import BUILT_IN_NAME
 from nemotron_convert.target.fp8 import LinearScale, Scales, scale_of
 from nemotron_convert.target.json_files import parse_json
 from nemotron_convert.target.manifest import CalibrationEntry
@@ -111,7 +111,7 @@ def calibration_entry(folder: Path) -> CalibrationEntry | None:
     calibration = parse_json(Calibration, path.read_bytes(), path)
     return CalibrationEntry(
         data=calibration.data,
-        is_built_in=calibration.data == DEFAULT_NAME,
+        is_built_in=calibration.data == BUILT_IN_NAME,
         sequences=calibration.sequences,
         tokens=calibration.tokens,
     )

@@ -13,7 +13,6 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
-from numcodecs import blosc, lz4, zstd
 
 from nemotron_convert.source.archive import Bytes, Member, refuse_pointer
 from nemotron_core.errors import NemotronError
@@ -138,7 +137,12 @@ def _bz2(compressed: bytes, size: int) -> bytes:
     return _from_stream(bz2.BZ2Decompressor(), compressed, size)
 
 
+# numcodecs is loaded by the first chunk, because few checkpoints are compressed.
+
+
 def _blosc(compressed: bytes, size: int) -> Any:
+    from numcodecs import blosc  # noqa: PLC0415
+
     _options, nbytes, _block, cbytes = struct.unpack_from("<4I", compressed)
     _check_header(nbytes, size)
     if cbytes != len(compressed):
@@ -147,12 +151,16 @@ def _blosc(compressed: bytes, size: int) -> Any:
 
 
 def _lz4(compressed: bytes, size: int) -> Any:
+    from numcodecs import lz4  # noqa: PLC0415
+
     (nbytes,) = struct.unpack_from("<I", compressed)
     _check_header(nbytes, size)
     return lz4.decompress(compressed, np.empty(size, np.uint8))
 
 
 def _zstd(compressed: bytes, size: int) -> Any:
+    from numcodecs import zstd  # noqa: PLC0415
+
     if not compressed.startswith(ZSTD_MAGIC):
         raise ValueError("it is no Zstandard frame")
     _check_header(_zstd_content_size(compressed), size)

@@ -22,8 +22,12 @@ OTHER_FORMATS = {
 """What people mistake for a `.nemo`, by its first bytes."""
 
 
-def open_archive(path: Path) -> Archive:
-    """Open the archive at `path`. Raises `NemotronError`, which says what it is, if it is none."""
+def open_archive(path: Path, scratch: Path | None = None) -> Archive:
+    """Open the archive at `path`. Raises `NemotronError`, which says what it is, if it is none.
+
+    With `scratch`, a folder, a compressed archive is decompressed once, into a file there that has
+    no name and ends with this process. Its members can then be read in any order and repeatedly.
+    """
     if path.is_dir():
         return FolderArchive(path)
     try:
@@ -42,4 +46,4 @@ def open_archive(path: Path) -> Archive:
                 where=path,
                 remedy="unpack it and name the folder or the tar that was in it",
             )
-    return TarArchive(path, compressed=magic.startswith(GZIP_MAGIC))
+    return TarArchive(path, compressed=magic.startswith(GZIP_MAGIC), scratch=scratch)

@@ -64,9 +64,12 @@ class Contents:
     """The members that decide the result: configuration, tokenizer and weights."""
 
     @classmethod
-    def open(cls, path: Path) -> Contents:
-        """Open a `.nemo` or NeMo 2 folder. Raises `NemotronError` if it is none or is damaged."""
-        archive = open_archive(path)
+    def open(cls, path: Path, *, scratch: Path | None = None) -> Contents:
+        """Open a `.nemo` or NeMo 2 folder. Raises `NemotronError` if it is none or is damaged.
+
+        With `scratch`, a folder, a compressed archive is decompressed into it, once.
+        """
+        archive = open_archive(path, scratch)
         try:
             return cls._of(archive)
         except BaseException:
@@ -133,14 +136,22 @@ class Source:
     """Stored tensors that are left out because the user said so."""
 
     @classmethod
-    def open(cls, path: Path, *, ignore: Collection[str] = (), is_lenient: bool = False) -> Source:
+    def open(
+        cls,
+        path: Path,
+        *,
+        ignore: Collection[str] = (),
+        is_lenient: bool = False,
+        scratch: Path | None = None,
+    ) -> Source:
         """Open a `.nemo` and check it, without reading the weights.
 
+        With `scratch`, a folder, a compressed archive is decompressed into it, once.
         `ignore` are patterns of the names of tensors that may be left out. If `is_lenient`, the
         caller judges `unknown` and `contents.settings.faults`. Raises `NemotronError` if something
         is missing, is not understood or has a wrong shape.
         """
-        contents = Contents.open(path)
+        contents = Contents.open(path, scratch=scratch)
         try:
             return cls.of(contents, ignore=ignore, is_lenient=is_lenient)
         except BaseException:

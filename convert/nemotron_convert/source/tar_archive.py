@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from nemotron_convert.source.archive import FileStatus, Index, Member, short_name
+from nemotron_convert.source.decompression import decompress
 from nemotron_convert.source.opened_file import OpenedFile, read_at
 from nemotron_core.errors import NemotronError
 
@@ -24,12 +25,17 @@ HEADER_LIMIT = 1 << 20
 class TarArchive:
     """The members of a tar, read in place; a gzipped tar is decompressed while it is read."""
 
-    def __init__(self, path: Path, *, compressed: bool) -> None:
+    def __init__(self, path: Path, *, compressed: bool, scratch: Path | None = None) -> None:
+        """With `scratch`, a folder, a compressed tar is decompressed there first."""
         self.path = path
-        self.sequential = compressed
         self._lock = threading.Lock()
-        self._file = path.open("rb")
+        self._file: IO[bytes] = path.open("rb")
         self._opened = FileStatus.of(os.fstat(self._file.fileno()))
+        if compressed and scratch is not None:
+            with self._file as compressed_file:
+                self._file = decompress(compressed_file, path, scratch)
+            compressed = False
+        self.sequential = compressed
         self._stream: IO[bytes] | gzip.GzipFile = self._file
         try:
             if compressed:
@@ -41,7 +47,7 @@ class TarArchive:
 
     def _index(self) -> dict[str, Member]:
         index = Index(self.path)
-        file_size = None if self.sequential else self.path.stat().st_size
+        file_size = None if self.sequential else os.fstat(self._file.fileno()).st_size
         try:
             for info in _tar_infos(self._stream, self.path):
                 index.count()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -27,6 +28,7 @@ from nemotron_convert.source.nemo import Source
 from nemotron_convert.target.fp8 import Quantizer, Scales
 from nemotron_convert.target.journal import Finished, Journal, Note, PieceKey
 from nemotron_convert.target.layout import Layout, ScaleKind, Target
+from nemotron_convert.target.ramp import MOST_THREADS, WINDOW_SECONDS, Ramp
 from nemotron_convert.target.tensor_file import TensorFile
 from nemotron_convert.tensor_map import LAYERS, LINEARS, TENSOR_MAP
 from nemotron_core.errors import NemotronError
@@ -94,8 +96,8 @@ class Copier:
             for tensor in file.tensors:
                 if (name, tensor) not in self._pieces_left:  # finished before, or only padding
                     file.finish(tensor)
-        self._threads = 1 if source.archive.sequential else None
-        self._stopped = False
+        self._is_sequential = source.archive.sequential
+        self._stopped = threading.Event()
         self._counter_lock = threading.Lock()
 
     @property
@@ -103,38 +105,67 @@ class Copier:
         """Number of bytes to read from the source."""
         return sum(piece.rows * piece.chunk.columns * BF16_BYTES for piece in self._pieces)
 
-    def run(self, jobs: int, journal: Journal, report: Callable[[int], None]) -> None:
+    def run(self, jobs: int | None, journal: Journal, report: Callable[[int], None]) -> None:
         """Copy every piece with `jobs` threads and report the number of bytes after each band.
 
-        The first error, or Ctrl-C, stops the other threads before their next band.
+        Without `jobs`, the disk decides (`Ramp`). The first error, or Ctrl-C, stops the other
+        threads before their next band.
         """
-        pool = ThreadPoolExecutor(self._threads or jobs)
+        ramp = Ramp(1 if self._is_sequential else jobs)
+        pieces = iter(self._pieces)
+        done = 0
 
-        def copy(piece: Piece) -> None:
-            rows = _whole_pages(piece.chunk, BAND_BYTES)
-            note = Note()
-            for first in range(piece.first, piece.first + piece.rows, rows):
-                if self._stopped:
+        def work() -> None:
+            nonlocal done
+            while not self._stopped.is_set():
+                with self._counter_lock:
+                    piece = next(pieces, None)
+                if piece is None:
                     return
-                count = min(rows, piece.first + piece.rows - first)
-                band_note = self._copy_band(piece, first, count)
-                if any(band_note):
-                    note = _sum(note, band_note)
-                report(count * piece.chunk.columns * BF16_BYTES)
-            if any(note):
-                self.notes[piece.key] = note
-                journal.add_note(piece.key, note)
-            self._count_down(piece, journal)
+                note = Note()
+                for nbytes, band_note in self._copy_piece(piece):
+                    with self._counter_lock:
+                        done += nbytes
+                    if any(band_note):
+                        note = _sum(note, band_note)
+                    report(nbytes)
+                if self._stopped.is_set():  # the piece may not be whole
+                    return
+                if any(note):
+                    self.notes[piece.key] = note
+                    journal.add_note(piece.key, note)
+                self._count_down(piece, journal)
 
+        pool = ThreadPoolExecutor(MOST_THREADS if jobs is None else ramp.threads)
         try:
-            futures = [pool.submit(copy, piece) for piece in self._pieces]
-            for future in wait(futures, return_when=FIRST_EXCEPTION).done:
-                future.result()
-            for future in [pool.submit(self._hash_some) for _ in range(jobs)]:
+            futures = {pool.submit(work) for _ in range(ramp.threads)}
+            ramp.begin(time.monotonic())
+            while futures:
+                ended, futures = wait(futures, WINDOW_SECONDS, FIRST_EXCEPTION)
+                for future in ended:
+                    future.result()
+                if futures:
+                    more = ramp.more(done, time.monotonic())
+                    futures |= {pool.submit(work) for _ in range(more)}
+            for future in [pool.submit(self._hash_some) for _ in self._files]:
                 future.result()
         finally:
-            self._stopped = True
+            self._stopped.set()
             pool.shutdown(cancel_futures=True)
+
+    def _copy_piece(self, piece: Piece) -> Iterator[tuple[int, Note]]:
+        """Copy a piece band by band and yield the bytes of each, with what is noteworthy in it.
+
+        Ends early when stopped.
+        """
+        rows = _whole_pages(piece.chunk, BAND_BYTES)
+        end = piece.first + piece.rows
+        for first in range(piece.first, end, rows):
+            if self._stopped.is_set():
+                return
+            count = min(rows, end - first)
+            note = self._copy_band(piece, first, count)
+            yield count * piece.chunk.columns * BF16_BYTES, note
 
     def _copy_band(self, piece: Piece, first: int, rows: int) -> Note:
         """Copy `rows` rows of the piece's chunk, from row `first` of the chunk on.
@@ -184,7 +215,7 @@ class Copier:
         """Hash complete tensors of the files that no other thread is hashing."""
         for file in self._files.values():
             if file.can_hash:
-                file.hash_some(lambda: self._stopped)
+                file.hash_some(self._stopped.is_set)
 
 
 def piece_name(key: PieceKey) -> str:

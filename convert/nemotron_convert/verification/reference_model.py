@@ -15,8 +15,8 @@ from nemotron_convert.calibration.decoder import (
     RotaryEmbedding,
     from_words,
     layer_norm,
-    run_layer,
     split_groups,
+    trace_layer,
 )
 from nemotron_convert.calibration.layer_weights import LINEAR_SOURCES, read_norm
 from nemotron_convert.source.arrays import StoredArray
@@ -25,7 +25,6 @@ from nemotron_convert.target.copier import add_gamma
 from nemotron_convert.target.fp8 import amax_bits, bf16_from_bits
 from nemotron_convert.tensor_map import EMBEDDING, HEAD
 
-CPU = torch.device("cpu")
 BAND_BYTES = 16 << 20
 """Bytes of a matrix in BF16 that are multiplied at a time."""
 
@@ -59,7 +58,7 @@ class ReferenceModel:
     def layer(self, layer: int, hidden: Tensor) -> tuple[LayerTrace, MatrixResults]:
         """Compute one layer on hidden [T, H]."""
         weights = StreamedLayer(self._source, layer, self._tp)
-        return run_layer(weights, hidden, self._rotary, self._lengths), weights.results
+        return trace_layer(weights, hidden, self._rotary, self._lengths), weights.results
 
     def final_norm(self, hidden: Tensor) -> Tensor:
         """Return the input of the output layer, [T, H], for the last layer's hidden [T, H]."""
@@ -95,7 +94,7 @@ class StreamedLayer:
 
     def norm(self, name: str, hidden: Tensor) -> Tensor:
         """See `LayerWeights`."""
-        weight, bias = read_norm(self._source, self._layer, name, CPU)
+        weight, bias = read_norm(self._source, self._layer, name)
         return layer_norm(hidden, weight, bias, self._source.config.norm_eps)
 
     def linear(self, name: str, values: Tensor) -> Tensor:
