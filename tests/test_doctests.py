@@ -11,7 +11,10 @@ from unittest.mock import MagicMock
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("core", "convert", "build", "engine", "serve", "gateway", "client", "data", "bench")
+ROOMS = (
+    *("core", "convert", "build", "engine", "serve", "gateway", "client", "data", "evaluate"),
+    "bench",
+)
 
 
 def modules_with_examples() -> list[str]:

@@ -15,7 +15,7 @@ import typer.main
 from nemotron_cli.main import app
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("core", "convert", "build", "engine", "serve", "gateway", "client", "data")
+PACKAGES = ("core", "convert", "build", "engine", "serve", "gateway", "client", "data", "evaluate")
 PAGES = ("slurm.md", "first-hour.md", "troubleshooting.md")
 
 

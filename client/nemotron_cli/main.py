@@ -32,6 +32,7 @@ VERBS = {
     "chat": "nemotron_cli.commands",
     "batch": "nemotron_data.commands",
     "synthesize": "nemotron_data.commands",
+    "compare": "nemotron_evaluate.commands",
     "bench": "nemotron_bench.commands",
 }
 """Module of each verb, with a function of the verb's name. `--help` lists them in this order."""

@@ -1,0 +1,1 @@
+"""Two servers on the same tokens: how far apart their distributions and their answers are."""

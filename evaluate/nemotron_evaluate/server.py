@@ -1,0 +1,96 @@
+"""What an evaluation asks a server beside its answers: who it is, and the tokens of a text."""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from nemotron_core.errors import ErrorKind, NemotronError
+from nemotron_data.transport.protocol import API_KEYS
+
+SECONDS = 30.0
+"""Longest time for one request."""
+IDENTITY = ("model", "engine", "checkpoint", "template")
+"""Keys of a server's identity: the model's name, and hashes."""
+
+
+class Server:
+    """An OpenAI-compatible server at `url`, which may end with `/v1`; a context manager.
+
+    Every method raises `NemotronError` if the server does not answer or refuses.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/").removesuffix("/v1")
+        key = next(filter(None, map(os.environ.get, API_KEYS)), None)
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        try:
+            self._client = httpx.Client(base_url=self.url, headers=headers, timeout=SECONDS)
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+            raise NemotronError(f"not the URL of a server: {error}", where=url) from error
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        self._client.close()
+
+    def identity(self) -> dict[str, str | None]:
+        """Return the model's name and the hashes that the server reports; `None` where it does not.
+
+        The gateway reports all of them, other servers the name only.
+        """
+        content = self._ask("GET", "/v1/models")
+        try:
+            model = content["data"][0]
+            known = {"model": model["id"]} | {name: model.get(name) for name in IDENTITY[1:]}
+        except (LookupError, TypeError, AttributeError) as error:
+            raise NemotronError("/v1/models lists no model", where=self.url) from error
+        return {name: None if value is None else str(value) for name, value in known.items()}
+
+    def tokenize(self, **body: Any) -> list[int]:
+        """Return the token ids of `prompt=` or `messages=`, in the form of vLLM's `/tokenize`."""
+        content = self._ask("POST", "/tokenize", body)
+        try:
+            return [int(token_id) for token_id in content["tokens"]]
+        except (LookupError, TypeError, ValueError) as error:
+            raise NemotronError("/tokenize returns no tokens", where=self.url) from error
+
+    def _ask(self, method: str, path: str, body: object = None) -> Any:
+        try:
+            response = self._client.request(method, path, json=body)
+            content = response.json() if response.content else {}
+        except httpx.HTTPError as error:
+            raise NemotronError(
+                f"no answer: {error or type(error).__name__}",
+                where=self.url,
+                remedy="start the server, or name its URL, such as http://127.0.0.1:1424",
+                kind=ErrorKind.UNREACHABLE,
+            ) from error
+        except ValueError as error:
+            raise NemotronError(f"{path} is not answered in JSON", where=self.url) from error
+        if response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+            raise NemotronError(
+                f"the server refuses the key ({response.status_code})",
+                where=self.url,
+                remedy=f"set {API_KEYS[0]}",
+            )
+        if response.status_code != httpx.codes.OK:
+            message = _message(content) or f"HTTP {response.status_code}"
+            raise NemotronError(f"{path}: {message}", where=self.url)
+        return content
+
+
+def _message(content: Any) -> str | None:
+    try:
+        return str(content["error"]["message"])
+    except (LookupError, TypeError):
+        return None
