@@ -1,1 +1,1 @@
-"""How good a served model is: beside the model card, beside another engine, under attack."""
+"""How good a served model is: two servers, such as BF16 and FP8, compared token by token."""

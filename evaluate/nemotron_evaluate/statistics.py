@@ -1,7 +1,7 @@
-"""Intervals and tests for scores; pure functions.
+"""Confidence intervals; pure functions.
 
-Tokens of one text, turns of one conversation and instructions of one prompt are not independent.
-What is resampled is therefore always the whole unit, here called a cluster.
+Tokens of one text are not independent. What is resampled is therefore always a whole text, here
+called a cluster.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def wilson(successes: float, count: int) -> Interval:
     """Return Wilson's score interval of a proportion (Wilson 1927).
 
     >>> wilson(120, 164)
-    Interval(low=0.659110824186832, high=0.7937376512962286)
+    Interval(low=0.6591643121695944, high=0.7936439542384758)
     """
     z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
     rate, square = successes / count, z * z / count
@@ -69,33 +69,3 @@ def bootstrap(
         means[start : start + step] = values[drawn].sum(axis=1) / weights[drawn].sum(axis=1)
     low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(float(low), float(high))
-
-
-def mcnemar(only_first: int, only_second: int) -> float:
-    """Return the two-sided p-value of the exact McNemar test (binomial, one half).
-
-    The arguments count the items that only the first and only the second model solved.
-
-    >>> mcnemar(1, 9)
-    0.021484375
-    >>> mcnemar(0, 0)
-    1.0
-    """
-    count = only_first + only_second
-    tail = sum(math.comb(count, k) for k in range(min(only_first, only_second) + 1))
-    return min(1.0, 2 * tail / (1 << count))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return Holm's adjusted p-values, in the order of the arguments (Holm 1979).
-
-    >>> holm([0.01, 0.04, 0.03])
-    [0.03, 0.06, 0.06]
-    """
-    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
-    adjusted = [0.0] * len(p_values)
-    largest = 0.0
-    for rank, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = largest
-    return adjusted

@@ -9,7 +9,7 @@ HEAD = ("", "value", "95 % interval")
 
 
 def markdown(result: Result) -> str:
-    """Return the report. The interval comes from resampling whole texts."""
+    """Return the report."""
     rows = [
         _row("mean KL, lower bound (nats)", result.mean_kl, ".3g"),
         *([f"KL, {name}", f"{value:.3g}", ""] for name, value in result.kl_percentiles.items()),

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from nemotron_core.errors import NemotronError
 from nemotron_evaluate.comparison.divergence import common_prefix, kl_lower_bound
 from nemotron_evaluate.comparison.side import Continued, Scored, Side, Token
-from nemotron_evaluate.statistics import Interval, bootstrap
+from nemotron_evaluate.statistics import Interval, bootstrap, wilson
 
 WORST = 20
 """Number of tokens that the report shows, those with the largest divergence."""
@@ -25,7 +25,11 @@ PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999, "max": 1.0}
 
 
 class Estimate(BaseModel):
-    """A value with its 95 % interval, resampled by text; no interval for a single text."""
+    """A value with its 95 % interval.
+
+    A fraction of answers has Wilson's interval. All else is resampled by text, which a single text
+    does not allow.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -38,6 +42,11 @@ class Estimate(BaseModel):
         """Return sum(totals) / sum(counts)."""
         interval = bootstrap(totals, counts)
         return cls._of(math.fsum(totals) / math.fsum(counts), interval)
+
+    @classmethod
+    def fraction(cls, successes: int, count: int) -> Estimate:
+        """Return a fraction of independent trials."""
+        return cls._of(successes / count, wilson(successes, count))
 
     @classmethod
     def _of(cls, value: float, interval: Interval | None) -> Estimate:
@@ -226,10 +235,10 @@ def _answers(lengths: list[tuple[int, int, int]]) -> Answers | None:
     if not lengths:
         return None
     ones = [1.0] * len(lengths)
-    equal = [float(a == b == prefix) for a, b, prefix in lengths]
+    equal = sum(a == b == prefix for a, b, prefix in lengths)
     return Answers(
         count=len(lengths),
-        equal=Estimate.of(equal, ones),
+        equal=Estimate.fraction(equal, len(lengths)),
         common_prefix=Estimate.of([float(prefix) for *_, prefix in lengths], ones),
         mean_length=sum(first for first, *_ in lengths) / len(lengths),
     )
