@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
@@ -63,6 +64,14 @@ class Server:
             return [int(token_id) for token_id in content["tokens"]]
         except (LookupError, TypeError, ValueError) as error:
             raise NemotronError("/tokenize returns no tokens", where=self.url) from error
+
+    def complete(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the first choice of the answer to a completion."""
+        content = self._ask("POST", "/v1/completions", body)
+        try:
+            return dict(content["choices"][0])
+        except (LookupError, TypeError, ValueError) as error:
+            raise NemotronError("the answer has no choices", where=self.url) from error
 
     def _ask(self, method: str, path: str, body: object = None) -> Any:
         try:

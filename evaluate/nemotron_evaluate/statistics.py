@@ -28,9 +28,6 @@ class Interval:
     low: float
     high: float
 
-    def __contains__(self, value: float) -> bool:
-        return self.low <= value <= self.high
-
 
 def wilson(successes: float, count: int) -> Interval:
     """Return Wilson's score interval of a proportion (Wilson 1927).

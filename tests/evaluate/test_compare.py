@@ -123,9 +123,9 @@ def test_two_servers(texts: Path, tmp_path: Path) -> None:
     worst = [token["kl"] for token in report["worst"]]
     assert worst == sorted(worst, reverse=True)
     assert len(worst) == 10
-    table = np.load(run / "tokens.npz")
-    assert table["kl"].tolist() == pytest.approx(expected, abs=1e-6)
-    assert table["text"].tolist() == [0] * 5 + [1] * 3 + [2] * 2
+    with np.load(run / "tokens.npz") as table:
+        assert table["kl"].tolist() == pytest.approx(expected, abs=1e-6)
+        assert table["text"].tolist() == [0] * 5 + [1] * 3 + [2] * 2
     assert (run / "report.md").read_text().strip() == done.stdout.strip()
     assert "the tokens that differ most" in done.stdout.lower()
 
@@ -137,11 +137,11 @@ def test_a_saved_run_is_compared_as_the_server_itself(texts: Path, tmp_path: Pat
         asked = first.requests
         done = compare(second.url, "--against", saved, "-o", tmp_path / "later")
         assert done.returncode == 0, done.stderr
-        assert first.requests == asked == 6
+        assert first.requests == asked == 7  # a probe, and two for each text
         both = compare(first.url, second.url, "--texts", texts, "-o", tmp_path / "both")
         assert both.returncode == 0, both.stderr
         assert compare(second.url, "--against", saved, "-o", tmp_path / "later").returncode == 0
-        assert second.requests == 12  # the finished run asks nothing again
+        assert second.requests == 7 + 7 + 1  # the finished run asks nothing again
     reports = [json.loads((tmp_path / n / "report.json").read_text()) for n in ("later", "both")]
     assert reports[0] == reports[1]
 
@@ -233,12 +233,20 @@ def test_a_server_without_log_probabilities_of_prompts(texts: Path, tmp_path: Pa
     def refusing(_body: dict[str, Any], _inside: int) -> Reply:
         return refused(400, "the engine has no prompt_logprobs")
 
+    def refusing_long(body: dict[str, Any], _inside: int) -> Reply:
+        return refused(400, "too long") if len(body["prompt"]) > 5 else answer(1.0, body)
+
     with ChatServer(plain) as a:
         done = compare(a.url, a.url, "--texts", texts, "-o", tmp_path / "run")
         assert done.returncode == 1
-        assert "text-0 has no log-probabilities" in done.stderr
-        assert not (tmp_path / "run" / "report.json").exists()
+        assert "a prompt came without log-probabilities" in done.stderr
+        assert a.requests == 1  # known before all texts are sent
     with ChatServer(refusing) as b:
         done = compare(b.url, "--texts", texts, "--save", tmp_path / "saved")
         assert done.returncode == 1
-        assert "requests failed" in done.stderr
+        assert "the engine has no prompt_logprobs" in done.stderr
+    with ChatServer(refusing_long) as c:
+        done = compare(c.url, c.url, "--texts", texts, "-o", tmp_path / "third")
+        assert done.returncode == 1
+        assert "1 of 6 requests failed" in done.stderr
+        assert not (tmp_path / "third" / "report.json").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,13 @@ from nemotron_core.errors import NemotronError
 from nemotron_core.files import partial_path, write_atomically
 from nemotron_evaluate.comparison.report import markdown
 from nemotron_evaluate.comparison.result import Result, TokenTable, compare
-from nemotron_evaluate.comparison.side import Side, request_rows
+from nemotron_evaluate.comparison.side import (
+    UNREADABLE,
+    Side,
+    no_log_probs,
+    read_scores,
+    request_rows,
+)
 from nemotron_evaluate.comparison.texts import read_texts
 from nemotron_evaluate.options import CompareOptions
 from nemotron_evaluate.server import Server
@@ -105,14 +112,31 @@ def _compute(side: Side, url: str, rows: str | None, options: CompareOptions, ti
         model = server.identity()["model"]
         if rows is None and options.texts is not None:
             rows = request_rows(read_texts(options.texts, server, options.length), options)
-    if rows is None or model is None:
-        raise AssertionError("the options were checked, and every model has a name")
+        if rows is None or model is None:
+            raise AssertionError("the options were checked, and every model has a name")
+        _probe(server, model, rows)
     side.run(url, model, rows, options, title)
+
+
+def _probe(server: Server, model: str, rows: str) -> None:
+    """Raise `NemotronError` if the server does not score prompts, before it scores all of them."""
+    body = _first_body(rows)
+    ids = body["prompt"][:2]
+    choice = server.complete(body | {"model": model, "prompt": ids})
+    try:
+        read_scores(ids, choice["prompt_logprobs"])
+    except UNREADABLE as error:
+        raise no_log_probs("a prompt", server.url) from error
+
+
+def _first_body(rows: str) -> dict[str, Any]:
+    """Return the request that scores the first text."""
+    return dict(json.loads(rows.partition("\n")[0])["body"])
 
 
 def _alternatives(side: Side) -> int:
     """Return the number of alternatives with which a saved run was made."""
-    return int(json.loads(side.rows.partition("\n")[0])["body"]["prompt_logprobs"])
+    return int(_first_body(side.rows)["prompt_logprobs"])
 
 
 def _write(folder: Path, result: Result, tokens: TokenTable) -> None:

@@ -76,6 +76,19 @@ def _row(custom_id: str, body: dict[str, Any]) -> dict[str, Any]:
     return {"custom_id": custom_id, "method": "POST", "url": "/v1/completions", "body": body}
 
 
+UNREADABLE = (LookupError, TypeError, ValueError, AttributeError)
+"""What reading an answer raises if it has another form."""
+
+
+def no_log_probs(name: str, where: object) -> NemotronError:
+    """Return the error of an answer without the log-probabilities that were asked for."""
+    return NemotronError(
+        f"{name} came without log-probabilities",
+        where=where,
+        remedy="use a server that answers prompt_logprobs of POST /v1/completions, such as vLLM's",
+    )
+
+
 class Side:
     """The folder of one server."""
 
@@ -160,19 +173,15 @@ class Side:
                 try:
                     choice = answer["response"]["body"]["choices"][0]
                     if name.startswith(TEXT):
-                        yield _scored(request["body"]["prompt"], choice["prompt_logprobs"])
+                        yield read_scores(request["body"]["prompt"], choice["prompt_logprobs"])
                     else:
                         yield Continued([str(text) for text in choice["logprobs"]["tokens"]])
-                except (LookupError, TypeError, ValueError, AttributeError) as error:
-                    raise NemotronError(
-                        f"{name} has no log-probabilities ({error})",
-                        where=self.folder / ANSWERS,
-                        remedy="the server must know prompt_logprobs: the gateway on an engine "
-                        "with log-probabilities of prompts, or vLLM",
-                    ) from error
+                except UNREADABLE as error:
+                    raise no_log_probs(name, self.folder / ANSWERS) from error
 
 
-def _scored(ids: list[int], rows: list[dict[str, dict[str, Any]] | None]) -> Scored:
+def read_scores(ids: list[int], rows: list[dict[str, dict[str, Any]] | None]) -> Scored:
+    """Return the tokens of a choice's `prompt_logprobs`. Raises one of `UNREADABLE`."""
     if len(rows) != len(ids):
         raise ValueError(f"{len(rows)} of {len(ids)} tokens")
     tokens = []
