@@ -57,7 +57,10 @@ def test_a_failing_process_ends_the_job_with_its_message(tmp_path: Path) -> None
     assert re.search(r"process \d of 3: TP 3 does not fit", done.stderr)
     assert "Traceback" not in done.stderr
 
-    (tmp_path / "out.partial").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nemotron_convert.conversion.Conversion._copy", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            convert(folder, tmp_path / "out", Options(Parallel(8, 1)))
     (tmp_path / "out.partial" / "rank2.safetensors").mkdir()  # only process 2 of 3 opens this one
     again = ["--tp", "8", "--resume"]
     done = mpirun(3, "convert", str(folder), "-o", str(tmp_path / "out"), *again)
