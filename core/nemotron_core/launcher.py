@@ -21,6 +21,8 @@ A batch script has SLURM_PROCID and SLURM_NTASKS too, but it is not a step of se
 MASTER_VARIABLE = "MASTER_ADDR"
 """Variable with the name of the first machine, as PyTorch reads it."""
 NODE_LISTS = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST")
+SLURM_PREFIXES = ("SLURM_", "SLURMD_", "SRUN_")
+"""Prefixes of Slurm's variables, from which MPI concludes that Slurm starts its processes."""
 PREFIXES = ("OMPI_COMM_WORLD_", "PMI_", "PMIX_", "MV2_COMM_WORLD_", "SLURM_STEP_")
 """Prefixes of the variables that a launcher sets for one process."""
 
@@ -39,6 +41,15 @@ def without_rank(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     With the launcher's variables, such a program would wait for the other ranks.
     """
     return {name: text for name, text in environment.items() if not name.startswith(PREFIXES)}
+
+
+def without_launcher(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the environment for a program that starts processes of its own on this machine."""
+    return {
+        name: text
+        for name, text in without_rank(environment).items()
+        if not name.startswith(SLURM_PREFIXES)
+    }
 
 
 def first_machine(environment: Mapping[str, str] = os.environ) -> str:

@@ -222,11 +222,13 @@ class EngineServer:
 def listen(path: Path, group: int | None) -> socket.socket:
     """Return a listening socket at `path`.
 
-    Its folder must be closed to everybody but this user, or this user and `group`. A socket that an
-    earlier process left is replaced. Raises `NemotronError` if the path cannot be used.
+    Its folder must be closed to everybody but this user, or this user and `group`; it is made if
+    only its parent exists. A socket that an earlier process left is replaced. Raises
+    `NemotronError` if the path cannot be used.
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
         mode = path.parent.stat().st_mode
         if mode & (0o007 if group is not None else 0o077):
             raise NemotronError(

@@ -224,6 +224,7 @@ class Connections:
 
     async def _connect(self) -> Connection:
         host, _, port = self._address.rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")
         connecting = asyncio.get_running_loop().create_connection(
             lambda: Connection(self._lose), host.strip("[]"), int(port)
         )

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -33,7 +34,7 @@ def serve(settings: GatewaySettings, keys: Keys, port_file: Path | None = None) 
     """Run the gateway until SIGINT or SIGTERM.
 
     After the first signal running requests finish, and new ones are answered with status 503. A
-    second signal ends the process at once.
+    second SIGINT ends the process at once.
     `port_file` receives the port and the process id as JSON once the gateway listens. Raises
     `NemotronError` if the port cannot be used.
     """
@@ -89,13 +90,13 @@ class _Server(uvicorn.Server):
             )
         )
 
-    def handle_exit(self, _signal: int, _frame: FrameType | None) -> None:
-        """Drain after the first signal, and end at once after the second.
+    def handle_exit(self, number: int, _frame: FrameType | None) -> None:
+        """Drain after the first signal, and end at once after a second Ctrl-C.
 
-        Unlike uvicorn's own method, this does not raise the signal again at the end, because a
-        drained gateway has exit code 0.
+        SIGTERM may come twice, from Slurm and from `nemotron serve`. Unlike uvicorn's own method,
+        this does not raise the signal again at the end, because a drained gateway has exit code 0.
         """
-        if self._gateway.draining:
+        if self._gateway.draining and number == signal.SIGINT:
             self.should_exit = self.force_exit = True
         self._gateway.draining = True
 

@@ -29,6 +29,8 @@ TEXT_MODEL = "tensorrt_llm_bls"
 CONFIGURATION_SECONDS = 10.0
 EVENT_PREFIX = b"data: "
 EVENT_END = b"\n\n"
+NOT_LOADED = ("unknown model", "is not ready", "is not at ready state")
+"""Words of Triton about a model that it has not loaded yet, or no more."""
 TOO_LONG = re.compile(r"more than (?:the )?(\d+) (?:this model holds|tokens can hold)")
 API_KEYS = {
     "bias_token_ids": "logit_bias",
@@ -234,6 +236,8 @@ def _error_of_text(text: str) -> HttpError:
     kind, message = ErrorKind.split(text)
     if kind is ErrorKind.REFUSED:
         return _refusal(message.removeprefix(kind.value))
+    if kind is None and any(words in message for words in NOT_LOADED):
+        kind = ErrorKind.UNREACHABLE
     return HttpError.of_kind(kind or ErrorKind.FAILED, message)
 
 

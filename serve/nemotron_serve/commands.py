@@ -35,6 +35,12 @@ def doctor(
         Path | None, typer.Argument(help="Engine folder, whose profile is checked.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    clean: Annotated[
+        bool,
+        typer.Option(
+            "--clean", help="Remove what killed servers have left in TMPDIR and /dev/shm."
+        ),
+    ] = False,
 ) -> None:
     """Check whether this machine can serve a profile, and say what to do if not."""
     import json
@@ -43,7 +49,13 @@ def doctor(
     from nemotron_build.engine_folder import open_engine
     from nemotron_build.profile import load_profile
     from nemotron_serve.doctor import examine
+    from nemotron_serve.scratch import remove_leftovers
 
+    if clean:
+        for path in remove_leftovers():
+            typer.echo(f"removed {path}", err=as_json)
+        if profile is None and engine is None:
+            return
     if (profile is None) == (engine is None):
         raise typer.BadParameter("name an engine or a profile")
     chosen = open_engine(engine).profile if engine else load_profile(str(profile))

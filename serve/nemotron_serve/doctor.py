@@ -14,6 +14,7 @@ from nemotron_build.lanes import lane_of
 from nemotron_build.lanes.deployment import Deployment
 from nemotron_build.profile import Profile
 from nemotron_core.errors import NemotronError
+from nemotron_serve.exposure import exposure, triton_version
 from nemotron_serve.hosts import MPIRUN
 from nemotron_serve.ranks import SRUN
 from nemotron_serve.server import choose_ports
@@ -73,6 +74,13 @@ def _triton(_profile: Profile, deployment: Deployment) -> str:
         return str(triton.program)
 
 
+def _security(profile: Profile, deployment: Deployment) -> str:
+    if (warning := exposure(deployment, profile.address)) is not None:
+        raise NemotronError(warning)
+    version = triton_version(deployment.triton) or "of an unknown version"
+    return f"Triton {version} on {profile.address}"
+
+
 def _gpus(_profile: Profile, deployment: Deployment) -> str:
     if deployment.gpu is None:
         return "none needed"
@@ -115,6 +123,7 @@ CHECKS: dict[str, Check] = {
     "Python": _python,
     "libraries": _libraries,
     "Triton": _triton,
+    "security": _security,
     "GPUs": _gpus,
     "launcher": _launcher,
     "shared memory": _shared_memory,

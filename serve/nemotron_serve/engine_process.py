@@ -13,13 +13,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
 from nemotron_build.profile import Profile
 from nemotron_core.errors import NemotronError
-from nemotron_core.launcher import without_rank
+from nemotron_core.launcher import without_launcher
 from nemotron_engine.client import check_hello
 from nemotron_engine.protocol import Hello
 from nemotron_serve.probe import Probe
-from nemotron_serve.triton import EXIT_SECONDS, die_with_parent, log_lines, log_tail
+from nemotron_serve.triton import EXIT_SECONDS, die_with_parent, log_lines, log_tail, shield
 
 CHECK_SECONDS = 1.0
 """Time between two checks of a working engine."""
@@ -62,7 +64,7 @@ class EngineStart:
     keeps_rank: bool = False
     """Whether the process gets the variables of a launcher that has started this one."""
     has_launcher: bool = False
-    """Whether the command begins with a launcher, which must end the others itself."""
+    """Whether the command begins with a launcher that must end the others itself, on SIGTERM."""
     may_restart: bool = True
     """Whether the process can be started again. The ranks of a Slurm step cannot."""
 
@@ -139,6 +141,7 @@ class EngineProcess:
     def _launch(self) -> None:
         if not self._start.command:
             return
+        preexec = die_with_parent if self._start.has_launcher else shield
         with self._start.log.open("ab") as log:
             try:
                 self._process = subprocess.Popen(
@@ -146,10 +149,10 @@ class EngineProcess:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env=(os.environ if self._start.keeps_rank else without_rank())
+                    env=(os.environ if self._start.keeps_rank else without_launcher())
                     | self._start.environment,
                     start_new_session=True,  # a terminal's Ctrl-C is for `serve`, which drains
-                    preexec_fn=die_with_parent,  # noqa: PLW1509  # only calls the kernel
+                    preexec_fn=preexec,  # noqa: PLW1509  # only calls the kernel
                 )
             except OSError as error:
                 raise NemotronError(
@@ -262,6 +265,12 @@ class EngineProcess:
             self._process.terminate()  # then mpirun and srun end all ranks; killed, they would not
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(EXIT_SECONDS)
+        children: list[psutil.Process] = []
+        with suppress(psutil.Error):  # mpirun puts its children into groups of their own
+            children = psutil.Process(self._process.pid).children(recursive=True)
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
+        for child in children:
+            with suppress(psutil.Error):
+                child.kill()
         self._process.wait()

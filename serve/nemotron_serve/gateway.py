@@ -7,7 +7,6 @@ import json
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -32,17 +31,22 @@ def check_gateway(profile: Profile) -> None:
 
 
 def gateway_command(
-    engine: Path, profile: Profile, endpoints: Endpoints, port_file: Path
+    engine: Path,
+    profile: Profile,
+    endpoints: Endpoints,
+    port_file: Path,
+    settings: Path | None = None,
 ) -> list[str]:
     """Return the `nemotron gateway` command for the Triton that listens at `endpoints`."""
     return [
         *(sys.executable, "-m", "nemotron_cli", "gateway"),
-        f"--triton={endpoints.address}:{endpoints.http}",
+        f"--triton={endpoints.host}:{endpoints.http}",
         f"--address={endpoints.address}",
         f"--tokenizer={engine / TOKENIZER_NAME}",
         f"--request-timeout={profile.timeouts.request}",
         f"--drain-timeout={profile.timeouts.drain}",
         f"--port-file={port_file}",
+        *([f"--settings={settings}"] if settings else []),
     ]
 
 
@@ -50,13 +54,24 @@ class Gateway:
     """A running gateway, as a context manager. Inside the context, it listens on `port`.
 
     Its access log and its errors go to this process's standard error. As for `nemotron gateway`
-    itself, API keys come from the environment. Raises `NemotronError` if it does not start.
+    itself, API keys come from the environment. `folder` is for temporary files, and `settings` the
+    gateway's own file of settings. Raises `NemotronError` if it does not start.
     """
 
-    def __init__(self, engine: Path, profile: Profile, endpoints: Endpoints) -> None:
+    def __init__(
+        self,
+        engine: Path,
+        profile: Profile,
+        endpoints: Endpoints,
+        *,
+        folder: Path,
+        settings: Path | None = None,
+    ) -> None:
         self._engine = engine
         self._profile = profile
         self._endpoints = endpoints
+        self._settings = settings
+        self._port_file = folder / "gateway.json"
 
     def __enter__(self) -> Gateway:
         self.port = self._start(self._profile.ports.gateway)
@@ -73,21 +88,22 @@ class Gateway:
 
     def _start(self, port: int | None) -> int:
         """Start the process. Return the port on which it listens."""
-        with tempfile.TemporaryDirectory(prefix="nemotron-gateway-") as folder:
-            port_file = Path(folder, "port.json")
-            command = gateway_command(self._engine, self._profile, self._endpoints, port_file)
-            self._process = subprocess.Popen(
-                [*command, f"--port={port}"],
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,  # a terminal's Ctrl-C is for `serve`, which drains
-                preexec_fn=die_with_parent,  # noqa: PLW1509  # only calls the kernel
-            )
-            try:
-                return self._wait_for(port_file)
-            except BaseException:
-                self._process.kill()
-                self._process.wait()
-                raise
+        self._port_file.unlink(missing_ok=True)  # of one that was killed
+        command = gateway_command(
+            self._engine, self._profile, self._endpoints, self._port_file, self._settings
+        )
+        self._process = subprocess.Popen(
+            [*command, f"--port={port}"],
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # a terminal's Ctrl-C is for `serve`, which drains
+            preexec_fn=die_with_parent,  # noqa: PLW1509  # only calls the kernel
+        )
+        try:
+            return self._wait_for_port()
+        except BaseException:
+            self._process.kill()
+            self._process.wait()
+            raise
 
     def drain(self) -> None:
         """Refuse new requests. The gateway ends when all running requests are answered."""
@@ -97,12 +113,12 @@ class Gateway:
         """Wait until the gateway has ended by itself, which takes at most `timeouts.drain`."""
         self._process.wait()
 
-    def _wait_for(self, port_file: Path) -> int:
+    def _wait_for_port(self) -> int:
         deadline = time.monotonic() + self._profile.timeouts.startup
-        while not port_file.exists():
+        while not self._port_file.exists():
             if self._process.poll() is not None:
                 raise NemotronError(f"the gateway ended with status {self._process.returncode}")
             if time.monotonic() > deadline:
                 raise NemotronError("the gateway does not start")
             time.sleep(POLL_SECONDS)
-        return int(json.loads(port_file.read_text(encoding="utf-8"))["gateway"])
+        return int(json.loads(self._port_file.read_text(encoding="utf-8"))["gateway"])

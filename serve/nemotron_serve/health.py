@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable
 from http import HTTPStatus
@@ -35,8 +36,11 @@ class Health:
             def log_message(self, format: str, *args: object) -> None:
                 """Log nothing: probes come every second."""
 
+        class Server(ThreadingHTTPServer):
+            address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
+
         try:
-            self._server = ThreadingHTTPServer((address, port), Handler)
+            self._server = Server((address, port), Handler)
         except OSError as error:
             raise NemotronError(
                 f"the health port {port} cannot be used: {error.strerror}",

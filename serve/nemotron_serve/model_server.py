@@ -66,7 +66,7 @@ class ModelServer:
     def __enter__(self) -> ModelServer:
         with ExitStack() as stack:
             self.endpoints = choose_ports(self._profile)
-            scratch = stack.enter_context(scratch_folder())
+            self.scratch = scratch = stack.enter_context(scratch_folder())
             self.log = self._options.log_file or scratch / "server.log"
             self._truncate_log()
             socket = self._options.engine_socket or scratch / "engine.sock"
@@ -155,7 +155,7 @@ class ModelServer:
             stall_seconds=timeouts.stall,
             environment=self._engine_environment(files),
             keeps_rank=options.launch.keeps_rank,
-            has_launcher=bool(options.launch.prefix),
+            has_launcher=options.launch.ends_others,
             may_restart=not options.launch.is_rank,  # a launcher's processes begin only once
         )
 

@@ -30,6 +30,9 @@ class ServeOptions:
     profile: Annotated[
         str | None, typer.Option(help="Profile to serve with, instead of the build's profile.")
     ] = None
+    address: Annotated[
+        str | None, typer.Option(help="Address to listen on, instead of the profile's.")
+    ] = None
     http_port: Port = None
     grpc_port: Port = None
     metrics_port: Port = None
@@ -38,6 +41,12 @@ class ServeOptions:
     gateway: Annotated[
         bool, typer.Option("--gateway/--no-gateway", help="Start the HTTP gateway beside Triton.")
     ] = True
+    gateway_settings: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML file of the gateway's settings; the profile's ports and times count."
+        ),
+    ] = None
     port_file: Annotated[
         Path | None, typer.Option(help="File to write when ready: address and ports, as JSON.")
     ] = None

@@ -1,8 +1,14 @@
-"""A short conversation with the engine's process, to see whether it works."""
+"""A short conversation with the engine's process, to see whether it works.
+
+    python -m nemotron_serve.probe SOCKET SECONDS
+
+ends with status 0 if the engine answers within so many seconds, for whoever else watches it.
+"""
 
 from __future__ import annotations
 
 import socket
+import sys
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -110,3 +116,19 @@ class Probe:
                 raise ConnectionResetError(str(error)) from error
             if not data:
                 raise ConnectionResetError("the engine has closed the connection")
+
+
+def main(arguments: list[str]) -> int:
+    """Return the exit code of the command."""
+    path, seconds = arguments
+    try:
+        with Probe(Path(path), float(seconds)) as probe:
+            probe.load()
+    except OSError as error:
+        print(f"the engine does not answer: {error} [{path}]", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

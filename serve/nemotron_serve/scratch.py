@@ -1,4 +1,8 @@
-"""The temporary files of a server, which the next start removes if a killed one left them."""
+"""The temporary files of a server, which the next start removes if a killed one left them.
+
+Whether a server still lives is told by a lock that its process holds: unlike a process id, a lock
+is never another process's, and it counts across containers that share a folder.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,16 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 PREFIX = "nemotron-"
 LOCK_NAME = "lock"
+START_SECONDS = 60.0
+"""Age of a folder without a lock, and of shared memory that nobody uses, after which it is no part
+of a server that only begins."""
 LONGEST_PARENT = 60
 """Bytes of a path that leave room for the names of the sockets."""
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # where shm_open puts it
@@ -40,24 +48,60 @@ def scratch_folder() -> Iterator[Path]:
         os.close(lock)
 
 
-def remove_leftovers() -> None:
-    """Remove this user's folders whose lock nobody holds, and their shared memory."""
-    for lock in _parent().glob(f"{PREFIX}*/{LOCK_NAME}"):
+def remove_leftovers() -> list[Path]:
+    """Remove what this user's killed servers have left, and return it.
+
+    That is each folder whose lock nobody holds, with its shared memory, and shared memory whose
+    folder is gone and which no process uses.
+    """
+    folders = [folder for folder in _parent().glob(f"{PREFIX}*") if _is_left(folder)]
+    for folder in folders:
+        _remove(folder)
+    memory = [file for file in SHARED_MEMORY.glob(f"{PREFIX}*") if _is_old(file)]
+    used = _mapped_files() if memory else set()
+    unused = [file for file in memory if str(file) not in used]
+    for file in unused:
+        file.unlink(missing_ok=True)
+    return [*folders, *unused]
+
+
+def _is_left(folder: Path) -> bool:
+    try:
+        status = folder.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+            return False
+        file = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_NOFOLLOW)
+    except FileNotFoundError:  # of a server that was killed, or begins, before it held its lock
+        return _is_old(folder)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(file)
+    return True
+
+
+def _is_old(path: Path) -> bool:
+    try:
+        status = path.lstat()
+    except OSError:
+        return False
+    return status.st_uid == os.geteuid() and time.time() - status.st_mtime > START_SECONDS
+
+
+def _mapped_files() -> set[str]:
+    """Return the paths of all files that processes have mapped, as far as this user may know."""
+    paths: set[str] = set()
+    for maps in Path("/proc").glob("[0-9]*/maps"):
         try:
-            folder = lock.parent.lstat()
-            if not stat.S_ISDIR(folder.st_mode) or folder.st_uid != os.geteuid():
-                continue
-            file = os.open(lock, os.O_RDWR | os.O_NOFOLLOW)
-        except OSError:  # removed meanwhile
+            lines = maps.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:  # it has ended, or is another user's
             continue
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            continue
-        else:
-            _remove(lock.parent)
-        finally:
-            os.close(file)
+        paths.update(line.split(maxsplit=5)[5] for line in lines if "/" in line)
+    return paths
 
 
 def shared_memory_prefix(folder: Path) -> str:

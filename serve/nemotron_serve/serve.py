@@ -22,6 +22,7 @@ from nemotron_core.errors import NemotronError
 from nemotron_core.files import write_atomically
 from nemotron_core.launcher import own_rank
 from nemotron_serve.engine_process import engine_command
+from nemotron_serve.exposure import exposure
 from nemotron_serve.gateway import Gateway, check_gateway
 from nemotron_serve.health import Health
 from nemotron_serve.hosts import check_hosts, wait_until_known
@@ -29,21 +30,19 @@ from nemotron_serve.model_server import ModelServer, ServerOptions
 from nemotron_serve.options import ServeOptions
 from nemotron_serve.ranks import EngineLaunch, become_worker, check_launch, engine_launch
 from nemotron_serve.server import Endpoints
-from nemotron_serve.triton import DRAIN
+from nemotron_serve.triton import DRAIN, STOP_SIGNALS
 from nemotron_serve.user_command import UserCommand, check_command
 
 CHECK_SECONDS = 1.0
 """Time between two checks of Triton and of the gateway."""
 POLL_SECONDS = 0.02
 EXAMPLE_QUESTION = "Who are you?"
-SIGNALS = (signal.SIGINT, signal.SIGTERM, DRAIN)
-"""Signals that ask to stop."""
 
 
 def serve(options: ServeOptions) -> None:
     """Serve until SIGINT or SIGTERM, then drain.
 
-    A second signal, or one before the server is ready, stops it at once. With a command, serve
+    A second SIGINT, or a signal before the server is ready, stops it at once. With a command, serve
     until the command has ended. If a launcher started this process as one of an engine's ranks,
     only the first one serves, and the others compute for its engine or end.
 
@@ -70,6 +69,8 @@ def serve(options: ServeOptions) -> None:
             become_worker(deployment, launch, command)
         return
     check_launch(deployment, launch)
+    if (warning := exposure(deployment, profile.address)) is not None:
+        print(f"nemotron: warning: {warning}", file=sys.stderr, flush=True)
     signals = Signals()
     if hosts:
         check_hosts(deployment, hosts)
@@ -96,20 +97,26 @@ def choose_profile(record: EngineRecord, options: ServeOptions) -> Profile:
             f"the profile is for the lane {profile.lane!r}, the engine for {record.lane!r}",
             where="--profile",
         )
-    return profile.model_copy(update={"ports": profile.ports.model_copy(update=options.ports)})
+    update: dict[str, object] = {"ports": profile.ports.model_copy(update=options.ports)}
+    if options.address is not None:
+        update["address"] = options.address
+    return profile.model_copy(update=update)
 
 
 class Signals:
-    """Signal handlers: the first signal sets `stop`, a second one interrupts a ready server."""
+    """Signal handlers: the first signal sets `stop`, a second Ctrl-C interrupts a ready server.
+
+    Only Ctrl-C is impatience: a batch system may send SIGTERM after its warning, and twice.
+    """
 
     def __init__(self) -> None:
         self.ready = False
         self.stop = threading.Event()
-        for number in SIGNALS:
+        for number in (*STOP_SIGNALS, DRAIN):
             signal.signal(number, self._handle)
 
-    def _handle(self, _number: int, _frame: FrameType | None) -> None:
-        if self.stop.is_set() and self.ready:
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self.stop.is_set() and self.ready and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.stop.set()
 
@@ -126,7 +133,15 @@ def _serve(server: ModelServer, profile: Profile, signals: Signals, options: Ser
             _wait_until_it_works(server, profile)
             gateway = None
             if endpoints.gateway is not None:
-                gateway = stack.enter_context(Gateway(options.engine, profile, endpoints))
+                gateway = stack.enter_context(
+                    Gateway(
+                        options.engine,
+                        profile,
+                        endpoints,
+                        folder=server.scratch,
+                        settings=options.gateway_settings,
+                    )
+                )
                 endpoints = replace(endpoints, gateway=gateway.port)
             has_worked.set()
             if options.port_file is not None:
@@ -140,7 +155,7 @@ def _serve(server: ModelServer, profile: Profile, signals: Signals, options: Ser
                     break
                 _check(server, gateway, options)
             server.refuse_new()
-            _say("draining: running requests may finish; signal again to end at once")
+            _say("draining: running requests may finish; Ctrl-C ends them at once")
             if command is not None:
                 command.ask_to_stop()
             if gateway is not None:
@@ -198,7 +213,7 @@ def _welcome(engine: Path, endpoints: Endpoints) -> str:
         "messages": json.dumps([{"role": "user", "content": EXAMPLE_QUESTION}]),
         "max_tokens": 100,
     }
-    address = endpoints.address
+    address = endpoints.host
     grpc, http = f"{address}:{endpoints.grpc}", f"http://{address}:{endpoints.http}"
     curl = ["curl", f"{http}/v2/models/ensemble/generate", "-d", json.dumps(body)]
     chat = ["nemotron", "chat", "--url", grpc, EXAMPLE_QUESTION]

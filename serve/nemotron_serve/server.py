@@ -8,7 +8,6 @@ import os
 import secrets
 import signal
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Sequence
@@ -24,11 +23,16 @@ from nemotron_core.errors import NemotronError
 from nemotron_serve.engine_process import EngineProcess
 from nemotron_serve.repository import ServerFiles
 from nemotron_serve.scratch import remove_shared_memory, shared_memory_prefix
-from nemotron_serve.triton import EXIT_SECONDS, find_triton, log_lines, log_tail
+from nemotron_serve.tcp import tcp_connections
+from nemotron_serve.triton import find_triton, log_lines, log_tail
 
 POLL_SECONDS = 0.05
 IDLE_POLLS = 5
 """Number of polls in a row without a request. A request between two models is in no count."""
+SEND_SECONDS = 10
+"""Time in which clients must take the rest of what Triton has sent them."""
+TRACE_SECONDS = 0.5
+"""Time between two reports of spans to a collector."""
 PENDING_METRIC = "nv_inference_pending_request_count"
 CLOSED_OPTIONS = {"--model-control-mode", "--load-model", "--allow-http", "--allow-grpc"}
 """Options of Triton with which no server of ours would work."""
@@ -49,6 +53,11 @@ class Endpoints:
     health: int
     gateway: int | None
     """Port of the HTTP gateway. `None` means that there is no gateway."""
+
+    @property
+    def host(self) -> str:
+        """The address as it stands before a port."""
+        return f"[{self.address}]" if ":" in self.address else self.address
 
 
 class TritonServer:
@@ -76,6 +85,7 @@ class TritonServer:
         self._files = files
         self._profile = profile
         self._give_up = give_up or threading.Event()
+        self._traces = traces
         self._triton = find_triton(lane_of(profile).deployment(profile).triton, files.folder)
         options = [
             *self._triton.command(files.models, shared_memory_prefix(files.folder)),
@@ -124,15 +134,26 @@ class TritonServer:
     def stop(self) -> None:
         """Refuse new requests, let running ones finish within `timeouts.drain`, and stop Triton.
 
-        Triton gets SIGTERM only when no request runs any more. On SIGTERM it waits for running
-        ensembles but no longer executes their steps.
+        Triton is killed once there is nothing left that it could lose: no request, no bytes on
+        their way to a client, no spans. Its own shutdown waits for clients that keep connections
+        open, and the signal for it is one that Slurm sends to all processes.
         """
         self.refuse_new()
         if self._wait_until_idle():
-            self.process.send_signal(signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(EXIT_SECONDS)
+            deadline = time.monotonic() + SEND_SECONDS
+            while self._has_unsent() and time.monotonic() < deadline:
+                time.sleep(POLL_SECONDS)
+            if self._traces is not None:
+                time.sleep(4 * TRACE_SECONDS)
         self._kill()
+
+    def _has_unsent(self) -> bool:
+        """Return whether a client has not yet taken all that Triton has sent it."""
+        ports = {self.endpoints.http, self.endpoints.grpc}
+        return any(
+            connection.local_port in ports and connection.unsent
+            for connection in tcp_connections(self.process.pid)
+        )
 
     def _wait_until_idle(self) -> bool:
         """Return whether the server became idle within `timeouts.drain`."""
@@ -212,16 +233,17 @@ class TritonServer:
 
 def leader_options(endpoints: Endpoints, traces: str | None = None) -> list[str]:
     """Return Triton's options for the process that clients talk to."""
+    http_address = f"ipv6:{endpoints.address}" if ":" in endpoints.address else endpoints.address
     closed = f"{RESTRICTED_APIS}:key=\x01{secrets.token_hex(16)}"
     options = [
         "--strict-readiness=true",
-        f"--http-address={endpoints.address}",
+        f"--http-address={http_address}",
         f"--http-port={endpoints.http}",
         f"--http-restricted-api={closed}",
-        f"--grpc-address={endpoints.address}",
+        f"--grpc-address={endpoints.host}",
         f"--grpc-port={endpoints.grpc}",
         f"--grpc-restricted-protocol={closed}",
-        f"--metrics-address={endpoints.address}",
+        f"--metrics-address={http_address}",
         f"--metrics-port={endpoints.metrics}",
         # Ordinary clients ping idle connections; by default Triton closes these after two pings.
         "--grpc-http2-max-ping-strikes=0",
@@ -232,6 +254,7 @@ def leader_options(endpoints: Endpoints, traces: str | None = None) -> list[str]
             "--trace-config=mode=opentelemetry",
             "--trace-config=level=TIMESTAMPS",
             "--trace-config=rate=1",
+            f"--trace-config=opentelemetry,bsp_schedule_delay={round(1000 * TRACE_SECONDS)}",
             f"--trace-config=opentelemetry,url={traces}",
         ]
     return options
@@ -257,7 +280,8 @@ def choose_ports(profile: Profile) -> Endpoints:
     chosen: dict[str, Any] = {"gateway": None}
     with ExitStack() as stack:
         for name, port in profile.ports.model_dump(exclude_none=True).items():
-            listener = stack.enter_context(socket.socket())
+            family = socket.AF_INET6 if ":" in profile.address else socket.AF_INET
+            listener = stack.enter_context(socket.socket(family))
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 listener.bind((profile.address, port))

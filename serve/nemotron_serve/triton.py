@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +18,8 @@ from nemotron_core.errors import NemotronError
 
 EXIT_SECONDS = 20
 """Seconds in which a process has to end by itself before it is killed."""
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""Signals with which a person or a batch system asks to stop."""
 PR_SET_PDEATHSIG = 1
 DRAIN = signal.SIGUSR1
 """Asks `serve` to drain. All launchers forward it to every rank; some handle SIGTERM themselves."""
@@ -43,15 +46,14 @@ class Triton:
             f"--backend-directory={self.backends}",
             f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix}",
             "--disable-auto-complete-config",
-            f"--exit-timeout-secs={EXIT_SECONDS // 2}",
             "--allow-gpu-metrics=false",
         ]
 
     def start(self, command: list[str], log: Path) -> subprocess.Popen[bytes]:
         """Start a process whose output is added to `log`.
 
-        The process has its own session, so that a terminal's Ctrl-C reaches only `nemotron serve`,
-        which then drains. Raises `NemotronError` if `log` cannot be written.
+        The process is out of reach of signals that ask to stop: they are for `nemotron serve`,
+        which drains. Raises `NemotronError` if `log` cannot be written.
         """
         try:
             file = log.open("ab")
@@ -65,8 +67,18 @@ class Triton:
                 stderr=subprocess.STDOUT,
                 env=os.environ | self.environment,
                 start_new_session=True,
-                preexec_fn=die_with_parent,  # noqa: PLW1509  # only calls the kernel
+                preexec_fn=shield,  # noqa: PLW1509  # only calls the kernel
             )
+
+
+def shield() -> None:
+    """Do as `die_with_parent`, and block the signals that ask to stop, here and in all children.
+
+    Slurm sends them to every process of a step, and on SIGTERM Triton no longer gives running
+    ensembles' steps anything to do. Blocked, they do not even reach handlers of a library.
+    """
+    die_with_parent()
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
 
 def die_with_parent() -> None:
@@ -140,10 +152,24 @@ def _backend_folder(triton: Path, target: Path) -> Path:
             f"Triton's wheel has no Python backend for Python {version}",
             remedy="use Python 3.10 to 3.12",
         )
-    shutil.copytree(triton / "backends" / "python", target / "python")
-    shutil.copy(stub, target / "python")
-    for file in (target / "python").glob("*triton*"):
-        file.chmod(0o755)
+    try:
+        shutil.copytree(triton / "backends" / "python", target / "python")
+        shutil.copy(stub, target / "python")
+        for file in (target / "python").glob("*triton*"):
+            file.chmod(0o755)
+    except (OSError, shutil.Error) as error:
+        raise NemotronError(
+            f"cannot copy Triton's Python backend: {error}",
+            where=target,
+            remedy="set TMPDIR to a folder with room",
+        ) from error
+    if os.statvfs(target).f_flag & os.ST_NOEXEC:
+        raise NemotronError(
+            "no program may run in this folder (it is mounted noexec), but Triton's Python backend"
+            " is one",
+            where=target,
+            remedy="set TMPDIR to a folder where programs may run",
+        )
     return target
 
 
@@ -171,8 +197,9 @@ def library_folder() -> Path:
         Path(sys.base_prefix) / "lib",  # a Python that was moved after it was built
     ]
     for folder in candidates:
-        if (folder / name).is_file():
-            return folder
+        with suppress(OSError):  # a folder that this user cannot read
+            if (folder / name).is_file():
+                return folder
     raise NemotronError(
         f"no {name}: Triton's Python backend needs the interpreter as a shared library",
         where=sys.base_prefix,

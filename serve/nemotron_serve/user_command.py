@@ -37,14 +37,14 @@ class UserCommand:
 
     def __init__(self, arguments: Sequence[str], endpoints: Endpoints) -> None:
         self._arguments = arguments
-        grpc = f"{endpoints.address}:{endpoints.grpc}"
+        grpc = f"{endpoints.host}:{endpoints.grpc}"
         urls = {
             "NEMOTRON_URL": grpc,
             "NEMOTRON_BATCH_URL": f"grpc://{grpc}",
-            "NEMOTRON_HTTP": f"http://{endpoints.address}:{endpoints.http}",
+            "NEMOTRON_HTTP": f"http://{endpoints.host}:{endpoints.http}",
         }
         if endpoints.gateway is not None:
-            urls["NEMOTRON_GATEWAY"] = f"http://{endpoints.address}:{endpoints.gateway}"
+            urls["NEMOTRON_GATEWAY"] = f"http://{endpoints.host}:{endpoints.gateway}"
         try:
             self._process = subprocess.Popen(
                 arguments,

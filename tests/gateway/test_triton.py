@@ -195,6 +195,12 @@ def test_an_error_has_its_kind(
     ("script", "status", "message"),
     [
         (plain(404, {"error": "Request for unknown model"}), 503, "unknown model"),
+        (
+            plain(400, {"error": "Request for unknown model: 'x' is not found"}),
+            503,
+            "unknown model",
+        ),
+        (stream(event(error="'x' version 1 is not at ready state")), 503, "not at ready state"),
         (plain(503, {"error": "exiting"}), 503, "exiting"),
         (plain(500, {"error": "failed to parse"}), 500, "failed to parse"),
         (plain(500, [1]), 500, "Triton answers with status 500"),

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from nemotron_build.lanes.deployment import Deployment
 from nemotron_build.profile import Profile, load_profile
 from nemotron_serve.doctor import CHECKS, examine
+from nemotron_serve.exposure import exposure
 from tests.build.test_tensorrt_lane import H100, enter, profile_file
 from tests.standins.container import make_container
 
@@ -85,3 +87,41 @@ def test_the_command(engine_bf16: Path) -> None:
         [NEMOTRON, "doctor", str(engine_bf16)], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout.count("ok  ")) == (0, len(CHECKS))
+
+
+@pytest.mark.parametrize(
+    ("version", "release", "address", "is_safe"),
+    [
+        ("2.60.0", None, "0.0.0.0", True),
+        ("2.59.1", None, "0.0.0.0", False),
+        ("2.59.1", None, "127.0.0.1", True),
+        ("2.59.1", None, "::1", True),
+        (None, "25.08", "::", True),
+        (None, "25.06", "10.0.0.1", False),
+        (None, None, "models.example", False),
+        ("later", None, "0.0.0.0", False),
+    ],
+)
+def test_an_old_triton_serves_only_this_machine(
+    version: str | None,
+    release: str | None,
+    address: str,
+    is_safe: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if version is not None:
+        (tmp_path / "TRITON_VERSION").write_text(version + "\n")
+    monkeypatch.delenv("NVIDIA_TRITON_SERVER_VERSION", raising=False)
+    if release is not None:
+        monkeypatch.setenv("NVIDIA_TRITON_SERVER_VERSION", release)
+    deployment = Deployment(shared_memory=0, triton=tmp_path)
+    warning = exposure(deployment, address)
+    assert (warning is None) == is_safe
+    assert warning is None or "before 25.08 (2.60) it lacks security fixes" in warning
+
+
+def test_the_wheels_triton_serves_only_this_machine(cpu_profile: Profile) -> None:
+    assert "security" in failed(cpu_profile.model_copy(update={"address": "0.0.0.0"}))
+    installed = "nvidia-pytriton==0.7.0"  # 2.51.0, as its server says on /v2
+    assert installed in (Path(__file__).parents[2] / "pyproject.toml").read_text()

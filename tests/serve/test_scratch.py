@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import secrets
+import time
 from pathlib import Path
 
 import pytest
@@ -45,7 +48,7 @@ def test_a_name_with_wildcards_names_nothing_else(parent: Path) -> None:
     others = parent / "shm" / f"{NAME}abc-region"
     others.touch()
     scratch.remove_leftovers()
-    assert others.exists()
+    assert others.exists()  # it is younger than a server takes to lock its folder
     assert not (parent / (NAME + "*")).exists()
 
 
@@ -60,3 +63,35 @@ def test_links_and_other_users_folders_stay(parent: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("os.geteuid", lambda: foreign.stat().st_uid + 1)
     scratch.remove_leftovers()
     assert foreign.exists()
+
+
+def aged(path: Path) -> Path:
+    """Make a file or folder older than a server takes to begin."""
+    past = time.time() - 2 * scratch.START_SECONDS
+    os.utime(path, (past, past))
+    return path
+
+
+def test_what_was_killed_before_it_held_its_lock(parent: Path) -> None:
+    begins, dead = parent / (NAME + "begins"), parent / (NAME + "dead")
+    for folder in (begins, dead):
+        folder.mkdir()
+        (folder / "lock.new").touch()
+    aged(dead)
+    assert scratch.remove_leftovers() == [dead]
+    assert begins.exists()
+
+
+def test_memory_without_a_folder_goes_unless_it_is_used(parent: Path) -> None:
+    unused = parent / "shm" / f"{NAME}gone-region"
+    used = parent / "shm" / f"{NAME}used-region"
+    young = parent / "shm" / f"{NAME}young-region"
+    for file in (unused, used, young):
+        file.write_bytes(b"x")
+    aged(unused)
+    with used.open("r+b") as file, mmap.mmap(file.fileno(), 1):
+        aged(used)
+        assert scratch.remove_leftovers() == [unused]
+        assert used.exists()
+    assert young.exists()
+    assert scratch.remove_leftovers() == [used]

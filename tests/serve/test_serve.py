@@ -27,6 +27,7 @@ import pytest
 from nemotron_build.engine_folder import ENGINE_NAME, open_engine
 from nemotron_build.profile import profiles_folder
 from nemotron_client import Client, ClientError, Generation
+from nemotron_serve.exposure import WHEEL_VERSION
 from tests.waiting import WAIT, until_written
 
 NEMOTRON = str(Path(sys.executable).with_name("nemotron"))
@@ -107,6 +108,65 @@ def test_a_signal_lets_a_running_answer_finish(
     assert left_behind() == []
 
 
+def step(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Return a server with all of its processes, which Slurm signals together."""
+    server = psutil.Process(process.pid)
+    return [server, *server.children(recursive=True)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_every_process_drains_too(
+    number: int, engine_bf16: Path, tmp_path: Path
+) -> None:
+    with (
+        serving(engine_bf16, tmp_path) as (process, ports),
+        Client(f"127.0.0.1:{ports['grpc']}") as client,
+    ):
+        pieces = client.stream_complete(PROMPT, Generation(max_tokens=3000, end_id=0))
+        next(pieces)
+        over_http = ask_gateway(ports, max_tokens=3000, min_tokens=3000)
+        processes = step(process)
+        assert {"tritonserver", "triton_python_backend_stub"} <= {one.name() for one in processes}
+        for one in processes:
+            one.send_signal(number)
+        assert process.stdout
+        assert any("draining" in line for line in iter(process.stdout.readline, ""))
+        process.send_signal(signal.SIGTERM)  # a batch system may send another one
+        assert list(pieces)[-1].num_output_tokens == 3000
+        assert over_http.read().decode().endswith("data: [DONE]\n\n")
+        process.communicate(timeout=WAIT)
+        assert process.returncode == 0
+        assert not any(one.is_running() for one in processes)
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_a_killed_server_leaves_what_doctor_removes(engine_bf16: Path, tmp_path: Path) -> None:
+    with serving(engine_bf16, tmp_path) as (process, _ports):
+        left_behind = shared_memory(process)
+        processes = step(process)
+        process.kill()
+        process.wait()
+        psutil.wait_procs(processes, timeout=WAIT)
+    (folder,) = (tmp_path / "scratch").iterdir()
+    assert left_behind()
+    clean = [NEMOTRON, "doctor", "--clean"]
+    environment = os.environ | {"TMPDIR": str(tmp_path / "scratch")}
+    done = subprocess.run(clean, capture_output=True, text=True, check=True, env=environment)
+    assert f"removed {folder}" in done.stdout
+    assert not folder.exists()
+    assert left_behind() == []
+
+
+def test_a_temporary_folder_without_programs_is_named(engine_bf16: Path, tmp_path: Path) -> None:
+    inside = 'mount -t tmpfs -o noexec none "$1" && export TMPDIR="$1" && shift && exec "$@"'
+    server = [NEMOTRON, "serve", str(engine_bf16), *FREE_PORTS]
+    command = ["unshare", "--mount", "sh", "-c", inside, "sh", str(tmp_path), *server]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=WAIT)
+    assert done.returncode == 1
+    assert "it is mounted noexec" in done.stderr
+    assert "set TMPDIR to a folder where programs may run" in done.stderr
+
+
 def test_it_says_how_to_talk_to_it(engine_bf16: Path, tmp_path: Path) -> None:
     with serving(engine_bf16, tmp_path) as (process, ports):
         process.send_signal(signal.SIGTERM)
@@ -117,7 +177,31 @@ def test_it_says_how_to_talk_to_it(engine_bf16: Path, tmp_path: Path) -> None:
     assert f"curl http://127.0.0.1:{ports['http']}/v2/models/ensemble/generate -d" in output
 
 
-def test_a_second_signal_ends_at_once(engine_bf16: Path, tmp_path: Path) -> None:
+def test_it_listens_on_ipv6_alone(engine_bf16: Path, tmp_path: Path) -> None:
+    question = "Who are you?"
+    with (
+        serving(engine_bf16, tmp_path, "--address=::1") as (process, ports),
+        Client(f"[::1]:{ports['grpc']}") as client,
+    ):
+        assert client.complete(PROMPT, Generation(max_tokens=5)).num_output_tokens
+        urls = [
+            (ports["health"], "/health/ready"),
+            (ports["http"], "/v2"),
+            (ports["metrics"], "/metrics"),
+            (ports["gateway"], "/health/ready"),
+        ]
+        answers = []
+        for port, path in urls:
+            with urllib.request.urlopen(f"http://[::1]:{port}{path}", timeout=WAIT) as response:
+                answers.append(response.read())
+        assert json.loads(answers[1])["version"].startswith(WHEEL_VERSION)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=WAIT)
+        assert process.returncode == 0
+    assert f"nemotron chat --url '[::1]:{ports['grpc']}' '{question}'" in output
+
+
+def test_a_second_interrupt_ends_at_once(engine_bf16: Path, tmp_path: Path) -> None:
     with (
         serving(engine_bf16, tmp_path, "--no-gateway") as (process, ports),
         Client(f"127.0.0.1:{ports['grpc']}") as client,
@@ -129,7 +213,7 @@ def test_a_second_signal_ends_at_once(engine_bf16: Path, tmp_path: Path) -> None
         process.send_signal(signal.SIGTERM)
         assert process.stdout
         assert any("draining" in line for line in iter(process.stdout.readline, ""))
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)
         process.communicate(timeout=WAIT)
         assert process.returncode == 130
     assert list((tmp_path / "scratch").iterdir()) == []

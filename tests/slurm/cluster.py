@@ -210,7 +210,7 @@ def _configuration(folder: Path, plugins: Path) -> str:
         "SelectTypeParameters=CR_Core_Memory",
         "SlurmdParameters=config_overrides",
         "ReturnToService=2",
-        "KillWait=20",
+        "KillWait=120",
         # Daemons that answer late on a busy machine are not dead.
         "MessageTimeout=100",
         "TCPTimeout=60",

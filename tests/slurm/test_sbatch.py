@@ -172,6 +172,72 @@ def test_a_node_goes_down_and_comes_back(site: Site, served: Path) -> None:
     assert job.output.count("is ready") == 2
 
 
+@pytest.mark.parametrize(
+    ("options", "state"),
+    [
+        ((), "CANCELLED"),
+        (("--signal=TERM", "--batch"), "COMPLETED"),
+        (("--signal=INT",), "COMPLETED"),
+    ],
+    ids=["to all", "to the batch shell", "Ctrl-C under srun"],
+)
+def test_what_asks_to_stop_drains(
+    options: tuple[str, ...], state: str, site: Site, served: Path
+) -> None:
+    """Slurm sends these signals to every process of a step, Triton and the engine among them."""
+    job = site.submit(served, FEW_TASKS, "--nodes=1", COMMAND="")
+    ports = site.wait_until_ready(job, served)
+    with Client(f"{ports['address']}:{ports['grpc']}") as client:
+        pieces = client.stream_complete("<extra_id_1>Count", Generation(max_tokens=3000, end_id=0))
+        next(pieces)
+        site.cluster.run("scancel", *options, job.number)
+        last = list(pieces)[-1]
+        assert (last.finish_reason, last.num_output_tokens) == ("length", 3000)
+    assert job.wait_until_ended()[0] == state, job.output
+    until(lambda: "stopped" in job.output, explain=lambda: job.output)
+    until(lambda: processes(site, "tritonserver") == [])
+
+
+def test_a_path_with_spaces_and_no_home(
+    site: Site, served: Path, single: ExactAnswer, checkpoint_tp8: Path
+) -> None:
+    work = site.shared / "a folder"
+    work.mkdir()
+    model = shutil.copy(NEMO, work / "my model.nemo")
+    (work / "my texts.jsonl").write_text('{"text": "Hello"}\n')
+    job = site.submit(
+        work,
+        FEW_TASKS,
+        "--nodes=1",
+        MODEL=str(model),
+        CONVERT=f"--tp 8 --dtype fp8 --calibrate '{work}/my texts.jsonl'",
+        SERVE=f'{FREE_PORTS} --traces "http://127.0.0.1:9/a b"',
+        COMMAND=f"nemotron chat '{single.question.messages[0].content}'",
+        HOME="/nowhere",
+    )
+    assert job.wait_until_ended() == ("COMPLETED", 0), job.output
+    assert single.question.answer in job.output
+
+
+def test_tasks_of_an_array_have_ports_of_their_own(
+    site: Site, served: Path, single: ExactAnswer
+) -> None:
+    """The two nodes are one machine here, so the profile's ports would be in use."""
+    question = single.question.messages[0].content
+    first = site.submit(
+        served,
+        FEW_TASKS,
+        "--nodes=1",
+        "--array=1-2",
+        SERVE="",
+        COMMAND=f"nemotron chat '{question}'; sleep 5",
+    )
+    jobs = [Job(site.cluster, f"{first.number}_{task}") for task in (1, 2)]
+    for job in jobs:
+        assert job.wait_until_ended() == ("COMPLETED", 0), job.output
+        assert single.question.answer in job.output
+
+
 def processes(site: Site, text: str) -> list[psutil.Process]:
     """Return the processes on all nodes with `text` on their command line."""
 
@@ -188,18 +254,23 @@ def processes(site: Site, text: str) -> list[psutil.Process]:
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("options", "settings", "message"),
     [
-        ({"MOUNTS": "/nowhere:/data", "IMAGE": "x.sqsh"}, "nemotron: no /nowhere on n"),
-        ({"MODEL": "/nowhere.nemo"}, "nemotron: no /nowhere.nemo on n"),
-        ({"WORK": "/nowhere"}, "nemotron: WORK is no folder: /nowhere"),
-        ({"STEPS": "convert bake"}, "nemotron: STEPS has bake"),
+        ((), {"MOUNTS": "/nowhere:/data", "IMAGE": "x.sqsh"}, "nemotron: no /nowhere on n"),
+        ((), {"MODEL": "/nowhere.nemo"}, "nemotron: no /nowhere.nemo on n"),
+        ((), {"WORK": "/nowhere"}, "nemotron: WORK is no folder: /nowhere"),
+        ((), {"STEPS": "convert bake"}, "nemotron: STEPS has bake"),
+        ((), {"MODEL": "/a:b.nemo", "IMAGE": "x.sqsh"}, "nemotron: a path with a comma or colon"),
+        (("--export=NONE",), {}, "nemotron: no nemotron on PATH"),
+        (("--array=1",), {}, "nemotron: the tasks of a job array would all write"),
+        ((FEW_TASKS, ":", FEW_TASKS), {}, "nemotron: a heterogeneous job"),
     ],
+    ids=" ".join,
 )
 def test_what_is_missing_is_named_at_once(
-    settings: dict[str, str], message: str, site: Site, tmp_path: Path
+    options: tuple[str, ...], settings: dict[str, str], message: str, site: Site, tmp_path: Path
 ) -> None:
-    job = site.submit(tmp_path / "work", **settings)
+    job = site.submit(tmp_path / "work", *options, **settings)
     assert job.wait_until_ended() == ("FAILED", 1), job.output
     assert message in job.output
     assert list((tmp_path / "work").iterdir()) == []
@@ -239,3 +310,41 @@ def test_sixteen_ranks_of_the_tensorrt_lane(
     assert "Killed" in job.output
     for program in ("tritonserver", "nemotron_engine", "987654321"):
         assert processes(site, program) == []
+
+
+def test_an_engine_of_one_node_does_not_see_slurm(
+    site: Site, tmp_path: Path, single: ExactAnswer
+) -> None:
+    """The library starts ranks by MPI, whose singletons fail in a step: mpirun starts the first."""
+    tensorrt = make_container(tmp_path / "container", gpu=H100, version="1.2.1")
+    profile = profile_file(
+        tmp_path,
+        split={"tp": 8, "pp": 1, "nodes": 1, "gpus_per_node": 8},
+        triton=str(tensorrt.triton),
+        ports=dict.fromkeys(PORTS, 0),
+        **BF16_TP8,
+    )
+    paths = os.pathsep.join([str(tensorrt.root / "bin"), site.cluster.environment["PATH"]])
+    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    settings = tensorrt.environment | root | {"PATH": paths, "PROFILE": profile}
+    work = tmp_path / "work"
+    convert(NEMO, work / "checkpoint-own", Options(Parallel(8, 1)))
+    job = site.submit(work, FEW_TASKS, "--nodes=1", COMMAND="", STEPS="build serve", **settings)
+    ports = site.wait_until_ready(job, work)
+    (mpirun,) = (found for found in processes(site, "mpirun") if "mpirun" in found.name())
+    engines = [
+        process
+        for process in mpirun.children(recursive=True)
+        if "nemotron_engine" in process.cmdline()
+    ]
+    assert engines
+    for engine in engines:
+        assert not [name for name in engine.environ() if name.startswith("SLURM_")]
+    with Client(f"{ports['address']}:{ports['grpc']}") as client:
+        client.complete("<extra_id_1>Count", Generation(max_tokens=1))
+    engines[0].kill()  # and it is started again, by another mpirun
+    until(lambda: not mpirun.is_running())
+    until(lambda: [found for found in processes(site, "mpirun") if "mpirun" in found.name()])
+    site.cluster.run("scancel", f"--signal={DRAIN}", job.number)
+    assert job.wait_until_ended() == ("COMPLETED", 0), job.output
+    assert processes(site, "nemotron_engine") == []

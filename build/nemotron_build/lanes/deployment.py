@@ -22,6 +22,8 @@ class Launch:
     """Command of every process but the first. Empty means the engine's own command."""
     mark: str | None = None
     """Environment variable that is set in a process that the prefix has started."""
+    uses_mpi: bool = False
+    """Whether the library starts processes by MPI where it is alone on one machine."""
     needs_address: bool = False
     """Whether the processes find the first one by the environment variable MASTER_ADDR."""
 

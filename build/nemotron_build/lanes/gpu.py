@@ -35,6 +35,7 @@ class GpuLane(Lane):
                 prefix=(LAUNCHER, sys.executable, "-m", "nemotron_engine.launched"),
                 worker=(LAUNCHER,),
                 mark="TLLM_SPAWN_PROXY_PROCESS",
+                uses_mpi=True,
             ),
         )
 
