@@ -17,6 +17,7 @@ from typing import Any, get_args
 import yaml
 
 from nemotron_build.profile import Profile, shipped_profiles
+from nemotron_gateway.settings import GatewaySettings
 
 ROOT = Path(__file__).parents[1]
 CHART = ROOT / "helm" / "nemotron"
@@ -26,6 +27,20 @@ START, END = "<!-- values -->\n", "<!-- end -->\n"
 QUANTITY = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?(m|k|[KMGTP]i?)?$"}
 CPU = {"anyOf": [QUANTITY, {"type": "number", "exclusiveMinimum": 0}]}
 STRINGS = {"type": "object", "additionalProperties": {"type": "string"}}
+ID = {"type": ["integer", "null"], "minimum": 0}
+DIGEST = {"type": "string", "pattern": "^sha256:[0-9a-f]{64}$"}
+POD_SPEC = (
+    *("activeDeadlineSeconds", "affinity", "automountServiceAccountToken", "containers"),
+    *("dnsConfig", "dnsPolicy", "enableServiceLinks", "ephemeralContainers", "hostAliases"),
+    *("hostIPC", "hostNetwork", "hostPID", "hostUsers", "hostname", "hostnameOverride"),
+    *("imagePullSecrets", "initContainers", "nodeName", "nodeSelector", "os", "overhead"),
+    *("preemptionPolicy", "priority", "priorityClassName", "readinessGates", "resourceClaims"),
+    *("resources", "restartPolicy", "runtimeClassName", "schedulerName", "schedulingGates"),
+    *("schedulingGroup", "securityContext", "serviceAccount", "serviceAccountName"),
+    *("setHostnameAsFQDN", "shareProcessNamespace", "subdomain", "terminationGracePeriodSeconds"),
+    *("tolerations", "topologySpreadConstraints", "volumes"),
+)
+"""Fields of a pod's specification in all versions of Kubernetes that the chart knows."""
 OBJECTS = {"type": "array", "items": {"type": "object"}}
 NAMES = {"type": "array", "items": {"type": "string", "minLength": 1}}
 COUNT = {"type": "integer", "minimum": 0}
@@ -40,7 +55,33 @@ RESOURCES = {
     "additionalProperties": False,
     "properties": {"requests": AMOUNTS, "limits": AMOUNTS},
 }
+WITH_NAMES = ("containers", "ephemeralContainers", "initContainers")
+CONTAINERS = {"type": "array", "items": {"type": "object", "required": ["name"]}}
+OVERLAY = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {
+        "metadata": {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {"labels": STRINGS, "annotations": STRINGS},
+        },
+        "spec": {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {name: CONTAINERS if name in WITH_NAMES else {} for name in POD_SPEC},
+        },
+    },
+}
+CHART_SETTINGS = ("triton", "address", "port", "tokenizer", "api_keys_file")
+"""Settings of the gateway that the chart decides itself."""
 BY_NAME: dict[str, Any] = {
+    "podLabels": STRINGS,
+    "podOverlay": OVERLAY,
+    "env": OBJECTS,
+    "envFrom": OBJECTS,
+    "extraVolumes": OBJECTS,
+    "extraVolumeMounts": OBJECTS,
     "resources": RESOURCES,
     "nodeSelector": STRINGS,
     "annotations": STRINGS,
@@ -50,9 +91,19 @@ BY_NAME: dict[str, Any] = {
     "preStopSeconds": COUNT,
 }
 BY_PATH: dict[str, Any] = {
+    "address": {"enum": ["0.0.0.0", "::"]},  # noqa: S104  # what a pod must listen on
     "profile": {"enum": shipped_profiles()},
     "image.pullPolicy": {"enum": ["Always", "IfNotPresent", "Never"]},
     "image.pullSecrets": NAMES,
+    "image.digests": {"type": "object", "additionalProperties": DIGEST},
+    "podSecurityContext.runAsUser": ID,
+    "podSecurityContext.runAsGroup": ID,
+    "podSecurityContext.fsGroup": ID,
+    "podSecurityContext.fsGroupChangePolicy": {"enum": ["OnRootMismatch", "Always", None]},
+    "podSecurityContext.seccompProfile": {"type": ["object", "null"]},
+    "preflight": {"enum": ["none", "namespace", "cluster"]},
+    "convert.place": {"enum": ["job", "server"]},
+    "autoscaling.scaleUpSeconds": {**POSITIVE, "maximum": 1800},
     "image.repository": {"type": "string", "minLength": 1},
     "storage.size": QUANTITY,
     "storage.accessMode": {"enum": ["ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"]},
@@ -65,7 +116,6 @@ BY_PATH: dict[str, Any] = {
     "build.wait": COUNT,
     "server.readGiBPerSecond": {"type": "number", "exclusiveMinimum": 0},
     "server.sharedMemory": QUANTITY,
-    "server.env": OBJECTS,
     "server.multiNode.rdmaCount": POSITIVE,
     "gateway.placement": {"enum": ["own", "beside"]},
     "gateway.service.type": {"enum": ["ClusterIP", "LoadBalancer", "NodePort"]},
@@ -92,6 +142,14 @@ def schema(values: dict[str, Any]) -> dict[str, Any]:
     override, definitions = _override()
     root = _schema(values, "")
     root["properties"]["profileOverride"] = override
+    gateway = _optional(GatewaySettings.model_json_schema())
+    definitions |= {f"Gateway{name}": part for name, part in gateway.pop("$defs").items()}
+    gateway["properties"] = {
+        name: json.loads(json.dumps(part).replace("/$defs/", "/$defs/Gateway"))
+        for name, part in gateway["properties"].items()
+        if name not in CHART_SETTINGS
+    }
+    root["properties"]["gateway"]["properties"]["settings"] = gateway
     root["properties"]["global"] = {"type": "object"}  # Helm adds this key for subcharts
     return {"$schema": "http://json-schema.org/draft-07/schema#", **root, "$defs": definitions}
 

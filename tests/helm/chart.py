@@ -15,9 +15,18 @@ from tests.tools import fetched
 
 CHART = Path(__file__).parents[2] / "helm" / "nemotron"
 EXAMPLES = sorted((CHART / "examples").glob("*.yaml"))
-VALUES = [path for path in EXAMPLES if path.stem != "prometheus-adapter"]
+PARTS = ("prometheus-adapter", "openshift")
+"""Examples that are no deployment by themselves."""
+VALUES = [path for path in EXAMPLES if path.stem not in PARTS]
 HELMS = ("helm3", "helm4")
 TINY = CHART / "examples" / "cpu.yaml"
+SEVERAL_PODS: dict[str, object] = {
+    "storage__accessMode": "ReadWriteMany",
+    "convert__place": "job",
+    "build__job": True,
+    "gateway__placement": "own",
+}
+"""Values with which the tiny model's parts run in pods of their own, like the real model's."""
 
 Document = dict[str, Any]
 
@@ -53,6 +62,18 @@ def _output(version: str, command: tuple[str, ...]) -> str:
     done = helm(version, *command)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def refusal(
+    *values: Path, version: str = "helm4", options: tuple[str, ...] = (), **changes: object
+) -> str:
+    """Return why Helm refuses to install with the values."""
+    files = [part for path in values for part in ("--values", str(path))]
+    single = [part for pair in changes.items() for part in ("--set-json", _assignment(*pair))]
+    command = ("install" if options else "template", "demo", CHART, "--namespace", "models")
+    done = helm(version, *command, *options, *files, *single)
+    assert done.returncode != 0, "Helm does not refuse this"
+    return done.stderr
 
 
 def _assignment(name: str, value: object) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.helm.chart import Document
-from tests.waiting import until
+from tests.waiting import WAIT, until
 
 BIN = Path(sys.executable).parent
 IMAGE_MODEL = "/opt/nemotron/tiny_nemotron.nemo"
@@ -91,7 +91,7 @@ class Pod:
                 secret = source["secret"]
                 content = self.cluster.secrets[secret.get("secretName") or secret["name"]]
             for name, text in content.items():
-                (path / name).write_text(self._mapped(text, mounts))
+                (path / name).write_text(self.mapped(text, mounts))
                 (path / name).chmod(0o600)  # on this machine its owner reads it
         return path
 
@@ -114,7 +114,7 @@ class Pod:
         for entry in spec.get("env", []):
             environment[entry["name"]] = self._value(entry, mounts)
         command = [
-            self._mapped(self._expanded(part, environment), mounts)
+            self.mapped(self._expanded(part, environment), mounts)
             for part in [*spec["command"], *spec.get("args", [])]
         ]
         log = self.folder / f"{name}.log"
@@ -142,13 +142,13 @@ class Pod:
         if "fieldRef" in source:
             assert source["fieldRef"]["fieldPath"] == "metadata.name"
             return self.name
-        return self._mapped(entry["value"], mounts)
+        return self.mapped(entry["value"], mounts)
 
     @staticmethod
     def _expanded(text: str, environment: dict[str, str]) -> str:
         return re.sub(r"\$\((\w+)\)", lambda match: environment[match[1]], text)
 
-    def _mapped(self, text: str, mounts: dict[str, Path]) -> str:
+    def mapped(self, text: str, mounts: dict[str, Path]) -> str:
         """Replace paths and services of the cluster in a text by those of this machine."""
         places = {**self.cluster.image, **mounts}
         places.pop("/dev/shm", None)  # every process of this machine has it
@@ -181,6 +181,12 @@ class Container:
 
     def probe(self, kind: str) -> bool:
         """Run a probe like the kubelet. A container without the probe is a bug of the test."""
+        if command := self.spec[kind].get("exec", {}).get("command"):
+            mapped = [self.pod.mapped(part, self.mounts) for part in command]
+            done = subprocess.run(
+                mapped, env=self.environment, capture_output=True, check=False, timeout=WAIT
+            )
+            return done.returncode == 0
         get = self.spec[kind]["httpGet"]
         (port,) = (entry for entry in self.spec["ports"] if entry["name"] == get["port"])
         url = f"http://127.0.0.1:{port['containerPort']}{get['path']}"

@@ -17,6 +17,7 @@ from tests.helm.chart import (
     CHART,
     EXAMPLES,
     HELMS,
+    PARTS,
     TINY,
     VALUES,
     Document,
@@ -28,6 +29,7 @@ from tests.helm.chart import (
 )
 
 SOURCE: dict[str, object] = {"model__source__path": "/models/model.nemo"}
+SCALED: dict[str, object] = {"autoscaling__kind": "keda", "gateway__placement": "beside"}
 ONE_NODE = CHART / "examples" / "h100-fp8.yaml"
 TWO_NODES = CHART / "examples" / "two-nodes.yaml"
 PRODUCTION = CHART / "examples" / "production.yaml"
@@ -71,6 +73,15 @@ def test_the_package_renders_as_the_folder_does(version: str, tmp_path: Path) ->
         ({"build__resources__limits__gpu": 8}, "gpu"),
         ({"autoscaling__kind": "vpa"}, "kind"),
         ({"model__source__s3__url": "https://bucket"}, "url"),
+        ({"server__podOverlay": {"spec": {"hostNetwerk": True}}}, "hostNetwerk"),
+        ({"server__podOverlay": {"kind": "Pod"}}, "kind"),
+        ({"server__podOverlay": {"spec": {"containers": [{"image": "x"}]}}}, "name"),
+        ({"gateway__settings": {"limits": {"request": 3}}}, "request"),
+        ({"gateway__settings": {"port": 80}}, "port"),
+        ({"image__digests": {"cpu": "latest"}}, "digests"),
+        ({"podSecurityContext__privileged": True}, "privileged"),
+        ({"preflight": "job"}, "preflight"),
+        ({"autoscaling__scaleUpSeconds": 3600}, "scaleUpSeconds"),
     ],
     ids=str,
 )
@@ -89,8 +100,25 @@ def test_what_the_schema_refuses(version: str, changes: dict[str, object], messa
         (SOURCE | {"name": "n" * 36}, "longer than 35 letters"),
         (SOURCE | {"server__replicas": 2}, "several servers need gateway.placement=beside"),
         (SOURCE | {"autoscaling__kind": "keda"}, "several servers need gateway.placement=beside"),
+        (
+            SOURCE | SCALED | {"server__replicas": 3, "autoscaling__minReplicas": 2},
+            r"autoscaling.minReplicas: less than server.replicas \(3\)",
+        ),
+        (SOURCE | {"storage__accessMode": "ReadWriteOnce"}, "wait for each other for ever"),
+        (
+            SOURCE | SCALED | {"convert__place": "server"},
+            "several servers would convert at the same time",
+        ),
+        (
+            SOURCE | {"profile": "h100-bf16-tp8-pp2", "server__engine__separate": True},
+            "server.engine.separate: an engine on several nodes",
+        ),
+        (
+            SOURCE | {"server__podLabels": {"app.kubernetes.io/component": "mine"}},
+            "app.kubernetes.io/component selects the pods and cannot be changed",
+        ),
     ],
-    ids=["none", "two", "name", "replicas", "autoscaling"],
+    ids=str,
 )
 def test_what_the_templates_refuse(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
@@ -134,11 +162,11 @@ def test_grace_is_longer_than_the_drain(values: Path) -> None:
         for _, template in pod_templates(
             [document for document in documents if document["kind"] == kind]
         ):
-            (main,) = template["spec"]["containers"]
-            pause = float(main["lifecycle"]["preStop"]["exec"]["command"][1])
-            grace = template["spec"]["terminationGracePeriodSeconds"]
-            drain = profile["timeouts"]["drain"] if main["name"] == "server" else 0
-            assert grace > pause + drain
+            for container in template["spec"]["containers"]:
+                pause = float(container["lifecycle"]["preStop"]["exec"]["command"][1])
+                grace = template["spec"]["terminationGracePeriodSeconds"]
+                drain = 0 if container["name"] == "worker" else profile["timeouts"]["drain"]
+                assert grace > pause + drain
 
 
 @pytest.mark.parametrize("values", VALUES, ids=lambda path: path.stem)
@@ -302,7 +330,174 @@ def test_secrets_come_from_secrets() -> None:
 
 
 def test_the_examples_are_what_is_tested() -> None:
-    assert {path.stem for path in EXAMPLES} == {path.stem for path in VALUES} | {
-        "prometheus-adapter"
-    }
+    assert {path.stem for path in EXAMPLES} == {path.stem for path in VALUES} | set(PARTS)
     assert TINY in VALUES
+
+
+def test_what_every_pod_can_be_given() -> None:
+    """One value of each kind, on the pods of the server, the conversion and the gateway."""
+    common = {
+        "runtimeClassName": "nvidia",
+        "priorityClassName": "serving",
+        "podLabels": {"team": "answers"},
+        "annotations": {"note": "mine"},
+        "nodeSelector": {"pool": "gpu"},
+        "env": [{"name": "NCCL_DEBUG", "value": "INFO"}],
+        "envFrom": [{"configMapRef": {"name": "more"}}],
+        "extraVolumes": [{"name": "scratch", "emptyDir": {}}],
+        "extraVolumeMounts": [{"name": "scratch", "mountPath": "/scratch"}],
+        "podOverlay": {"spec": {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}},
+    }
+    parts = ("server", "convert", "gateway")
+    changes = {
+        f"{part}__{name}": value for part in parts for name, value in common.items()
+    } | SOURCE
+    documents = render(ONE_NODE, **changes)
+    pods = [
+        find(documents, kind, ending)["spec"]["template"]
+        for kind, ending in (("StatefulSet", ""), ("Job", "-convert"), ("Deployment", ""))
+    ]
+    for pod in pods:
+        spec, metadata = pod["spec"], pod["metadata"]
+        assert (spec["runtimeClassName"], spec["priorityClassName"]) == ("nvidia", "serving")
+        assert spec["nodeSelector"]["pool"] == "gpu"
+        assert spec["hostNetwork"] is True
+        assert spec["dnsPolicy"] == "ClusterFirstWithHostNet"
+        assert metadata["labels"]["team"] == "answers"
+        assert metadata["labels"]["app.kubernetes.io/name"] == "nemotron"
+        assert metadata["annotations"]["note"] == "mine"
+        assert {"name": "scratch", "emptyDir": {}} in spec["volumes"]
+        for container in containers(pod):
+            assert {"name": "NCCL_DEBUG", "value": "INFO"} in container["env"]
+            assert {"name": "HOME", "value": "/tmp"} in container["env"]
+            assert {"configMapRef": {"name": "more"}} in container["envFrom"]
+            assert {"name": "scratch", "mountPath": "/scratch"} in container["volumeMounts"]
+            assert {"name": "models", "mountPath": "/models"}.items() <= max(
+                container["volumeMounts"], key=lambda mount: mount["mountPath"] == "/models"
+            ).items()
+
+
+def test_an_overlay_is_merged_by_name() -> None:
+    overlay = {
+        "metadata": {"annotations": {"k8s.v1.cni.cncf.io/networks": "rdma"}},
+        "spec": {
+            "terminationGracePeriodSeconds": 1000,
+            "securityContext": {"supplementalGroups": [44]},
+            "containers": [
+                {
+                    "name": "server",
+                    "env": [{"name": "HOME", "value": "/scratch"}],
+                    "resources": {"limits": {"rdma/hca": 1}},
+                    "volumeMounts": [{"name": "tmp", "mountPath": "/tmp", "subPath": "a"}],
+                },
+                {"name": "sidecar", "image": "busybox:1"},
+            ],
+            "volumes": [{"name": "tmp", "emptyDir": {"sizeLimit": "1Gi"}}],
+        },
+    }
+    before = find(render(ONE_NODE), "StatefulSet")["spec"]["template"]
+    after = find(render(ONE_NODE, server__podOverlay=overlay), "StatefulSet")["spec"]["template"]
+    assert after["metadata"]["labels"] == before["metadata"]["labels"]
+    assert after["metadata"]["annotations"]["k8s.v1.cni.cncf.io/networks"] == "rdma"
+    assert "checksum/profile" in after["metadata"]["annotations"]
+    spec = after["spec"]
+    assert spec["terminationGracePeriodSeconds"] == 1000
+    assert spec["securityContext"]["supplementalGroups"] == [44]
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    server, sidecar = spec["containers"]
+    assert sidecar == {"name": "sidecar", "image": "busybox:1"}
+    assert server["args"] == before["spec"]["containers"][0]["args"]
+    assert server["env"] == [{"name": "HOME", "value": "/scratch"}]
+    limits = before["spec"]["containers"][0]["resources"]["limits"]
+    assert server["resources"]["limits"] == limits | {"rdma/hca": 1}
+    mounts = {mount["mountPath"]: mount for mount in server["volumeMounts"]}
+    assert mounts["/tmp"]["subPath"] == "a"
+    assert len(mounts) == len(before["spec"]["containers"][0]["volumeMounts"])
+    volumes = {volume["name"]: volume for volume in spec["volumes"]}
+    assert volumes["tmp"]["emptyDir"] == {"sizeLimit": "1Gi"}
+    assert len(volumes) == len(before["spec"]["volumes"])
+
+
+def test_openshift_chooses_the_users() -> None:
+    for _, template in pod_templates(render(ONE_NODE, CHART / "examples" / "openshift.yaml")):
+        context = template["spec"]["securityContext"]
+        assert not context.keys() & {"runAsUser", "runAsGroup", "fsGroup"}
+        assert context["runAsNonRoot"] is True
+
+
+def test_images_by_digest() -> None:
+    digests = {"cpu": "sha256:" + "a" * 64, "tensorrt": "sha256:" + "b" * 64}
+    for _, template in pod_templates(render(ONE_NODE, image__digests=digests)):
+        for container in containers(template):
+            _, _, digest = container["image"].partition("@")
+            lane = container["image"].partition("@")[0].rpartition("-")[2]
+            assert digest == digests[lane]
+
+
+def test_a_service_account_of_ones_own() -> None:
+    identity = {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/models"}
+    account = find(render(ONE_NODE, serviceAccount__annotations=identity), "ServiceAccount")
+    assert account["metadata"]["annotations"] == identity
+    documents = render(ONE_NODE, serviceAccount={"create": False, "name": "mine"})
+    assert "ServiceAccount" not in {document["kind"] for document in documents}
+    for _, template in pod_templates(documents):
+        assert template["spec"]["serviceAccountName"] == "mine"
+
+
+def test_scaling_up_waits_for_a_server_to_load() -> None:
+    keda = find(render(PRODUCTION), "ScaledObject")["spec"]["advanced"]
+    hpa = find(render(PRODUCTION, autoscaling__kind="hpa"), "HorizontalPodAutoscaler")["spec"]
+    for behavior in (keda["horizontalPodAutoscalerConfig"]["behavior"], hpa["behavior"]):
+        assert behavior["scaleUp"]["policies"] == [
+            {"type": "Pods", "value": 1, "periodSeconds": 1800}
+        ]
+
+
+def test_settings_of_the_gateway() -> None:
+    """They reach a gateway in either place, and a change of them restarts its pod."""
+    seen = set()
+    for kind, placement in (("Deployment", "own"), ("StatefulSet", "beside")):
+        for limit in (7, 8):
+            documents = render(
+                ONE_NODE,
+                gateway__placement=placement,
+                gateway__settings={"limits": {"requests": limit}},
+            )
+            config = find(documents, "ConfigMap", "-gateway")["data"]["settings.yaml"]
+            assert yaml.safe_load(config) == {"limits": {"requests": limit}}
+            template = find(documents, kind)["spec"]["template"]
+            (container,) = template["spec"]["containers"]
+            (option,) = (text for text in container["args"] if "settings" in text)
+            mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+            assert str(Path(option.partition("=")[2]).parent) in mounts
+            seen.add(json.dumps(template["metadata"]["annotations"], sort_keys=True))
+    assert len(seen) == 4
+
+
+def test_the_tiny_model_needs_one_pod() -> None:
+    """So that on a small node nothing waits for what has no room, or holds the volume."""
+    documents = render(TINY)
+    ((_, server),) = pod_templates([find(documents, "StatefulSet")])
+    assert {document["kind"] for document in documents} & {"Job", "Deployment"} == set()
+    names = [container["name"] for container in containers(server)]
+    assert names == ["convert", "build", "server"]
+
+
+def test_a_source_has_its_own_folder() -> None:
+    def folder(**source: object) -> str:
+        job = find(render(ONE_NODE, model__source={"path": "", **source}), "Job", "-convert")
+        spec = job["spec"]["template"]["spec"]
+        (convert,) = spec["containers"]
+        for container in spec.get("initContainers", []):
+            assert any(convert["args"][0] in text for text in container["args"])
+        return str(convert["args"][0])
+
+    sources: list[dict[str, object]] = [
+        {"s3": {"url": "s3://a/b"}},
+        {"s3": {"url": "s3://a/c"}},
+        {"s3": {"url": "s3://a/b", "endpoint": "https://minio.example"}},
+        {"huggingFace": {"repository": "a/b"}},
+        {"huggingFace": {"repository": "a/b", "revision": "v2"}},
+        {"path": "/models/a.nemo"},
+    ]
+    assert len({folder(**source) for source in sources}) == len(sources)

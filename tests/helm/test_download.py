@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import threading
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.convert.nemo import unpack
-from tests.helm.chart import CHART, Document, find, render
+from tests.helm.chart import CHART, SEVERAL_PODS, Document, find, render
 from tests.helm.cluster import BIN, Cluster, Pod
 from tests.tools import TOOLS, python_tool
 from tests.waiting import until
@@ -40,11 +41,16 @@ def converts(documents: list[Document], folder: Path, secrets: dict[str, str]) -
     return Pod(cluster, job["spec"]["template"], "convert-0")
 
 
+def source_folder(pod: Pod) -> Path:
+    (volume,) = (path for path in pod.cluster.root.iterdir() if path.name.endswith("-models"))
+    (source,) = (volume / "sources").iterdir()
+    return source
+
+
 def check(pod: Pod, model: Path) -> None:
     """Check that all files are downloaded once and can be converted."""
-    (volume,) = (path for path in pod.cluster.root.iterdir() if path.name.endswith("-models"))
     pod.run("download")
-    source = volume / "source"
+    source = source_folder(pod)
 
     def state() -> dict[str, int]:
         files = (path for path in source.rglob("*") if path.is_file())
@@ -59,6 +65,8 @@ def check(pod: Pod, model: Path) -> None:
     assert set(before) == expected
     pod.run("download")
     assert state() == before
+    for container in pod.spec["initContainers"]:
+        pod.run(container["name"])
     assert "TP=1 PP=1" in pod.run("convert")
 
 
@@ -86,20 +94,75 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             server.wait()
 
 
+def aws(s3: str, *command: str) -> None:
+    program = [str(python_tool("s3", "aws")), "--endpoint-url", s3, "s3"]
+    environment = os.environ | S3_KEYS | {"AWS_DEFAULT_REGION": "us-east-1"}
+    subprocess.run([*program, *command], env=environment, check=True, capture_output=True)
+
+
+def sums(folder: Path) -> str:
+    """Return the SHA-256 of all files of a folder, as `sha256sum` writes them."""
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    done = subprocess.run(
+        ["sha256sum", "--", *names], cwd=folder, capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
 def test_s3(s3: str, model: Path, tmp_path: Path) -> None:
-    aws = [str(python_tool("s3", "aws")), "--endpoint-url", s3, "s3"]
-    region = {"AWS_DEFAULT_REGION": "us-east-1"}
-    for command in (["mb", "s3://models"], ["sync", str(model), "s3://models/nemotron"]):
-        environment = os.environ | S3_KEYS | region
-        subprocess.run([*aws, *command], env=environment, check=True, capture_output=True)
+    """Also what changes at the source: a file of the same size, and one that is gone."""
+    bucket = "s3://models/nemotron"
+    local = shutil.copytree(model, tmp_path / "local")
+    (local / "SHA256SUMS").write_text(sums(model))
+    (local / "notes").write_text("old")
+    aws(s3, "mb", "s3://models")
+    aws(s3, "sync", str(local), bucket)
     documents = render(
         TINY,
+        **SEVERAL_PODS,
         model__source={
             "path": "",
-            "s3": {"url": "s3://models/nemotron", "endpoint": s3, "secret": "secret"},
+            "checksums": "SHA256SUMS",
+            "s3": {"url": bucket, "endpoint": s3, "secret": "secret"},
         },
     )
-    check(converts(documents, tmp_path, S3_KEYS), model)
+    pod = converts(documents, tmp_path / "cluster", S3_KEYS)
+    check(pod, local)
+    source = source_folder(pod)
+    config = source / "model_config.yaml"
+    changed = config.read_text().replace("num_layers: ", "num_layers:\t")
+    assert changed != config.read_text()
+    assert len(changed) == len(config.read_text())
+    (local / "model_config.yaml").write_text(changed)
+    aws(s3, "cp", str(local / "model_config.yaml"), f"{bucket}/model_config.yaml")
+    aws(s3, "rm", f"{bucket}/notes")
+    pod.run("download")
+    assert config.read_text() == changed
+    assert not (source / "notes").exists()
+    with pytest.raises(AssertionError, match=r"model_config\.yaml: FAILED"):
+        pod.run("check-sums")
+
+
+def test_a_source_on_the_volume_is_compared_with_its_sums(model: Path, tmp_path: Path) -> None:
+    documents = render(
+        TINY,
+        **SEVERAL_PODS,
+        model__source={"path": "/models/nemotron", "checksums": "/models/sums"},
+    )
+    pod = converts(documents, tmp_path, {})
+    (volume,) = (path for path in tmp_path.iterdir() if path.name.endswith("-models"))
+    shutil.copytree(model, volume / "nemotron")
+    (volume / "sums").write_text(sums(model))
+    pod.run("check-sums")
+    (volume / "sums").write_text("no sum\n")
+    with pytest.raises(AssertionError, match="no properly formatted"):
+        pod.run("check-sums")
+    (volume / "sums").write_text(sums(model))
+    weights = max((volume / "nemotron").rglob("*"), key=lambda path: path.stat().st_size)
+    with weights.open("r+b") as file:
+        file.write(b"x")
+    with pytest.raises(AssertionError, match="FAILED"):
+        pod.run("check-sums")
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -126,7 +189,17 @@ class Hub(BaseHTTPRequestHandler):
         elif path.startswith(f"api/models/{REPOSITORY}"):
             tree = "/tree/" in path
             listing = [
-                {"type": "file", "path": name, "size": file.stat().st_size, "oid": etag(file)}
+                {
+                    "type": "file",
+                    "path": name,
+                    "size": file.stat().st_size,
+                    "oid": etag(file),
+                    "lfs": {
+                        "oid": hashlib.sha256(file.read_bytes()).hexdigest(),
+                        "size": file.stat().st_size,
+                        "pointerSize": 130,
+                    },
+                }
                 for name, file in files.items()
             ]
             siblings = [{"rfilename": name} for name in files]
@@ -169,6 +242,7 @@ def test_a_mirror_of_a_hub(model: Path, tmp_path: Path) -> None:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         documents = render(
             TINY,
+            **SEVERAL_PODS,
             model__source={
                 "path": "",
                 "huggingFace": {
@@ -178,13 +252,24 @@ def test_a_mirror_of_a_hub(model: Path, tmp_path: Path) -> None:
                 },
             },
         )
-        check(converts(documents, tmp_path, {"HF_TOKEN": TOKEN}), model)
+        pod = converts(documents, tmp_path, {"HF_TOKEN": TOKEN})
+        check(pod, model)
+        source = source_folder(pod)
+        (source / "old").touch()
+        with pytest.raises(AssertionError, match="old"):
+            pod.run("check-download")
+        (source / "old").unlink()
+        weights = max(source.rglob("*"), key=lambda path: path.stat().st_size)
+        with weights.open("r+b") as file:
+            file.write(b"x")
+        with pytest.raises(AssertionError, match=weights.name):
+            pod.run("check-download")
         server.shutdown()
 
 
 def test_nothing_is_fetched_where_the_model_is_there(tmp_path: Path) -> None:
     """Without a download, no pod of the release can connect to outside the cluster."""
-    documents = render(TINY)
+    documents = render(TINY, **SEVERAL_PODS)
     job = find(documents, "Job", "-convert")
     assert "initContainers" not in job["spec"]["template"]["spec"]
     policies = [document["spec"] for document in documents if document["kind"] == "NetworkPolicy"]
@@ -193,4 +278,4 @@ def test_nothing_is_fetched_where_the_model_is_there(tmp_path: Path) -> None:
         assert "Egress" in policy["policyTypes"]
         for rule in policy.get("egress") or []:
             inside = all("podSelector" in peer for peer in rule.get("to", [{}]))
-            assert inside or {port["port"] for port in rule["ports"]} == {53}
+            assert inside or {port["port"] for port in rule["ports"]} == {53, 5353}

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.helm.chart import TINY, Document, find, pod_templates, render
+from nemotron_client import Client, Generation
+from tests.helm.chart import SEVERAL_PODS, TINY, Document, find, pod_templates, render
 from tests.helm.cluster import IMAGE_MODEL, Cluster, Container, Pod
 from tests.tiny_nemotron.answers import ExactAnswer
 from tests.tiny_nemotron.nemo_file import NEMO
+from tests.waiting import until
 
 KEYS = "first-key\nsecond-key\n"
 
@@ -29,15 +34,20 @@ def free_ports(*names: str) -> dict[str, int]:
 
 
 @pytest.fixture(scope="module")
-def documents() -> list[Document]:
+def values() -> dict[str, Any]:
     ports = free_ports("http", "grpc", "metrics", "health", "gateway")
-    return render(
-        TINY,
-        profileOverride={"ports": ports, "limits": {"kv_cache_tokens": 16384}},
-        server__preStopSeconds=1,
-        gateway__preStopSeconds=1,
-        gateway__apiKeysSecret="keys",
-    )
+    return SEVERAL_PODS | {
+        "profileOverride": {"ports": ports, "limits": {"kv_cache_tokens": 16384}},
+        "server__preStopSeconds": 1,
+        "gateway__preStopSeconds": 1,
+        "gateway__apiKeysSecret": "keys",
+        "gateway__settings": {"model": "nemotron-by-its-settings"},
+    }
+
+
+@pytest.fixture(scope="module")
+def documents(values: dict[str, Any]) -> list[Document]:
+    return render(TINY, **values)
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +116,7 @@ def test_from_the_first_start_to_the_last_drain(built: Cluster, answers: list[Ex
             assert b"nemotron_gateway_requests_total" in page.read()
         with pytest.raises(urllib.error.HTTPError, match="401"):
             urllib.request.urlopen(f"{url(gateway)}/v1/models")
+        assert models(gateway) == ["nemotron-by-its-settings"]
         gateway.terminate()
         server.terminate()
         assert not server.probe("livenessProbe")
@@ -114,12 +125,77 @@ def test_from_the_first_start_to_the_last_drain(built: Cluster, answers: list[Ex
     assert leftovers == ["triton.log"]
 
 
+def models(container: Container) -> list[str]:
+    """Return the names of the models of a container's gateway."""
+    key = {"Authorization": f"Bearer {KEYS.split(maxsplit=1)[0]}"}
+    request = urllib.request.Request(f"{url(container)}/v1/models", headers=key)
+    with urllib.request.urlopen(request) as response:
+        return [model["id"] for model in json.load(response)["data"]]
+
+
+def test_engine_and_triton_in_two_containers(
+    built: Cluster, values: dict[str, Any], answers: list[ExactAnswer]
+) -> None:
+    """A restart of one leaves the other alone, and both drain together."""
+    changes = values | {"server__engine__separate": True, "gateway__placement": "beside"}
+    cluster = Cluster(built.root, render(TINY, **changes), built.secrets, built.image)
+    ((_, template),) = pod_templates([find(cluster.documents, "StatefulSet")])
+    split = Pod(cluster, template, "split-0")
+    test = Pod(cluster, find(cluster.documents, "Pod", "-test"), "test-split")
+    question = test.container("ask-triton")["args"][-1]
+    (answer,) = (answer for answer in answers if answer.question.messages[0].content == question)
+
+    def asks() -> None:
+        split_log = test.folder / "ask-triton.log"
+        split_log.unlink(missing_ok=True)
+        assert test.run("ask-triton") == answer.question.answer + "\n"
+
+    with ExitStack() as stack:
+        engine = stack.enter_context(split.start("engine"))
+        server = stack.enter_context(split.start("server"))
+        assert "nvidia.com/gpu" not in json.dumps(server.spec)
+        engine.wait_for("startupProbe")
+        server.wait_for("readinessProbe")
+        asks()
+        assert models(server) == ["nemotron-by-its-settings"]
+
+        server.process.kill()
+        server.process.wait()
+        server = stack.enter_context(split.start("server"))
+        server.wait_for("readinessProbe")
+        assert engine.process.poll() is None
+        assert engine.probe("livenessProbe")
+        asks()
+
+        engine.process.kill()
+        engine.process.wait()
+        until(lambda: not server.probe("readinessProbe"))
+        assert not engine.probe("livenessProbe")
+        engine = stack.enter_context(split.start("engine"))
+        server.wait_for("readinessProbe")
+        assert server.process.poll() is None
+        asks()
+
+        ports = values["profileOverride"]["ports"]
+        with Client(f"127.0.0.1:{ports['grpc']}") as client:
+            pieces = client.stream_complete(
+                "<extra_id_1>Count", Generation(max_tokens=3000, end_id=0)
+            )
+            next(pieces)
+            with ThreadPoolExecutor() as pool:  # the kubelet ends all containers at once
+                ends = [pool.submit(container.terminate) for container in (engine, server)]
+                assert list(pieces)[-1].num_output_tokens == 3000
+                for end in ends:
+                    end.result()
+
+
 def url(container: Container) -> str:
-    (port,) = container.spec["ports"]
+    (port,) = (entry for entry in container.spec["ports"] if entry["name"] == "gateway")
     return f"http://127.0.0.1:{port['containerPort']}"
 
 
 def test_a_source_that_is_not_there(cluster: Cluster) -> None:
-    wrong = Cluster(cluster.root, render(TINY, model__source__path="/models/none.nemo"))
+    changes = SEVERAL_PODS | {"model__source__path": "/models/none.nemo"}
+    wrong = Cluster(cluster.root, render(TINY, **changes))
     with pytest.raises(AssertionError, match=r"none\.nemo"):
         pod(wrong, "Job", "-convert").run("convert")

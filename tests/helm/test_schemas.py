@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 import yaml
 
-from tests.helm.chart import VALUES, Document, as_pods, render
+from tests.helm.chart import SEVERAL_PODS, VALUES, Document, as_pods, render
 from tests.tools import python_tool
 
 CRDS = Path(__file__).with_name("crds")
@@ -20,6 +20,16 @@ VERSIONS = ("1.25.0", "1.37.0")
 EVERYTHING: list[dict[str, object]] = [
     {"monitoring__scrape": "serviceMonitor", "monitoring__rules": True},
     {"autoscaling__kind": "hpa", "gateway__placement": "beside"},
+    {
+        "serviceAccount__annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/models"},
+        "image__digests": {"cpu": "sha256:" + "a" * 64},
+        "gateway__settings": {"model": "nemotron"},
+        "server__engine__separate": False,
+        "server__podOverlay": {
+            "metadata": {"annotations": {"networks": "rdma"}},
+            "spec": {"hostNetwork": True, "containers": [{"name": "server", "tty": True}]},
+        },
+    },
     {"autoscaling__kind": "keda", "gateway__placement": "beside"},
     {"httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}], "hostnames": []}},
 ]
@@ -38,7 +48,7 @@ def documents() -> list[Document]:
     rendered = [document for values in VALUES for document in render(values)]
     for changes in EVERYTHING:
         for values in VALUES:
-            rendered += render(values, **changes)
+            rendered += render(values, **(SEVERAL_PODS | {"build__job": False} | changes))
     return list({json.dumps(document, sort_keys=True): document for document in rendered}.values())
 
 

@@ -26,7 +26,7 @@ helm.sh/chart: {{ (index . 0).Chart.Name }}-{{ (index . 0).Chart.Version }}
 {{- $share := divf $size (dig "split" "nodes" 1 $profile) -}}
 {{- $reading := divf $share .Values.server.readGiBPerSecond | ceil | int -}}
 {{- $_ := set $profile.timeouts "startup" (add $profile.timeouts.startup $reading) -}}
-{{- $_ := set $profile "address" "0.0.0.0" -}}
+{{- $_ := set $profile "address" .Values.address -}}
 {{- mustMergeOverwrite $profile .Values.profileOverride | toYaml -}}
 {{- end -}}
 
@@ -40,7 +40,7 @@ helm.sh/chart: {{ (index . 0).Chart.Name }}-{{ (index . 0).Chart.Version }}
 
 {{- define "nemotron.convertOptions" -}}
 {{- $profile := include "nemotron.profile" . | fromYaml -}}
-{{- if eq $profile.lane "pytorch" -}}
+{{- if has $profile.lane (list "pytorch" "vllm") -}}
 --format hf --dtype {{ $profile.dtype }} --kv-cache-dtype {{ $profile.kv_cache_dtype }}
 {{- else if eq $profile.lane "tensorrt" -}}
 --tp {{ $profile.split.tp }} --pp {{ $profile.split.pp }} --dtype {{ $profile.dtype }} --kv-cache-dtype {{ $profile.kv_cache_dtype }}
@@ -53,27 +53,39 @@ helm.sh/chart: {{ (index . 0).Chart.Name }}-{{ (index . 0).Chart.Version }}
 {{- define "nemotron.engine" -}}
 {{- $profile := include "nemotron.profile" . | fromYaml -}}
 {{- $built := omit $profile "address" "engine" "ports" "triton" "triton_args" "timeouts" -}}
-{{- $made := list $built $profile.timeouts.request (include "nemotron.checkpoint" .) (include "nemotron.image" .) -}}
+{{- $made := list $built $profile.timeouts.request (include "nemotron.checkpoint" .) (include "nemotron.engineImage" .) -}}
 /models/engines/{{ .Values.profile }}-{{ $made | toJson | sha256sum | trunc 8 }}
 {{- end -}}
 
 {{- define "nemotron.image" -}}
 {{- $profile := include "nemotron.profile" . | fromYaml -}}
-{{ .Values.image.repository }}:{{ .Values.image.version | default .Chart.AppVersion }}-{{ $profile.lane }}
+{{- include "nemotron.imageOf" (list . $profile.lane) -}}
+{{- end -}}
+
+{{/* The image whose tag ends in the given word. Takes (list . ending). */}}
+{{- define "nemotron.imageOf" -}}
+{{- $root := index . 0 -}}
+{{- with $root.Values.image -}}
+{{ .repository }}:{{ .version | default $root.Chart.AppVersion }}-{{ index $ 1 }}{{ with get .digests (index $ 1) }}@{{ . }}{{ end }}
+{{- end -}}
+{{- end -}}
+
+{{/* The image of the engine's process, which also builds the engine. */}}
+{{- define "nemotron.engineImage" -}}
+{{- $image := include "nemotron.image" . -}}
+{{- with .Values.server.engine -}}{{ .separate | ternary (.image | default $image) $image }}{{- end -}}
+{{- end -}}
+
+{{- define "nemotron.serviceAccount" -}}
+{{ .Values.serviceAccount.name | default (include "nemotron.name" .) }}
 {{- end -}}
 
 {{/* Fields of every pod; nemotron.container has those of every container. */}}
 {{- define "nemotron.pod" -}}
-serviceAccountName: {{ include "nemotron.name" . }}
+serviceAccountName: {{ include "nemotron.serviceAccount" . }}
 automountServiceAccountToken: false
 enableServiceLinks: false
-securityContext:
-  runAsNonRoot: true
-  runAsUser: 10001
-  runAsGroup: 10001
-  fsGroup: 10001
-  fsGroupChangePolicy: OnRootMismatch
-  seccompProfile: {type: RuntimeDefault}
+securityContext: {{ toYaml .Values.podSecurityContext | nindent 2 }}
 {{- with .Values.image.pullSecrets }}
 imagePullSecrets:
   {{- range . }}
@@ -108,7 +120,7 @@ securityContext:
 {{/* The container after which the engine is complete: it builds it, waits for another pod that does, or finds it. */}}
 {{- define "nemotron.build" -}}
 name: build
-image: {{ include "nemotron.image" . }}
+image: {{ include "nemotron.engineImage" . }}
 {{ include "nemotron.container" . }}
 command: [nemotron, build]
 args:
@@ -142,4 +154,22 @@ resources:
 - {name: tmp, emptyDir: {}}
 - name: shm
   emptyDir: {medium: Memory, sizeLimit: {{ .Values.server.sharedMemory }}}
+{{- end -}}
+
+{{/*
+An autoscaler owns the number of servers. A number that simply went from the manifest would become
+Kubernetes' default of one, so an upgrade repeats the number that the cluster has.
+*/}}
+{{- define "nemotron.replicas" -}}
+{{- if eq .Values.autoscaling.kind "none" }}
+replicas: {{ .Values.server.replicas }}
+{{- else }}
+{{- $profile := include "nemotron.profile" . | fromYaml -}}
+{{- $group := gt (dig "split" "nodes" 1 $profile | int) 1 -}}
+{{- $api := ternary "leaderworkerset.x-k8s.io/v1" "apps/v1" $group -}}
+{{- $kind := ternary "LeaderWorkerSet" "StatefulSet" $group -}}
+{{- with lookup $api $kind .Release.Namespace (printf "%s-server" (include "nemotron.name" .)) }}
+replicas: {{ .spec.replicas }}
+{{- end }}
+{{- end }}
 {{- end -}}

@@ -4,24 +4,67 @@
 {{- $profile := include "nemotron.profile" . | fromYaml -}}
 {{- $name := printf "%s-server" (include "nemotron.name" .) -}}
 {{- $nodes := dig "split" "nodes" 1 $profile | int -}}
+{{- $separate := .Values.server.engine.separate -}}
+{{- $socket := "/run/nemotron/engine/engine.sock" -}}
 metadata:
   labels:
     {{- include "nemotron.selector" (list . "server") | nindent 4 }}
   annotations:
     # The server reads its profile only at the start, so a changed profile must restart the pods.
     checksum/profile: {{ include "nemotron.profile" . | sha256sum }}
-    {{- with .Values.server.annotations }}{{ toYaml . | nindent 4 }}{{ end }}
+    {{- if and $gateway .Values.gateway.settings }}
+    checksum/gateway: {{ toJson .Values.gateway.settings | sha256sum }}
+    {{- end }}
 spec:
   {{- include "nemotron.pod" . | nindent 2 }}
   # Time for preStop, for running requests, and 30 s for Triton's shutdown with a margin.
   terminationGracePeriodSeconds: {{ add .Values.server.preStopSeconds $profile.timeouts.drain 30 }}
-  {{- include "nemotron.serverPlace" . | nindent 2 }}
+  {{- include "nemotron.spread" . | nindent 2 }}
   initContainers:
+    {{- if and .Values.convert.enabled (eq .Values.convert.place "server") }}
+    {{- with include "nemotron.fetch" . | trim }}{{ . | nindent 4 }}{{ end }}
+    {{- include "nemotron.convert" . | nindent 4 }}
+    {{- end }}
     -
       {{- include "nemotron.build" . | nindent 6 }}
   containers:
+    {{- if $separate }}
+    # Started and watched by the kubelet instead of `nemotron serve`, which finds it by its socket.
+    - name: engine
+      image: {{ include "nemotron.engineImage" . }}
+      {{- include "nemotron.container" . | nindent 6 }}
+      command: [python3, -m, nemotron_engine]
+      args:
+        - --lane={{ $profile.lane }}
+        - --socket={{ $socket }}
+        - {{ include "nemotron.engine" . }}
+      env:
+        - {name: HOME, value: /tmp}
+      startupProbe:
+        exec: {command: [python3, -m, nemotron_serve.probe, {{ $socket }}, {{ $profile.timeouts.stall | quote }}]}
+        periodSeconds: 10
+        timeoutSeconds: {{ add $profile.timeouts.stall 5 }}
+        failureThreshold: {{ divf (add $profile.timeouts.startup $profile.timeouts.stall 60) 10 | ceil | int }}
+      # Checks that the engine answers between two steps.
+      livenessProbe:
+        exec: {command: [python3, -m, nemotron_serve.probe, {{ $socket }}, {{ $profile.timeouts.stall | quote }}]}
+        periodSeconds: 30
+        timeoutSeconds: {{ add $profile.timeouts.stall 5 }}
+        failureThreshold: 2
+      lifecycle:
+        # SIGTERM, on which the engine refuses new requests, comes only when Triton refuses them already.
+        preStop:
+          exec: {command: [sleep, {{ add .Values.server.preStopSeconds 5 | quote }}]}
+      volumeMounts:
+        - {name: models, mountPath: /models, readOnly: true}
+        - {name: tmp, mountPath: /tmp}
+        - {name: shm, mountPath: /dev/shm}
+        - {name: engine, mountPath: /run/nemotron}
+      resources:
+        {{- include "nemotron.gpuResources" (list . .Values.server.engine.resources) | nindent 8 }}
+    {{- end }}
     - name: server
-      image: {{ include "nemotron.image" . }}
+      image: {{ $separate | ternary (include "nemotron.imageOf" (list . "triton")) (include "nemotron.image" .) }}
       {{- include "nemotron.container" . | nindent 6 }}
       command: [nemotron, serve]
       args:
@@ -30,6 +73,11 @@ spec:
         - --log-file=/tmp/triton.log
         {{- if not $gateway }}
         - --no-gateway
+        {{- else if .Values.gateway.settings }}
+        - --gateway-settings=/etc/nemotron-gateway/settings.yaml
+        {{- end }}
+        {{- if $separate }}
+        - --engine-socket={{ $socket }}
         {{- end }}
         {{- if gt $nodes 1 }}
         - --hosts=localhost{{ range $i := until $nodes }}{{ if $i }},$(POD_NAME)-{{ $i }}.{{ $name }}{{ end }}{{ end }}
@@ -46,7 +94,6 @@ spec:
         {{- if and $gateway .Values.gateway.apiKeysSecret }}
         - {name: NEMOTRON_API_KEYS_FILE, value: /etc/nemotron-keys/keys}
         {{- end }}
-        {{- with .Values.server.env }}{{ toYaml . | nindent 8 }}{{ end }}
       ports:
         - {name: http, containerPort: {{ $profile.ports.http }}}
         - {name: grpc, containerPort: {{ $profile.ports.grpc }}}
@@ -84,19 +131,28 @@ spec:
         {{- if gt $nodes 1 }}
         - {name: ssh, mountPath: /etc/nemotron-ssh}
         {{- end }}
-        {{- if and $gateway .Values.gateway.apiKeysSecret }}
-        - {name: keys, mountPath: /etc/nemotron-keys, readOnly: true}
+        {{- if $separate }}
+        - {name: engine, mountPath: /run/nemotron}
         {{- end }}
+        {{- if $gateway }}
+        {{- include "nemotron.gatewayMounts" . | nindent 8 }}
+        {{- end }}
+      {{- if $separate }}
+      resources: {{ toYaml .Values.server.resources | nindent 8 }}
+      {{- else }}
       resources:
         {{- include "nemotron.gpuResources" (list . .Values.server.resources) | nindent 8 }}
+      {{- end }}
   volumes:
     {{- include "nemotron.volumes" . | nindent 4 }}
     {{- if gt $nodes 1 }}
     {{- include "nemotron.sshVolume" . | nindent 4 }}
     {{- end }}
-    {{- if and $gateway .Values.gateway.apiKeysSecret }}
-    - name: keys
-      secret: {secretName: {{ .Values.gateway.apiKeysSecret }}, defaultMode: 0440}
+    {{- if $separate }}
+    - {name: engine, emptyDir: {medium: Memory, sizeLimit: 16Mi}}
+    {{- end }}
+    {{- if $gateway }}
+    {{- include "nemotron.gatewayVolumes" . | nindent 4 }}
     {{- end }}
 {{- end -}}
 
@@ -111,7 +167,7 @@ metadata:
 spec:
   {{- include "nemotron.pod" . | nindent 2 }}
   terminationGracePeriodSeconds: {{ add .Values.server.preStopSeconds $profile.timeouts.drain 30 }}
-  {{- include "nemotron.serverPlace" . | nindent 2 }}
+  {{- include "nemotron.spread" . | nindent 2 }}
   containers:
     - name: worker
       image: {{ include "nemotron.image" . }}
@@ -153,19 +209,7 @@ spec:
       - secret: {name: {{ .Values.server.multiNode.sshSecret }}}
 {{- end -}}
 
-{{- define "nemotron.serverPlace" -}}
-{{- with .Values.server.nodeSelector }}
-nodeSelector: {{ toYaml . | nindent 2 }}
-{{- end }}
-{{- with .Values.server.tolerations }}
-tolerations: {{ toYaml . | nindent 2 }}
-{{- end }}
-{{- with .Values.server.affinity }}
-affinity: {{ toYaml . | nindent 2 }}
-{{- end }}
-{{- with .Values.server.priorityClassName }}
-priorityClassName: {{ . }}
-{{- end }}
+{{- define "nemotron.spread" -}}
 {{- with .Values.server.spreadOver }}
 topologySpreadConstraints:
   - topologyKey: {{ . }}
@@ -174,5 +218,26 @@ topologySpreadConstraints:
     labelSelector:
       matchLabels:
         {{- include "nemotron.selector" (list $ "server") | nindent 8 }}
+{{- end }}
+{{- end -}}
+
+{{/* What a gateway reads, as volumes and as their mounts. */}}
+{{- define "nemotron.gatewayVolumes" -}}
+{{- with .Values.gateway.apiKeysSecret }}
+- name: keys
+  secret: {secretName: {{ . }}, defaultMode: 0440}
+{{- end }}
+{{- if .Values.gateway.settings }}
+- name: gateway
+  configMap: {name: {{ include "nemotron.name" . }}-gateway}
+{{- end }}
+{{- end -}}
+
+{{- define "nemotron.gatewayMounts" -}}
+{{- if .Values.gateway.apiKeysSecret }}
+- {name: keys, mountPath: /etc/nemotron-keys, readOnly: true}
+{{- end }}
+{{- if .Values.gateway.settings }}
+- {name: gateway, mountPath: /etc/nemotron-gateway, readOnly: true}
 {{- end }}
 {{- end -}}
