@@ -22,7 +22,8 @@ if TYPE_CHECKING:  # the fast tests start without these
 ROOT = Path(__file__).parent
 SLOW_FIXTURES = {"server", "engine_bf16", "engine_f32", "checkpoint_fp8"}
 SLOW = (
-    *("docker", "fuzz", "helm", "serve", "slurm", "test_readme.py", "test_tiny_nemotron.py"),
+    *("docker", "fuzz", "helm", "host", "images", "serve", "slurm"),
+    *("test_readme.py", "test_tiny_nemotron.py"),
     *("attacks/test_damage.py", "attacks/test_torch_files.py", "bench/test_bench.py"),
     *("bench/test_load_client.py", "engine/test_server.py"),
     *("build/test_reuse.py", "build/test_tensorrt_lane.py", "client/test_client.py"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -16,6 +18,7 @@ print(*sorted(main.EXTRAS.keys() & sys.modules.keys()))
 """
 LOADED_ROOMS = """
 import sys
+from pathlib import Path
 from nemotron_cli.main import app
 app(sys.argv[1:], standalone_mode=False)
 rooms = {name.partition(".")[0] for name in sys.modules}
@@ -30,6 +33,14 @@ def run(program: str, *arguments: str) -> str:
 
 def test_no_library_of_an_extra_is_loaded_with_the_command() -> None:
     assert run(LOADED_LIBRARIES) == "\n"
+
+
+def test_the_version() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    project = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    (expected,) = re.findall(r'^version = "(.+)"$', project, re.MULTILINE)
+    assert result.output == f"nemotron {expected}\n"
+    assert result.exit_code == 0
 
 
 def test_help_lists_every_verb_in_order() -> None:

@@ -1,7 +1,13 @@
 # The CPU lane, the gateway, the client and the download: docker build -f build/docker/cpu.Dockerfile .
 #
 # Python 3.12 is the newest that Triton's wheel has a backend for, and this image has it as a shared
-# library, which that backend needs.
+# library, which that backend needs. The packages come from the lock, in a layer of their own, so that
+# a change of the project's code builds and pulls only the project.
+FROM python:3.12-slim-bookworm AS packages
+COPY locks/demo.txt /locks/demo.txt
+RUN python -m venv /opt/venv \
+    && /opt/venv/bin/pip install --no-cache-dir --require-hashes --requirement /locks/demo.txt
+
 FROM python:3.12-slim-bookworm AS build
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
@@ -15,10 +21,14 @@ COPY client client
 COPY data data
 COPY bench/nemotron_bench bench/nemotron_bench
 COPY model_repository model_repository
-RUN python -m venv /opt/venv \
-    && /opt/venv/bin/pip install --no-cache-dir '.[cpu]'
+RUN python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM python:3.12-slim-bookworm
+RUN useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin nemotron
+COPY --from=packages /opt/venv /opt/venv
+COPY tests/tiny_nemotron/tiny_nemotron.nemo /opt/nemotron/tiny_nemotron.nemo
+RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
+    /opt/venv/bin/pip install --no-cache-dir --no-deps /wheels/*.whl
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="nemotron-triton, CPU lane and gateway" \
@@ -27,9 +37,6 @@ LABEL org.opencontainers.image.title="nemotron-triton, CPU lane and gateway" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.base.name="docker.io/library/python:3.12-slim-bookworm"
-RUN useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin nemotron
-COPY --from=build /opt/venv /opt/venv
-COPY tests/tiny_nemotron/tiny_nemotron.nemo /opt/nemotron/tiny_nemotron.nemo
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \

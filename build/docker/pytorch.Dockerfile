@@ -23,6 +23,29 @@ RUN python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 FROM nvcr.io/nvidia/tritonserver:26.07-py3 AS triton
 
 FROM nvcr.io/nvidia/tensorrt-llm/release:1.3.0rc26
+COPY --from=triton /opt/tritonserver/bin /opt/tritonserver/bin
+COPY --from=triton /opt/tritonserver/lib /opt/tritonserver/lib
+COPY --from=triton /opt/tritonserver/backends/python /opt/tritonserver/backends/python
+COPY --from=triton /opt/tritonserver/TRITON_VERSION /opt/tritonserver/TRITON_VERSION
+COPY --from=triton /usr/lib/x86_64-linux-gnu/libdcgm.so.* /usr/lib/x86_64-linux-gnu/
+# What the server is linked with and the release image may lack; sshd lets the leader's mpirun reach
+# the other nodes, the shell is for that, and the library's launcher calls openssl.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends libarchive13t64 libb64-0d libcurl4t64 libnuma1 libre2-10 \
+       openssh-client openssh-server openssl \
+    && rm -rf /var/lib/apt/lists/* /etc/ssh/ssh_host_* \
+    && useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /bin/bash nemotron
+COPY pyproject.toml /src/
+# What the image has stays as it is: its PyTorch and NumPy belong to its TensorRT-LLM.
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+RUN python3 -m pip list --format=freeze --exclude pip --exclude setuptools > /tmp/image.txt \
+    && python3 -m pip install --no-cache-dir --break-system-packages --constraint /tmp/image.txt 'uv>=0.9,<1' \
+    && python3 -m uv pip install --system --break-system-packages --no-cache --constraint /tmp/image.txt \
+       --requirements /src/pyproject.toml --extra server --extra calibrate \
+    && rm -r /tmp/image.txt /src
+RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
+    python3 -m pip install --no-cache-dir --break-system-packages --no-deps /wheels/*.whl
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="nemotron-triton, PyTorch lane" \
@@ -31,24 +54,6 @@ LABEL org.opencontainers.image.title="nemotron-triton, PyTorch lane" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.base.name="nvcr.io/nvidia/tensorrt-llm/release:1.3.0rc26"
-COPY --from=triton /opt/tritonserver/bin /opt/tritonserver/bin
-COPY --from=triton /opt/tritonserver/lib /opt/tritonserver/lib
-COPY --from=triton /opt/tritonserver/backends/python /opt/tritonserver/backends/python
-# What the server is linked with and the release image may lack; sshd lets the leader's mpirun reach
-# the other nodes, the shell is for that, and the library's launcher calls openssl.
-# hadolint ignore=DL3008
-RUN apt-get update \
-    && apt-get install -y --no-install-recommends libb64-0d libcurl4t64 libre2-10 \
-       openssh-client openssh-server openssl \
-    && rm -rf /var/lib/apt/lists/* /etc/ssh/ssh_host_* \
-    && useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /bin/bash nemotron
-COPY --from=build /wheels /wheels
-# What the image has stays as it is: its PyTorch and NumPy belong to its TensorRT-LLM.
-SHELL ["/bin/bash", "-o", "pipefail", "-c"]
-RUN python3 -m pip list --format=freeze --exclude pip --exclude setuptools > /tmp/constraints.txt \
-    && python3 -m pip install --no-cache-dir --break-system-packages --constraint /tmp/constraints.txt \
-       "$(echo /wheels/*.whl)[calibrate,gateway]" \
-    && rm -r /wheels /tmp/constraints.txt
 ENV PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     HF_HUB_DISABLE_TELEMETRY=1

@@ -10,7 +10,8 @@ import os
 import signal
 import sys
 from importlib import import_module
-from typing import Any
+from importlib.metadata import version
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -20,6 +21,7 @@ from nemotron_core.errors import NemotronError
 # Pydantic would read the metadata of every installed package to look for its plug-ins.
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
+DISTRIBUTION = "nemotron-triton"
 VERBS = {
     "inspect": "nemotron_convert.commands",
     "convert": "nemotron_convert.commands",
@@ -89,8 +91,21 @@ app = typer.Typer(
 )
 
 
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"nemotron {version(DISTRIBUTION)}")
+        raise typer.Exit
+
+
 @app.callback()
-def _nemotron() -> None:
+def _nemotron(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
     """Make typer build a group, although it knows no command: all verbs come from the table."""
 
 

@@ -266,8 +266,9 @@ class EngineProcess:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(EXIT_SECONDS)
         children: list[psutil.Process] = []
-        with suppress(psutil.Error):  # mpirun puts its children into groups of their own
-            children = psutil.Process(self._process.pid).children(recursive=True)
+        if self._process.poll() is None:  # mpirun puts its children into groups of their own
+            with suppress(psutil.Error):
+                children = psutil.Process(self._process.pid).children(recursive=True)
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         for child in children:

@@ -29,10 +29,12 @@ from nemotron_serve.triton import find_triton, log_lines, log_tail
 POLL_SECONDS = 0.05
 IDLE_POLLS = 5
 """Number of polls in a row without a request. A request between two models is in no count."""
-SEND_SECONDS = 10
-"""Time in which clients must take the rest of what Triton has sent them."""
-TRACE_SECONDS = 0.5
-"""Time between two reports of spans to a collector."""
+HAND_OVER_SECONDS = 5
+"""Time after the last request in which Triton has handed the end of its answer to the network."""
+SEND_SECONDS = 15
+"""Time after the last request in which clients must have taken it."""
+TRACE_SECONDS = 6
+"""Time in which Triton has reported all spans to a collector; it reports them every five."""
 PENDING_METRIC = "nv_inference_pending_request_count"
 CLOSED_OPTIONS = {"--model-control-mode", "--load-model", "--allow-http", "--allow-grpc"}
 """Options of Triton with which no server of ours would work."""
@@ -134,26 +136,37 @@ class TritonServer:
     def stop(self) -> None:
         """Refuse new requests, let running ones finish within `timeouts.drain`, and stop Triton.
 
-        Triton is killed once there is nothing left that it could lose: no request, no bytes on
-        their way to a client, no spans. Its own shutdown waits for clients that keep connections
+        Triton is killed once there is nothing left that it could lose: no request, no client that
+        may still get bytes, no spans. Its own shutdown waits for clients that keep connections
         open, and the signal for it is one that Slurm sends to all processes.
         """
         self.refuse_new()
         if self._wait_until_idle():
-            deadline = time.monotonic() + SEND_SECONDS
-            while self._has_unsent() and time.monotonic() < deadline:
-                time.sleep(POLL_SECONDS)
+            self._wait_until_sent()
             if self._traces is not None:
-                time.sleep(4 * TRACE_SECONDS)
+                time.sleep(TRACE_SECONDS)
         self._kill()
 
-    def _has_unsent(self) -> bool:
-        """Return whether a client has not yet taken all that Triton has sent it."""
+    def _wait_until_sent(self) -> None:
+        """Wait until no client is connected, or those that are have had time to get all.
+
+        The end of an answer is in no count while Triton hands it to the network.
+        """
         ports = {self.endpoints.http, self.endpoints.grpc}
-        return any(
-            connection.local_port in ports and connection.unsent
-            for connection in tcp_connections(self.process.pid)
-        )
+        start = time.monotonic()
+        while True:
+            connections = [
+                connection
+                for connection in tcp_connections(self.process.pid)
+                if connection.local_port in ports
+            ]
+            seconds = time.monotonic() - start
+            is_sent = not any(connection.unsent for connection in connections)
+            if not connections or seconds > SEND_SECONDS:
+                return
+            if seconds > HAND_OVER_SECONDS and is_sent:
+                return
+            time.sleep(POLL_SECONDS)
 
     def _wait_until_idle(self) -> bool:
         """Return whether the server became idle within `timeouts.drain`."""
@@ -254,7 +267,6 @@ def leader_options(endpoints: Endpoints, traces: str | None = None) -> list[str]
             "--trace-config=mode=opentelemetry",
             "--trace-config=level=TIMESTAMPS",
             "--trace-config=rate=1",
-            f"--trace-config=opentelemetry,bsp_schedule_delay={round(1000 * TRACE_SECONDS)}",
             f"--trace-config=opentelemetry,url={traces}",
         ]
     return options

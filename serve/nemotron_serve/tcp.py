@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-OPEN_STATES = ("01", "08")
-"""Established, and closed by the other end only, which may still read."""
+ESTABLISHED = "01"
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,6 @@ def tcp_connections(process: int) -> Iterator[Connection]:
             continue
         for line in lines[1:]:
             _number, local, _remote, state, queues, *_rest = line.split()
-            if state in OPEN_STATES:
-                port, unsent = local.rpartition(":")[2], queues.partition(":")[0]
+            port, unsent = local.rpartition(":")[2], queues.partition(":")[0]
+            if state == ESTABLISHED:
                 yield Connection(int(port, 16), int(unsent, 16))

@@ -168,7 +168,7 @@ def _backend_folder(triton: Path, target: Path) -> Path:
             "no program may run in this folder (it is mounted noexec), but Triton's Python backend"
             " is one",
             where=target,
-            remedy="set TMPDIR to a folder where programs may run",
+            remedy="set TMPDIR to a folder where programs may run, with a short path",
         )
     return target
 

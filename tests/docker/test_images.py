@@ -25,8 +25,10 @@ from tests.waiting import WAIT, until_written
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "build" / "docker").glob("*.Dockerfile"))
+LAYERED = [path for path in FILES if path.stem != "vllm"]
+"""The files in which packages come before the code; vLLM's installs both at once."""
 CPU = ROOT / "build" / "docker" / "cpu.Dockerfile"
-MOUNTS = ("/src", "/opt", "/tmp")
+MOUNTS = ("/src", "/opt", "/tmp", "/locks", "/wheels")
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,31 @@ def test_what_is_copied_is_there_and_let_through(path: Path) -> None:
                 assert f"!{source}" in let_through
 
 
+@pytest.mark.parametrize("path", LAYERED, ids=lambda path: path.stem)
+def test_a_change_of_code_leaves_the_large_layers(path: Path) -> None:
+    """In the image itself, what depends on the code or on its version comes last, and is small."""
+    texts = [
+        f"{instruction.name} {instruction.text}"
+        for instruction in instructions(path)
+        if instruction.stage == instructions(path)[-1].stage
+    ]
+    (code,) = (number for number, text in enumerate(texts) if "from=build,source=/wheels" in text)
+    assert "--no-deps /wheels/*.whl" in texts[code]
+    later = {text.partition(" ")[0] for text in texts[code + 1 :]}
+    assert not later & {"COPY", "ADD", "RUN"}
+    assert {"ARG", "LABEL"} <= later
+    copied = {text for text in texts if text.startswith("COPY") and "--from=" not in text}
+    assert copied <= {
+        "COPY pyproject.toml /src/",
+        "COPY tests/tiny_nemotron/tiny_nemotron.nemo /opt/nemotron/tiny_nemotron.nemo",
+    }
+
+
+def test_the_packages_of_the_cpu_image_are_locked() -> None:
+    (install,) = (i.text for i in instructions(CPU) if "--require-hashes" in i.text)
+    assert "--requirement /locks/demo.txt" in install
+
+
 def test_the_chart_runs_as_the_user_that_the_images_have() -> None:
     for path in FILES:
         user, group = map(int, last(path, "USER").split(":"))
@@ -134,7 +161,8 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for source in sources:
                 copy(ROOT / source, inside(root, target) if target[0] == "/" else place / target)
         elif instruction.name == "RUN" and not instruction.text.startswith("useradd"):
-            command = re.sub(r"(?<![\w.])/opt", str(root / "opt"), instruction.text)
+            command = re.sub(r"--mount=\S+", "", instruction.text)
+            command = re.sub(r"(?<![\w.])/(opt|locks|wheels)", rf"{root}/\1", command)
             done = subprocess.run(
                 ["/bin/sh", "-c", command],
                 cwd=place,

@@ -65,7 +65,7 @@ class Pod:
         self.spec = template["spec"]
         self.name = name
         self.folder = cluster.root / name
-        self.folder.mkdir(exist_ok=True)
+        self.folder.mkdir(exist_ok=True, parents=True)
         self.volumes = {
             volume["name"]: self._volume(volume) for volume in self.spec.get("volumes", [])
         }

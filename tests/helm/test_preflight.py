@@ -88,6 +88,13 @@ def test_what_is_missing_for_two_nodes() -> None:
     assert "LeaderWorkerSet of leaderworkerset.x-k8s.io/v1" in text
 
 
+def test_scaling_a_kind_that_the_cluster_does_not_know() -> None:
+    changes: dict[str, Any] = {"autoscaling__kind": "hpa", "gateway__placement": "beside"}
+    with api_server() as url:
+        text = refusal(TWO_NODES, options=on(url), **changes)
+    assert "install LeaderWorkerSet's controller" in text
+
+
 def test_classes_and_gpus_are_asked_for_on_request() -> None:
     few = [node("a", 8), node("b", 4)]
     ssh = secret("nemotron-ssh", "id_ed25519", "id_ed25519.pub", "known_hosts")

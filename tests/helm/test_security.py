@@ -23,7 +23,7 @@ ACCEPTED_OF_THE_TEST = {
     "CKV_K8S_8": "the pod of `helm test` ends, it has no liveness",
     "CKV_K8S_9": "it serves nobody",
 }
-EXAMPLES = ("production", "two-nodes", "cpu")
+EXAMPLES = ("production", "two-nodes", "cpu", "vllm")
 
 
 def test_scan(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import json
 import os
@@ -41,14 +42,14 @@ def serving(
 ) -> Iterator[tuple[subprocess.Popen[str], dict[str, int]]]:
     ports = tmp_path / "ports.json"
     command = [NEMOTRON, "serve", str(engine), *FREE_PORTS, "--port-file", str(ports), *options]
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
+    (tmp_path / "scratch").mkdir()
+    short_path(tmp_path).symlink_to(tmp_path / "scratch")
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=os.environ | {"TMPDIR": str(scratch)},
+        env=os.environ | {"TMPDIR": str(short_path(tmp_path))},
     )
     try:
         until_written(ports, process)
@@ -56,6 +57,12 @@ def serving(
     finally:
         process.kill()
         process.communicate()
+        short_path(tmp_path).unlink()
+
+
+def short_path(tmp_path: Path) -> Path:
+    """Return another path of a server's temporary folder, short enough for sockets in it."""
+    return Path("/tmp") / f"n-{hashlib.sha256(bytes(tmp_path)).hexdigest()[:12]}"
 
 
 def ask_gateway(ports: dict[str, int], **more: int) -> http.client.HTTPResponse:
@@ -122,9 +129,9 @@ def test_a_signal_to_every_process_drains_too(
         serving(engine_bf16, tmp_path) as (process, ports),
         Client(f"127.0.0.1:{ports['grpc']}") as client,
     ):
-        pieces = client.stream_complete(PROMPT, Generation(max_tokens=3000, end_id=0))
+        pieces = client.stream_complete(PROMPT, Generation(max_tokens=600, end_id=0))
         next(pieces)
-        over_http = ask_gateway(ports, max_tokens=3000, min_tokens=3000)
+        over_http = ask_gateway(ports, max_tokens=600, min_tokens=600)
         processes = step(process)
         assert {"tritonserver", "triton_python_backend_stub"} <= {one.name() for one in processes}
         for one in processes:
@@ -132,7 +139,7 @@ def test_a_signal_to_every_process_drains_too(
         assert process.stdout
         assert any("draining" in line for line in iter(process.stdout.readline, ""))
         process.send_signal(signal.SIGTERM)  # a batch system may send another one
-        assert list(pieces)[-1].num_output_tokens == 3000
+        assert list(pieces)[-1].num_output_tokens == 600
         assert over_http.read().decode().endswith("data: [DONE]\n\n")
         process.communicate(timeout=WAIT)
         assert process.returncode == 0
@@ -147,20 +154,20 @@ def test_a_killed_server_leaves_what_doctor_removes(engine_bf16: Path, tmp_path:
         process.kill()
         process.wait()
         psutil.wait_procs(processes, timeout=WAIT)
-    (folder,) = (tmp_path / "scratch").iterdir()
-    assert left_behind()
-    clean = [NEMOTRON, "doctor", "--clean"]
-    environment = os.environ | {"TMPDIR": str(tmp_path / "scratch")}
-    done = subprocess.run(clean, capture_output=True, text=True, check=True, env=environment)
-    assert f"removed {folder}" in done.stdout
-    assert not folder.exists()
-    assert left_behind() == []
+        (folder,) = (tmp_path / "scratch").iterdir()
+        assert left_behind()
+        clean = [NEMOTRON, "doctor", "--clean"]
+        environment = os.environ | {"TMPDIR": str(short_path(tmp_path))}
+        done = subprocess.run(clean, capture_output=True, text=True, check=True, env=environment)
+        assert f"removed {short_path(tmp_path) / folder.name}" in done.stdout
+        assert not folder.exists()
+        assert left_behind() == []
 
 
-def test_a_temporary_folder_without_programs_is_named(engine_bf16: Path, tmp_path: Path) -> None:
-    inside = 'mount -t tmpfs -o noexec none "$1" && export TMPDIR="$1" && shift && exec "$@"'
+def test_a_temporary_folder_without_programs_is_named(engine_bf16: Path) -> None:
+    inside = 'mount -t tmpfs -o noexec none /mnt && TMPDIR=/mnt exec "$@"'
     server = [NEMOTRON, "serve", str(engine_bf16), *FREE_PORTS]
-    command = ["unshare", "--mount", "sh", "-c", inside, "sh", str(tmp_path), *server]
+    command = ["unshare", "--mount", "sh", "-c", inside, "sh", *server]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=WAIT)
     assert done.returncode == 1
     assert "it is mounted noexec" in done.stderr

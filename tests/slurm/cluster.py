@@ -42,9 +42,9 @@ class Job:
     number: str
 
     def show(self) -> dict[str, str]:
-        """Return Slurm's record of the job."""
+        """Return Slurm's record of the job, or of the first component of a heterogeneous one."""
         text = self.cluster.run("scontrol", "--oneliner", "show", "job", self.number)
-        return dict(re.findall(r"(\S+?)=(\S*)", text))
+        return dict(re.findall(r"(\S+?)=(\S*)", text.partition("\n")[0]))
 
     @property
     def state(self) -> str:
@@ -210,12 +210,13 @@ def _configuration(folder: Path, plugins: Path) -> str:
         "SelectTypeParameters=CR_Core_Memory",
         "SlurmdParameters=config_overrides",
         "ReturnToService=2",
-        "KillWait=120",
+        "KillWait=45",
         # Daemons that answer late on a busy machine are not dead.
         "MessageTimeout=100",
         "TCPTimeout=60",
         "SlurmdTimeout=900",
         "BatchStartTimeout=900",
+        "SchedulerParameters=bf_interval=1",  # heterogeneous jobs start by backfill only
         "MailProg=/bin/true",
         "GresTypes=gpu",
         *nodes,

@@ -188,11 +188,11 @@ def test_what_asks_to_stop_drains(
     job = site.submit(served, FEW_TASKS, "--nodes=1", COMMAND="")
     ports = site.wait_until_ready(job, served)
     with Client(f"{ports['address']}:{ports['grpc']}") as client:
-        pieces = client.stream_complete("<extra_id_1>Count", Generation(max_tokens=3000, end_id=0))
+        pieces = client.stream_complete("<extra_id_1>Count", Generation(max_tokens=1500, end_id=0))
         next(pieces)
         site.cluster.run("scancel", *options, job.number)
         last = list(pieces)[-1]
-        assert (last.finish_reason, last.num_output_tokens) == ("length", 3000)
+        assert (last.finish_reason, last.num_output_tokens) == ("length", 1500)
     assert job.wait_until_ended()[0] == state, job.output
     until(lambda: "stopped" in job.output, explain=lambda: job.output)
     until(lambda: processes(site, "tritonserver") == [])
@@ -263,7 +263,11 @@ def processes(site: Site, text: str) -> list[psutil.Process]:
         ((), {"MODEL": "/a:b.nemo", "IMAGE": "x.sqsh"}, "nemotron: a path with a comma or colon"),
         (("--export=NONE",), {}, "nemotron: no nemotron on PATH"),
         (("--array=1",), {}, "nemotron: the tasks of a job array would all write"),
-        ((FEW_TASKS, ":", FEW_TASKS), {}, "nemotron: a heterogeneous job"),
+        (
+            (FEW_TASKS, "--nodes=1", ":", FEW_TASKS, "--nodes=1"),
+            {},
+            "nemotron: a heterogeneous job",
+        ),
     ],
     ids=" ".join,
 )
@@ -312,6 +316,15 @@ def test_sixteen_ranks_of_the_tensorrt_lane(
         assert processes(site, program) == []
 
 
+def lone_engine(site: Site) -> psutil.Process | None:
+    """Return the engine's process that an mpirun has started, or `None`."""
+    for process in processes(site, "nemotron_engine"):
+        parent = process.parent()
+        if parent is not None and parent.name() in ("mpirun", "prterun"):
+            return process
+    return None
+
+
 def test_an_engine_of_one_node_does_not_see_slurm(
     site: Site, tmp_path: Path, single: ExactAnswer
 ) -> None:
@@ -331,20 +344,13 @@ def test_an_engine_of_one_node_does_not_see_slurm(
     convert(NEMO, work / "checkpoint-own", Options(Parallel(8, 1)))
     job = site.submit(work, FEW_TASKS, "--nodes=1", COMMAND="", STEPS="build serve", **settings)
     ports = site.wait_until_ready(job, work)
-    (mpirun,) = (found for found in processes(site, "mpirun") if "mpirun" in found.name())
-    engines = [
-        process
-        for process in mpirun.children(recursive=True)
-        if "nemotron_engine" in process.cmdline()
-    ]
-    assert engines
-    for engine in engines:
-        assert not [name for name in engine.environ() if name.startswith("SLURM_")]
+    engine = lone_engine(site)
+    assert engine is not None
+    assert not [name for name in engine.environ() if name.startswith("SLURM_")]
     with Client(f"{ports['address']}:{ports['grpc']}") as client:
         client.complete("<extra_id_1>Count", Generation(max_tokens=1))
-    engines[0].kill()  # and it is started again, by another mpirun
-    until(lambda: not mpirun.is_running())
-    until(lambda: [found for found in processes(site, "mpirun") if "mpirun" in found.name()])
+    engine.kill()  # and it is started again, by another mpirun
+    until(lambda: lone_engine(site) not in (None, engine))
     site.cluster.run("scancel", f"--signal={DRAIN}", job.number)
     assert job.wait_until_ended() == ("COMPLETED", 0), job.output
     assert processes(site, "nemotron_engine") == []

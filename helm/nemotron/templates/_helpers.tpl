@@ -168,7 +168,9 @@ replicas: {{ .Values.server.replicas }}
 {{- $group := gt (dig "split" "nodes" 1 $profile | int) 1 -}}
 {{- $api := ternary "leaderworkerset.x-k8s.io/v1" "apps/v1" $group -}}
 {{- $kind := ternary "LeaderWorkerSet" "StatefulSet" $group -}}
-{{- with lookup $api $kind .Release.Namespace (printf "%s-server" (include "nemotron.name" .)) }}
+{{- /* Helm fails at a kind that the cluster does not know, which preflight says more clearly. */}}
+{{- $known := .Capabilities.APIVersions.Has (printf "%s/%s" $api $kind) }}
+{{- with and $known (lookup $api $kind .Release.Namespace (printf "%s-server" (include "nemotron.name" .))) }}
 replicas: {{ .spec.replicas }}
 {{- end }}
 {{- end }}

@@ -33,7 +33,7 @@ spec:
     - name: engine
       image: {{ include "nemotron.engineImage" . }}
       {{- include "nemotron.container" . | nindent 6 }}
-      command: [python3, -m, nemotron_engine]
+      command: [{{ dig "engine" "python" "" $profile | default "python3" }}, -m, nemotron_engine]
       args:
         - --lane={{ $profile.lane }}
         - --socket={{ $socket }}
@@ -46,6 +46,10 @@ spec:
         timeoutSeconds: {{ add $profile.timeouts.stall 5 }}
         failureThreshold: {{ divf (add $profile.timeouts.startup $profile.timeouts.stall 60) 10 | ceil | int }}
       # Checks that the engine answers between two steps.
+      readinessProbe:
+        exec: {command: [python3, -m, nemotron_serve.probe, {{ $socket }}, {{ $profile.timeouts.stall | quote }}]}
+        periodSeconds: 10
+        timeoutSeconds: {{ add $profile.timeouts.stall 5 }}
       livenessProbe:
         exec: {command: [python3, -m, nemotron_serve.probe, {{ $socket }}, {{ $profile.timeouts.stall | quote }}]}
         periodSeconds: 30

@@ -18,7 +18,9 @@ class Session:
     """The ranks of one model. Under the launcher, its leader must have as many as the model."""
 
     def __init__(self, world_size: int) -> None:
-        if rank := [name for name in os.environ if name.startswith(MPI_PREFIXES)]:
+        # The only process of an mpirun is no rank of others: it spawns its ranks.
+        is_alone = os.environ.get("OMPI_COMM_WORLD_SIZE") == "1"
+        if not is_alone and (rank := [n for n in os.environ if n.startswith(MPI_PREFIXES)]):
             raise RuntimeError(f"this process would take the place of a rank in MPI: {rank[0]}")
         self._leader = None
         if SPAWN not in os.environ:
