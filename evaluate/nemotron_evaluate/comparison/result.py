@@ -14,11 +14,11 @@ from pydantic import BaseModel, ConfigDict
 
 from nemotron_core.errors import NemotronError
 from nemotron_evaluate.comparison.divergence import common_prefix, kl_lower_bound
-from nemotron_evaluate.comparison.side import Continued, Scored, Side, Token
+from nemotron_evaluate.comparison.side import Continued, Scored, Side, Token, joined_text
 from nemotron_evaluate.statistics import Interval, bootstrap, wilson
 
 WORST = 20
-"""Number of tokens that the report shows, those with the largest divergence."""
+"""Number of tokens that the report shows, those with the largest divergence, if there is any."""
 CONTEXT = 24
 """Number of tokens before such a token that are shown with it."""
 PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999, "max": 1.0}
@@ -205,15 +205,15 @@ def _add_text(
     pairs = zip(first.tokens, second.tokens, strict=True)
     for index, (a, b) in enumerate(pairs):
         kl = table.add(number, index + 1, a, b)
-        if len(worst) == WORST and kl <= worst[0][0]:
+        if kl == 0 or (len(worst) == WORST and kl <= worst[0][0]):
             continue
         before = itertools.islice(first.tokens, max(0, index - CONTEXT), index)
         token = WorstToken(
             text=number,
             position=index + 1,
             kl=kl,
-            context="".join(token.text for token in before),
-            token=a.text,
+            context=joined_text(token.text for token in before),
+            token=joined_text([a.text]),
             log_prob_first=a.log_prob,
             log_prob_second=b.log_prob,
             top_first=a.top,

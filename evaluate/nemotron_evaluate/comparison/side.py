@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ from nemotron_evaluate.options import CompareOptions
 ROWS, ANSWERS = "rows.jsonl", "answers.jsonl.gz"
 TEXT, ANSWER = "text-", "answer-"
 """Prefixes of the ids of the rows that score a text, and of those that continue one."""
+
+BYTE = "bytes:\\x"
+BYTE_TOKEN = re.compile(re.escape(BYTE) + "[0-9a-f]{2}")
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,21 @@ class Continued:
     """A greedy answer, as the texts of its tokens."""
 
     tokens: list[str]
+
+
+def joined_text(texts: Iterable[str]) -> str:
+    r"""Return the text of some tokens. Single bytes may be in OpenAI's form `bytes:\xNN`.
+
+    >>> joined_text(["na", r"bytes:\xc3", r"bytes:\xaf", "ve"])
+    'naïve'
+    """
+    parts = (
+        bytes.fromhex(text.removeprefix(BYTE))
+        if BYTE_TOKEN.fullmatch(text)
+        else text.encode(errors="replace")
+        for text in texts
+    )
+    return b"".join(parts).decode(errors="replace")
 
 
 def request_rows(texts: list[TokenText], options: CompareOptions) -> str:
