@@ -26,14 +26,13 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from bench.measurements.convert_modelopt import golden_tokenizer
 from bench.measurements.machine import drop_page_cache
 from bench.measurements.random_nemo import Shape, write_nemo
 from bench.measurements.timing import summary
 from nemotron_build.hardware import GPUS
 from nemotron_convert.calibration.assignment import Assignment, assign
 from nemotron_convert.calibration.calibration_pass import CalibrationPass
-from nemotron_convert.calibration.forecast import measure_products
+from nemotron_convert.calibration.devices import measure_products
 from nemotron_convert.calibration.hidden_states import HiddenStates
 from nemotron_convert.calibration.layer_feed import READERS, LayerFeed
 from nemotron_convert.calibration.layer_weights import LINEAR_SOURCES, layer_nbytes
@@ -67,7 +66,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     count = options.sequences or (512 if options.true_size else 8)
     folder = options.work / "source"
     shutil.rmtree(folder, ignore_errors=True)
-    write_nemo(folder, shape, golden_tokenizer(), small=True)
+    write_nemo(folder, shape, small=True)
     random = np.random.default_rng(3)
     sequences = random.integers(0, shape.vocab, (count, options.length)).tolist()
     rows: list[dict[str, float]] = []

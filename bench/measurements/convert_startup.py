@@ -17,10 +17,10 @@ from typing import Any
 import nemotron_cli
 import nemotron_convert
 import nemotron_core
-from bench.measurements.convert_modelopt import GOLDEN
-from bench.measurements.machine import NEMOTRON
+from bench.measurements.machine import NEMOTRON, ROOT
 from bench.measurements.timing import in_turn, summary
 
+MODEL = ROOT / "tests" / "golden" / "tiny_zarr_tp1pp1.nemo"
 FAILING = "convert of a missing file"
 """It loads what a conversion needs and ends with an error."""
 
@@ -38,7 +38,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "python with numpy": [sys.executable, "-c", "import numpy"],
         "convert --help": [NEMOTRON, "convert", "--help"],
         FAILING: [NEMOTRON, "convert", str(out / "missing"), "-o", str(out)],
-        "convert of 2 MB": [NEMOTRON, "convert", str(GOLDEN), "-o", str(out), "--tp", "8"],
+        "convert of 2 MB": [NEMOTRON, "convert", str(MODEL), "-o", str(out), "--tp", "8"],
     }
     seconds: dict[str, list[float]] = {name: [] for name in commands}
     for _, name in in_turn(options.runs, list(commands)):
