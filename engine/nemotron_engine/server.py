@@ -228,7 +228,8 @@ def listen(path: Path, group: int | None) -> socket.socket:
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        path.parent.mkdir(mode=0o700, exist_ok=True)
+        if not path.parent.exists():
+            _make_folder(path.parent, group)
         mode = path.parent.stat().st_mode
         if mode & (0o007 if group is not None else 0o077):
             raise NemotronError(
@@ -254,6 +255,13 @@ def listen(path: Path, group: int | None) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def _make_folder(folder: Path, group: int | None) -> None:
+    folder.mkdir()
+    if group is not None:
+        os.chown(folder, -1, group)
+    folder.chmod(0o770 if group is not None else 0o700)
 
 
 def _remove_stale(path: Path) -> None:

@@ -29,6 +29,7 @@ from nemotron_engine.protocol import (
     Step,
     frame,
 )
+from nemotron_engine.server import listen
 from tests.engine.fake_adapter import (
     FATAL,
     MAX_BATCH_SIZE,
@@ -344,8 +345,19 @@ def test_a_file_that_is_no_socket_is_left_alone(folder: Path) -> None:
 
 
 def test_paths_that_cannot_be_used(folder: Path) -> None:
-    assert "cannot listen: No such file or directory" in refused(folder, folder / "none" / "socket")
+    assert "cannot listen: No such file or directory" in refused(
+        folder, folder / "none" / "none" / "socket"
+    )
     assert "cannot listen: AF_UNIX path too long" in refused(folder, folder / ("x" * 120))
+
+
+@pytest.mark.parametrize(("group", "mode"), [(None, 0o700), (os.getegid(), 0o770)])
+def test_the_folder_of_the_socket_is_made(tmp_path: Path, group: int | None, mode: int) -> None:
+    path = tmp_path / "made" / "socket"
+    with listen(path, group), Connection(path):
+        made = path.parent.stat()
+    assert stat.S_IMODE(made.st_mode) == mode
+    assert made.st_gid == os.getegid()
 
 
 def test_an_engine_folder_without_a_tokenizer(tmp_path: Path) -> None:

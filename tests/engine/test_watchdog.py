@@ -7,15 +7,19 @@ import sys
 
 from tests.waiting import WAIT
 
-MODEL = """
-import sys, threading, time, types
+BEGIN = """
+import os, sys, threading, time, types
 triton = sys.modules["triton_python_backend_utils"] = types.ModuleType("triton")
 triton.Logger = types.SimpleNamespace(log_error=lambda text: print("log:", text, flush=True))
 from nemotron_engine.triton import watchdog
 watchdog.POLL_SECONDS = watchdog.FINALIZE_SECONDS = 0.05
+"""
+WATCH = """
 watchdog.start_watchdog()
 print("watching", flush=True)
 """
+PARENT_IS_TRITON = 'watchdog.TRITON = open(f"/proc/{os.getppid()}/comm").read().strip()'
+MODEL = BEGIN + PARENT_IS_TRITON + WATCH
 SLEEP = "time.sleep(1000)"
 TRITON = f"""
 import subprocess, sys
@@ -34,6 +38,16 @@ def test_a_model_that_sleeps_ends_after_its_triton() -> None:
         timeout=WAIT,
     )
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_model_whose_triton_was_killed_before_it_looked_ends_at_once() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BEGIN + WATCH + SLEEP],
+        capture_output=True,
+        check=False,
+        timeout=WAIT,
+    )
+    assert (done.returncode, done.stdout) == (1, b"")
 
 
 def test_a_model_ends_with_any_of_its_threads() -> None:

@@ -6,9 +6,12 @@ import faulthandler
 import os
 import threading
 import time
+from pathlib import Path
 
 import triton_python_backend_utils as pb_utils
 
+TRITON = "tritonserver"
+"""Name of Triton's program, which starts every model's process itself."""
 POLL_SECONDS = 1.0
 FINALIZE_SECONDS = 5.0
 """Time that a model has to end by itself after its Triton has ended."""
@@ -22,9 +25,10 @@ def start_watchdog() -> None:
     """
     faulthandler.enable()
     threading.excepthook = _end_with_thread
-    threading.Thread(
-        target=_end_with_triton, args=(os.getppid(),), name="watchdog", daemon=True
-    ).start()
+    triton = os.getppid()
+    if Path(f"/proc/{triton}/comm").read_text().strip() != TRITON:
+        os._exit(1)  # it was killed before, and this process was given to another parent
+    threading.Thread(target=_end_with_triton, args=(triton,), name="watchdog", daemon=True).start()
 
 
 def _end_with_triton(triton: int) -> None:
