@@ -143,7 +143,8 @@ def test_a_signal_to_every_process_drains_too(
         assert over_http.read().decode().endswith("data: [DONE]\n\n")
         process.communicate(timeout=WAIT)
         assert process.returncode == 0
-        assert not any(one.is_running() for one in processes)
+        _gone, alive = psutil.wait_procs(processes, timeout=WAIT)
+        assert alive == []
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
@@ -153,9 +154,10 @@ def test_a_killed_server_leaves_what_doctor_removes(engine_bf16: Path, tmp_path:
         processes = step(process)
         process.kill()
         process.wait()
-        psutil.wait_procs(processes, timeout=WAIT)
+        _gone, alive = psutil.wait_procs(processes, timeout=WAIT)
+        assert alive == []
+        # The shared memory is there too, unless another server has started on this machine since.
         (folder,) = (tmp_path / "scratch").iterdir()
-        assert left_behind()
         clean = [NEMOTRON, "doctor", "--clean"]
         environment = os.environ | {"TMPDIR": str(short_path(tmp_path))}
         done = subprocess.run(clean, capture_output=True, text=True, check=True, env=environment)
