@@ -16,6 +16,7 @@ COPY serve serve
 COPY gateway gateway
 COPY client client
 COPY data data
+COPY evaluate evaluate
 COPY bench/nemotron_bench bench/nemotron_bench
 COPY model_repository model_repository
 RUN python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .

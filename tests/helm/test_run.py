@@ -33,6 +33,10 @@ def free_ports(*names: str) -> dict[str, int]:
         return ports
 
 
+ALIAS = "nvidia/nemotron-4-340b-instruct"
+"""The gateway's own second name of the model."""
+
+
 @pytest.fixture(scope="module")
 def values() -> dict[str, Any]:
     ports = free_ports("http", "grpc", "metrics", "health", "gateway")
@@ -116,7 +120,7 @@ def test_from_the_first_start_to_the_last_drain(built: Cluster, answers: list[Ex
             assert b"nemotron_gateway_requests_total" in page.read()
         with pytest.raises(urllib.error.HTTPError, match="401"):
             urllib.request.urlopen(f"{url(gateway)}/v1/models")
-        assert models(gateway) == ["nemotron-by-its-settings"]
+        assert models(gateway) == ["nemotron-by-its-settings", ALIAS]
         gateway.terminate()
         server.terminate()
         assert not server.probe("livenessProbe")
@@ -157,7 +161,7 @@ def test_engine_and_triton_in_two_containers(
         engine.wait_for("startupProbe")
         server.wait_for("readinessProbe")
         asks()
-        assert models(server) == ["nemotron-by-its-settings"]
+        assert models(server) == ["nemotron-by-its-settings", ALIAS]
 
         server.process.kill()
         server.process.wait()

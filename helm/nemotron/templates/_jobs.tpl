@@ -41,8 +41,16 @@
 - name: check-download
   {{- include "nemotron.container" . | nindent 2 }}
   image: {{ include "nemotron.imageOf" (list . "cpu") }}
-  command: [hf, cache, verify]
+  # The notes of `hf download` are no files of the repository, as versions before 2 would say.
+  command:
+    - sh
+    - -c
+    - >-
+      rm -rf "$1.cache"; mv "$1/.cache" "$1.cache"; folder=$1; shift;
+      hf cache verify "$@"; status=$?; mv "$folder.cache" "$folder/.cache"; exit $status
+    - check
   args:
+    - {{ $folder }}
     - {{ $source.huggingFace.repository }}
     - --revision={{ $source.huggingFace.revision }}
     - --local-dir={{ $folder }}
