@@ -50,6 +50,20 @@ def test_a_model_whose_triton_was_killed_before_it_looked_ends_at_once() -> None
     assert (done.returncode, done.stdout) == (1, b"")
 
 
+def test_a_model_ends_that_waits_with_the_interpreters_lock() -> None:
+    wait = "import ctypes\nctypes.PyDLL(None).sleep(1000)"
+    begin = MODEL.replace(WATCH, "\nwatchdog.LOCKED_SECONDS = 1.0" + WATCH)
+    done = subprocess.run(
+        [sys.executable, "-c", begin + wait],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=WAIT,
+    )
+    assert (done.returncode, done.stdout) == (1, "watching\n")
+    assert "Timeout" in done.stderr
+
+
 def test_a_model_ends_with_any_of_its_threads() -> None:
     die = 'threading.Thread(target=lambda: 1 / 0, name="sender").start()\n'
     done = subprocess.run(

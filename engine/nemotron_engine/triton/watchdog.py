@@ -13,6 +13,9 @@ import triton_python_backend_utils as pb_utils
 TRITON = "tritonserver"
 """Name of Triton's program, which starts every model's process itself."""
 POLL_SECONDS = 1.0
+LOCKED_SECONDS = 20.0
+"""Time without any Python code after which the process ends. Triton's functions hold the
+interpreter's lock while they wait for Triton, for ever if it is killed meanwhile."""
 FINALIZE_SECONDS = 5.0
 """Time that a model has to end by itself after its Triton has ended."""
 
@@ -33,6 +36,7 @@ def start_watchdog() -> None:
 
 def _end_with_triton(triton: int) -> None:
     while os.getppid() == triton:
+        faulthandler.dump_traceback_later(LOCKED_SECONDS, exit=True)  # needs no lock
         time.sleep(POLL_SECONDS)
     time.sleep(FINALIZE_SECONDS)
     os._exit(1)
