@@ -32,8 +32,6 @@ class _Running:
     scheduled_ns: int = 0
     tail: tuple[int, ...] = ()
     """The latest tokens, as many as its longest stop sequence may need."""
-    held: Chunk | None = None
-    """Tokens that wait until `due`, because the request asked for less frequent chunks."""
     due: float = 0.0
     """Seconds of `time.monotonic()` from which its next chunk may be sent."""
 
@@ -45,8 +43,8 @@ class Scheduler:
         self._adapter = adapter
         self._settings = adapter.settings
         self._running: dict[bytes, _Running] = {}
-        self._holding: dict[bytes, _Running] = {}
-        """The requests with tokens that wait."""
+        self._held: dict[bytes, Chunk] = {}
+        """Tokens that wait, because their request asked for less frequent chunks."""
         self._unscheduled: list[_Running] = []
         self._counters = Counters()
         self._next_deadline = float("inf")
@@ -139,7 +137,7 @@ class Scheduler:
             if chunk.finish_reason:
                 self._end(running, chunk)
             elif running.request.chunk_seconds:
-                self._hold(running, chunk)
+                self._hold(chunk)
             else:
                 running.outbox.put(chunk)
         self._release(now)
@@ -195,31 +193,26 @@ class Scheduler:
         self._adapter.cancel(running.request.key)
         self._end(running, last)
 
-    def _hold(self, running: _Running, chunk: Chunk) -> None:
-        if running.held is None:
-            running.held = chunk
-            self._holding[chunk.key] = running
+    def _hold(self, chunk: Chunk) -> None:
+        if (held := self._held.get(chunk.key)) is not None:
+            held.extend(chunk)
         else:
-            running.held.extend(chunk)
+            self._held[chunk.key] = chunk
 
     def _release(self, now: float) -> None:
         """Put the tokens that need not wait any longer into the outboxes.
 
         Only a step looks for them: while requests run there is always a next one.
         """
-        for key, running in list(self._holding.items()):
+        for key in list(self._held):
+            running = self._running[key]
             if running.due <= now:
                 running.due = now + running.request.chunk_seconds
-                self._put_held(self._holding.pop(key))
-
-    def _put_held(self, running: _Running) -> None:
-        if running.held is not None:
-            running.outbox.put(running.held)
-            running.held = None
+                running.outbox.put(self._held.pop(key))
 
     def _end(self, running: _Running, last: Chunk) -> None:
         del self._running[last.key]
-        if self._holding.pop(last.key, None):
-            self._put_held(running)
+        if (held := self._held.pop(last.key, None)) is not None:
+            running.outbox.put(held)
         last.scheduled_ns = running.scheduled_ns
         running.outbox.put(last)
