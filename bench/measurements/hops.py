@@ -1,27 +1,28 @@
-"""The fraction of the CPU engine's own tokens that each hop of the serving path carries.
+"""What each hop of the serving path leaves of the CPU engine's tokens, and of its CPU time.
 
 In turn, the same engine process is asked on its own socket, through the text models over gRPC, and
-through the gateway. The client is a program in C, so that it takes no CPU from the engine.
+through the gateway. The client is a program in C, so that it takes no CPU from the engine. Tokens
+per second change with the machine's neighbours; the share of the CPU time of all server processes
+that the engine's process gets changes much less, and bounds what the hops can take.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from bench.measurements.load_client import LoadClient, engine_socket, result_of
-from bench.measurements.servers import engine_of, serving
-from bench.measurements.serving import ROUTES
+from bench.measurements.processes import family
+from bench.measurements.servers import Server, engine_of, serving
+from bench.measurements.serving import ROUTES, measure_route
 from bench.measurements.timing import in_turn, summary
-from nemotron_serve.probe import Probe
 
 ALONE = "engine alone"
 HOPS = (ALONE, *ROUTES)
-WARM_SECONDS = 3.0
-PROBE_SECONDS = 30
+ANSWER_SECONDS = 30
+"""Upper limit of the time that one answer takes without other streams."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -33,16 +34,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     client = LoadClient(options.work)
-    quantities = ("tokens_per_second", "responses_per_second")
-    values: dict[str, dict[str, dict[str, list[float]]]] = {
-        quantity: {hop: {} for hop in HOPS} for quantity in quantities
-    }
+    rates: dict[str, dict[str, list[float]]] = {hop: {} for hop in HOPS}
+    shares: dict[str, dict[str, list[float]]] = {hop: {} for hop in HOPS}
     faults: list[str] = []
-    token_bytes = 0.0
     with ExitStack() as stack:
         server = stack.enter_context(serving(options.engine))
         engine = engine_of(server)
-        probe = stack.enter_context(Probe(engine.socket, PROBE_SECONDS))
+        pids = family([server.pid], without=[engine.pid])
+        token_bytes = bytes_per_token(client, server, options.tokens)
         for count in options.streams.split(","):
             for run, hop in in_turn(options.runs, HOPS):
                 route = (
@@ -50,38 +49,40 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                     if hop == ALONE
                     else ROUTES[hop](server, options.tokens)
                 )
-                process = client.start(
-                    route,
-                    int(count),
-                    warm=WARM_SECONDS,
-                    seconds=options.seconds,
-                    ramp=1,
-                    options=("--bytes", str(token_bytes)),
+                sample = measure_route(
+                    client, route, int(count), options.seconds, pids, engine, token_bytes
                 )
-                load = result_of(process, WARM_SECONDS + options.seconds)
-                if hop != ALONE:  # the answers, and so their tokens' text, are the same
-                    token_bytes = load.bytes_per_token
-                for quantity in quantities:
-                    by_count = values[quantity][hop]
-                    by_count.setdefault(count, []).append(getattr(load, quantity))
-                if load.errors or load.truncated:
-                    faults.append(f"{hop} at {count} streams: {load}")
-                print(f"{run + 1}: {count} {hop}: {load.tokens_per_second:,.0f}", flush=True)
-                while probe.load().running:
-                    time.sleep(0.1)
-    results: dict[str, Any] = {
-        quantity: {
-            hop: {count: summary(runs) for count, runs in by_count.items()}
-            for hop, by_count in by_hop.items()
-        }
-        for quantity, by_hop in values.items()
-    }
-    rates = values["tokens_per_second"]
-    results["fraction_of_the_engine"] = {
+                rates[hop].setdefault(count, []).append(sample["tokens_per_second"])
+                share = sample["engine_cores"] / (sample["engine_cores"] + sample["cores"])
+                shares[hop].setdefault(count, []).append(share)
+                if sample["errors"] or sample["truncated"]:
+                    faults.append(f"{hop} at {count} streams: {sample}")
+                rate = sample["tokens_per_second"]
+                print(f"{run + 1}: {count} {hop}: {rate:,.0f}, {share:.3f}", flush=True)
+    fractions = {
         hop: {
-            count: summary([a / b for a, b in zip(runs, rates[ALONE][count], strict=True)])
-            for count, runs in rates[hop].items()
+            count: [a / b for a, b in zip(values, rates[ALONE][count], strict=True)]
+            for count, values in rates[hop].items()
         }
         for hop in ROUTES
     }
+    quantities = {
+        "tokens_per_second": rates,
+        "fraction_of_the_engine": fractions,
+        "engine_share_of_cpu": shares,
+    }
+    results: dict[str, Any] = {
+        quantity: {
+            hop: {count: summary(values) for count, values in by_count.items()}
+            for hop, by_count in by_hop.items()
+        }
+        for quantity, by_hop in quantities.items()
+    }
     return results | {"faults": faults}
+
+
+def bytes_per_token(client: LoadClient, server: Server, tokens: int) -> float:
+    """Return the size of a token in the gateway's text, from whole answers of one stream."""
+    route = ROUTES["gateway"](server, tokens)
+    process = client.start(route, 1, seconds=ANSWER_SECONDS / 3)
+    return result_of(process, ANSWER_SECONDS / 3).bytes_per_token

@@ -44,11 +44,21 @@ def hops() -> list[str]:
     record = Record.read("hops")
     rates = record.results["tokens_per_second"]
     fractions = record.results["fraction_of_the_engine"]
+    shares = record.results["engine_share_of_cpu"]
+    counts = list(next(iter(rates.values())))
     rows = [
-        [hop, *(f"{spread(rate, ',.0f')}{_fraction(fractions, hop, n)}" for n, rate in by.items())]
+        [
+            hop,
+            *(f"{spread(rate, ',.0f')}{_fraction(fractions, hop, n)}" for n, rate in by.items()),
+            *(spread(shares[hop][n], ".3f") for n in counts),
+        ]
         for hop, by in rates.items()
     ]
-    head = ["tokens/s at streams: fraction", *next(iter(rates.values()))]
+    head = [
+        "tokens/s at streams: fraction",
+        *counts,
+        *(f"engine's share of the CPU time, {n}" for n in counts),
+    ]
     return [*table(head, rows), "", conditions(record)]
 
 
