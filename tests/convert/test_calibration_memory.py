@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -49,12 +47,14 @@ def test_of_gpus(gpus: int, free: int, expected: object) -> None:
 
 
 def test_of_the_cpu() -> None:
-    """A CPU's devices share its memory; the user's limit decides about the hidden states."""
+    """The user's limit decides about the hidden states, if there is room beside two layers."""
     slots, place, tokens = plan(1, 64 * GB, limit=10 * GB, cpu=True)  # type: ignore[misc]
     assert (slots, place) == (2, Place.MEMORY)
     assert 512 <= tokens <= 2048
     assert plan(1, 64 * GB, limit=8 * GB, cpu=True) == (2, Place.DISK, tokens)
-    assert plan(4, 64 * GB, cpu=True) == (2, Place.DISK, 704)
+    assert plan(1, 20 * GB, limit=10 * GB, cpu=True) == (2, Place.DISK, tokens)
+    assert plan(1, 27 * GB, limit=10 * GB, cpu=True) == (2, Place.MEMORY, 988)
+    assert plan(4, 16 * GB, cpu=True) == (2, Place.DISK, 704)
     assert plan(1, 9 * GB, cpu=True) == (1, Place.DISK, tokens)
 
 
@@ -90,18 +90,21 @@ def test_the_estimate_covers_a_layers_results() -> None:
     assert results["wide"] == 128 * config.intermediate_size * 2  # BF16, not F32
 
 
-def test_free_memory_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu = torch.device("cpu")
-    available = int(re.findall(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())[0])
-    monkeypatch.setattr(devices, "CGROUP", tmp_path)
-    assert devices.free_memory(cpu) == pytest.approx(available << 10, rel=0.2)
-    (tmp_path / "memory.stat").write_text("anon 100\nfile 7\n")
-    (tmp_path / "memory.max").write_text("max\n")
-    assert devices.free_memory(cpu) == pytest.approx(available << 10, rel=0.2)
-    (tmp_path / "memory.max").write_text("1000\n")
-    assert devices.free_memory(cpu) == 900
-    (tmp_path / "memory.max").write_text("50\n")
-    assert devices.free_memory(cpu) == 0
+class OneMachine(Team):
+    """Two processes on one machine that use the same devices."""
+
+    def gather(self, value: object) -> list[object]:  # type: ignore[override]
+        return [value, value]
+
+
+def test_those_who_share_a_device_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpus = torch.device("cpu"), [torch.device("cuda:0"), torch.device("cuda:1")]
+    monkeypatch.setattr(devices, "free_memory", lambda: 1200)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda gpu: (500 + gpu.index, 900))
+    assert devices.device_memory([cpu], ALONE) == [1200]
+    assert devices.device_memory([cpu, cpu, cpu], ALONE) == [400, 400, 400]
+    assert devices.device_memory([cpu, *gpus, gpus[0]], ALONE) == [1200, 250, 501, 250]
+    assert devices.device_memory([cpu, cpu, gpus[0]], OneMachine(1, 2)) == [300, 300, 250]
 
 
 class Neighbours(Team):

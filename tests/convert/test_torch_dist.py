@@ -328,6 +328,6 @@ def test_an_index_takes_memory_in_proportion_to_its_size() -> None:
 def test_an_index_that_memory_cannot_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = unpack_torch_dist(tmp_path / "in")
     size = (folder / WEIGHTS / ".metadata").stat().st_size
-    monkeypatch.setattr(torch_dist, "available_memory", lambda: size * MEMORY_FACTOR - 1)
+    monkeypatch.setattr(torch_dist, "free_memory", lambda: size * MEMORY_FACTOR - 1)
     with pytest.raises(NemotronError, match=r"may take .* bytes of memory.*\.metadata"):
         convert(folder, tmp_path / "out", Options(Parallel(1, 1)))

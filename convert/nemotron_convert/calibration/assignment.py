@@ -8,7 +8,7 @@ from itertools import accumulate
 
 import torch
 
-from nemotron_convert.calibration.devices import free_memory, open_devices
+from nemotron_convert.calibration.devices import device_memory, open_devices
 from nemotron_convert.calibration.layer_weights import layer_nbytes
 from nemotron_convert.calibration.memory import MemoryPlan, Room, plan_memory
 from nemotron_convert.calibration.options import CalibrationOptions
@@ -55,8 +55,8 @@ def assign(
         source.config,
         layer_nbytes(source),
         [
-            Room(free_memory(device), device.type != "cpu", 2 * sum(part) * width)
-            for device, part in zip(devices, parts, strict=True)
+            Room(free, device.type != "cpu", 2 * sum(part) * width)
+            for free, device, part in zip(device_memory(devices, team), devices, parts, strict=True)
         ],
         longest=max(lengths),
         states_limit=options.memory,

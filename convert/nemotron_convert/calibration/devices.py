@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import socket
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
+from itertools import chain
 from typing import Any
 
 import torch
@@ -14,14 +15,12 @@ from torch import Tensor
 
 from nemotron_convert.team import Team
 from nemotron_core.errors import NemotronError
+from nemotron_core.memory import free_memory
 
 AUTO = "auto"
 """All GPUs of this machine, or the CPU if there is none."""
-MEMORY_FILE = Path("/proc/meminfo")
 SAMPLE_SECONDS = 0.5
 """Duration of the measurement of a device."""
-CGROUP = Path("/sys/fs/cgroup")
-"""Limits of a container's memory (control groups, version 2)."""
 
 
 def open_devices(names: str, team: Team) -> list[torch.device]:
@@ -66,20 +65,19 @@ def _open(name: str) -> torch.device:
     return device
 
 
-def free_memory(device: torch.device) -> int:
-    """Return the bytes of memory that are free on the device; of the CPU's, also in a container."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    lines = MEMORY_FILE.read_text(encoding="ascii").splitlines()
-    fields = dict(line.split(":", 1) for line in lines)
-    free = int(fields["MemAvailable"].split()[0]) << 10
-    try:
-        limit = int((CGROUP / "memory.max").read_text(encoding="ascii"))
-        statistics = (CGROUP / "memory.stat").read_text(encoding="ascii")
-        used = int(dict(line.split() for line in statistics.splitlines())["anon"])
-    except (OSError, ValueError, KeyError):  # no container, no limit ("max"), or version 1
-        return free
-    return min(free, max(0, limit - used))
+def device_memory(devices: Sequence[torch.device], team: Team) -> list[int]:
+    """Return the bytes of free memory that each of this process's devices may take.
+
+    If several workers compute on one device, in this process or in others of `team` on the same
+    machine, each of them gets an equal part. Every process measures before any takes memory.
+    """
+    free = [
+        torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
+        for device in devices
+    ]
+    places = [(socket.gethostname(), str(device)) for device in devices]
+    workers = Counter(chain.from_iterable(team.gather(places)))
+    return [nbytes // workers[place] for nbytes, place in zip(free, places, strict=True)]
 
 
 def has_bf16(device: torch.device) -> bool:

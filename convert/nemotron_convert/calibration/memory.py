@@ -30,6 +30,7 @@ class Room:
     """What one device offers and what its part of the sequences needs, in bytes."""
 
     free: int
+    """Free memory; of a device that several workers use, this one's part."""
     is_gpu: bool
     states: int
     """Hidden states of its sequences."""
@@ -75,9 +76,7 @@ def plan_memory(
     per_token = token_bytes(config)
     is_gpu = all(room.is_gpu for room in rooms)
     total_states = sum(room.states for room in rooms)
-    # Devices on the CPU share its memory; each of them may take its part.
-    shared = 1 if is_gpu else len(rooms)
-    usable = min(int(room.free * USABLE) for room in rooms) // shared
+    usable = min(int(room.free * USABLE) for room in rooms)
     least = longest * per_token
     if usable < layer_bytes + least:
         raise NemotronError(
@@ -90,11 +89,13 @@ def plan_memory(
     wanted = GPU_BATCH_TOKENS if is_gpu else CPU_BATCH_BYTES // per_token
     wanted = max(longest, wanted)
     place = Place.DISK
-    if total_states <= states_limit:
-        place = Place.MEMORY
     largest_states = max(room.states for room in rooms)
-    if is_gpu and usable >= 2 * layer_bytes + largest_states + least:
+    can_hold_states = usable >= 2 * layer_bytes + largest_states + least
+    if is_gpu and can_hold_states:
         place = Place.DEVICE
+    elif total_states <= states_limit and (is_gpu or can_hold_states):
+        place = Place.MEMORY
+    if place is Place.DEVICE or (place is Place.MEMORY and not is_gpu):
         usable -= largest_states
     slots = 2 if usable >= 2 * layer_bytes + least else 1
     room_for_batch = (usable - slots * layer_bytes) // per_token

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from nemotron_convert.source.archive import Archive, Member, read_bytes, refuse_pointer
@@ -25,6 +24,7 @@ from nemotron_convert.source.arrays import (
 from nemotron_convert.source.safe_pickle import Record, load_pickle
 from nemotron_convert.source.torch_zip import TorchZip, check_sizes
 from nemotron_core.errors import NemotronError
+from nemotron_core.memory import free_memory
 
 METADATA_NAME = ".metadata"
 MEMORY_FACTOR = 16
@@ -82,7 +82,7 @@ class TorchDist:
         where = f"{archive.path}: {weights}{METADATA_NAME}"
         if weights + METADATA_NAME not in archive.members:
             raise NemotronError(f"no {METADATA_NAME} beside the weights", where=archive.path)
-        size, free = archive.members[weights + METADATA_NAME].size, available_memory()
+        size, free = archive.members[weights + METADATA_NAME].size, free_memory()
         if size > free // MEMORY_FACTOR:
             raise NemotronError(
                 f"an index of {size:,} bytes may take {size * MEMORY_FACTOR:,} bytes of memory; "
@@ -170,13 +170,6 @@ class TorchDist:
                 where=where,
             )
         return member, stored.offset
-
-
-def available_memory() -> int:
-    """Return the bytes of memory that can be used without swapping."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    fields = dict(line.split(":") for line in lines)
-    return int(fields["MemAvailable"].split()[0]) << 10
 
 
 def _read_index(metadata: Any) -> tuple[dict[str, _Tensor], list[str]]:
