@@ -19,6 +19,7 @@ from nemotron_core.files import partial_path
 from nemotron_core.folder import (
     check_output,
     existing_folder,
+    require_unlocked,
     unfinished_folder,
     writing_errors,
 )
@@ -35,6 +36,8 @@ def convert(source_path: Path, output: Path, options: Options, *, team: Team = A
     """
     if not (options.reuse and (output / MANIFEST_NAME).exists()):
         check_output(output, source=source_path)
+    if team.is_leader:
+        require_unlocked(output)
     scratch = _scratch(output, options)
     with Source.open(source_path, ignore=options.ignore, scratch=scratch) as source:
         if options.strict and source.dtypes != ("BF16",):

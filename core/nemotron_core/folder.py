@@ -135,6 +135,23 @@ def check_output(output: Path, *, source: Path | None = None) -> None:
         )
 
 
+def require_unlocked(output: Path) -> None:
+    """Raise `NotReady` if another process is writing `output`.
+
+    This spares a process the work before `unfinished_folder`, which decides who writes.
+    """
+    partial = partial_path(output)
+    try:
+        descriptor = os.open(partial, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
+    except OSError:  # nothing is there, or `unfinished_folder` will say what is wrong with it
+        return
+    try:
+        with writing_errors(output):
+            _lock(descriptor, partial)
+    finally:
+        os.close(descriptor)
+
+
 def existing_folder(folder: Path) -> Path:
     """Return the folder, or its nearest parent that exists: they are on the same disk."""
     while not folder.exists():

@@ -24,7 +24,7 @@ from nemotron_convert.target.copier import Copier, Piece
 from nemotron_convert.target.layout import Format
 from nemotron_convert.target.manifest import changed_files, read_manifest
 from nemotron_core.errors import NemotronError
-from nemotron_core.folder import unfinished_folder
+from nemotron_core.folder import NotReady, unfinished_folder
 from tests.convert.nemo import NEMO, edit_config, pack, rechunk, unpack
 from tests.waiting import until
 
@@ -257,6 +257,36 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     ):
         convert(NEMO, tmp_path / "out", TP8)
     assert (tmp_path / "out").is_dir()
+
+
+def test_the_second_process_is_refused_before_it_reads(tmp_path: Path) -> None:
+    """It would decompress a whole archive first, and do so for each look while it waits."""
+    with (
+        unfinished_folder(tmp_path / "out", keep=False),
+        pytest.raises(NotReady, match="another process is writing it"),
+    ):
+        convert(tmp_path / "missing.nemo", tmp_path / "out", TP8)
+    with pytest.raises(NemotronError, match="cannot read"):
+        convert(tmp_path / "missing.nemo", tmp_path / "out2", TP8)
+
+
+def test_a_disk_that_fails_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel reports a failure only once, here to the thread that records what is done."""
+    monkeypatch.setattr(journal, "SYNC_SECONDS", 0.001)
+    failures = iter([OSError(5, "Input/output error")])
+
+    class FailingFile:
+        def sync(self) -> None:
+            for failure in failures:
+                raise failure
+
+    (tmp_path / journal.FOLDER).mkdir()
+    log = journal.Journal(tmp_path, 0, {"rank0": FailingFile()})  # type: ignore[dict-item]
+    log.add("rank0", "weight")
+    until(lambda: not log._thread.is_alive())
+    with pytest.raises(OSError, match="Input/output"):
+        log.close()
+    assert (tmp_path / journal.FOLDER / "0.jsonl").read_text() == ""
 
 
 def test_a_full_disk(tmp_path: Path) -> None:

@@ -187,10 +187,16 @@ class Journal:
             self._pending.append((piece, note))
 
     def close(self) -> None:
-        """Record the remaining tensors. The tensor files must still be open."""
+        """Record the remaining tensors. The tensor files must still be open.
+
+        Raises `OSError` if they, or some before them, could not be made durable. The kernel reports
+        such a failure only once, so a later sync of the same file would succeed.
+        """
         self._ended.set()
         self._thread.join()
         try:
+            if self._error is not None:
+                raise self._error
             self._flush()
         finally:
             self._file.close()
