@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -180,7 +181,7 @@ class ConvertArguments:
                 ids=self.calibrate_ids,
                 length=self.calibrate_length,
                 devices=self.devices,
-                memory=int(self.calibrate_memory * 1e9),
+                memory=int(min(self.calibrate_memory * 1e9, sys.maxsize)),
             ),
         )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from contextlib import closing
 from pathlib import Path
 
@@ -24,7 +24,6 @@ from nemotron_convert.calibration.hidden_states import HiddenStates
 from nemotron_convert.calibration.layer_feed import LayerFeed, Slot
 from nemotron_convert.calibration.layer_weights import (
     LINEAR_SOURCES,
-    ResidentLayer,
     layer_nbytes,
 )
 from nemotron_convert.calibration.memory import Place
@@ -130,14 +129,18 @@ class CalibrationPass:
                 raise CancelledError
             report(self._layer_bytes * tokens // self._assignment.tokens)
 
-        def run(worker: Worker, weights: ResidentLayer) -> Magnitudes:
-            return worker.run(weights, report_tokens)
-
+        futures = [
+            pool.submit(worker.run, weights, report_tokens)
+            for worker, weights in zip(self._workers, slot, strict=True)
+        ]
         try:
-            parts = list(pool.map(run, self._workers, slot))
+            ended, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            for future in ended:
+                future.result()
         except BaseException:  # an error on one device, or Ctrl-C, ends the others at a batch
             self._stopped = True
             raise
+        parts = [future.result() for future in futures]
         for magnitudes in parts:
             self._check(layer, magnitudes)
         return _largest([_layer_amax(magnitudes) for magnitudes in parts])
