@@ -60,6 +60,10 @@ ATTACKS = {
     "YAML: a megabyte": Attack(layers("4 #" + " " * (1 << 20)), r"yaml has .* more than"),
     "YAML: tag without its value": Attack(layers("!!int x"), YAML),
     "YAML: number of 5000 digits": Attack(layers("9" * 5000), YAML),
+    "YAML: number too long to print": Attack(layers("0x" + "f" * 5000), "an integer of 20000 bits"),
+    "YAML: key too long to print": Attack(
+        changed("num_layers: 4", "num_layers: 4\n? 0x" + "f" * 5000 + "\n: 1"), "an integer of"
+    ),
     "YAML: number no float holds": Attack(
         changed("layernorm_epsilon: 1.0e-05", "layernorm_epsilon: 1" + "0" * 400),
         "layernorm_epsilon: expected a positive number",

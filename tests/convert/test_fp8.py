@@ -234,6 +234,7 @@ def test_an_invalid_calibration_file(content: str, tmp_path: Path) -> None:
             r"layers\.2\.linears\.mlp\.fc\.input: 0",
         ),
         (lambda c: c["layers"][2].update(key=-1), r"layers\.2\.key: .*greater than or equal to 0"),
+        (lambda c: c["layers"][2].update(key=1e39), r"layers\.2\.key: .*less than or equal to 3"),
     ],
 )
 def test_a_calibration_of_another_model(

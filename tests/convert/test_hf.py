@@ -17,9 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from nemotron_convert.convert import Options, convert
 from nemotron_convert.inspect import inspect_checkpoint
 from nemotron_convert.shards import Parallel
+from nemotron_convert.source.nemo import Source
 from nemotron_convert.target import layout
 from nemotron_convert.target.checkpoint import Checkpoint
-from nemotron_convert.target.hf_tokenizer import hf_tokenizer
+from nemotron_convert.target.hf_tokenizer import hf_tokenizer, write_hf_tokenizer
 from nemotron_convert.target.layout import Format
 from nemotron_convert.target.manifest import changed_files
 from nemotron_core.errors import NemotronError
@@ -112,6 +113,11 @@ def test_transformers_gives_the_trained_answers(trained: Path, answers: list[Exa
             == answer.question.answer.strip()
         )
     assert correct == len(sample)
+
+
+def test_a_tokenizer_that_cannot_be_written(tmp_path: Path) -> None:
+    with Source.open(TRAINED) as source, pytest.raises(FileNotFoundError):
+        write_hf_tokenizer(tmp_path / "missing", source.tokenizer, 256)
 
 
 def test_the_tokenizer_says_what_loaders_ask(trained: Path) -> None:

@@ -26,7 +26,8 @@ KV_SCALE_FLOOR = np.float32(1)
 """Smallest scale of the KV cache, as in ModelOpt: at an amax below 448 nothing overflows at scale
 1, and a finer scale would only move the small numbers."""
 
-Magnitude = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Magnitude = Annotated[float, Field(ge=0, le=float(np.finfo(np.float32).max), allow_inf_nan=False)]
+"""A largest magnitude, which fits in F32 because its scale does."""
 
 
 class _Strict(BaseModel):

@@ -24,6 +24,8 @@ REFERENCE = re.compile(r"^\$\{\.(\w+)\}$")
 """OmegaConf's way to write the value of another key."""
 LARGEST = 1e30
 """Upper bound of every real number. YAML can write integers that are too large for a float."""
+INTEGER_BITS = 4096
+"""Largest size of an integer, far above that of any setting."""
 NUMBER = re.compile(r"\d+(\.\d+)?[eE][-+]?\d+")
 """A number such as 1e-05, which is a number in YAML 1.2 but a string to PyYAML."""
 
@@ -87,15 +89,25 @@ def read_settings(archive: Archive, root: str, *, is_nemo2: bool) -> ModelSettin
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """A loader of YAML's plain values without merge keys.
+    """A loader of YAML's plain values without merge keys and enormous integers.
 
-    NeMo writes no merge keys, and with them a few bytes can expand to gigabytes.
+    NeMo writes neither. With merge keys, a few bytes can expand to gigabytes, and Python refuses to
+    print an integer of thousands of digits, which hexadecimal ones can have.
     """
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         for key, _ in node.value:
             if key.tag == "tag:yaml.org,2002:merge":
                 raise yaml.constructor.ConstructorError(None, None, "merge keys", key.start_mark)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        number: int = super().construct_yaml_int(node)
+        if number.bit_length() > INTEGER_BITS:
+            raise ValueError(f"an integer of {number.bit_length()} bits")
+        return number
+
+
+_PlainLoader.add_constructor("tag:yaml.org,2002:int", _PlainLoader.construct_yaml_int)
 
 
 def _load_yaml(data: bytes, where: str) -> Any:

@@ -42,7 +42,8 @@ def write_hf_tokenizer(folder: Path, model: bytes, max_positions: int) -> None:
     `NemotronError` if the tokenizer has no Hugging Face form.
     """
     parsed = parse_for_hf(model)
-    hf_tokenizer(parsed).save(str(folder / "tokenizer.json"))
+    # Not by the library's `save`, whose errors say neither what they are nor where.
+    (folder / "tokenizer.json").write_text(hf_tokenizer(parsed).to_str(pretty=True), "utf-8")
     texts = {piece.text for piece in parsed.pieces}
     special = {key: text for key, text in SPECIAL_TOKENS.items() if text in texts}
     config = {
