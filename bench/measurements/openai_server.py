@@ -51,6 +51,7 @@ class Connection(asyncio.Protocol):
         self._data = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
@@ -71,7 +72,7 @@ class Connection(asyncio.Protocol):
 
     def _write(self, data: bytes) -> None:
         if not self._transport.is_closing():
-            self._transport.write(data)  # type: ignore[attr-defined]
+            self._transport.write(data)
 
 
 async def main(seconds: float, spread: float) -> None:

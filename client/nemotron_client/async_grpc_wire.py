@@ -13,6 +13,7 @@ import grpc
 import grpc.aio
 
 from nemotron_client.channel import Connection
+from nemotron_client.exceptions import ClientError
 from nemotron_client.exchange import Exchange, PieceTimeout
 from nemotron_client.grpc_calls import GrpcCalls, read_parameters, read_response
 from nemotron_core.generation import Piece
@@ -38,7 +39,7 @@ class AsyncGrpcWire:
         """Return whether the server answers and the model accepts requests."""
         try:
             return bool((await self._calls.model_ready(model)).ready)
-        except grpc.RpcError:
+        except (grpc.RpcError, ClientError):
             return False
 
     async def parameters(self, model: str) -> dict[str, str]:
@@ -80,7 +81,8 @@ class AsyncGrpcWire:
 
     async def _stop(self, call: Any, exchange: Exchange) -> None:
         call.cancel()
-        await _drain(self._calls.stop(exchange))
+        with suppress(ClientError):  # this client may be closed
+            await _drain(self._calls.stop(exchange))
 
     def _run_in_background(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)

@@ -14,10 +14,12 @@ from collections.abc import AsyncGenerator, Awaitable, Mapping
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, TypeVar
+from urllib.parse import quote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 
-from nemotron_client.channel import Connection
+from nemotron_client.channel import Connection, checked_headers
 from nemotron_client.exceptions import (
     ClientError,
     ConnectionFailed,
@@ -26,7 +28,7 @@ from nemotron_client.exceptions import (
     ServerFailed,
     from_http_status,
 )
-from nemotron_client.exchange import Exchange, PieceTimeout
+from nemotron_client.exchange import CLOSED, Exchange, PieceTimeout
 from nemotron_client.request import request_parameters
 from nemotron_client.response import Values
 from nemotron_client.settings import Timeouts
@@ -36,7 +38,6 @@ EVENT_PREFIX = b"data: "
 EVENT_END = b"\n\n"
 NOT_TRITON = "no_such_route"
 """Code of the gateway's error for an endpoint that it does not have."""
-CLOSED = "the client was closed before the answer was whole"
 
 T = TypeVar("T")
 
@@ -49,7 +50,9 @@ class AsyncHttpWire:
         self._url = connection.url
         self._timeouts = connection.timeouts
         self._base = f"{'https' if address.is_secure else 'http'}://{address.target}/v2/models"
-        self._headers = dict(connection.headers)
+        self._proxy = _environments_proxy(self._base)
+        self._headers = connection.headers
+        self._check_size = connection.check_size
         self._ssl = connection.ssl_context() if address.is_secure else True
         self._session: aiohttp.ClientSession | None = None
         self._closed = False
@@ -70,21 +73,20 @@ class AsyncHttpWire:
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers=self._headers,
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._timeouts.connect),
-                trust_env=True,
             )
         return self._session
 
     async def is_ready(self, model: str) -> bool:
         """Return whether the server answers and the model accepts requests."""
         try:
-            status, _content = await self._get(f"{model}/ready")
+            status, _content = await self._get(f"{quote(model, safe='')}/ready")
         except ClientError:
             return False
         return status == HTTPStatus.OK
 
     async def parameters(self, model: str) -> dict[str, str]:
         """Return the `parameters` of a model's configuration. Raises `ClientError`."""
-        status, content = await self._get(f"{model}/config")
+        status, content = await self._get(f"{quote(model, safe='')}/config")
         if status != HTTPStatus.OK:
             raise self._refusal(status, content)
         try:
@@ -96,7 +98,9 @@ class AsyncHttpWire:
     async def _get(self, path: str) -> tuple[int, bytes]:
         timeout = aiohttp.ClientTimeout(total=self._timeouts.connect)
         try:
-            async with self._open().get(f"{self._base}/{path}", timeout=timeout) as response:
+            url = f"{self._base}/{path}"
+            request = self._open().get(url, timeout=timeout, proxy=self._proxy)
+            async with request as response:
                 return response.status, await response.read()
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
             raise self._failure(error) from error
@@ -107,15 +111,18 @@ class AsyncHttpWire:
         response = None
         deadlines = _Deadlines(self._timeouts)
         body = request_body(exchange)
-        headers = {"Content-Type": "application/json"} | dict(exchange.options.headers)
-        url = f"{self._base}/{exchange.model}/generate_stream"
+        self._check_size("request", len(body))
+        headers = checked_headers({"content-type": "application/json"}, exchange.options.headers)
+        url = f"{self._base}/{quote(exchange.model, safe='')}/generate_stream"
         try:
-            response = await deadlines.wait(self._open().post(url, data=body, headers=headers))
+            request = self._open().post(url, data=body, headers=headers, proxy=self._proxy)
+            response = await deadlines.wait(request)
             if response.status != HTTPStatus.OK:
                 raise self._refusal(response.status, await deadlines.wait(response.read()))
             data, rest = response.content.iter_any(), b""
             while block := await deadlines.wait(anext(data, b"")):
                 *events, rest = (rest + block).split(EVENT_END)
+                self._check_size("response", max(map(len, (*events, rest))))
                 for event in events:
                     outputs = _read_event(event, exchange)
                     for piece in exchange.read(outputs) if outputs else ():
@@ -145,21 +152,22 @@ class AsyncHttpWire:
         is_connection = isinstance(error, aiohttp.ClientConnectionError)  # a wrong certificate too
         if isinstance(error, ValueError) and not is_connection:
             return RequestRefused(f"{self._url}: {error}")  # a URL or a header that HTTP has not
-        return ConnectionFailed(f"no answer from {self._url}: {str(error) or type(error).__name__}")
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return ConnectionFailed(f"no answer from {self._url}: {reason}")
 
     def _refusal(self, status: int, content: bytes) -> ClientError:
         """Return the exception for a response that is not 200."""
         text = content.removeprefix(EVENT_PREFIX).decode(errors="replace")
         error: Any = text
         with suppress(ValueError, KeyError, TypeError):
-            error = json.loads(text)["error"]
+            error = json.loads(text)["error"] or text
         if isinstance(error, Mapping):
             if error.get("code") == NOT_TRITON:
                 return RequestRefused(
                     f"{self._url} is the gateway, which has OpenAI's API: use Triton's address "
                     "here, or OpenAI's library there"
                 )
-            error = error.get("message", text)
+            error = error.get("message") or text
         return from_http_status(status, str(error), self._url)
 
 
@@ -189,6 +197,16 @@ class _Deadlines:
             raise RequestTimeout(f"no whole answer in {self._total} seconds") from None
 
 
+def _environments_proxy(url: str) -> str | None:
+    """Return the proxy that the environment names for a URL, if any.
+
+    aiohttp's `trust_env` would also send the user and password that a `.netrc` has for the server,
+    and refuse an `api_key` beside them.
+    """
+    parts = urlsplit(url)
+    return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
+
+
 def request_body(exchange: Exchange) -> bytes:
     """Return the JSON of a request. Raises `RequestRefused` if it does not fit on the wire."""
     try:
@@ -212,7 +230,7 @@ def _read_event(data: bytes, exchange: Exchange) -> dict[str, Values]:
     try:
         event = json.loads(data.removeprefix(EVENT_PREFIX))
         error = event.get("error")
-    except (ValueError, AttributeError) as failure:
+    except (ValueError, AttributeError, RecursionError) as failure:
         raise ServerFailed(f"the server sent an event that is no piece: {failure}") from failure
     if error is not None:
         raise exchange.error(str(error))

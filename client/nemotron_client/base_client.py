@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from nemotron_client.address import parse_url
-from nemotron_client.channel import Connection
-from nemotron_client.exceptions import ClientError
+from nemotron_client.channel import Connection, checked_headers
+from nemotron_client.exceptions import ClientError, RequestRefused
 from nemotron_client.exchange import Exchange
 from nemotron_client.settings import Limits, Retries, Timeouts, Tls
 
@@ -24,7 +24,8 @@ class BaseClient:
     (`http://`, `https://`); the answers are the same. `timeout` is short for `Timeouts(total=…)`,
     `tls` has the files of an encrypted connection and makes one of an address without a scheme,
     `api_key` is sent as `authorization: Bearer …`, and `headers` go with every request. Raises
-    `RequestRefused` if the URL is none, and `OSError` if a file of `tls` cannot be read.
+    `RequestRefused` if the URL, a header or a limit is none, or if `tls` is given for an address
+    without encryption, and `OSError` if a file of `tls` cannot be read.
     """
 
     _grpc_wire: ClassVar[type[Any]]
@@ -54,12 +55,17 @@ class BaseClient:
         address = parse_url(url)
         if tls is not None and "://" not in url:
             address = dataclasses.replace(address, is_secure=True)
-        sent = dict(headers or {})
-        if api_key is not None:
-            sent["authorization"] = f"Bearer {api_key}"
+        if tls is not None and not address.is_secure:
+            raise RequestRefused(f"{url!r} is not encrypted: use grpcs:// or https:// with tls")
+        key = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
+        sent = checked_headers(headers or {}, key)
         connection = Connection(url, address, self.timeouts, limits, tls or Tls(), sent)
         self._limit: Any = contextlib.nullcontext()
         if limits.concurrent_requests is not None:
+            if limits.concurrent_requests < 1:
+                raise RequestRefused(
+                    f"concurrent_requests is {limits.concurrent_requests}: 1 or more, or None"
+                )
             self._limit = self._semaphore(limits.concurrent_requests)
         self._wire: Any = (self._http_wire if address.is_http else self._grpc_wire)(connection)
 

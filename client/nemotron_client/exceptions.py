@@ -83,6 +83,9 @@ _BY_HTTP_STATUS: dict[int, type[ClientError]] = {
 }
 """Any other status from 400 to 499 is a `RequestRefused`, and any other one a `ServerFailed`."""
 
+_TOO_LARGE = "message larger than max"
+"""Part of the details with which gRPC refuses a message by its size, on either side."""
+
 
 _BY_KIND: dict[ErrorKind | None, type[ClientError]] = {
     ErrorKind.REFUSED: RequestRefused,
@@ -105,6 +108,8 @@ def from_rpc_error(error: grpc.RpcError, url: str) -> ClientError:
     status, details = error.code(), " ".join((error.details() or "").split())
     if ErrorKind.of_text(details) is not None:
         return from_server_text(details)
+    if _TOO_LARGE in details:  # its status is the one of a full queue
+        return RequestRefused(details)
     exception_type = _BY_STATUS.get(status, ServerFailed)
     if exception_type is ConnectionFailed:
         return ConnectionFailed(f"no answer from {url}: {details}")

@@ -19,6 +19,8 @@ from nemotron_client.response import Values, read_pieces
 from nemotron_client.settings import RequestOptions, Timeouts
 from nemotron_core.generation import Generation, Piece, Prompt
 
+CLOSED = "the client was closed before the answer was whole"
+
 Messages = Sequence[Mapping[str, Any]]
 
 
@@ -47,11 +49,16 @@ class Exchange:
         """Whether the server has ended its work on the request."""
 
     def read(self, outputs: Mapping[str, Values]) -> list[Piece]:
-        """Return the pieces in a response's outputs. Raises `ServerFailed` if they have no text."""
+        """Return the pieces in a response's outputs.
+
+        Raises `ServerFailed` if they have no text, or are not of the contract's types.
+        """
         try:
             pieces = read_pieces(outputs, self.generation)
         except KeyError as error:
             raise ServerFailed(f"model {self.model} does not answer with {error}") from error
+        except (ValueError, TypeError, OverflowError) as error:
+            raise ServerFailed(f"model {self.model} sent a broken response: {error}") from error
         self.has_started = True
         if not {"finish_reason", "output_token_ids"} & outputs.keys():
             # The classic ensemble sends neither: only the end of the stream ends its answer.
@@ -86,7 +93,7 @@ class Exchange:
         if timeout_message:
             return RequestTimeout(timeout_message)
         self.is_over = True  # closing the connection ended all its requests
-        return ConnectionFailed("the client was closed before the answer was whole")
+        return ConnectionFailed(CLOSED)
 
 
 class PieceTimeout:

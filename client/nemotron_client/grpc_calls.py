@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import grpc
+import grpc.aio
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from nemotron_client.channel import Connection, metadata, open_channel
-from nemotron_client.exceptions import ClientError, RequestRefused, ServerFailed, from_rpc_error
-from nemotron_client.exchange import Exchange
+from nemotron_client.channel import Connection, checked_headers, open_channel
+from nemotron_client.exceptions import (
+    ClientError,
+    ConnectionFailed,
+    RequestRefused,
+    ServerFailed,
+    from_rpc_error,
+)
+from nemotron_client.exchange import CLOSED, Exchange
 from nemotron_client.request import generation_request, stop_request
 from nemotron_client.response import read_outputs
 from nemotron_core.generation import Piece
@@ -21,7 +29,10 @@ STOP_TIMEOUT = 5.0
 
 
 class GrpcCalls:
-    """Starts calls on a channel of `library`, which is `grpc` or `grpc.aio`."""
+    """Starts calls on a channel of `library`, which is `grpc` or `grpc.aio`.
+
+    Each raises `ConnectionFailed` if the channel is closed.
+    """
 
     def __init__(self, library: Any, connection: Connection) -> None:
         self._connection = connection
@@ -30,23 +41,18 @@ class GrpcCalls:
 
     def model_ready(self, model: str) -> Any:
         """Start to ask whether a model is ready."""
-        return self._call("ModelReady", service_pb2.ModelReadyRequest(name=model))
+        request = service_pb2.ModelReadyRequest(name=model)
+        return self._call("ModelReady", request, self._connection.timeouts.connect)
 
     def model_config(self, model: str) -> Any:
         """Start to ask for a model's configuration."""
-        return self._call("ModelConfig", service_pb2.ModelConfigRequest(name=model))
-
-    def _call(self, method: str, request: Any) -> Any:
-        return getattr(self._stub, method)(
-            request,
-            timeout=self._connection.timeouts.connect,
-            metadata=metadata(self._connection.headers),
-        )
+        request = service_pb2.ModelConfigRequest(name=model)
+        return self._call("ModelConfig", request, self._connection.timeouts.connect)
 
     def generate(self, exchange: Exchange) -> Any:
         """Start the stream of responses to a request.
 
-        Raises `RequestRefused` if the request does not fit on the wire.
+        Raises `RequestRefused` if the request or one of its headers does not fit on the wire.
         """
         try:
             request = generation_request(
@@ -59,6 +65,8 @@ class GrpcCalls:
             )
         except ValueError as error:
             raise RequestRefused(str(error)) from error
+        # gRPC's own check leaves an asynchronous call with an error that names no reason.
+        self._connection.check_size("request", request.ByteSize())
         return self._stream(request, self._connection.timeouts.total, exchange)
 
     def stop(self, exchange: Exchange) -> Any:
@@ -71,8 +79,16 @@ class GrpcCalls:
     def _stream(
         self, request: service_pb2.ModelInferRequest, timeout: float | None, exchange: Exchange
     ) -> Any:
-        headers = metadata(self._connection.headers, exchange.options.headers)
-        return self._stub.ModelStreamInfer(iter([request]), timeout=timeout, metadata=headers)
+        return self._call("ModelStreamInfer", iter([request]), timeout, exchange.options.headers)
+
+    def _call(
+        self, method: str, request: Any, timeout: float | None, headers: Mapping[str, str] = {}
+    ) -> Any:
+        metadata = tuple(checked_headers(self._connection.headers, headers).items())
+        try:
+            return getattr(self._stub, method)(request, timeout=timeout, metadata=metadata)
+        except (ValueError, grpc.aio.UsageError) as error:
+            raise ConnectionFailed(CLOSED) from error
 
     def error(self, error: grpc.RpcError) -> ClientError:
         """Return the exception for a failed call."""

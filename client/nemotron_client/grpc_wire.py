@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 
 from nemotron_client.channel import Connection
+from nemotron_client.exceptions import ClientError
 from nemotron_client.exchange import Exchange, PieceTimeout
 from nemotron_client.grpc_calls import GrpcCalls, read_parameters, read_response
 from nemotron_core.generation import Piece
@@ -37,7 +38,7 @@ class GrpcWire:
         """Return whether the server answers and the model accepts requests."""
         try:
             return bool(self._calls.model_ready(model).ready)
-        except grpc.RpcError:
+        except (grpc.RpcError, ClientError):
             return False
 
     def parameters(self, model: str) -> dict[str, str]:
@@ -69,8 +70,8 @@ class GrpcWire:
                     _drain(call)
             else:
                 call.cancel()
-                # The server may have ended too, or this client may be closed (a ValueError).
-                with suppress(grpc.RpcError, ValueError):
+                # The server may have ended too, or this client may be closed.
+                with suppress(grpc.RpcError, ClientError):
                     _drain(self._calls.stop(exchange))
 
 

@@ -17,14 +17,14 @@ Values = Sequence[Any]
 def read_outputs(response: service_pb2.ModelInferResponse) -> dict[str, Values]:
     """Return the elements of each output by its name.
 
-    Raises `ValueError` if an output's bytes do not fit its datatype.
+    Raises `ValueError` if an output has no bytes, or bytes that do not fit its datatype.
     """
     try:
         return {
             output.name: _decode(output.datatype, raw)
             for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
         }
-    except (struct.error, UnicodeDecodeError) as error:
+    except (struct.error, ValueError) as error:
         raise ValueError(f"model {response.model_name} sent a broken response: {error}") from error
 
 
@@ -58,7 +58,7 @@ def _read_row(outputs: Mapping[str, Values], row: int, generation: Generation) -
     cum_log_probs = outputs.get("cum_log_probs")
     times = [outputs.get(f"{name}_time_ns") for name in _TIMES]
     return Piece(
-        text="".join(map(str, outputs["text_output"])),
+        text="".join(outputs["text_output"]),
         token_ids=ids[:length],
         finish_reason=str(first("finish_reason", "")),
         stop_reason=str(first("stop_reason", "")),
@@ -89,7 +89,8 @@ def _decode(datatype: str, raw: bytes) -> Values:
         texts = []
         while raw:
             (length,) = struct.unpack_from("<I", raw)
-            texts.append(raw[4 : 4 + length].decode())
+            (text,) = struct.unpack_from(f"{length}s", raw, 4)
+            texts.append(text.decode())
             raw = raw[4 + length :]
         return tuple(texts)
     element = STRUCT_FORMATS.get(datatype)

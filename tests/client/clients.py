@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nemotron_client import AsyncClient, Client, Generation, Piece, Retries
+from tests.tools import debian_program
 
 ENDLESS = Generation(max_tokens=4000, end_id=0)
 SHORT = Generation(max_tokens=20)
 GO = "<extra_id_1>Go"
 ONCE = Retries(attempts=1)
+
+
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    """Return the files of a key and of its certificate for 127.0.0.1."""
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    command = [debian_program("openssl"), "req", "-x509", "-newkey", "ec", "-nodes", "-days", "2"]
+    command += ["-pkeyopt", "ec_paramgen_curve:prime256v1", "-subj", "/CN=localhost"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key)]
+    subprocess.run([*command, "-out", str(certificate)], check=True, capture_output=True)
+    return key, certificate
 
 
 def complete_with_each(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
-import subprocess
 from contextlib import aclosing
 from pathlib import Path
 
@@ -25,11 +24,17 @@ from nemotron_client import (
 from nemotron_core.metrics import RUNNING_METRIC
 from nemotron_core.text import Tokenizer
 from nemotron_serve.model_server import ModelServer
-from tests.client.clients import ENDLESS, GO, ONCE, complete_with_each, fail_with_each
+from tests.client.clients import (
+    ENDLESS,
+    GO,
+    ONCE,
+    complete_with_each,
+    fail_with_each,
+    make_certificate,
+)
 from tests.client.scripted import Scripted, Serving
 from tests.serve.wire import metric
 from tests.tiny_nemotron.answers import ExactAnswer
-from tests.tools import debian_program
 from tests.waiting import WAIT, until
 
 
@@ -175,11 +180,7 @@ def test_one_deadline_for_the_whole(url: str) -> None:
 
 
 def test_tls_and_a_key(tmp_path: Path) -> None:
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    command = [debian_program("openssl"), "req", "-x509", "-newkey", "ec", "-nodes", "-days", "2"]
-    command += ["-pkeyopt", "ec_paramgen_curve:prime256v1", "-subj", "/CN=localhost"]
-    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key)]
-    subprocess.run([*command, "-out", str(certificate)], check=True, capture_output=True)
+    key, certificate = make_certificate(tmp_path)
     credentials = grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])
     standin = Scripted(["yes"])
     with Serving(standin, credentials) as url:

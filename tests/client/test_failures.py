@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ from nemotron_client import (
     ServerFailed,
     ServerOverloaded,
     Timeouts,
+    Tls,
 )
 from nemotron_core.errors import ErrorKind
 from tests.client.clients import ONCE, fail_with_each
@@ -98,14 +100,78 @@ def test_what_may_work_later_is_tried_again(failure: Any) -> None:
         ([RuntimeError("deadline exceeded: no")], RequestTimeout, 1),
         ([grpc.StatusCode.INTERNAL], ServerFailed, 1),
         (["half", grpc.StatusCode.UNAVAILABLE], ConnectionFailed, 1),
+        (["a" * 2000], RequestRefused, 1),
     ],
 )
 def test_what_may_not_help_is_not(script: list[Any], error: type[Exception], calls: int) -> None:
     standin = Scripted(script)
-    with Serving(standin) as url, Client(url, retries=QUICK) as client:
+    limits = Limits(message_bytes=1000)
+    with Serving(standin) as url, Client(url, retries=QUICK, limits=limits) as client:
         with pytest.raises(error):
             list(client.stream_complete("Hello"))
         assert standin.calls == calls
+
+
+def test_a_request_larger_than_the_limit() -> None:
+    standin = Scripted(["yes"])
+    with Serving(standin) as url:
+        match = r"a request of \d+ bytes or more: Limits\(message_bytes=10\) allows no more"
+        fail_with_each(url, RequestRefused, match, limits=Limits(message_bytes=10))
+    assert standin.calls == 0
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:9", "http://127.0.0.1:9"])
+def test_a_closed_client_has_no_connection(url: str) -> None:
+    client = Client(url, retries=ONCE)
+    for _ in range(2):
+        client.close()
+        assert not client.is_ready()
+        with pytest.raises(ConnectionFailed, match="client was closed"):
+            client.complete("Hello")
+        with pytest.raises(ConnectionFailed, match="client was closed"):
+            client.model_parameters("ensemble")
+
+    async def ask() -> None:
+        client = AsyncClient(url, retries=ONCE)
+        for _ in range(2):
+            await client.aclose()
+            assert not await client.is_ready()
+            with pytest.raises(ConnectionFailed, match="client was closed"):
+                await client.complete("Hello")
+            with pytest.raises(ConnectionFailed, match="client was closed"):
+                await client.model_parameters("ensemble")
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:9", "http://127.0.0.1:9"])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"api_key": "secret\n"}, "header 'authorization'"),
+        ({"headers": {"X-Team": "ü"}}, "header 'x-team'"),
+        ({"headers": {"x team": "us"}}, "header 'x team'"),
+        ({"limits": Limits(concurrent_requests=0)}, "concurrent_requests is 0"),
+    ],
+)
+def test_odd_settings_are_refused(url: str, settings: dict[str, Any], message: str) -> None:
+    for kind in (Client, AsyncClient):
+        with pytest.raises(RequestRefused, match=message) as raised:
+            kind(url, **settings)
+        assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("url", ["grpc://127.0.0.1:9", "http://127.0.0.1:9"])
+def test_files_for_tls_need_an_address_with_tls(url: str) -> None:
+    for kind in (Client, AsyncClient):
+        with pytest.raises(RequestRefused, match="is not encrypted: use grpcs:// or https://"):
+            kind(url, tls=Tls())
+
+
+def test_endless_times_of_a_connection() -> None:
+    timeouts = Timeouts(connect=math.inf, keepalive=math.inf)
+    with Serving(Scripted(["yes"])) as url, Client(url, timeouts=timeouts) as client:
+        assert client.complete("Hello").text == "yes"
 
 
 def test_the_wait_doubles_and_varies() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from nemotron_client import (
     ClientError,
     ConnectionFailed,
     Generation,
+    Limits,
     Piece,
     RequestOptions,
     RequestRefused,
@@ -29,6 +29,7 @@ from nemotron_client import (
     Tls,
 )
 from nemotron_core.errors import ErrorKind
+from tests.client.clients import ONCE, make_certificate
 from tests.gateway.scripted_triton import (
     CLOSE,
     HEARTBEAT,
@@ -42,7 +43,6 @@ from tests.gateway.scripted_triton import (
     plain,
     stream,
 )
-from tests.tools import debian_program
 from tests.waiting import WAIT
 
 QUICK = Retries(attempts=3, first_delay=0.01)
@@ -170,6 +170,17 @@ def test_what_may_work_later_is_tried_again(failure: Sequence[Step]) -> None:
         (stream(WORD), ServerFailed, ErrorKind.FAILED, 1),
         (stream(b"data: [1]\n\n"), ServerFailed, ErrorKind.FAILED, 1),
         (stream(b"data: {\n\n"), ServerFailed, ErrorKind.FAILED, 1),
+        (stream(WORD, b'data: {"text_out'), ServerFailed, ErrorKind.FAILED, 1),
+        (stream(event(text_output=None, output_token_ids=7)), ServerFailed, ErrorKind.FAILED, 1),
+        (stream(event(text_output="a", output_token_ids="x")), ServerFailed, ErrorKind.FAILED, 1),
+        (
+            stream(event(text_output="a", output_token_ids=[None])),
+            ServerFailed,
+            ErrorKind.FAILED,
+            1,
+        ),
+        (stream(event(text_output="a", output_token_ids=1e999)), ServerFailed, ErrorKind.FAILED, 1),
+        (stream(b"data: " + b"[" * 10**5 + b"\n\n"), ServerFailed, ErrorKind.FAILED, 1),
     ],
 )
 def test_what_may_not_help_is_not(
@@ -180,6 +191,65 @@ def test_what_may_not_help_is_not(
     assert [raised.kind for raised in failures] == [kind] * 2
     assert all(len(raised.request_id) == 32 for raised in failures)
     assert asked == calls
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ([b"HTTP/1.1 200\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc"], "no answer"),
+        ([b"SSH-2.0-OpenSSH\r\n"], "no answer"),
+        (plain(503, {"error": None}), 'status 503: {"error": null}'),
+        (
+            [b"HTTP/1.1 503\r\nRetry-After: -1\r\nContent-Length: 7\r\n\r\n<p>\nno\n"],
+            "status 503: <p> no",
+        ),
+    ],
+)
+def test_what_is_no_triton_is_told_in_one_line(script: Sequence[Step], message: str) -> None:
+    failures, _ = fail_with_each(script)
+    for failure in failures:
+        assert isinstance(failure, ConnectionFailed)
+        assert message in str(failure)
+        assert len(str(failure).splitlines()) == 1
+
+
+def test_the_largest_message() -> None:
+    limits = Limits(message_bytes=1000)
+    failures, asked = fail_with_each(stream(WORD, event(text_output="a" * 1000)), limits=limits)
+    assert [str(failure)[:14] for failure in failures] == ["a response of "] * 2
+    assert asked == 1
+    failures, asked = fail_with_each(ANSWER, limits=Limits(message_bytes=10))
+    assert [str(failure)[:13] for failure in failures] == ["a request of "] * 2
+    assert [type(failure) for failure in failures] == [RequestRefused] * 2
+    assert asked == 0
+
+
+def test_a_netrc_is_not_for_triton(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login me password secret\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    for settings, sent in [({}, None), ({"api_key": "key"}, "Bearer key")]:
+        _, servers = ask_with_each(ANSWER, **settings)
+        keys = [headers.get("authorization") for server in servers for headers in server.headers]
+        assert keys == [sent] * 2
+
+
+def test_the_environments_proxy_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def ask() -> str:
+        async with ScriptedTriton(ANSWER) as proxy:
+            monkeypatch.setenv("http_proxy", f"http://{proxy.address}")
+            monkeypatch.setenv("no_proxy", "localhost")
+            async with AsyncClient("http://triton.example/a") as client:
+                await client.complete("Hello", SHORT)
+            monkeypatch.setenv("no_proxy", "triton.invalid")
+            async with AsyncClient("http://triton.invalid", retries=ONCE) as client:
+                with pytest.raises(ConnectionFailed, match="no answer from http://triton"):
+                    await client.complete("Hello", SHORT)
+            ((path, _body),) = proxy.requests
+            return path
+
+    path = asyncio.run(asyncio.wait_for(ask(), WAIT))
+    assert path == "http://triton.example:8000/a/v2/models/ensemble/generate_stream"
 
 
 @pytest.mark.parametrize(
@@ -244,11 +314,7 @@ def test_connections_are_used_again() -> None:
 
 
 def test_tls(tmp_path: Path) -> None:
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    command = [debian_program("openssl"), "req", "-x509", "-newkey", "ec", "-nodes", "-days", "2"]
-    command += ["-pkeyopt", "ec_paramgen_curve:prime256v1", "-subj", "/CN=localhost"]
-    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key)]
-    subprocess.run([*command, "-out", str(certificate)], check=True, capture_output=True)
+    key, certificate = make_certificate(tmp_path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     # The server asks for the client's certificate too.

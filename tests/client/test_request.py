@@ -126,7 +126,11 @@ def test_a_stop_request_names_the_running_request() -> None:
 def test_a_broken_response_is_an_error_of_the_server() -> None:
     response = service_pb2.ModelInferResponse(model_name="ensemble")
     response.outputs.add(name="text_output", datatype="BYTES", shape=[1])
-    response.raw_output_contents.append(b"\x01\0\0")
+    for raw in (b"\x01\0\0", b"\x02\0\0\0a", b"\x01\0\0\0\xff"):
+        response.raw_output_contents[:] = [raw]
+        with pytest.raises(ValueError, match="ensemble sent a broken response"):
+            read_outputs(response)
+    response.raw_output_contents.append(b"")
     with pytest.raises(ValueError, match="ensemble sent a broken response"):
         read_outputs(response)
     exchange = Exchange("ensemble", "Hello", Generation(), RequestOptions(), stream=True)
@@ -176,6 +180,8 @@ def test_only_timeouts_of_pieces_need_watching(timeouts: Timeouts, is_endless: b
         ("http://[::1]:8000", Address("[::1]:8000", is_http=True)),
         ("unix:/run/triton.sock", Address("unix:/run/triton.sock")),
         ("dns:///triton:8001", Address("dns:///triton:8001")),
+        ("127.0.0.1:8001/", Address("127.0.0.1:8001")),
+        ("HTTPS://triton:8", Address("triton:8", is_http=True, is_secure=True)),
     ],
 )
 def test_a_url_is_of_either_wire(url: str, address: Address) -> None:
@@ -183,11 +189,31 @@ def test_a_url_is_of_either_wire(url: str, address: Address) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["ftp://x", "http://", "", "http://a:b", "grpc://a/b", "http://me:pw@a", "a:99999"]
+    "url",
+    [
+        "ftp://x",
+        "ftp://x:21",
+        "http:/x:1",
+        "http://",
+        "",
+        "http://a:b",
+        "http://[::1",
+        "http://a\u2100",
+        "grpc://a/b",
+        "a/b",
+        "a:99999",
+    ],
 )
 def test_what_is_no_address_is_refused(url: str) -> None:
     with pytest.raises(RequestRefused, match="is no address of a server: use grpc://HOST:8001"):
         parse_url(url)
+
+
+@pytest.mark.parametrize("url", ["http://me:pw@triton", "me:pw@triton:8001"])
+def test_a_password_in_an_address_is_refused_and_not_shown(url: str) -> None:
+    with pytest.raises(RequestRefused, match="leave it out and use api_key") as raised:
+        parse_url(url)
+    assert "pw" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
