@@ -40,7 +40,7 @@ from nemotron_data.rows.parser import RowParser
 from nemotron_data.rows.row import Row
 from nemotron_data.transport.protocol import Answer
 
-PARTS = ["speed", "servers", "lanes", "slow", "resume", "ordered"]
+PARTS = ("speed", "servers", "lanes", "slow", "resume", "ordered")
 DISTILABEL_CONCURRENCY = 64
 LANE_ROWS, LANE_TOKENS = 1000, 4
 SECONDS = 0.02
@@ -120,12 +120,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only",
         nargs="+",
-        default=["speed", "servers", "slow", "resume", "ordered"],
-        help="the parts",
+        choices=PARTS,
+        default=[part for part in PARTS if part != "lanes"],
+        help="the parts; default all but lanes, which needs --checkpoint",
     )
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
+    if "lanes" in options.only and options.checkpoint is None:
+        raise SystemExit("the part lanes needs --checkpoint")
     python = sys.executable
     clients = {"nemotron batch": Client([NEMOTRON, "batch"])}
     results: dict[str, Any] = {}

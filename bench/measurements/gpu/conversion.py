@@ -54,7 +54,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory(dir=options.work) as work:
             record = str(options.folder / f"{name}.json")
             try:
-                run([*arguments, "--runs", runs, "--work", work, "--json", record])
+                failures += run([*arguments, "--runs", runs, "--work", work, "--json", record])
             except (Exception, SystemExit):
                 failures += 1
                 print(f"{name} failed:", file=sys.stderr)
