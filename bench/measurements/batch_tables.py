@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from statistics import median
 from typing import Any
 
 from bench.measurements.records import Record, conditions
@@ -44,7 +43,8 @@ def batch_speed() -> list[str]:
 
     rows = [row(f"CPU s, {NAMES[name]}", ".2f", of(name, "cpu")) for name in CLIENTS]
     rows.append(row("ours over aiohttp's", ".2f", lambda r: r[OURS]["cpu"] / r[PLAIN]["cpu"]))
-    rows.append(row(f"rows/s, {NAMES[OURS]}", ",.0f", of(OURS, "rows_per_second")))
+    for name in (OURS, PLAIN):
+        rows.append(row(f"rows/s, {NAMES[name]}", ",.0f", of(name, "rows_per_second")))
     columns = ["requests at once", *map(str, numbers)]
     lines = [*table(columns, rows), ""]
     for run in runs:
@@ -63,21 +63,3 @@ def batch_slow() -> list[str]:
     seconds = record.results["slow"]
     rows = [[NAMES[name], f"{seconds[name]:.1f}"] for name in CLIENTS if name in seconds]
     return [*table(["client", "seconds"], rows), "", _conditions(record)]
-
-
-def batch_resume() -> list[str]:
-    record = Record.read("batch_speed_resume")
-    rows = []
-    for part, title in (("resume", "999,000 of 1,000,000 rows done"), ("ordered", "sorting them")):
-        for name in (OURS, EARLIER):
-            runs = [run[name] for run in record.results[part]]
-            rows.append(
-                [
-                    f"{title}, {NAMES[name]}",
-                    f"{median(run['cpu'] for run in runs):.1f}",
-                    f"{median(run['rss'] for run in runs) / 1e6:,.0f}",
-                    f"{median(run['copies'] for run in runs):.1f}",
-                ]
-            )
-    columns = ["", "CPU s", "peak memory MB", "copies of the output"]
-    return [*table(columns, rows), "", _conditions(record)]

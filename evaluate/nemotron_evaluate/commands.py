@@ -12,7 +12,7 @@ from nemotron_evaluate.options import CompareOptions
 def compare(options: CompareOptions) -> None:
     """Compare two servers token by token. The same command again continues the run.
 
-    The servers' API key is read from the environment variable NEMOTRON_API_KEY.
+    The servers' API key is read from the environment variable NEMOTRON_API_KEY or OPENAI_API_KEY.
     """
     from nemotron_data.batch.run import Interrupted
     from nemotron_evaluate.comparison.report import markdown

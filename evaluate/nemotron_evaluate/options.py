@@ -8,12 +8,7 @@ from typing import Annotated
 
 import typer
 
-Concurrency = Annotated[
-    int, typer.Option(min=1, max=4096, help="Largest number of requests at once.")
-]
-Patience = Annotated[
-    float, typer.Option(min=0, help="Seconds to wait for an unreachable or overloaded server.")
-]
+from nemotron_data.options import MaxConcurrency, Patience
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,5 +51,5 @@ class CompareOptions:
     min_top1: Annotated[
         float | None, typer.Option(min=0, max=1, help="Fail if fewer of the top tokens are equal.")
     ] = None
-    concurrency: Concurrency = 16
+    concurrency: MaxConcurrency = 16
     patience: Patience = 600.0

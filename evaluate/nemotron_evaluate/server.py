@@ -10,12 +10,10 @@ from typing import Any
 import httpx
 
 from nemotron_core.errors import ErrorKind, NemotronError
-from nemotron_data.transport.protocol import API_KEYS
+from nemotron_data.transport.protocol import API_KEYS, identity
 
 SECONDS = 30.0
 """Longest time for one request."""
-IDENTITY = ("model", "engine", "checkpoint", "template")
-"""Keys of a server's identity: the model's name, and hashes."""
 
 
 class Server:
@@ -51,11 +49,9 @@ class Server:
         """
         content = self._ask("GET", "/v1/models")
         try:
-            model = content["data"][0]
-            known = {"model": model["id"]} | {name: model.get(name) for name in IDENTITY[1:]}
-        except (LookupError, TypeError, AttributeError) as error:
+            return identity(content["data"][0])
+        except (LookupError, TypeError) as error:
             raise NemotronError("/v1/models lists no model", where=self.url) from error
-        return {name: None if value is None else str(value) for name, value in known.items()}
 
     def tokenize(self, **body: Any) -> list[int]:
         """Return the token ids of `prompt=` or `messages=`, in the form of vLLM's `/tokenize`."""
@@ -90,7 +86,7 @@ class Server:
             raise NemotronError(
                 f"the server refuses the key ({response.status_code})",
                 where=self.url,
-                remedy=f"set {API_KEYS[0]}",
+                remedy=f"set {' or '.join(API_KEYS)}",
             )
         if response.status_code != httpx.codes.OK:
             message = _message(content) or f"HTTP {response.status_code}"

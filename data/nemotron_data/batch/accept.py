@@ -79,7 +79,7 @@ def _parse(rule: str) -> Rule:
         )
     try:
         return RULES[name](value)
-    except (ValueError, OSError, ImportError, AttributeError, re.error) as error:
+    except (ValueError, OSError, re.error) as error:
         raise NemotronError(str(error), where=f"--accept {rule}") from error
 
 
@@ -131,15 +131,34 @@ def _schema(value: str) -> Rule:
 
 
 def _python(value: str) -> Rule:
+    where = f"--accept python={value}"
     module, colon, name = value.partition(":")
-    if colon:
-        predicate = getattr(import_module(module), name)
-    else:
-        points = entry_points(group=ENTRY_POINTS, name=value)
-        if not points:
-            raise ValueError(f"no entry point {value!r} in the group {ENTRY_POINTS}")
-        predicate = next(iter(points)).load()
-    return lambda text, _choice: None if predicate(text) else f"{value} says no"
+    try:
+        if colon:
+            predicate = getattr(import_module(module), name)
+        else:
+            points = entry_points(group=ENTRY_POINTS, name=value)
+            if not points:
+                raise ValueError(f"no entry point {value!r} in the group {ENTRY_POINTS}")
+            predicate = next(iter(points)).load()
+    except Exception as error:  # code of the user's, which may raise anything
+        raise NemotronError(
+            f"cannot load: {type(error).__name__}: {error}",
+            where=where,
+            remedy="name an installed module, or set PYTHONPATH to the folder of yours",
+        ) from error
+
+    def rule(text: str, _choice: Choice) -> str | None:
+        try:
+            return None if predicate(text) else f"{value} says no"
+        except Exception as error:
+            raise NemotronError(
+                f"the function raises {type(error).__name__}: {error}",
+                where=where,
+                remedy="correct it and run the same command again",
+            ) from error
+
+    return rule
 
 
 RULES: dict[str, Callable[[str], Rule]] = {

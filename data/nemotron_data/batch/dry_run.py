@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
+import msgspec
 import typer
 
 from nemotron_data.batch.plan import Plan
 from nemotron_data.batch.progress import Progress
 from nemotron_data.batch.request import Requests
+from nemotron_data.batch.result_line import encode
 from nemotron_data.batch.statistics import Prices
 from nemotron_data.rows.row import PROMPTS, BadRow
 
@@ -28,11 +28,12 @@ def dry_run(
             continue
         body = requests.body(row)
         first = first or (row.endpoint, body)
-        prompt = json.dumps(body[PROMPTS[row.endpoint]], ensure_ascii=False)
-        prompt_tokens += len(prompt.encode(errors="replace")) // BYTES_PER_TOKEN
+        prompt_tokens += len(encode(body[PROMPTS[row.endpoint]])) // BYTES_PER_TOKEN
         longest = body.get("max_tokens", body.get("max_completion_tokens"))
         is_limited &= isinstance(longest, int)
-        completion_tokens += longest * (body.get("n") or 1) if isinstance(longest, int) else 0
+        choices = body.get("n")
+        if isinstance(longest, int):
+            completion_tokens += longest * (choices if isinstance(choices, int) else 1)
     counts = plan.counts
     values = {
         "rows": f"{counts.rows:,}",
@@ -47,4 +48,5 @@ def dry_run(
         values["cost, at most about"] = f"{cost:,.2f}"
     progress.print_table("nothing is sent", values)
     if first is not None:
-        typer.echo(json.dumps({"url": first[0], "body": first[1]}, indent=2, ensure_ascii=False))
+        request = encode({"url": first[0], "body": first[1]})
+        typer.echo(msgspec.json.format(request, indent=2).decode())

@@ -61,8 +61,16 @@ def export(lines: Iterable[bytes], target: Target, manifest: Manifest, rows_per_
 
 
 def is_exported(target: Target) -> bool:
-    """Return whether the table of a target is there."""
-    return (target.path / "README.md" if target.is_folder else target.path).exists()
+    """Return whether the table of a target is there and younger than the last of the results.
+
+    A table is missing or older if the run that should have written it was killed, or found no room.
+    """
+    parts = ("data", "README.md") if target.is_folder else ("",)
+    try:
+        written = min((target.path / part).stat().st_mtime_ns for part in parts)
+    except FileNotFoundError:
+        return False
+    return written >= target.results.stat().st_mtime_ns
 
 
 def card(manifest: Manifest) -> str:

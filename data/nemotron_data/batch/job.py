@@ -128,9 +128,8 @@ class Job:
                 counts = Counts(finished=plan.counts.kept)
                 if len(plan.stale):
                     results.move(plan.stale, target.replaced)
-                if before is None or len(plan.stale):
-                    manifest = before or self._manifest(source, plan, {})
-                    self._finish_manifest(target, manifest, plan, counts)
+                manifest = before or self._manifest(source, plan, {})
+                self._finish_manifest(target, manifest, plan, counts)
                 target.remove_errors()
             if self._options.ordered or target.is_exported:
                 results.sync()
@@ -222,7 +221,8 @@ class Job:
                 manifest = self._manifest(source, plan, pool.description)
                 if target is not None:
                     if before is not None:
-                        check_same(target.path, before, manifest)
+                        are_engines_compared = not options.allow_different_engines
+                        check_same(target.path, before, manifest, are_engines_compared)
                     if len(plan.stale):
                         cast("ResultFile", results).move(plan.stale, target.replaced)
                     write_manifest(target.manifest, manifest)

@@ -70,7 +70,9 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
     write_atomically(path, manifest.model_dump_json(indent=2) + "\n")
 
 
-def check_same(output: Path, before: Manifest, now: Manifest) -> None:
+def check_same(
+    output: Path, before: Manifest, now: Manifest, are_engines_compared: bool = True
+) -> None:
     """Raise `NemotronError` if the rows of two runs must not be in one file; it names each reason.
 
     Values that a server did not report in one of the runs are not compared.
@@ -78,8 +80,10 @@ def check_same(output: Path, before: Manifest, now: Manifest) -> None:
     values: list[tuple[str, Value, Value]] = [
         ("--seed", before.seed, now.seed),
         *_pairs("", before.defaults, now.defaults),
-        *(pair for pair in _pairs("server's ", before.server, now.server) if None not in pair),
     ]
+    if are_engines_compared:
+        servers = _pairs("server's ", before.server, now.server)
+        values += [pair for pair in servers if None not in pair]
     differences = [
         f"{name} was {_short(old)} and is {_short(new)}" for name, old, new in values if old != new
     ]

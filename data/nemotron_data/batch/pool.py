@@ -9,8 +9,12 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from nemotron_core.errors import NemotronError
+from nemotron_core.openai.answer import engine_fingerprint
 from nemotron_data.batch.server import Server
 from nemotron_data.transport.protocol import Failure
+
+SAME_ENGINE = "start the same one, name another output, or --allow-different-engines"
+"""Remedy where a run would mix the answers of different engines."""
 
 
 class Pool:
@@ -91,9 +95,23 @@ class Pool:
         ends = [server.quiet_until for server in self.servers if server.quiet_until > now]
         return min(ends) - now if ends else None
 
-    def record_answer(self) -> None:
-        """Note that a server answered."""
+    def record_answer(self, server: Server, fingerprint: str | None) -> None:
+        """Note that a server answered, with the fingerprint of its engine.
+
+        A fingerprint that is not the one of before is logged. Raises `NemotronError` if it is not
+        that of the engine with which the run began, unless differences are allowed. Of servers that
+        do not describe their engine, a fingerprint means less: several change it by themselves.
+        """
         self._last_sign = self._clock()
+        known = server.fingerprints
+        if fingerprint is None or fingerprint in known:
+            return
+        if known:
+            what = f"the engine was {' or '.join(sorted(known))} and is now {fingerprint}"
+            if server.engine is not None and not self._allow_differences:
+                raise NemotronError(what, where=server.url, remedy=SAME_ENGINE)
+            self._log(f"{server.url}: {what}")
+        known.add(fingerprint)
 
     def lose(self, server: Server, reason: str) -> None:
         """Wait for a server that was lost; it gets no rows until it is ready again."""
@@ -160,9 +178,12 @@ class Pool:
             raise NemotronError(
                 f"the server has another {', '.join(differences)} than the run began with",
                 where=server.url,
-                remedy="start the same one, name another output, or --allow-different-engines",
+                remedy=SAME_ENGINE,
             )
         self.description = description | {
             name: value for name, value in before.items() if value is not None
         }
+        server.engine = description.get("engine")
+        if server.engine is not None:
+            server.fingerprints.add(engine_fingerprint(server.engine))
         server.is_ready = True

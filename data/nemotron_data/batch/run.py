@@ -222,7 +222,7 @@ class Run:
             tokens = answer.token_count("completion_tokens")
             used = answer.token_count("prompt_tokens") + tokens
             server.concurrency.record_answer(seconds, tokens, limit)
-            self._pool.record_answer()
+            self._pool.record_answer(server, answer.fingerprint)
             self._opening.record_success()
             self._judge(pending, answer, seconds)
         except Failure as failure:

@@ -33,6 +33,10 @@ class Server:
         self.is_ready = False
         self.quiet_until = 0.0
         """Time until which the server asked for no requests."""
+        self.engine: str | None = None
+        """Hash of its engine, if it describes that."""
+        self.fingerprints: set[str] = set()
+        """Names of its engine, as its description and its answers report them."""
         self.last_failure = ""
         """Why it was not reached the last time."""
         self._transport, self._log, self._clock = transport, log, clock

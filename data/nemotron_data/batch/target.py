@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemotron_core.errors import NemotronError
+from nemotron_core.files import partial_path
 from nemotron_data.batch.codec import CODECS
 from nemotron_data.extra import require
 
@@ -62,7 +63,9 @@ class Target:
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if not self.manifest.exists() and any(self.path.iterdir()):
+            # A run that was killed before it reached its server leaves these two.
+            begun = {self.results, partial_path(self.manifest)}
+            if not self.manifest.exists() and not begun.issuperset(self.path.iterdir()):
                 raise NemotronError(
                     "the folder holds something that is no batch",
                     where=self.path,

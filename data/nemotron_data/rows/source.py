@@ -94,9 +94,11 @@ def _files(path: str) -> list[File]:
         mode = os.stat(path).st_mode  # noqa: PTH116  # the path may be a pattern
     except OSError as error:
         paths = sorted(glob.glob(path, recursive=True))  # noqa: PTH207  # the pattern may be absolute
-        if not paths:
-            raise NemotronError(f"cannot read: {error.strerror}", where=path) from error
-        return [File(found) for found in paths if Path(found).is_file()]
+        files = [File(found) for found in paths if Path(found).is_file()]
+        if not files:
+            reason = "the pattern fits only folders" if paths else f"cannot read: {error.strerror}"
+            raise NemotronError(reason, where=path, remedy="name a file or folder") from error
+        return files
     if stat.S_ISDIR(mode):
         return [File(str(found)) for found in _data_files(Path(path))]
     if stat.S_ISREG(mode):

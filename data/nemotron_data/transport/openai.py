@@ -15,7 +15,7 @@ import msgspec
 
 from nemotron_core.errors import ErrorKind, NemotronError
 from nemotron_data.rows.row import Row
-from nemotron_data.transport.protocol import Answer, Failure
+from nemotron_data.transport.protocol import Answer, Failure, identity
 
 CONNECT_SECONDS = 10.0
 DESCRIBE_SECONDS = 10.0
@@ -49,11 +49,7 @@ class OpenAITransport:
 
     async def describe(self) -> dict[str, str | None]:
         try:
-            model = (await self._listed_models())[0]
-            return {"model": str(model["id"])} | {
-                name: str(model[name]) if name in model else None
-                for name in ("engine", "checkpoint", "template")
-            }
+            return identity((await self._listed_models())[0])
         except (LookupError, TypeError):
             return {}  # a server may answer completions without listing its models
 

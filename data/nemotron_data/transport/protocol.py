@@ -16,6 +16,10 @@ API_KEYS = ("NEMOTRON_API_KEY", "OPENAI_API_KEY")
 never written anywhere."""
 
 
+HASHES = ("engine", "checkpoint", "template")
+"""Hashes by which a server identifies what its answers are made with."""
+
+
 class Message(msgspec.Struct):
     """The keys of an answer's message that a batch reads."""
 
@@ -38,6 +42,7 @@ class Content(msgspec.Struct):
     choices: list[Choice]
     usage: Any = None
     id: Any = None
+    system_fingerprint: Any = None
 
 
 _decode = msgspec.json.Decoder(Content).decode
@@ -49,7 +54,7 @@ class Answer:
     Raises `Failure` if `body`, the JSON as it came, has not this form.
     """
 
-    __slots__ = ("body", "choices", "request_id", "status", "usage")
+    __slots__ = ("body", "choices", "fingerprint", "request_id", "status", "usage")
 
     def __init__(self, status: int, request_id: str | None, body: bytes) -> None:
         try:
@@ -66,6 +71,9 @@ class Answer:
         self.body = body
         self.choices = content.choices
         self.usage = content.usage
+        fingerprint = content.system_fingerprint
+        self.fingerprint = fingerprint if isinstance(fingerprint, str) else None
+        """Name of the engine, if the server reports it."""
 
     def token_count(self, name: str) -> int:
         """Return a count of the body's `usage`, or 0 if the server does not report it."""
@@ -84,6 +92,16 @@ def _decode_surrogates(status: int, body: bytes, error: Exception) -> Content:
 
 def _reject_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
+
+
+def identity(entry: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return a server's description of itself from an entry of its list of models.
+
+    A value is `None` if the server does not report it. Raises `LookupError` or `TypeError` if the
+    entry is none.
+    """
+    values = {"model": entry["id"]} | {name: entry.get(name) for name in HASHES}
+    return {name: None if value is None else str(value) for name, value in values.items()}
 
 
 def malformed(status: int, text: str) -> Failure:

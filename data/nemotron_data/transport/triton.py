@@ -27,11 +27,10 @@ from nemotron_core.openai.errors import HttpError
 from nemotron_core.openai.schema import ALIASES, ChatRequest, CompletionRequest
 from nemotron_data.options import MAX_TOKENS, MODEL
 from nemotron_data.rows.row import CHAT, Row
-from nemotron_data.transport.protocol import Answer, Failure
+from nemotron_data.transport.protocol import HASHES, Answer, Failure
 
 IDENTITY_MODEL = "tensorrt_llm_bls"
 """Triton model whose parameters identify the engine; every lane has it."""
-IDENTITY_PARAMETERS = ("engine", "checkpoint", "template")
 
 
 def parse_request(row: Row, body: Mapping[str, Any]) -> tuple[Prompt, Generation]:
@@ -95,7 +94,7 @@ class TritonTransport:
             parameters = {}  # another project's Triton, without this model
         except ClientError as error:
             raise Failure(ErrorKind.UNREACHABLE, str(error)) from error
-        return {"model": MODEL} | {name: parameters.get(name) for name in IDENTITY_PARAMETERS}
+        return {"model": MODEL} | {name: parameters.get(name) for name in HASHES}
 
     async def models(self) -> list[str]:
         return [MODEL]
