@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,3 +99,53 @@ def echo(body: dict[str, Any]) -> Reply:
 def check_echoes(folder: Path, rows: int = 200) -> None:
     results = read((folder / "out.jsonl").read_bytes())
     assert texts(results) == {f"r{n}": f"answer to {n}" for n in range(rows)}
+
+
+def row(name: str, question: str | None = None, **other: Any) -> dict[str, Any]:
+    return {"custom_id": name, "messages": [{"role": "user", "content": question or name}], **other}
+
+
+def write(path: Path, *rows: Any) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def results(path: Path) -> dict[str, str]:
+    return texts(read(path.read_bytes()))
+
+
+def failures(folder: Path) -> dict[str, dict[str, Any]]:
+    lines = read((folder / "out.jsonl.errors.jsonl").read_bytes())
+    return {line["custom_id"]: line["error"] for line in lines}
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def manifest(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.with_name(path.name + ".manifest.json").read_text())
+    return content
+
+
+class Asked:
+    """An answer function that keeps what it was asked."""
+
+    def __init__(
+        self, answer: Callable[[dict[str, Any], int], Reply] = lambda b, _: echo(b)
+    ) -> None:
+        self._answer = answer
+        self._lock = threading.Lock()
+        self.bodies: list[dict[str, Any]] = []
+
+    def __call__(self, body: dict[str, Any], inside: int) -> Reply:
+        with self._lock:
+            self.bodies.append(body)
+        return self._answer(body, inside)
+
+    @property
+    def questions(self) -> list[str]:
+        """What was asked since the last call, sorted."""
+        with self._lock:
+            bodies, self.bodies = self.bodies, []
+        return sorted(body["messages"][-1]["content"] for body in bodies)

@@ -5,93 +5,39 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
-import sys
-import threading
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
-from pyarrow import parquet
 
 from nemotron_core.errors import NemotronError
-from nemotron_data.batch.opening import PROBES
 from nemotron_data.rows import formats
-from tests.data.runs import NEMOTRON, batch, echo, in_process, read, texts
+from tests.data.runs import (
+    NEMOTRON,
+    Asked,
+    batch,
+    echo,
+    failures,
+    in_process,
+    manifest,
+    names,
+    read,
+    results,
+    row,
+    texts,
+    write,
+)
 from tests.standins.chat_server import ChatServer, Reply, refused, said
-from tests.waiting import WAIT
-
-
-class Asked:
-    """An answer function that keeps what it was asked."""
-
-    def __init__(
-        self, answer: Callable[[dict[str, Any], int], Reply] = lambda b, _: echo(b)
-    ) -> None:
-        self._answer = answer
-        self._lock = threading.Lock()
-        self.bodies: list[dict[str, Any]] = []
-
-    def __call__(self, body: dict[str, Any], inside: int) -> Reply:
-        with self._lock:
-            self.bodies.append(body)
-        return self._answer(body, inside)
-
-    @property
-    def questions(self) -> list[str]:
-        """What was asked since the last call, sorted."""
-        with self._lock:
-            bodies, self.bodies = self.bodies, []
-        return sorted(body["messages"][-1]["content"] for body in bodies)
-
-
-@pytest.fixture
-def asked() -> Asked:
-    return Asked()
-
-
-@pytest.fixture
-def server(asked: Asked) -> Iterator[ChatServer]:
-    with ChatServer(asked) as server:
-        yield server
-
-
-def row(name: str, question: str | None = None, **other: Any) -> dict[str, Any]:
-    return {"custom_id": name, "messages": [{"role": "user", "content": question or name}], **other}
-
-
-def write(path: Path, *rows: Any) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def results(path: Path) -> dict[str, str]:
-    return texts(read(path.read_bytes()))
-
-
-def failures(folder: Path) -> dict[str, dict[str, Any]]:
-    lines = read((folder / "out.jsonl.errors.jsonl").read_bytes())
-    return {line["custom_id"]: line["error"] for line in lines}
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-def manifest(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.with_name(path.name + ".manifest.json").read_text())
-    return content
 
 
 def test_only_new_and_changed_rows_are_asked(
-    server: ChatServer, asked: Asked, tmp_path: Path
+    standin: ChatServer, asked: Asked, tmp_path: Path
 ) -> None:
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    urls = [server.url]
+    urls = [standin.url]
     in_process(write(source, row("a"), row("b"), row("c"), row("d")), out, url=urls)
     assert asked.questions == ["a", "b", "c", "d"]
     counts = in_process(write(source, row("e"), row("d"), row("b", "B"), row("a")), out, url=urls)
@@ -122,45 +68,45 @@ def test_a_refused_row_is_corrected_and_asked_again(tmp_path: Path) -> None:
 
 
 def test_an_input_without_any_kept_row_is_refused_before_anything_is_written(
-    server: ChatServer, asked: Asked, tmp_path: Path
+    standin: ChatServer, asked: Asked, tmp_path: Path
 ) -> None:
     source, out = write(tmp_path / "in.jsonl", row("a"), row("b")), tmp_path / "out.jsonl"
-    in_process(source, out, url=[server.url])
+    in_process(source, out, url=[standin.url])
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     write(source, row("x"), row("y"))
     with pytest.raises(NemotronError, match="none of the 2 results belongs to a row"):
-        in_process(source, out, url=[server.url])
+        in_process(source, out, url=[standin.url])
     before[source] = source.read_bytes()
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert asked.questions == ["a", "b"]
 
 
 def test_columns_come_back_and_are_not_sent(
-    server: ChatServer, asked: Asked, tmp_path: Path
+    standin: ChatServer, asked: Asked, tmp_path: Path
 ) -> None:
     source = write(tmp_path / "in.jsonl", row("a", source="wiki", level=3))
-    in_process(source, tmp_path / "out.jsonl", url=[server.url])
+    in_process(source, tmp_path / "out.jsonl", url=[standin.url])
     assert asked.bodies[0].keys() == {"messages", "model", "max_tokens", "temperature", "seed"}
     (result,) = read((tmp_path / "out.jsonl").read_bytes())
     assert result["metadata"] == {"source": "wiki", "level": 3}
 
 
 def test_a_seed_and_a_length_can_be_left_out(
-    server: ChatServer, asked: Asked, tmp_path: Path
+    standin: ChatServer, asked: Asked, tmp_path: Path
 ) -> None:
     source = write(tmp_path / "in.jsonl", row("a"))
-    options: dict[str, Any] = {"no_seed": True, "no_max_tokens": True, "url": [server.url]}
+    options: dict[str, Any] = {"no_seed": True, "no_max_tokens": True, "url": [standin.url]}
     in_process(source, tmp_path / "out.jsonl", **options)
     assert asked.bodies[0].keys() == {"messages", "model", "temperature"}
 
 
 def test_one_bad_line_beside_good_ones(
-    server: ChatServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    standin: ChatServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(formats, "LONGEST_LINE", 1000)
     source = tmp_path / "in.jsonl"
     source.write_text(json.dumps(row("long", "x" * 1000)) + "\n" + json.dumps(row("a")) + "\n")
-    counts = in_process(source, tmp_path / "out.jsonl", url=[server.url])
+    counts = in_process(source, tmp_path / "out.jsonl", url=[standin.url])
     assert (counts.finished, counts.failed) == (1, 1)
     (failed,) = read((tmp_path / "out.jsonl.errors.jsonl").read_bytes())
     assert failed["error"]["line"] == 1
@@ -246,167 +192,6 @@ def test_a_greedy_answer_that_is_not_accepted_is_not_asked_again(tmp_path: Path)
     assert failed["response"]["body"]["choices"][0]["message"]["content"] == "no JSON"
 
 
-def test_a_run_that_is_refused_as_a_whole_ends_after_twenty_requests(tmp_path: Path) -> None:
-    asked = Asked(lambda _body, _inside: refused(400, "no such key"))
-    source = write(tmp_path / "in.jsonl", *(row(str(number)) for number in range(200)))
-    with ChatServer(asked) as server:
-        with pytest.raises(NemotronError, match="first 20 rows were all refused: no such key"):
-            in_process(source, tmp_path / "out.jsonl", url=[server.url])
-        assert len(asked.bodies) == PROBES == 20
-    assert len(failures(tmp_path)) == 20
-
-
-def test_refusals_of_another_kind_or_after_a_success_end_nothing(tmp_path: Path) -> None:
-    def answer(body: dict[str, Any], _inside: int) -> Reply:
-        number = int(body["messages"][0]["content"])
-        return echo(body) if number == 30 else refused(400, f"no {number if number < 30 else ''}")
-
-    source = write(tmp_path / "in.jsonl", *(row(str(number)) for number in range(100)))
-    with ChatServer(answer) as server:
-        counts = in_process(source, tmp_path / "out.jsonl", url=[server.url])
-    assert (counts.finished, counts.failed) == (1, 99)
-
-
-def test_no_more_than_twenty_run_before_the_first_success(tmp_path: Path) -> None:
-    release = threading.Event()
-    inside_before: list[int] = []
-
-    def answer(body: dict[str, Any], inside: int) -> Reply:
-        if not release.is_set():
-            inside_before.append(inside)
-            if inside == PROBES:
-                threading.Timer(0.2, release.set).start()
-            release.wait(WAIT)
-        return echo(body)
-
-    source = write(tmp_path / "in.jsonl", *(row(str(number)) for number in range(100)))
-    with ChatServer(answer) as server:
-        assert in_process(source, tmp_path / "out.jsonl", url=[server.url]).finished == 100
-    assert max(inside_before) == PROBES
-
-
-def test_a_model_that_does_not_exist_ends_the_run_and_names_others(tmp_path: Path) -> None:
-    def answer(body: dict[str, Any], _inside: int) -> Reply:
-        return echo(body) if body["model"] == "tiny" else refused(404, "no such model")
-
-    asked = Asked(answer)
-    source = write(tmp_path / "in.jsonl", *(row(str(number)) for number in range(50)))
-    out = tmp_path / "out.jsonl"
-    with ChatServer(asked, model={"id": "tiny"}) as server:
-        with pytest.raises(NemotronError, match="no model 'nemotron-4-340b-instruct', but tiny"):
-            in_process(source, out, url=[server.url])
-        assert len(asked.bodies) <= 20
-        out.with_name("out.jsonl.manifest.json").unlink()
-        assert in_process(source, out, url=[server.url], model="tiny").finished == 50
-
-
-def test_the_number_of_requests_at_once_is_remembered(tmp_path: Path) -> None:
-    inside_of: dict[str, int] = {}
-    barrier = threading.Barrier(60)
-
-    def answer(body: dict[str, Any], inside: int) -> Reply:
-        name = body["messages"][0]["content"]
-        inside_of[name] = inside
-        if name.startswith("second") and name != "second-0":
-            barrier.wait(WAIT)
-        return echo(body)
-
-    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    with ChatServer(answer) as server:
-        first = [row(str(number)) for number in range(400)]
-        in_process(write(source, *first), out, url=[server.url], concurrency=128)
-        assert manifest(out)["concurrency"].keys() == {server.url}
-        content = manifest(out) | {"concurrency": {server.url: 60}}
-        out.with_name("out.jsonl.manifest.json").write_text(json.dumps(content))
-        # Sixty at once are needed: with the first answer the number of before is opened.
-        second = [row(f"second-{number}") for number in range(61)]
-        in_process(write(source, *first, *second), out, url=[server.url], concurrency=128)
-    assert len(results(out)) == 461
-
-
-def test_several_servers_share_the_rows(tmp_path: Path) -> None:
-    servers = [Asked(), Asked()]
-    source = write(tmp_path / "in.jsonl", *(row(str(number)) for number in range(200)))
-    with ChatServer(servers[0]) as first, ChatServer(servers[1]) as second:
-        urls = tmp_path / "urls"
-        urls.write_text(f"# two\n{first.url}\n\n{second.url}\n")
-        assert in_process(source, tmp_path / "out.jsonl", url=[f"@{urls}"]).finished == 200
-    assert len(results(tmp_path / "out.jsonl")) == 200
-    assert min(len(server.bodies) for server in servers) > 40
-    assert manifest(tmp_path / "out.jsonl")["concurrency"].keys() == {first.url, second.url}
-
-
-STANDIN = """
-import time
-from tests.standins.chat_server import ChatServer
-from tests.data.runs import echo
-def answer(body, inside):
-    time.sleep(0.01)
-    return echo(body)
-with ChatServer(answer) as server:
-    print(server.url, flush=True)
-    input()
-"""
-
-
-def test_the_rows_of_a_server_that_dies_go_to_the_others(tmp_path: Path) -> None:
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", STANDIN],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(3)
-    ]
-    try:
-        urls = [str(process.stdout and process.stdout.readline().strip()) for process in processes]
-        source = write(tmp_path / "in.jsonl", *(row(str(number)) for number in range(1500)))
-        out = tmp_path / "out.jsonl"
-
-        def kill() -> None:
-            while not out.exists() or out.read_bytes().count(b"\n") < 200:
-                pass
-            processes[1].kill()
-
-        killer = threading.Thread(target=kill)
-        killer.start()
-        counts = in_process(source, out, url=urls, patience=30)
-        killer.join()
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
-    assert (counts.finished, counts.failed) == (1500, 0)
-    assert results(out) == {str(number): f"answer to {number}" for number in range(1500)}
-
-
-def test_servers_with_other_engines_are_refused_unless_they_are_allowed(tmp_path: Path) -> None:
-    source = write(tmp_path / "in.jsonl", row("a"), row("b"))
-    with (
-        ChatServer(lambda body, _: echo(body), model={"id": "m", "engine": "1"}) as first,
-        ChatServer(lambda body, _: echo(body), model={"id": "m", "engine": "2"}) as second,
-    ):
-        urls = [first.url, second.url]
-        with pytest.raises(NemotronError, match="another engine"):
-            in_process(source, tmp_path / "out.jsonl", url=urls)
-        assert names(tmp_path) == ["in.jsonl"]
-        options: dict[str, Any] = {"url": urls, "allow_different_engines": True}
-        assert in_process(source, tmp_path / "out.jsonl", **options).finished == 2
-
-
-def test_the_key_of_openai_is_the_second_choice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = write(tmp_path / "in.jsonl", row("a"))
-    monkeypatch.setenv("OPENAI_API_KEY", "other")
-    with ChatServer(lambda body, _inside: echo(body), key="secret") as server:
-        with pytest.raises(NemotronError, match="set NEMOTRON_API_KEY or OPENAI_API_KEY"):
-            in_process(source, tmp_path / "out.jsonl", url=[server.url])
-        monkeypatch.setenv("NEMOTRON_API_KEY", "secret")
-        assert in_process(source, tmp_path / "out.jsonl", url=[server.url]).finished == 1
-
-
 def test_the_manifest_says_what_was_done(tmp_path: Path) -> None:
     source = write(tmp_path / "in.jsonl", *(row(str(number)) for number in range(10)))
     seen: Counter[str] = Counter()
@@ -456,10 +241,10 @@ def test_metrics_while_it_runs(tmp_path: Path) -> None:
 
 
 def test_a_dry_run_sends_and_writes_nothing(
-    server: ChatServer, asked: Asked, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    standin: ChatServer, asked: Asked, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     source = write(tmp_path / "in.jsonl", row("a", "x" * 4000), row("b"), 7)
-    options: dict[str, Any] = {"url": [server.url], "dry_run": True, "price_out": 1e6}
+    options: dict[str, Any] = {"url": [standin.url], "dry_run": True, "price_out": 1e6}
     in_process(source, tmp_path / "out.jsonl", **options)
     out, err = capfd.readouterr()
     assert json.loads(out)["body"]["messages"][0]["content"] == "x" * 4000
@@ -467,67 +252,53 @@ def test_a_dry_run_sends_and_writes_nothing(
     assert "to be sent" in err
     assert asked.bodies == []
     assert names(tmp_path) == ["in.jsonl"]
-    in_process(source, tmp_path / "out.jsonl", url=[server.url])
+    in_process(source, tmp_path / "out.jsonl", url=[standin.url])
     capfd.readouterr()
     in_process(source, tmp_path / "out.jsonl", **options)
     assert capfd.readouterr().out == ""  # there is no first request
     assert len(asked.bodies) == 2
 
 
-def test_results_as_parquet(server: ChatServer, asked: Asked, tmp_path: Path) -> None:
-    source, out = tmp_path / "in.jsonl", tmp_path / "out.parquet"
-    first = [row("b", level=1), row("a")]
-    for rows in (first, first, [*first, row("c")]):
-        in_process(write(source, *rows), out, url=[server.url], ordered=True)
-        table = parquet.read_table(out).to_pylist()
-        assert [line["custom_id"] for line in table] == [line["custom_id"] for line in rows]
-    assert asked.questions == ["a", "b", "c"]
-    assert table[0].pop("response").startswith('{"id": "x", ')
-    assert table[0] == {
-        "custom_id": "b",
-        "choice": 0,
-        "text": "answer to b",
-        "finish_reason": "stop",
-        "prompt_tokens": 1,
-        "completion_tokens": 1,
-        "metadata": '{"level": 1}',
-    }
-
-
-def test_results_as_a_folder_that_hugging_face_loads(server: ChatServer, tmp_path: Path) -> None:
-    source = write(tmp_path / "in.jsonl", *(row(str(number)) for number in range(25)))
-    in_process(source, f"{tmp_path}/data/", url=[server.url], ordered=True, rows_per_file=10)
-    assert names(tmp_path / "data" / "data") == [
-        f"train-0000{number}-of-00003.parquet" for number in range(3)
-    ]
-    loaded = datasets.load_dataset(
-        str(tmp_path / "data"), split="train", cache_dir=str(tmp_path / "cache")
-    )
-    assert loaded["text"] == [f"answer to {number}" for number in range(25)]
-    card = (tmp_path / "data" / "README.md").read_text()
-    assert "25 of 25 rows have an answer; 0 failed." in card
-    assert "| max_tokens | `1024` |" in card
-    assert "License" in card
-
-
-def test_results_as_zstandard_are_read_by_hugging_face(server: ChatServer, tmp_path: Path) -> None:
-    source = write(tmp_path / "in.jsonl", *(row(str(number)) for number in range(5)))
-    in_process(source, tmp_path / "out.jsonl.zst", url=[server.url], ordered=True)
-    loaded = datasets.load_dataset(
-        "json",
-        data_files=str(tmp_path / "out.jsonl.zst"),
-        split="train",
-        cache_dir=str(tmp_path / "cache"),
-    )
-    assert loaded["custom_id"] == [str(number) for number in range(5)]
-
-
 @pytest.mark.parametrize("name", ["-", "/dev/stdin"])
-def test_a_stream_is_spooled(name: str, server: ChatServer, tmp_path: Path) -> None:
+def test_a_stream_is_spooled(name: str, standin: ChatServer, tmp_path: Path) -> None:
     lines = json.dumps(row("a")) + "\n" + json.dumps(row("b")) + "\n"
-    done = batch(name, "-", "--url", server.url, input=lines)
+    done = batch(name, "-", "--url", standin.url, input=lines)
     assert done.returncode == 0, done.stderr
     assert texts(read(done.stdout.encode())) == {"a": "answer to a", "b": "answer to b"}
-    script = f"{NEMOTRON} batch <(printf '%s' '{lines}') out.jsonl --url {server.url}"
+    script = f"{NEMOTRON} batch <(printf '%s' '{lines}') out.jsonl --url {standin.url}"
     subprocess.run(["bash", "-c", script], cwd=tmp_path, check=True, capture_output=True)
     assert results(tmp_path / "out.jsonl").keys() == {"a", "b"}
+
+
+def test_a_manifest_that_a_killed_run_left_is_completed(
+    standin: ChatServer, asked: Asked, tmp_path: Path
+) -> None:
+    source, out = write(tmp_path / "in.jsonl", row("a"), row("b")), tmp_path / "out.jsonl"
+    in_process(source, out, url=[standin.url])
+    whole = manifest(out)
+    killed = whole | {"finished": None, "failed": None}
+    out.with_name("out.jsonl.manifest.json").write_text(json.dumps(killed))
+    in_process(source, out, url=[standin.url])
+    assert manifest(out) == whole
+    assert asked.questions == ["a", "b"]
+
+
+def test_the_manifest_forgets_a_failed_row_that_is_removed(tmp_path: Path) -> None:
+    source, out = write(tmp_path / "in.jsonl", row("a"), row("bad")), tmp_path / "out.jsonl"
+    answer = Asked(lambda body, _: refused(400) if "bad" in str(body) else echo(body))
+    with ChatServer(answer) as server:
+        assert in_process(source, out, url=[server.url]).failed == 1
+        in_process(write(source, row("a")), out, url=[server.url])
+    content = manifest(out)
+    assert (content["rows"], content["finished"], content["failed"]) == (1, 1, 0)
+
+
+def test_a_dry_run_shows_what_the_values_of_a_table_are_sent_as(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "in.csv"
+    source.write_text("prompt,max_tokens,stop,n\nOne,7,8,2\n")
+    options: dict[str, Any] = {"url": ["http://127.0.0.1:1"], "dry_run": True}
+    in_process(source, tmp_path / "out.jsonl", **options)
+    body = json.loads(capfd.readouterr().out)["body"]
+    assert (body["prompt"], body["max_tokens"], body["stop"], body["n"]) == ("One", 7, "8", 2)

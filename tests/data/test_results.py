@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import gzip
-import hashlib
-import io
-import json
 import os
-import random
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -17,31 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import zstandard
 
 from nemotron_core.errors import NemotronError
-from nemotron_data.batch import codec as codec_module
-from nemotron_data.batch.request import row_seed
-from nemotron_data.batch.results import KEY, Keys, ResultFile
-from nemotron_data.rows.compression import ZstdFile
-
-
-def key(name: str) -> bytes:
-    return hashlib.blake2b(name.encode(), digest_size=16).digest()
-
-
-def line(name: str, text: str = "Tee – お茶") -> bytes:
-    content = {"id": f"batch_req_{key(name).hex()}", "custom_id": name, "text": text}
-    return json.dumps(content, ensure_ascii=False).encode() + b"\n"
-
-
-def ids(*names: str) -> list[bytes]:
-    return [key(name) for name in names]
-
-
-def loaded(results: ResultFile) -> list[bytes]:
-    keys = results.load()
-    return [keys[index : index + 1].tobytes() for index in range(len(keys))]
+from nemotron_data.batch.results import Keys, ResultFile
+from tests.data.outputs import Clock, compress, decompress, ids, key, keys_of, line, loaded
 
 
 def positions_of(*names: str) -> Callable[[Keys], Any]:
@@ -52,20 +26,6 @@ def positions_of(*names: str) -> Callable[[Keys], Any]:
         return np.array([order[keys[i : i + 1].tobytes()] for i in range(len(keys))])
 
     return positions
-
-
-def keys_of(*names: str) -> Keys:
-    return np.frombuffer(b"".join(ids(*names)), KEY)
-
-
-def decompress(data: bytes) -> bytes:
-    if data.startswith(b"\x1f\x8b"):
-        return gzip.decompress(data)
-    return ZstdFile(io.BytesIO(data)).read()
-
-
-def compress(name: str, data: bytes) -> bytes:
-    return zstandard.compress(data) if name.endswith(".zst") else gzip.compress(data)
 
 
 def test_a_line_torn_at_any_byte_is_cut(tmp_path: Path) -> None:
@@ -181,70 +141,6 @@ def test_a_whole_output_is_left_untouched(name: str, tmp_path: Path) -> None:
     assert path.stat().st_mtime_ns == 0
 
 
-def test_a_gzip_file_is_read_across_the_pieces_that_are_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "out.jsonl.gz"
-    members = [gzip.compress(line(name)) for name in "abcd"]
-    path.write_bytes(b"".join(members) + b"\x1f\x8b")
-    for read_size in [1, 7, len(members[0]), len(members[0]) + 1]:
-        monkeypatch.setattr(codec_module, "READ_SIZE", read_size)
-        with ResultFile(path) as results:
-            assert list(results.lines()) == [line(name) for name in "abcd"]
-    with ResultFile(path) as results:
-        results.load()
-    assert path.read_bytes() == b"".join(members)
-
-
-def test_a_gzip_file_is_read_a_mebibyte_at_a_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Few reads, and no more memory for a larger file."""
-    path, sizes = tmp_path / "out.jsonl.gz", []
-    members = [gzip.compress(line(f"{number}" * 200_000), compresslevel=0) for number in range(6)]
-
-    class File(io.BytesIO):
-        def read(self, size: int | None = -1, /) -> bytes:
-            data = super().read(size)
-            sizes.append(len(data))
-            return data
-
-    with ResultFile(path) as results:
-        monkeypatch.setattr(Path, "open", lambda _path, _mode: File(b"".join(members)))
-        assert sum(1 for _line in results.lines()) == 6
-    assert sizes == [1 << 20, sum(map(len, members)) - (1 << 20), 0]
-
-
-def test_lines_that_repeat_far_apart_are_read_back(tmp_path: Path) -> None:
-    """A gzip member refers to text up to 32 KiB before."""
-    path, generator = tmp_path / "out.jsonl.gz", random.Random(0)
-    names = [generator.randbytes(15_500).hex(), "a"]
-    with ResultFile(path, Clock()) as results:
-        results.load()
-        for name in names:
-            results.append(line(name, names[0]))
-    with ResultFile(path) as results:
-        assert list(results.lines()) == [line(name, names[0]) for name in names]
-
-
-class Clock:
-    """A clock that moves only when a test moves it."""
-
-    def __init__(self) -> None:
-        self.now = 50.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def synced_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The size of the file at each call of `os.fsync`."""
-    sizes: list[int] = []
-    monkeypatch.setattr("os.fsync", lambda descriptor: sizes.append(os.fstat(descriptor).st_size))
-    return sizes
-
-
 def test_a_plain_line_is_written_at_once(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     with ResultFile(path, Clock()) as results:
@@ -274,35 +170,6 @@ def test_it_is_made_durable_every_second_and_at_the_end(
         results.append(line("c"))
         assert synced_sizes == [size, 3 * size]
     assert synced_sizes == [size, 3 * size, 3 * size]
-
-
-def test_a_gzip_member_is_written_when_it_is_large_or_due(
-    tmp_path: Path, synced_sizes: list[int]
-) -> None:
-    """Large is a mebibyte of text."""
-    clock, path = Clock(), tmp_path / "out.jsonl.gz"
-    quarter = line("a" * ((1 << 18) - len(line(""))))
-    assert len(quarter) == 1 << 18
-
-    def written() -> int:
-        return gzip.decompress(path.read_bytes()).count(b"\n")
-
-    with ResultFile(path, clock) as results:
-        results.load()
-        assert results.is_empty
-        for count, expected in [(3, 0), (1, 4), (3, 4), (2, 9)]:
-            results.append(quarter * count)
-            assert written() == expected
-        results.append(line("a"))
-        assert not results.is_empty
-        assert synced_sizes == []
-        clock.now += 1.0
-        results.tick()
-        assert written() == 10
-        assert synced_sizes == [path.stat().st_size]
-        results.append(line("a"))
-    assert written() == 11
-    assert synced_sizes[1:] == [path.stat().st_size]
 
 
 def test_a_disk_that_fails_to_sync_is_an_error(
@@ -403,86 +270,3 @@ def test_a_sort_without_room_is_an_error_and_loses_nothing(
         with pytest.raises(NemotronError, match=r"No such file.*nothing written is lost"):
             results.sort(positions_of("a", "b"))
     assert path.read_bytes() == line("b") + line("a")
-
-
-def open_descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
-@pytest.mark.parametrize("is_replaced", [True, False])
-def test_a_file_that_is_replaced_or_removed_before_the_lock_is_opened_again(
-    is_replaced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, other, lock = tmp_path / "out.jsonl", tmp_path / "other", fcntl.flock
-    path.write_bytes(line("old"))
-    other.write_bytes(line("new"))
-    before = open_descriptors()
-
-    def change_and_lock(descriptor: int, operation: int) -> None:
-        if other.exists() and is_replaced:
-            other.replace(path)
-        elif other.exists():
-            other.unlink()
-            path.unlink()
-        lock(descriptor, operation)
-
-    monkeypatch.setattr("fcntl.flock", change_and_lock)
-    with ResultFile(path) as results:
-        assert loaded(results) == (ids("new") if is_replaced else [])
-        results.append(line("b"))
-        assert open_descriptors() == before + 1
-    assert path.read_bytes() == (line("new") if is_replaced else b"") + line("b")
-
-
-def test_a_file_that_cannot_be_locked_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(_descriptor: int, _operation: int) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    before = open_descriptors()
-    monkeypatch.setattr("fcntl.flock", fail)
-    with pytest.raises(NemotronError, match="cannot write: No locks available"):
-        ResultFile(tmp_path / "out.jsonl")
-    assert open_descriptors() == before
-
-
-def test_a_new_file_is_readable_by_all_and_compressed_as_gzip_does_it(tmp_path: Path) -> None:
-    """At gzip's default level, and without a time of modification."""
-    path, generator = tmp_path / "out.jsonl.gz", random.Random(0)
-    text = line(" ".join(generator.choices(["tea", "team", "steam", "eat"], k=500)))
-    umask = os.umask(0)
-    try:
-        with ResultFile(path) as results:
-            results.load()
-            results.append(text)
-    finally:
-        os.umask(umask)
-    assert path.stat().st_mode & 0o777 == 0o644
-    assert path.read_bytes() == gzip.compress(text, compresslevel=6, mtime=0)
-
-
-def test_no_file_stays_open_when_the_output_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "out.jsonl"
-    with ResultFile(path):
-        before = open_descriptors()
-        with pytest.raises(NemotronError):
-            ResultFile(path)
-        assert open_descriptors() == before
-    with pytest.raises(NemotronError, match="cannot write: Is a directory"):
-        ResultFile(tmp_path)
-
-
-def test_one_process_at_a_time(tmp_path: Path) -> None:
-    path = tmp_path / "out.jsonl"
-    with ResultFile(path), pytest.raises(NemotronError, match="another process is writing it"):
-        ResultFile(path)
-    with ResultFile(path) as results:
-        assert results.is_empty
-
-
-def test_seeds_are_the_rows_own() -> None:
-    assert row_seed(0, "question-1") == 280154119006244  # as documented: it must never change
-    seeds = {row_seed(run, f"row-{row}") for run in range(2) for row in range(500)}
-    assert len(seeds) == 1000
-    assert max(seeds) < 1 << 48

@@ -155,6 +155,8 @@ def test_shards_by_pattern_and_by_folder(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(NemotronError, match="holds no file of rows"):
         read(tmp_path / "empty")
+    with pytest.raises(NemotronError, match="the pattern fits only folders"):
+        read(tmp_path / "em*")
 
 
 def test_a_fifo_and_devices_are_read_to_their_end(tmp_path: Path) -> None:
