@@ -37,7 +37,7 @@ from bench.measurements.load_client import (
 from bench.measurements.processes import family, rss_by_name
 from bench.measurements.servers import Server, engine_of, serving, synthetic_engine
 from bench.measurements.synthetic_engine import DEFAULT_HZ
-from nemotron_serve.probe import Probe
+from nemotron_engine.probe import Probe
 
 MODEL = "nemotron-4-340b-instruct"
 TEXT_MODELS = ("ensemble", "tensorrt_llm_bls", "generate")

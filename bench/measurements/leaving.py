@@ -23,7 +23,7 @@ from bench.measurements.load_client import (
     triton_sse,
 )
 from bench.measurements.servers import Server
-from nemotron_serve.probe import Probe
+from nemotron_engine.probe import Probe
 
 MODEL = "nemotron-4-340b-instruct"
 STREAM_INFER = "/inference.GRPCInferenceService/ModelStreamInfer"

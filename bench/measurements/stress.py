@@ -38,7 +38,7 @@ from nemotron_client import (
     ServerOverloaded,
     Timeouts,
 )
-from nemotron_serve.probe import Probe
+from nemotron_engine.probe import Probe
 from tests.tiny_nemotron.answers import ExactAnswer, load_answers
 
 MODELS = ("ensemble", "tensorrt_llm_bls")

@@ -38,6 +38,7 @@ class SyntheticAdapter:
 
     library = "synthetic"
     capabilities = Capabilities()
+    loras = None
 
     def __init__(self, folder: Path) -> None:
         self.settings = CpuEngineSettings.read(folder)

@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from nemotron_build.trtllm_build import check_flags
+from nemotron_core.engine_settings import LoraLimits
 from nemotron_core.errors import NemotronError
 from nemotron_core.resources import resource
 
@@ -205,6 +206,8 @@ class VllmProfile(_Served):
     """Fraction of a GPU's memory that the engine takes in all."""
     kv_cache_tokens: PositiveInt | None = None
     """Number of tokens in the KV cache, on a CPU."""
+    lora: LoraLimits | None = None
+    """Room for LoRA adapters that are served by name. `None` means that there are none."""
     triton: Path | None = None
     """Folder in which Triton is installed. `None` means the server in the wheel nvidia-pytriton."""
 

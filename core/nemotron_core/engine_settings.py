@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 from typing_extensions import Self
 
 from nemotron_core.errors import NemotronError
@@ -90,8 +90,19 @@ class PyTorchEngineSettings(HFEngineSettings):
     """Number of tokens that the library gathers for each part of an answer."""
 
 
+class LoraLimits(BaseModel):
+    """Room for LoRA adapters that are served beside the model, by their names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_adapters: PositiveInt
+    """Number of adapters that can be loaded at the same time."""
+    max_rank: PositiveInt = 32
+    """Largest rank of an adapter."""
+
+
 class VllmEngineSettings(HFEngineSettings):
-    """Settings of the vLLM lane's engine. One of the last two is `None`."""
+    """Settings of the vLLM lane's engine. `memory_share` or `kv_cache_tokens` is `None`."""
 
     NAME = "vllm_engine.json"
 
@@ -99,3 +110,5 @@ class VllmEngineSettings(HFEngineSettings):
     """Fraction of a GPU's memory that the engine takes in all."""
     kv_cache_tokens: int | None
     """Number of tokens in the KV cache of an engine on CPUs."""
+    lora: LoraLimits | None = None
+    """`None` means that no adapter is served."""

@@ -53,6 +53,8 @@ class Generation:
     num_prompt_log_probs: int | None = None
     """The same at each token of the prompt; 0 returns only the token's own log-probability."""
     return_perf_metrics: bool | None = None
+    lora_name: str | None = None
+    """Name of the LoRA adapter to compute with. Without one it is the model itself."""
 
 
 Alternatives = tuple[tuple[int, float], ...]

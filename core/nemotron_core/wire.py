@@ -89,7 +89,8 @@ _SAMPLING = (
     _unused("prompt_embedding_table", "FP16", (-1, -1)),
     _unused("prompt_table_extra_id", "UINT64"),
     _unused("prompt_vocab_size", "INT32"),
-    _unused("lora_task_id", "UINT64"),
+    Input("lora_name", "STRING", feature="lora", neutral=("",), is_extension=True),
+    Input("lora_task_id", "UINT64", feature="lora"),
     _unused("lora_weights", "FP16", (-1, -1)),
     _unused("lora_config", "INT32", (-1, 3)),
 )

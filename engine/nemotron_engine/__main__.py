@@ -36,6 +36,13 @@ def main() -> int:
         "--group", type=int, help="id of a group whose members may connect, besides this user"
     )
     parser.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="LoRA adapter to load, once for each",
+    )
+    parser.add_argument(
         "--once", action="store_true", help="end when the last client has been gone for 10 seconds"
     )
     options = parser.parse_args()
@@ -49,6 +56,9 @@ def main() -> int:
         server = EngineServer(
             adapter, options.lane, options.socket, tokenizer=tokenizer, group=options.group
         )
+        for lora in options.lora:
+            name, _, folder = lora.partition("=")
+            server.load_lora(name, Path(folder))
         with workers_watched(adapter.workers()):
             server.run(orphan_seconds=ORPHAN_SECONDS if options.once else None)
         adapter.close()

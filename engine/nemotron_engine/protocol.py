@@ -65,10 +65,14 @@ class Request(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     chunk_seconds: float = 0.0
     """Least time between two chunks. The first and the last one are sent at once; with infinity
     there are none between them."""
+    lora: str = ""
+    """Name of the LoRA adapter to compute with. Needs the feature `lora` unless it is empty."""
 
 
 GUIDE_TYPES = ("json", "json_schema", "regex", "ebnf_grammar", "structural_tag")
-FEATURES = ("bad_words", "bias", "guides", "priorities", "prompt_log_probs", "top_log_probs")
+FEATURES = (
+    *("bad_words", "bias", "guides", "lora", "priorities", "prompt_log_probs", "top_log_probs"),
+)
 """What an engine may support beyond sampling, penalties, stop tokens and log-probabilities."""
 
 
@@ -106,6 +110,20 @@ class Query(msgspec.Struct, array_like=True, frozen=True, tag=3):
 
 class Drain(msgspec.Struct, array_like=True, frozen=True, tag=4):
     """Refuse new requests, and end the process when the last one has ended."""
+
+
+class LoadLora(msgspec.Struct, array_like=True, frozen=True, tag=5):
+    """Load a LoRA adapter for requests that name it. The answer is `Loras`."""
+
+    name: str
+    folder: str
+    """Path of a PEFT folder, as the engine's process reaches it."""
+
+
+class UnloadLora(msgspec.Struct, array_like=True, frozen=True, tag=6):
+    """Unload an adapter that no request uses. The answer is `Loras`."""
+
+    name: str
 
 
 class Hello(msgspec.Struct, array_like=True, frozen=True, kw_only=True, tag=10):
@@ -186,6 +204,8 @@ class Load(msgspec.Struct, array_like=True, frozen=True, kw_only=True, tag=12):
     generated_tokens: int
     histograms: dict[str, Histogram] = {}
     """Latencies in seconds, by the names in `nemotron_core.metrics.HISTOGRAMS`."""
+    loras: list[str] = []
+    """Names of the LoRA adapters that are loaded."""
 
 
 class Histogram(msgspec.Struct, array_like=True):
@@ -203,8 +223,15 @@ class Failed(msgspec.Struct, array_like=True, frozen=True, tag=13):
     reason: str
 
 
-ClientMessage = Ask | Cancel | Query | Drain
-EngineMessage = Hello | Step | Load | Failed
+class Loras(msgspec.Struct, array_like=True, frozen=True, tag=14):
+    """The adapters after a request to load or unload one, and why it failed, if it did."""
+
+    names: list[str]
+    error: str = ""
+
+
+ClientMessage = Ask | Cancel | Query | Drain | LoadLora | UnloadLora
+EngineMessage = Hello | Step | Load | Failed | Loras
 _encoder = msgspec.msgpack.Encoder()
 
 

@@ -117,6 +117,7 @@ def _needed_features(request: Request) -> list[str]:
         "bad_words": request.bad_sequences,
         "bias": request.bias,
         "guides": request.guide_type,
+        "lora": request.lora,
         "priorities": request.priority,
         "top_log_probs": request.top_log_probs,
         "prompt_log_probs": request.prompt_log_probs is not None,

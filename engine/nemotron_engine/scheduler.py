@@ -6,9 +6,10 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from nemotron_core.errors import ErrorKind, NemotronError
-from nemotron_engine.adapters.adapter import Adapter
+from nemotron_engine.adapters.adapter import Adapter, LoraStore
 from nemotron_engine.counters import Counters
 from nemotron_engine.outbox import Outbox
 from nemotron_engine.protocol import Chunk, Load, Request
@@ -82,6 +83,7 @@ class Scheduler:
             raise NemotronError("ask another server", kind=ErrorKind.SHUTTING_DOWN)
         for request in requests:
             check_request(request, self._settings, self._adapter.capabilities)
+            self._check_lora(request.lora)
             if request.key in self._running:
                 raise NemotronError("a request with this key is running already")
         if len({request.key for request in requests}) < len(requests):
@@ -105,6 +107,48 @@ class Scheduler:
             }
         for key in selected:
             self._stop(self._running[key], Chunk(key, finish_reason="cancelled"))
+
+    @property
+    def loras(self) -> list[str]:
+        """Names of the LoRA adapters that requests may name."""
+        return list(self._adapter.loras.names) if self._adapter.loras else []
+
+    def load_lora(self, name: str, folder: Path) -> None:
+        """Load a LoRA adapter. Raises `NemotronError` if the engine cannot, or has one of it."""
+        store = self._lora_store()
+        if not name or name in store.names:
+            reason = "is loaded already" if name else "has no name"
+            raise NemotronError(f"the adapter {name!r} {reason}", remedy="use another name")
+        store.load(name, folder)
+
+    def unload_lora(self, name: str) -> None:
+        """Unload a LoRA adapter. Raises `NemotronError` while requests use it."""
+        store = self._lora_store()
+        self._check_lora(name)
+        if count := sum(running.request.lora == name for running in self._running.values()):
+            raise NemotronError(
+                f"{count} requests use the adapter {name!r}",
+                remedy="unload it when they have ended",
+                kind=ErrorKind.OVERLOADED,
+            )
+        store.unload(name)
+
+    def _lora_store(self) -> LoraStore:
+        if self._adapter.loras is None:
+            raise NemotronError(
+                "this engine serves no LoRA adapters",
+                remedy="merge them with `nemotron convert --base`, or build for a lane that can,"
+                " with `lora` in the profile",
+            )
+        return self._adapter.loras
+
+    def _check_lora(self, name: str) -> None:
+        if name and name not in self.loras:
+            raise NemotronError(
+                f"there is no adapter {name!r}",
+                where="lora_name",
+                remedy=f"use {' or '.join(map(repr, self.loras)) or 'none: none is loaded'}",
+            )
 
     def close_outbox(self, outbox: Outbox) -> None:
         """End all requests of a client that has disconnected."""
@@ -166,6 +210,7 @@ class Scheduler:
             prompt_tokens=counters.prompt_tokens,
             generated_tokens=counters.generated_tokens,
             histograms=counters.histograms,
+            loras=self.loras,
         )
 
     def _match_stops(self, running: _Running, chunk: Chunk) -> None:

@@ -26,8 +26,11 @@ from nemotron_engine.protocol import (
     Failed,
     Frames,
     Hello,
+    LoadLora,
+    Loras,
     Query,
     Step,
+    UnloadLora,
     frame,
 )
 from nemotron_engine.scheduler import Scheduler
@@ -83,6 +86,10 @@ class EngineServer:
             capabilities=adapter.capabilities,
             pid=os.getpid(),
         )
+
+    def load_lora(self, name: str, folder: Path) -> None:
+        """Load a LoRA adapter for requests that name it. Raises `NemotronError` if it cannot be."""
+        self._scheduler.load_lora(name, folder)
 
     def run(self, *, orphan_seconds: float | None = None) -> None:
         """Serve until a signal or `Drain`, and then until the last request has ended.
@@ -193,6 +200,18 @@ class EngineServer:
             client.unsent += frame(self._scheduler.load())
         elif isinstance(message, Drain):
             self._scheduler.is_draining = True
+        elif isinstance(message, LoadLora | UnloadLora):
+            client.unsent += frame(self._change_loras(message))
+
+    def _change_loras(self, message: LoadLora | UnloadLora) -> Loras:
+        try:
+            if isinstance(message, LoadLora):
+                self._scheduler.load_lora(message.name, Path(message.folder))
+            else:
+                self._scheduler.unload_lora(message.name)
+        except NemotronError as error:
+            return Loras(self._scheduler.loras, str(error))
+        return Loras(self._scheduler.loras)
 
     def _flush(self, client: _Client) -> None:
         """Send what there is, as far as the socket takes it."""

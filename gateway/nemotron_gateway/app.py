@@ -23,6 +23,7 @@ from nemotron_core.openai.errors import HttpError
 from nemotron_core.openai.responses import ResponsesRequest
 from nemotron_core.openai.schema import ChatRequest, CompletionRequest
 from nemotron_gateway import access_log, page
+from nemotron_gateway.adapters import Adapters, LoadLoraRequest, UnloadLoraRequest
 from nemotron_gateway.admission import Admission
 from nemotron_gateway.backend import Backend
 from nemotron_gateway.connection_limits import HostCheck
@@ -68,12 +69,13 @@ class Gateway:
         self.draining = False
         self.running = 0
         """Number of requests that are being answered, health and metrics aside."""
-        models, admission = Models(settings, self._backend), Admission(settings.limits.tokens)
+        adapters, admission = Adapters(settings), Admission(settings.limits.tokens)
+        models = Models(settings, self._backend, adapters)
         openai = OpenAI(settings, self._backend, models, admission)
         responses = Responses(settings, self._backend, models, openai)
         nemo = NeMo(settings, self._backend, admission)
         tokens = Tokens(settings, self._backend, models)
-        user = Access.USER
+        user, admin = Access.USER, Access.ADMIN
         # fmt: off
         self.endpoints = (
             Endpoint("POST", "/v1/chat/completions", openai.chat,
@@ -86,6 +88,10 @@ class Gateway:
             Endpoint("GET", "/v1/models", models.list, "The model", access=user),
             Endpoint("GET", "/v1/models/{name:path}", models.one,
                      "The model, by its name", access=user),
+            Endpoint("POST", "/v1/load_lora_adapter", adapters.load,
+                     "Load a LoRA adapter, for an admin key", LoadLoraRequest, access=admin),
+            Endpoint("POST", "/v1/unload_lora_adapter", adapters.unload,
+                     "Unload a LoRA adapter, for an admin key", UnloadLoraRequest, access=admin),
             Endpoint("POST", "/tokenize", tokens.tokenize,
                      "The tokens of a prompt or of a conversation", TokenizeRequest, access=user),
             Endpoint("POST", "/detokenize", tokens.detokenize,

@@ -22,6 +22,9 @@ def gateway(
     tokenizer: Annotated[
         Path | None, typer.Option(help="Path of tokenizer.model, if Triton is on another machine.")
     ] = None,
+    engine_socket: Annotated[
+        Path | None, typer.Option(help="Socket of the engine's process, for its LoRA adapters.")
+    ] = None,
     api_keys_file: Annotated[
         Path | None,
         typer.Option(help="File with an API key in each line; else NEMOTRON_API_KEYS(_FILE)."),
@@ -55,6 +58,7 @@ def gateway(
             "address": address,
             "port": port,
             "tokenizer": tokenizer,
+            "engine_socket": engine_socket,
             "api_keys_file": api_keys_file,
             "access_log": access_log,
             "timeouts.request": request_timeout,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, cast
 
 from starlette.requests import Request
@@ -19,7 +20,7 @@ from nemotron_core.text import Message, Tokenizer
 from nemotron_gateway.admission import Admission, estimate_tokens
 from nemotron_gateway.backend import Backend
 from nemotron_gateway.json_response import JsonResponse
-from nemotron_gateway.models import Models
+from nemotron_gateway.models import Models, ServedModel
 from nemotron_gateway.request import compute, read_body, while_connected
 from nemotron_gateway.request_record import RequestRecord
 from nemotron_gateway.settings import GatewaySettings
@@ -45,23 +46,24 @@ class OpenAI:
     async def chat(self, request: Request, record: RequestRecord) -> Response:
         """Answer `POST /v1/chat/completions`."""
         body = await read_body(request, record, self._settings, ChatRequest)
-        name = self._check(body)
+        model = await self._check(body)
         messages = self._messages(body)
         ids: list[list[int]] = []
         if _needs_ids(body):
             tokenizer = await self._backend.tokenizer("a prompt's tokens", "prompt_logprobs")
             ids = [await self._encode_chat(tokenizer, messages, body)]
-        answer = ChatAnswer(name, await self._options(body, ids), num_answers=body.num_answers)
-        max_tokens = await self._max_tokens(body, messages)
-        return await self._respond(request, record, body, [messages], max_tokens, answer)
+        options = await self._options(body, ids)
+        answer = ChatAnswer(model.name, options, num_answers=body.num_answers)
+        generation = _generation(body, await self._max_tokens(body, messages), model)
+        return await self._respond(request, record, body, [messages], generation, answer)
 
     async def chat_pieces(
         self, body: ChatRequest, record: RequestRecord
     ) -> AsyncGenerator[tuple[int, Piece], None]:
         """Return the pieces of the answer to a conversation, for another form of the request."""
-        self._check(body)
+        model = await self._check(body)
         messages = self._messages(body)
-        generation = body.generation(await self._max_tokens(body, messages))
+        generation = _generation(body, await self._max_tokens(body, messages), model)
         return self._generate(record, [messages], generation, body.timeout)
 
     def _messages(self, body: ChatRequest) -> list[dict[str, str]]:
@@ -72,7 +74,7 @@ class OpenAI:
     async def completions(self, request: Request, record: RequestRecord) -> Response:
         """Answer `POST /v1/completions`."""
         body = await read_body(request, record, self._settings, CompletionRequest)
-        name = self._check(body)
+        model = await self._check(body)
         self._check_prompts(body.prompts, "prompt")
         prompts: Sequence[Prompt] = body.prompts
         ids: list[list[int]] = []
@@ -81,11 +83,12 @@ class OpenAI:
             prompts = ids
         echoes = await self._echoes(body, ids) if body.echo else []
         options = await self._options(body, ids, echoes)
-        answer = CompletionAnswer(name, options, num_answers=body.num_answers)
+        answer = CompletionAnswer(model.name, options, num_answers=body.num_answers)
         max_tokens = body.requested_tokens
         if max_tokens is None:
             max_tokens = COMPLETION_TOKENS
-        return await self._respond(request, record, body, prompts, max_tokens, answer)
+        generation = _generation(body, max_tokens, model)
+        return await self._respond(request, record, body, prompts, generation, answer)
 
     async def _respond(
         self,
@@ -93,11 +96,11 @@ class OpenAI:
         record: RequestRecord,
         body: ChatRequest | CompletionRequest,
         prompts: Sequence[Prompt],
-        max_tokens: int,
+        generation: Generation,
         answer: Answer,
     ) -> Response:
         """Generate the answers to all prompts, and return them whole or as a stream."""
-        pieces = self._generate(record, prompts, body.generation(max_tokens), body.timeout)
+        pieces = self._generate(record, prompts, generation, body.timeout)
         if body.stream:
             events = stream_answer(answer, pieces, body.num_answers * len(prompts), record)
             return EventStream(events, record, self._settings.timeouts.heartbeat)
@@ -143,16 +146,16 @@ class OpenAI:
             without_answer=body.requested_tokens == 0,
         )
 
-    def _check(self, body: ChatRequest | CompletionRequest) -> str:
-        """Return the name of the model. Raises `HttpError` if the request asks for too much."""
-        name = self._models.check(body.model)
+    async def _check(self, body: ChatRequest | CompletionRequest) -> ServedModel:
+        """Return the model. Raises `HttpError` if the request asks for too much."""
+        model = await self._models.find(body.model)
         body.check()
         limits = self._settings.limits
         if (body.requested_tokens or 0) > limits.max_tokens:
             raise bad_request(f"at most {limits.max_tokens} tokens are generated", "max_tokens")
         if body.num_answers > limits.answers:
             raise bad_request(f"at most {limits.answers} answers", "n")
-        return name
+        return model
 
     def _check_prompts(self, prompts: Sequence[str | list[int]], param: str) -> None:
         limits = self._settings.limits
@@ -218,6 +221,12 @@ class OpenAI:
         except NemotronError:
             return default  # Triton refuses what the template refuses, and says why
         return max(1, min(default, facts.max_seq_len - prompt_tokens))
+
+
+def _generation(
+    body: ChatRequest | CompletionRequest, max_tokens: int, model: ServedModel
+) -> Generation:
+    return replace(body.generation(max_tokens), lora_name=model.lora_name)
 
 
 def _needs_ids(body: ChatRequest | CompletionRequest) -> bool:

@@ -36,10 +36,10 @@ class Responses:
     async def create(self, request: Request, record: RequestRecord) -> Response:
         """Answer `POST /v1/responses`."""
         body = await read_body(request, record, self._settings, ResponsesRequest)
-        name = self._models.check(body.model)
+        model = await self._models.find(body.model)
         body.check_neutral_keys()
         pieces = await self._openai.chat_pieces(body.chat_request(), record)
-        answer = ResponseAnswer(name, body)
+        answer = ResponseAnswer(model.name, body)
         if body.stream:
 
             def to_failure(error: HttpError) -> bytes:

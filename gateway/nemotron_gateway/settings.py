@@ -92,6 +92,9 @@ class GatewaySettings(_Strict):
     """Origins whose pages may use the API from a browser; `*` stands for all."""
     tokenizer: Path | None = None
     """Path of `tokenizer.model`. The default is the path of Triton's, if it is on this machine."""
+    engine_socket: Path | None = None
+    """Socket of the engine's process, if it is on this machine: LoRA adapters are listed, loaded
+    and unloaded there. Without it only the model itself is served."""
     api_keys_file: Path | None = None
     """File with API keys; see `nemotron_gateway.keys`. Without any, also in the environment, nobody
     needs one."""

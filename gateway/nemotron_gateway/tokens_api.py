@@ -77,7 +77,7 @@ class Tokens:
     async def tokenize(self, request: Request, record: RequestRecord) -> Response:
         """Answer `POST /tokenize`."""
         body = await read_body(request, record, self._settings, TokenizeRequest)
-        self._models.check(body.model)
+        await self._models.find(body.model)
         body.check_neutral_keys()
         if (body.prompt is None) == (body.messages is None):
             raise bad_request("send either prompt or messages", "prompt")
@@ -99,7 +99,7 @@ class Tokens:
     async def detokenize(self, request: Request, record: RequestRecord) -> Response:
         """Answer `POST /detokenize`."""
         body = await read_body(request, record, self._settings, DetokenizeRequest)
-        self._models.check(body.model)
+        await self._models.find(body.model)
         tokenizer = await self._backend.tokenizer("/detokenize")
         for id_ in body.tokens:
             if not 0 <= id_ < tokenizer.vocab_size:

@@ -24,7 +24,9 @@ def serve(options: ServeOptions) -> None:
         return
     record = open_engine(options.engine)
     profile = choose_profile(record, options)
-    typer.echo(describe_serve(options.engine, record, profile, options.host_names))
+    typer.echo(
+        describe_serve(options.engine, record, profile, options.host_names, options.adapters)
+    )
 
 
 def doctor(

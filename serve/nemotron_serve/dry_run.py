@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from nemotron_build.engine_folder import EngineRecord
@@ -22,18 +22,26 @@ SCRATCH = Path("/SCRATCH")
 
 
 def describe_serve(
-    engine: Path, record: EngineRecord, profile: Profile, hosts: Sequence[str] = ()
+    engine: Path,
+    record: EngineRecord,
+    profile: Profile,
+    hosts: Sequence[str] = (),
+    adapters: Mapping[str, Path] | None = None,
 ) -> str:
     """Return the commands that `nemotron serve` would run and the files that it would write.
 
-    `hosts` are the machines of an engine on several nodes. Raises `NemotronError` if a launcher has
-    started another number of processes than the engine has ranks.
+    `hosts` are the machines of an engine on several nodes, `adapters` its LoRA adapters. Raises
+    `NemotronError` if a launcher has started another number of processes than the engine has ranks.
     """
-    return "\n".join(_lines(engine, record, profile, hosts))
+    return "\n".join(_lines(engine, record, profile, hosts, adapters or {}))
 
 
 def _lines(
-    engine: Path, record: EngineRecord, profile: Profile, hosts: Sequence[str]
+    engine: Path,
+    record: EngineRecord,
+    profile: Profile,
+    hosts: Sequence[str],
+    adapters: Mapping[str, Path],
 ) -> Iterator[str]:
     deployment = lane_of(profile).deployment(profile)
     if deployment.triton is None:
@@ -43,7 +51,8 @@ def _lines(
     launch = engine_launch(deployment, own_rank(), hosts)
     yield "# engine"
     yield from (f"{name}={text}" for name, text in launch.environment.items())
-    yield shlex.join([*launch.prefix, *engine_command(profile, engine, SCRATCH / "engine.sock")])
+    command = engine_command(profile, engine, SCRATCH / "engine.sock", adapters)
+    yield shlex.join([*launch.prefix, *command])
     models = SCRATCH / "models"
     endpoints = Endpoints(profile.address, **profile.ports.model_dump())
     yield "# Triton"

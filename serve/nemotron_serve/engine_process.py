@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +19,8 @@ from nemotron_build.profile import Profile
 from nemotron_core.errors import NemotronError
 from nemotron_core.launcher import without_launcher
 from nemotron_engine.client import check_hello
+from nemotron_engine.probe import Probe
 from nemotron_engine.protocol import Hello
-from nemotron_serve.probe import Probe
 from nemotron_serve.triton import EXIT_SECONDS, die_with_parent, log_lines, log_tail, shield
 
 CHECK_SECONDS = 1.0
@@ -38,11 +38,18 @@ MESSAGE = "nemotron_engine: "
 """Beginning of the line with which the engine's process says why it ends."""
 
 
-def engine_command(profile: Profile, engine: Path, socket: Path) -> list[str]:
-    """Return the command of the engine's process, without a launcher."""
+def engine_command(
+    profile: Profile, engine: Path, socket: Path, adapters: Mapping[str, Path] | None = None
+) -> list[str]:
+    """Return the command of the engine's process, without a launcher.
+
+    `adapters` are the folders of LoRA adapters, by the names that requests have for them.
+    """
+    loras = [f"--lora={name}={folder.resolve()}" for name, folder in (adapters or {}).items()]
     return [
         *(str(profile.engine.python or sys.executable), "-m", "nemotron_engine"),
-        *("--lane", profile.lane, "--socket", str(socket), "--once", str(engine.resolve())),
+        *("--lane", profile.lane, "--socket", str(socket), "--once"),
+        *(*loras, str(engine.resolve())),
     ]
 
 

@@ -35,6 +35,7 @@ def gateway_command(
     profile: Profile,
     endpoints: Endpoints,
     port_file: Path,
+    engine_socket: Path,
     settings: Path | None = None,
 ) -> list[str]:
     """Return the `nemotron gateway` command for the Triton that listens at `endpoints`."""
@@ -43,6 +44,7 @@ def gateway_command(
         f"--triton={endpoints.host}:{endpoints.http}",
         f"--address={endpoints.address}",
         f"--tokenizer={engine / TOKENIZER_NAME}",
+        f"--engine-socket={engine_socket}",
         f"--request-timeout={profile.timeouts.request}",
         f"--drain-timeout={profile.timeouts.drain}",
         f"--port-file={port_file}",
@@ -65,11 +67,13 @@ class Gateway:
         endpoints: Endpoints,
         *,
         folder: Path,
+        engine_socket: Path,
         settings: Path | None = None,
     ) -> None:
         self._engine = engine
         self._profile = profile
         self._endpoints = endpoints
+        self._engine_socket = engine_socket
         self._settings = settings
         self._port_file = folder / "gateway.json"
 
@@ -90,7 +94,12 @@ class Gateway:
         """Start the process. Return the port on which it listens."""
         self._port_file.unlink(missing_ok=True)  # of one that was killed
         command = gateway_command(
-            self._engine, self._profile, self._endpoints, self._port_file, self._settings
+            self._engine,
+            self._profile,
+            self._endpoints,
+            self._port_file,
+            self._engine_socket,
+            self._settings,
         )
         self._process = subprocess.Popen(
             [*command, f"--port={port}"],

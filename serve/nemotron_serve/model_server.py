@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,8 @@ class ServerOptions:
     engine_socket: Path | None = None
     """Socket of an engine that others have started."""
     launch: EngineLaunch = field(default_factory=EngineLaunch)
+    adapters: Mapping[str, Path] = field(default_factory=dict)
+    """Folders of the LoRA adapters that the engine loads, by their names."""
 
 
 class ModelServer:
@@ -69,8 +72,8 @@ class ModelServer:
             self.scratch = scratch = stack.enter_context(scratch_folder())
             self.log = self._options.log_file or scratch / "server.log"
             self._truncate_log()
-            socket = self._options.engine_socket or scratch / "engine.sock"
-            files = ServerFiles(scratch, socket)
+            self.engine_socket = self._options.engine_socket or scratch / "engine.sock"
+            files = ServerFiles(scratch, self.engine_socket)
             self.engine = stack.enter_context(
                 EngineProcess(self._engine_start(files), self._give_up)
             )
@@ -144,7 +147,9 @@ class ModelServer:
         options, timeouts = self._options, self._profile.timeouts
         command: list[str] = []
         if options.engine_socket is None:
-            engine = engine_command(self._profile, self._folder, files.engine_socket)
+            engine = engine_command(
+                self._profile, self._folder, files.engine_socket, options.adapters
+            )
             command = [*options.launch.prefix, *engine]
         return EngineStart(
             command=command,

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from nemotron_core.errors import NemotronError
+
 Port = Annotated[
     int | None, typer.Option(min=0, max=65535, help="Instead of the profile's port. 0: a free one.")
 ]
@@ -63,6 +65,14 @@ class ServeOptions:
         Path | None,
         typer.Option(help="Socket of an engine's process that is started elsewhere."),
     ] = None
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FOLDER",
+            help="LoRA adapter in PEFT's layout, served to requests for the model NAME; once for"
+            " each. The profile's `lora` has room for them.",
+        ),
+    ] = None
     traces: Annotated[
         str | None, typer.Option(help="URL of an OpenTelemetry collector (OTLP over HTTP).")
     ] = None
@@ -76,6 +86,21 @@ class ServeOptions:
         options = {name: getattr(self, f"{name}_port") for name in PORTS}
         ports = {name: port for name, port in options.items() if port is not None}
         return ports if self.gateway else ports | {"gateway": None}
+
+    @property
+    def adapters(self) -> dict[str, Path]:
+        """The folders of LoRA adapters by their names. Raises `NemotronError` if one is wrong."""
+        adapters: dict[str, Path] = {}
+        for text in self.adapter or ():
+            name, _, folder = text.partition("=")
+            if not name or not folder or name in adapters:
+                raise NemotronError(
+                    f"{text!r} is no new name with a folder",
+                    where="--adapter",
+                    remedy="use --adapter NAME=FOLDER, each name once",
+                )
+            adapters[name] = Path(folder)
+        return adapters
 
     @property
     def host_names(self) -> list[str]:

@@ -52,6 +52,12 @@ def serve(options: ServeOptions) -> None:
     record = open_engine(options.engine)
     profile = choose_profile(record, options)
     lane = lane_of(profile)
+    if options.engine_socket is not None and options.adapters:
+        raise NemotronError(
+            "the engine's process has its own adapters",
+            where="--adapter",
+            remedy="start that process with --lora NAME=FOLDER",
+        )
     if options.engine_socket is None:
         check_versions(options.engine, record, profile)
         lane.check_machine(profile)
@@ -65,7 +71,7 @@ def serve(options: ServeOptions) -> None:
     if place is not None and place[0] > 0:
         if launch.is_rank:
             no_socket = Path(os.devnull)  # only the first one listens
-            command = engine_command(profile, options.engine, no_socket)
+            command = engine_command(profile, options.engine, no_socket, options.adapters)
             become_worker(deployment, launch, command)
         return
     check_launch(deployment, launch)
@@ -80,6 +86,7 @@ def serve(options: ServeOptions) -> None:
         traces=options.traces,
         engine_socket=options.engine_socket,
         launch=launch,
+        adapters=options.adapters,
     )
     with ModelServer(options.engine, profile, server_options, signals.stop) as server:
         signals.ready = True
@@ -139,6 +146,7 @@ def _serve(server: ModelServer, profile: Profile, signals: Signals, options: Ser
                         profile,
                         endpoints,
                         folder=server.scratch,
+                        engine_socket=server.engine_socket,
                         settings=options.gateway_settings,
                     )
                 )

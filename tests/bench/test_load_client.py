@@ -33,7 +33,7 @@ from bench.measurements.load_client import (
     triton_sse,
 )
 from bench.measurements.synthetic_engine import HZ_VARIABLE
-from nemotron_serve.probe import Probe
+from nemotron_engine.probe import Probe
 from tests.bench.test_synthetic_engine import write_settings
 from tests.waiting import until, until_written
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nemotron_core.engine_settings import EngineSettings
 from nemotron_core.errors import NemotronError
+from nemotron_engine.adapters.adapter import LoraStore
 from nemotron_engine.protocol import Capabilities, Chunk, Request
 
 VOCAB_SIZE = 10_000_000
@@ -27,6 +28,7 @@ class FakeAdapter:
 
     library = "fake 1.0"
     capabilities = Capabilities()
+    loras: LoraStore | None = None
     wake_file: int | None = None
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -84,6 +86,31 @@ class FakeAdapter:
 
     def close(self) -> None:
         pass
+
+
+class FakeLoras:
+    """Adapters that are nothing but names. The folder `missing` cannot be loaded."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def load(self, name: str, folder: Path) -> None:
+        if folder.name == "missing":
+            raise NemotronError("there is no adapter", where=folder)
+        self.names.append(name)
+
+    def unload(self, name: str) -> None:
+        self.names.remove(name)
+
+
+class LoraAdapter(FakeAdapter):
+    """A library with LoRA adapters."""
+
+    capabilities = Capabilities(features=["lora"])
+
+    def __init__(self, folder: Path | None = None) -> None:
+        super().__init__(folder)
+        self.loras = FakeLoras()
 
 
 class WakingAdapter(FakeAdapter):

@@ -27,7 +27,9 @@ from nemotron_engine.protocol import (
 )
 from tests.waiting import WAIT, until
 
-FAKE, WAKING = (f"tests.engine.fake_adapter:{name}" for name in ("FakeAdapter", "WakingAdapter"))
+FAKE, WAKING, LORA = (
+    f"tests.engine.fake_adapter:{name}" for name in ("FakeAdapter", "WakingAdapter", "LoraAdapter")
+)
 PROGRAM = ("-m", "nemotron_engine")
 Message = TypeVar("Message", Hello, Step, Load)
 

@@ -25,9 +25,12 @@ from nemotron_engine.protocol import (
     Hello,
     Histogram,
     Load,
+    LoadLora,
+    Loras,
     Query,
     Request,
     Step,
+    UnloadLora,
     frame,
 )
 
@@ -103,7 +106,28 @@ FORMAT: list[tuple[ClientMessage | EngineMessage, list[object]]] = [
         Ask([Request(key=KEY, input_ids=[7], max_tokens=3)]),
         [
             1,
-            [[KEY, [7], 3, [], *SAMPLING, False, None, 0, [], [], {}, "", "", "", 0, None, 0.0]],
+            [
+                [
+                    KEY,
+                    [7],
+                    3,
+                    [],
+                    *SAMPLING,
+                    False,
+                    None,
+                    0,
+                    [],
+                    [],
+                    {},
+                    "",
+                    "",
+                    "",
+                    0,
+                    None,
+                    0.0,
+                    "",
+                ]
+            ],
         ],
     ),
     (Cancel(), [2, [], []]),
@@ -121,9 +145,12 @@ FORMAT: list[tuple[ClientMessage | EngineMessage, list[object]]] = [
             generated_tokens=5,
             histograms={"seconds": Histogram([6])},
         ),
-        [12, 1, 2, 3, None, 4, 5, {"seconds": [[6], 0.0]}],
+        [12, 1, 2, 3, None, 4, 5, {"seconds": [[6], 0.0]}, []],
     ),
     (Failed("gone"), [13, "gone"]),
+    (LoadLora("polite", "/a"), [5, "polite", "/a"]),
+    (UnloadLora("polite"), [6, "polite"]),
+    (Loras(["polite"]), [14, ["polite"], ""]),
 ]
 """Each message without what may be left out, and what it is on the wire."""
 

@@ -69,6 +69,7 @@ INPUTS = {
     "prompt_vocab_size": ("INT32", [1]),
     "embedding_bias_words": ("BYTES", [-1]),
     "embedding_bias_weights": ("FP32", [-1]),
+    "lora_name": ("BYTES", [1]),  # ours
     "lora_task_id": ("UINT64", [1]),
     "lora_weights": ("FP16", [-1, -1]),
     "lora_config": ("INT32", [-1, 3]),

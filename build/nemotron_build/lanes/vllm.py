@@ -20,7 +20,7 @@ class VllmLane(HFLane):
     settings: ClassVar = VllmEngineSettings
 
     def own_settings(self, profile: VllmProfile) -> dict[str, Any]:
-        return profile.model_dump(include={"memory_share", "kv_cache_tokens"})
+        return profile.model_dump(include={"memory_share", "kv_cache_tokens", "lora"})
 
     def check_machine(self, profile: VllmProfile) -> None:
         if profile.gpu is not None:

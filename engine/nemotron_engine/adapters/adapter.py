@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from nemotron_core.engine_settings import EngineSettings
 from nemotron_engine.protocol import Capabilities, Chunk, Request
+
+
+class LoraStore(Protocol):
+    """The LoRA adapters that a library computes with, each loaded by its name."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Names of the adapters that are loaded, in the order of loading."""
+
+    def load(self, name: str, folder: Path) -> None:
+        """Load a PEFT folder. Raises `NemotronError` if it does not fit, and changes nothing."""
+
+    def unload(self, name: str) -> None:
+        """Unload an adapter that no request uses. Raises `NemotronError` if there is none."""
 
 
 class Adapter(Protocol):
@@ -21,6 +36,8 @@ class Adapter(Protocol):
     library: str
     """Name and version of the library."""
     capabilities: Capabilities
+    loras: LoraStore | None
+    """`None` if this engine serves no LoRA adapters."""
     wake_file: int | None
     """File that is readable when `collect` has something to return.
 

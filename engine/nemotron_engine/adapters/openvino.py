@@ -52,6 +52,7 @@ class OpenVinoAdapter:
     Raises `NemotronError` if the folder is no engine of this lane, or cannot be loaded.
     """
 
+    loras = None
     wake_file = None
 
     def __init__(self, folder: Path) -> None:

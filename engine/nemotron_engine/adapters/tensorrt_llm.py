@@ -46,6 +46,7 @@ class _LlmAdapter(ABC):
     """
 
     settings: EngineSettings
+    loras = None
     returns_end_id: ClassVar[bool]
     """Whether an answer has the library's `end_id`."""
 

@@ -15,6 +15,7 @@ from typing import Any
 from nemotron_core.engine_settings import VllmEngineSettings
 from nemotron_core.errors import ErrorKind, NemotronError
 from nemotron_engine.adapters.vllm_engine import LIBRARY, MAX_LOG_PROBS, load_engine, worker_ids
+from nemotron_engine.adapters.vllm_loras import VllmLoras
 from nemotron_engine.protocol import FEATURES, GUIDE_TYPES, Capabilities, Chunk, Request
 
 MAX_TEMPERATURE = 2.0
@@ -31,16 +32,19 @@ class VllmAdapter:
     """
 
     wake_file = None
-    capabilities = Capabilities(
-        features=list(FEATURES),
-        guide_types=list(GUIDE_TYPES),
-        max_log_probs=MAX_LOG_PROBS,
-        max_temperature=MAX_TEMPERATURE,
-    )
 
     def __init__(self, folder: Path) -> None:
         self.settings = VllmEngineSettings.read(folder)
+        self.capabilities = Capabilities(
+            features=[name for name in FEATURES if name != "lora" or self.settings.lora],
+            guide_types=list(GUIDE_TYPES),
+            max_log_probs=MAX_LOG_PROBS,
+            max_temperature=MAX_TEMPERATURE,
+        )
         self._engine = load_engine(folder, self.settings)
+        self.loras = (
+            VllmLoras(self._engine, folder, self.settings.lora) if self.settings.lora else None
+        )
         self._api: Any = importlib.import_module(LIBRARY)
         self._sampling: Any = importlib.import_module(f"{LIBRARY}.sampling_params")
         errors = importlib.import_module(f"{LIBRARY}.exceptions")
@@ -54,7 +58,10 @@ class VllmAdapter:
         prompt = {"prompt_token_ids": request.input_ids}
         try:
             params = self._params(request)
-            self._engine.add_request(name, prompt, params, priority=request.priority)
+            lora = self.loras.request(request.lora) if self.loras and request.lora else None
+            self._engine.add_request(
+                name, prompt, params, lora_request=lora, priority=request.priority
+            )
         except self._refusals as error:
             raise NemotronError(f"the engine refuses the request: {error}") from error
         self._requests[name] = request

@@ -34,6 +34,8 @@ PORT = "MASTER_PORT"
 DEFAULT_PORT = 29501
 MAX_LOG_PROBS = 20
 """Most alternatives at a token, vLLM's own default."""
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Ranks of adapters for which vLLM makes room (`MaxLoRARanks`, config/lora.py, vLLM 0.32)."""
 DTYPES = {"bf16": "auto", "fp8": "fp8"}
 """vLLM's names of the KV cache's types."""
 
@@ -111,6 +113,15 @@ def engine_arguments(
         "use_tqdm_on_load": False,
         "disable_log_stats": True,
     }
+    if settings.lora is not None:
+        # On a CPU, requests without an adapter take the weights of the last place: it stays empty.
+        places = settings.lora.max_adapters + 1
+        arguments |= {
+            "enable_lora": True,
+            "max_loras": places,
+            "max_cpu_loras": places,
+            "max_lora_rank": _lora_rank(settings.lora.max_rank),
+        }
     if settings.kv_cache_tokens is not None:
         arguments["enforce_eager"] = True
         arguments["kv_cache_memory_bytes"] = (
@@ -134,6 +145,15 @@ def engine_arguments(
             "master_port": int(os.environ.get(PORT, DEFAULT_PORT)),
         }
     return arguments
+
+
+def _lora_rank(rank: int) -> int:
+    """Return the smallest rank that vLLM has and that holds adapters of `rank`.
+
+    >>> _lora_rank(20)
+    32
+    """
+    return next((size for size in LORA_RANKS if size >= rank), LORA_RANKS[-1])
 
 
 def _check_head_size(folder: Path) -> None:

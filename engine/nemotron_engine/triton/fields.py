@@ -73,6 +73,7 @@ def common_fields(inputs: Inputs, row: int, options: Options, request_id: str) -
         "log_probs": inputs.value(row, "return_log_probs"),
         "guide_type": inputs.value(row, "guided_decoding_guide_type"),
         "guide": inputs.value(row, "guided_decoding_guide"),
+        "lora": _lora(inputs, row),
     }
     return {
         "key": b"",
@@ -81,6 +82,14 @@ def common_fields(inputs: Inputs, row: int, options: Options, request_id: str) -
         "request_id": request_id,
         **{name: value for name, value in fields.items() if value is not None},
     }
+
+
+def _lora(inputs: Inputs, row: int) -> str | None:
+    """Return the name of the adapter to compute with; a classic number is the name in digits."""
+    name, number = inputs.value(row, "lora_name"), inputs.value(row, "lora_task_id")
+    if name and number is not None:
+        raise NemotronError("lora_name and lora_task_id do not go together", where="lora_name")
+    return name if number is None else str(number)
 
 
 def sampling(inputs: Inputs, row: int, top_k_name: str, top_p_name: str) -> dict[str, Any]:

@@ -41,17 +41,17 @@ spec:
       env:
         - {name: HOME, value: /tmp}
       startupProbe:
-        exec: {command: [python3, -m, nemotron_serve.probe, {{ $socket }}, {{ $profile.timeouts.stall | quote }}]}
+        exec: {command: [python3, -m, nemotron_engine.probe, {{ $socket }}, {{ $profile.timeouts.stall | quote }}]}
         periodSeconds: 10
         timeoutSeconds: {{ add $profile.timeouts.stall 5 }}
         failureThreshold: {{ divf (add $profile.timeouts.startup $profile.timeouts.stall 60) 10 | ceil | int }}
       # Checks that the engine answers between two steps.
       readinessProbe:
-        exec: {command: [python3, -m, nemotron_serve.probe, {{ $socket }}, {{ $profile.timeouts.stall | quote }}]}
+        exec: {command: [python3, -m, nemotron_engine.probe, {{ $socket }}, {{ $profile.timeouts.stall | quote }}]}
         periodSeconds: 10
         timeoutSeconds: {{ add $profile.timeouts.stall 5 }}
       livenessProbe:
-        exec: {command: [python3, -m, nemotron_serve.probe, {{ $socket }}, {{ $profile.timeouts.stall | quote }}]}
+        exec: {command: [python3, -m, nemotron_engine.probe, {{ $socket }}, {{ $profile.timeouts.stall | quote }}]}
         periodSeconds: 30
         timeoutSeconds: {{ add $profile.timeouts.stall 5 }}
         failureThreshold: 2

@@ -1,6 +1,6 @@
 """A short conversation with the engine's process, to see whether it works.
 
-    python -m nemotron_serve.probe SOCKET SECONDS
+    python -m nemotron_engine.probe SOCKET SECONDS
 
 ends with status 0 if the engine answers within so many seconds, for whoever else watches it.
 """
@@ -26,16 +26,19 @@ from nemotron_engine.protocol import (
     Frames,
     Hello,
     Load,
+    LoadLora,
+    Loras,
     Query,
     Request,
     Step,
+    UnloadLora,
     frame,
 )
 
 CANARY_IDS = [5]
 """Prompt of the canary: an end of turn."""
 READ_BYTES = 1 << 16
-Message = TypeVar("Message", Hello, Load, Step)
+Message = TypeVar("Message", Hello, Load, Loras, Step)
 WORKING_REFUSALS = (ErrorKind.OVERLOADED.name, ErrorKind.SHUTTING_DOWN.name)
 """Kinds of errors with which a working engine may answer the canary."""
 
@@ -92,6 +95,24 @@ class Probe:
         if chunk.error_kind not in WORKING_REFUSALS:
             raise chunk.failure()
         return False
+
+    def load_lora(self, name: str, folder: str) -> list[str]:
+        """Have the engine load a LoRA adapter, and return the names of all.
+
+        Raises `NemotronError` if the engine refuses it.
+        """
+        return self._change_loras(LoadLora(name, folder))
+
+    def unload_lora(self, name: str) -> list[str]:
+        """Have the engine unload a LoRA adapter; see `load_lora`."""
+        return self._change_loras(UnloadLora(name))
+
+    def _change_loras(self, message: LoadLora | UnloadLora) -> list[str]:
+        self._socket.sendall(frame(message))
+        answer = self._next(Loras)
+        if answer.error:
+            raise NemotronError(answer.error)
+        return answer.names
 
     def drain(self) -> None:
         """Let the engine end when its last request has ended."""

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from nemotron_engine.probe import Probe
 from nemotron_engine.protocol import ClientMessage, Frames, Load, Query, frame
-from nemotron_serve.probe import Probe
 
 LOAD = Load(steps=7, running=3, waiting=0, kv_cache_usage=None, prompt_tokens=1, generated_tokens=2)
 SECONDS = 0.05
