@@ -55,7 +55,7 @@ class TextOptions(OpenModel):
 class ResponsesRequest(OpenModel):
     """Body of `POST /v1/responses`."""
 
-    model: str | None = taken("its name or one of its aliases; the only model without it")
+    model: str | None = taken("its name, an alias, or an adapter's name; the model without it")
     input: str | list[Item] = taken("a user's message, or messages", ..., min_length=1)
     instructions: str | None = taken("a system message before all others")
     max_output_tokens: int | None = taken("", ge=1, le=MAX_INT)

@@ -44,7 +44,7 @@ class StreamOptions(OpenModel):
 class _Request(OpenModel):
     """The keys that both endpoints for completions have."""
 
-    model: str | None = taken("its name, an alias or an adapter's name; the model itself without it")
+    model: str | None = taken("its name, an alias, or an adapter's name; the model without it")
     max_tokens: int | None = taken("", ge=0, le=MAX_INT)
     temperature: float | None = taken("0 is greedy; 1 without it", ge=0, le=2)
     top_p: float | None = taken("", ge=0, le=1)
