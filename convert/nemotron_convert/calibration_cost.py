@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from nemotron_convert.calibration.calibrator import Calibrator
 from nemotron_convert.calibration.options import CalibrationOptions
-from nemotron_convert.source.arrays import BF16_BYTES
 from nemotron_convert.source.nemo import Source
+from nemotron_convert.source.number_types import BF16_BYTES
 from nemotron_convert.team import ALONE
 
 HIDDEN_FILES = 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -67,6 +68,8 @@ BARE = ("decoder.", "embedding.", "output_layer.")
 """Beginnings of names that Megatron-LM stores without a prefix."""
 LAYERS = "model.decoder.layers."
 """Beginning of the names of the tensors that every decoder layer has."""
+LAYER_NAME = re.compile(re.escape(LAYERS) + r"(\d{1,9})\.(.+)")
+"""Name of a tensor that belongs to one layer only, as (layer, rest)."""
 EMBEDDING = "model.embedding.word_embeddings.weight"
 HEAD = "model.output_layer.weight"
 _MATRIX_SHAPES = {

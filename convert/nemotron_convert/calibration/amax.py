@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from nemotron_convert.source.arrays import BF16_BYTES, StoredArray
+from nemotron_convert.source.arrays import StoredArray
 from nemotron_convert.source.nemo import Source
+from nemotron_convert.source.number_types import BF16_BYTES
 from nemotron_convert.target.fp8 import amax_bits, bf16_from_bits
 from nemotron_convert.target.ramp import MOST_THREADS
 from nemotron_convert.team import Team

@@ -20,8 +20,9 @@ from nemotron_convert.calibration.layer_weights import (
     ResidentLayer,
     read_norm,
 )
-from nemotron_convert.source.arrays import BAND_BYTES, BF16_BYTES, Chunk, StoredArray
+from nemotron_convert.source.arrays import BAND_BYTES, Chunk, StoredArray
 from nemotron_convert.source.nemo import Source
+from nemotron_convert.source.number_types import BF16_BYTES
 
 READERS = min(8, 2 * (os.cpu_count() or 1))
 """Threads that read a layer: enough for a fast disk, and few beside a computation on the CPU."""

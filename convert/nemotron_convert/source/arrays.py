@@ -6,51 +6,28 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
 from functools import cached_property
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from nemotron_convert.source.archive import Bytes, Member
+from nemotron_convert.source.number_types import (
+    BF16_BYTES,
+    NO_LOSS,
+    RangeLoss,
+    WeightType,
+    to_bf16,
+    to_f32,
+)
 from nemotron_core.errors import NemotronError
 
-BF16_BYTES = 2
-EXPONENT = 0x7F80
-"""BF16's exponent bits, which are all set in NaN and Inf."""
 LAYER_LIMIT = 4096
 """Largest number of layers that is accepted, far above that of any model."""
 PAGE = 4096
 """Bytes of a page of memory, to which direct I/O wants its buffers aligned."""
 BAND_BYTES = 1 << 20
 """Bytes read at a time, so that they are checked and copied while they are in the CPU's cache."""
-
-
-class WeightType(Enum):
-    """The type in which an array is stored; whatever it is, arrays are read as BF16."""
-
-    BF16 = "BF16"
-    F16 = "F16"
-    F32 = "F32"
-
-    @property
-    def itemsize(self) -> int:
-        """Size of a number in bytes."""
-        return 4 if self is WeightType.F32 else 2
-
-
-@dataclass(frozen=True)
-class RangeLoss:
-    """Numbers of values that BF16 cannot hold, not even rounded to its precision."""
-
-    overflow: int = 0
-    """Finite values that became Inf."""
-    underflow: int = 0
-    """Values other than 0 that became 0."""
-
-
-NO_LOSS = RangeLoss()
 
 
 @dataclass(frozen=True)
@@ -103,6 +80,21 @@ class StoredArray:
                 matrix[top : top + len(band), left : left + chunk.columns] = band
         return matrix
 
+    def read_numbers(self) -> NDArray[np.float32]:
+        """Return a small matrix [R, C] outside the layers, exactly as it is stored, in F32.
+
+        A vector is [1, C].
+        """
+        rows = max(chunk.row + chunk.rows for chunk in self.chunks)
+        matrix = np.empty((rows, self.shape[-1]), np.float32)
+        for chunk in self.chunks:
+            stored = self._read_stored(chunk, 0, chunk.rows)
+            top, left = chunk.row, chunk.column
+            matrix[top : top + chunk.rows, left : left + chunk.columns] = to_f32(
+                stored, self.dtype, chunk.columns
+            )
+        return matrix
+
     def read_rows(self, row_numbers: NDArray[np.int64]) -> NDArray[np.uint16]:
         """Return the BF16 words [n, C] of `row_numbers` [n] of a matrix; these must ascend."""
         rows = np.empty((len(row_numbers), self.shape[-1]), np.uint16)
@@ -146,34 +138,22 @@ class StoredArray:
         self, chunk: Chunk, first: int, rows: int
     ) -> tuple[NDArray[np.uint16], RangeLoss]:
         """Return what `read` returns, and what was lost if the array is not stored as BF16."""
-        stored = aligned_empty((rows, chunk.pitch // BF16_BYTES))
-        self.archive.read_into(
-            chunk.member, chunk.offset + first * chunk.pitch, stored.data.cast("B")
-        )
+        stored = self._read_stored(chunk, first, rows)
         if self.dtype is WeightType.BF16:
             return stored[:, : chunk.columns], NO_LOSS
         return to_bf16(stored, self.dtype, chunk.columns)
 
+    def read_exact(self, chunk: Chunk, first: int, rows: int) -> NDArray[np.float32]:
+        """Return what `read` returns in F32, exactly as it is stored."""
+        return to_f32(self._read_stored(chunk, first, rows), self.dtype, chunk.columns)
 
-def to_bf16(
-    stored: NDArray[np.uint16], dtype: WeightType, columns: int
-) -> tuple[NDArray[np.uint16], RangeLoss]:
-    """Return the first `columns` columns of F16 or F32 numbers as BF16 words, and what was lost.
-
-    Rounds to nearest, ties to even. BF16 has the range of F32 but for the rounding at its ends, and
-    more than that of F16.
-    """
-    if dtype is WeightType.F16:
-        numbers = stored.view(np.float16)[:, :columns].astype(np.float32)
-    else:
-        numbers = stored.view(np.float32)[:, :columns]
-    with np.errstate(over="ignore", invalid="ignore"):
-        rounded = numbers.astype(ml_dtypes.bfloat16)
-    words: NDArray[np.uint16] = rounded.view(np.uint16)
-    magnitudes = words & 0x7FFF
-    overflow = np.isfinite(numbers) & (magnitudes >= EXPONENT)
-    underflow = (numbers != 0) & (magnitudes == 0)
-    return words, RangeLoss(int(overflow.sum()), int(underflow.sum()))
+    def _read_stored(self, chunk: Chunk, first: int, rows: int) -> NDArray[np.uint16]:
+        """Return rows of a chunk as they are stored, padding included."""
+        stored = aligned_empty((rows, chunk.pitch // BF16_BYTES))
+        self.archive.read_into(
+            chunk.member, chunk.offset + first * chunk.pitch, stored.data.cast("B")
+        )
+        return stored
 
 
 def stack(name: str, layers: Sequence[StoredArray], where: object) -> StoredArray:
@@ -201,6 +181,12 @@ def stack(name: str, layers: Sequence[StoredArray], where: object) -> StoredArra
     )
     shape, chunk_shape = (len(layers), *first.shape), (1, *first.chunk_shape)
     return StoredArray(first.archive, name, shape, chunk_shape, chunks, first.dtype)
+
+
+def take_layer(array: StoredArray, layer: int) -> StoredArray:
+    """Return one layer of an array whose axis 0 counts layers, as an array by itself."""
+    chunks = tuple(replace(chunk, layer=0) for chunk in array.layer_chunks(layer))
+    return replace(array, shape=array.shape[1:], chunk_shape=array.chunk_shape[1:], chunks=chunks)
 
 
 def aligned_empty(shape: tuple[int, int]) -> NDArray[np.uint16]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import re
+import json
 from collections import defaultdict
 from collections.abc import Collection
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from nemotron_convert.source.arrays import LAYER_LIMIT, StoredArray, stack
-from nemotron_convert.tensor_map import LAYERS, TensorRule, canonical_name
+from nemotron_convert.source.archive import Archive, read_bytes
+from nemotron_convert.source.arrays import LAYER_LIMIT, StoredArray, stack, take_layer
+from nemotron_convert.tensor_map import LAYER_NAME, LAYERS, TensorRule, canonical_name
 from nemotron_core.errors import NemotronError
 
-LAYER_NAME = re.compile(re.escape(LAYERS) + r"(\d{1,9})\.(.+)")
-"""Name of a layer's own tensor, as Megatron saves it since 0.15."""
+METADATA_LIMIT = 1 << 16
+"""Largest size in bytes of the weights' `metadata.json`."""
 
 
 class Reader(Protocol):
@@ -82,3 +83,42 @@ class Distributed:
             for layer in range(len(layers))
         ]
         return stack(rule.source, arrays, self._path)
+
+    def open_layers(self, rule: TensorRule, num_layers: int) -> dict[int, StoredArray]:
+        """Return the arrays of the layers that have the source tensor of a rule.
+
+        Raises `NemotronError` if one is not what the reader's format says, or of no layer of
+        `num_layers`.
+        """
+        if rule.source in self._stored:
+            stacked = self.open(rule)
+            layers = {layer: take_layer(stacked, layer) for layer in range(stacked.shape[0])}
+        else:
+            names = self._layers.get(rule.source.removeprefix(LAYERS), {})
+            self._used.update(names.values())
+            layers = {
+                layer: self._reader.open(self._stored[name], stacked=False)
+                for layer, name in names.items()
+            }
+        if layers and max(layers) >= num_layers:
+            raise NemotronError(
+                f"tensor {rule.source} has a layer {max(layers)}, the model {num_layers} layers",
+                where=self._path,
+            )
+        return layers
+
+
+def distributed_layout(archive: Archive, weights: str) -> Any:
+    """Return the layout that `metadata.json` names; without that file, judge by other files."""
+    metadata = weights + "metadata.json"
+    if metadata in archive.members:
+        try:
+            content = json.loads(read_bytes(archive, metadata, limit=METADATA_LIMIT))
+            return content["sharded_backend"] if isinstance(content, dict) else None
+        except (ValueError, KeyError, RecursionError) as error:
+            raise NemotronError(
+                f"{metadata} names no sharded_backend", where=archive.path
+            ) from error
+    if any(name.endswith("/.zarray") for name in archive.members):
+        return "zarr"
+    return "torch_dist" if weights + ".metadata" in archive.members else None

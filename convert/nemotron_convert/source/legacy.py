@@ -15,14 +15,21 @@ from nemotron_convert.source.archive import Archive, Member
 from nemotron_convert.source.arrays import (
     Chunk,
     StoredArray,
-    WeightType,
     as_layer_row_column,
     as_stored_axes,
     check_cover,
 )
+from nemotron_convert.source.number_types import WeightType
 from nemotron_convert.source.safe_pickle import Record
 from nemotron_convert.source.torch_zip import SavedTensor, TorchZip
-from nemotron_convert.tensor_map import LAYERS, Place, Split, TensorRule, canonical_name
+from nemotron_convert.tensor_map import (
+    LAYER_NAME,
+    LAYERS,
+    Place,
+    Split,
+    TensorRule,
+    canonical_name,
+)
 from nemotron_core.errors import NemotronError
 
 CHECKPOINT_NAME = "model_weights.ckpt"
@@ -126,6 +133,49 @@ class Legacy:
                 layers += 1
         if not chunks:
             raise NemotronError(f"tensor {rule.source} is missing", where=self._archive.path)
+        return self._array(rule, chunks, dtypes, layers, stacked=rule.stacked)
+
+    def open_layers(self, rule: TensorRule, num_layers: int) -> dict[int, StoredArray]:
+        """Return the arrays of the layers that have the source tensor of a rule.
+
+        Every stage must hold as many of the model's `num_layers` layers. Raises `NemotronError` as
+        `open` does.
+        """
+        if num_layers % self._pp:
+            raise NemotronError(
+                f"{num_layers} layers on {self._pp} pipeline stages", where=self._archive.path
+            )
+        stage_layers = num_layers // self._pp
+        rest = rule.source.removeprefix(LAYERS)
+        arrays = {}
+        for stage in range(self._pp):
+            for name in self._ranks[stage, 0].tensors:
+                match = LAYER_NAME.fullmatch(name)
+                if match is None or match[2] != rest:
+                    continue
+                local = int(match[1])
+                if local >= stage_layers:
+                    raise NemotronError(
+                        f"{name} on pipeline stage {stage}, which has {stage_layers} layers",
+                        where=self._archive.path,
+                    )
+                self._used.add((stage, name))
+                dtypes: set[WeightType] = set()
+                chunks = self._layer(rule, stage, name, 0, dtypes)
+                layer = stage * stage_layers + local
+                arrays[layer] = self._array(rule, chunks, dtypes, 1, stacked=False)
+        return dict(sorted(arrays.items()))
+
+    def _array(
+        self,
+        rule: TensorRule,
+        chunks: list[Chunk],
+        dtypes: set[WeightType],
+        layers: int,
+        *,
+        stacked: bool,
+    ) -> StoredArray:
+        """Return the array of these chunks, which must cover it and have one type."""
         if len(dtypes) > 1:
             types = ", ".join(sorted(dtype.value for dtype in dtypes))
             raise NemotronError(
@@ -134,12 +184,12 @@ class Legacy:
         first, last = chunks[0], chunks[-1]
         sizes = (layers, last.row + last.rows, last.column + last.columns)
         shape, chunk_shape = (
-            as_stored_axes(lengths, stacked=rule.stacked, is_matrix=len(rule.shape) == 2)
+            as_stored_axes(lengths, stacked=stacked, is_matrix=len(rule.shape) == 2)
             for lengths in (sizes, (1, first.rows, first.columns))
         )
         (dtype,) = dtypes
         array = StoredArray(self._archive, rule.source, shape, chunk_shape, tuple(chunks), dtype)
-        check_cover(array, stacked=rule.stacked)
+        check_cover(array, stacked=stacked)
         return array
 
     def _stages(self, rule: TensorRule) -> range:

@@ -16,11 +16,11 @@ from nemotron_convert.source.archive import Archive, Member, read_bytes, refuse_
 from nemotron_convert.source.arrays import (
     Chunk,
     StoredArray,
-    WeightType,
     as_layer_row_column,
     check_cover,
     check_shape,
 )
+from nemotron_convert.source.number_types import WeightType
 from nemotron_convert.source.safe_pickle import Record, load_pickle
 from nemotron_convert.source.torch_zip import TorchZip, check_sizes
 from nemotron_core.errors import NemotronError

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemotron_convert.source.archive import Archive, Member, refuse_pointer, short_name
-from nemotron_convert.source.arrays import WeightType
+from nemotron_convert.source.number_types import WeightType
 from nemotron_convert.source.safe_pickle import Record, load_pickle
 from nemotron_core.errors import NemotronError
 

@@ -19,7 +19,6 @@ from nemotron_convert.source.archive import (
 from nemotron_convert.source.arrays import (
     Chunk,
     StoredArray,
-    WeightType,
     as_layer_row_column,
     as_stored_axes,
     check_shape,
@@ -32,6 +31,7 @@ from nemotron_convert.source.compression import (
     find_decoder,
     max_compressed_size,
 )
+from nemotron_convert.source.number_types import WeightType
 from nemotron_core.errors import NemotronError
 
 DTYPES = {

@@ -18,13 +18,12 @@ from numpy.typing import NDArray
 from nemotron_convert.shards import Block
 from nemotron_convert.source.arrays import (
     BAND_BYTES,
-    BF16_BYTES,
-    EXPONENT,
     PAGE,
     Chunk,
     StoredArray,
 )
 from nemotron_convert.source.nemo import Source
+from nemotron_convert.source.number_types import BF16_BYTES, EXPONENT
 from nemotron_convert.target.fp8 import Quantizer, Scales
 from nemotron_convert.target.journal import Finished, Journal, Note, PieceKey
 from nemotron_convert.target.layout import Layout, ScaleKind, Target
