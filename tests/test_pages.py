@@ -16,7 +16,7 @@ from nemotron_cli.main import app
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("core", "convert", "build", "engine", "serve", "gateway", "client", "data", "evaluate")
-PAGES = ("slurm.md", "first-hour.md", "troubleshooting.md", "evaluate.md")
+PAGES = ("slurm.md", "customize.md", "first-hour.md", "troubleshooting.md", "evaluate.md")
 
 
 def texts() -> Iterator[str]:

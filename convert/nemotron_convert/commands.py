@@ -53,8 +53,15 @@ def inspect(
 def verify(
     checkpoint: Annotated[Path, Argument(metavar="CHECKPOINT", help="The checkpoint to verify.")],
     against: Annotated[
-        Path, Option(metavar="MODEL.nemo", help="The .nemo that it was converted from.")
+        list[Path],
+        Option(
+            metavar="MODEL.nemo",
+            help="The .nemo that it was converted from; with --base, each adapter in order.",
+        ),
     ],
+    base: Annotated[
+        Path | None, Option(metavar="BASE.nemo", help="The model that adapters were merged into.")
+    ] = None,
     ids: Annotated[
         Path | None,
         Option(metavar="IDS.json", help="Lists of token ids to run; by default, a few texts."),
@@ -71,7 +78,8 @@ def verify(
     from nemotron_convert.verification.verifier import verify as run
 
     with open_team() as team:
-        verification = run(checkpoint, against, ids=ids, team=team)
+        source, adapters = _base_and_adapters(against, base, "--against")
+        verification = run(checkpoint, source, adapters=adapters, ids=ids, team=team)
     if team.is_leader:
         if json:
             typer.echo(verification.to_json())
@@ -85,10 +93,21 @@ def verify(
 class ConvertArguments:
     """Command-line arguments of `nemotron convert`."""
 
-    model: Annotated[Path, Argument(metavar="MODEL.nemo", help="The .nemo, a file or a folder.")]
+    models: Annotated[
+        list[Path],
+        Argument(
+            metavar="MODEL.nemo…",
+            help="The .nemo, a file or a folder; with --base, LoRA or IA3 adapters in order.",
+        ),
+    ]
     output: Annotated[Path, Option("-o", "--output", help="The new folder that is written.")]
+    base: Annotated[
+        Path | None,
+        Option(metavar="BASE.nemo", help="The model into which the adapters are merged."),
+    ] = None
     format: Annotated[
-        Literal["trtllm", "hf"], Option(help="A TensorRT-LLM checkpoint or a Hugging Face folder.")
+        Literal["trtllm", "hf", "peft"],
+        Option(help="A TensorRT-LLM checkpoint, a Hugging Face folder, or a LoRA for PEFT."),
     ] = "trtllm"
     tp: Annotated[
         int | None,
@@ -156,6 +175,11 @@ class ConvertArguments:
         ),
     ] = "auto"
 
+    @property
+    def source(self) -> Path:
+        """The whole model. Raises `NemotronError` if the arguments name several."""
+        return _base_and_adapters(self.models, self.base, "convert")[0]
+
     def options(self) -> Options:
         """Return the conversion's options. Raises `NemotronError` if they contradict each other."""
         from nemotron_convert.calibration.options import CalibrationOptions
@@ -174,6 +198,7 @@ class ConvertArguments:
             reuse=self.reuse,
             strict=self.strict,
             ignore=tuple(self.ignore_tensor or ()),
+            adapters=_base_and_adapters(self.models, self.base, "convert")[1],
             precision=Precision(Dtype(self.dtype), Dtype(self.kv_cache_dtype)),
             calibration=CalibrationOptions(
                 scales=self.scales,
@@ -190,6 +215,8 @@ class ConvertArguments:
 def convert(arguments: ConvertArguments) -> None:
     """Convert a .nemo to a TensorRT-LLM checkpoint or a Hugging Face folder, in BF16 or FP8.
 
+    With --base, the adapters are merged into that model on the way.
+
     Under mpirun or srun, the processes divide the files among them.
     """
     from nemotron_convert.convert import convert as run
@@ -197,7 +224,10 @@ def convert(arguments: ConvertArguments) -> None:
     from nemotron_core.files import partial_path
     from nemotron_core.folder import retry_until_ready
 
-    model, output, options = arguments.model, arguments.output, arguments.options()
+    if arguments.format == "peft":
+        _convert_to_peft(arguments)
+        return
+    model, output, options = arguments.source, arguments.output, arguments.options()
     if arguments.plan:
         from rich.console import Console
 
@@ -223,4 +253,47 @@ def convert(arguments: ConvertArguments) -> None:
             typer.echo("warning: an FP8 KV cache costs this model accuracy; measure it", err=True)
         size = sum(entry.size for entry in manifest.files.values())
         split = f" TP={manifest.tp} PP={manifest.pp}" if manifest.format == "trtllm" else ""
-        typer.echo(f"{output}: {size:,} bytes, {manifest.format} {manifest.dtype}{split}")
+        merged = ", ".join(adapter.file for adapter in manifest.adapters)
+        with_adapters = f", {manifest.source} with {merged}" if merged else ""
+        what = f"{manifest.format} {manifest.dtype}{split}{with_adapters}"
+        typer.echo(f"{output}: {size:,} bytes, {what}")
+
+
+def _convert_to_peft(arguments: ConvertArguments) -> None:
+    from nemotron_convert.convert import convert_to_peft
+    from nemotron_core.errors import NemotronError
+
+    if len(arguments.models) > 1:
+        raise NemotronError(
+            f"{len(arguments.models)} adapters",
+            where="--format peft",
+            remedy="write them one by one",
+        )
+    if arguments.plan or arguments.dtype == "fp8" or arguments.tp or arguments.pp > 1:
+        raise NemotronError(
+            "a PEFT folder is small, not split and never FP8",
+            where="--plan, --dtype, --tp, --pp",
+            remedy="leave them out",
+        )
+    manifest = convert_to_peft(arguments.models[0], arguments.output, arguments.base)
+    typer.echo(f"{arguments.output}: peft {manifest.dtype}, {manifest.adapters[0].details}")
+
+
+def _base_and_adapters(
+    models: list[Path], base: Path | None, where: str
+) -> tuple[Path, tuple[Path, ...]]:
+    """Return the whole model and the adapters that the arguments name.
+
+    Raises `NemotronError` if there are several models and no base.
+    """
+    from nemotron_core.errors import NemotronError
+
+    if base is not None:
+        return base, tuple(models)
+    if len(models) > 1:
+        raise NemotronError(
+            f"{len(models)} files and no base model",
+            where=where,
+            remedy="name the model into which adapters are merged with --base BASE.nemo",
+        )
+    return models[0], ()

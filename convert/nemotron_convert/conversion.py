@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemotron_convert.calibration.record import CALIBRATION_NAME, calibration_entry
+from nemotron_convert.calibration.options import CALIBRATION_NAME
 from nemotron_convert.options import Options, missing_bytes, require_space, tensor_bytes
 from nemotron_convert.source.nemo import Source
 from nemotron_convert.target import journal
@@ -17,7 +17,7 @@ from nemotron_convert.target.copier import Copier, piece_name
 from nemotron_convert.target.fp8 import Scales
 from nemotron_convert.target.json_files import write_json
 from nemotron_convert.target.layout import Dtype, Format, Layout
-from nemotron_convert.target.manifest import Manifest, read_manifest, require_complete
+from nemotron_convert.target.manifest import AdapterEntry, Manifest, read_manifest, require_complete
 from nemotron_convert.target.tensor_file import TensorFile
 from nemotron_convert.target.trtllm_config import CONFIG_NAME, trtllm_config
 from nemotron_convert.team import Team
@@ -126,8 +126,14 @@ class Conversion:
             overflow[piece_name(key)] += note.overflow
             underflow[piece_name(key)] += note.underflow
         options = self.options
+        calibration = None
+        if options.precision.weights is Dtype.FP8:
+            from nemotron_convert.calibration.record import calibration_entry  # noqa: PLC0415
+
+            calibration = calibration_entry(self.folder)
         return Manifest(
             source=self.source.archive.path.name,
+            adapters=[AdapterEntry.of(adapter) for adapter in self.source.adapters],
             format=options.format.value,
             dtype=options.precision.weights.value,
             kv_cache_dtype=options.precision.kv_cache.value,
@@ -138,7 +144,7 @@ class Conversion:
             overflow=dict(+overflow),
             underflow=dict(+underflow),
             ignored_tensors=list(self.source.ignored),
-            calibration=calibration_entry(self.folder),
+            calibration=calibration,
             files=dict(sorted(entries.items())),
         )
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from nemotron_convert.conversion import Conversion, checked_manifest
 from nemotron_convert.options import Options, lay_out
+from nemotron_convert.source.contents import Contents
+from nemotron_convert.source.kind import require_adapter, require_whole
 from nemotron_convert.source.nemo import Source
 from nemotron_convert.target import journal
 from nemotron_convert.target.layout import Dtype, Format
@@ -19,15 +21,22 @@ from nemotron_core.files import partial_path
 from nemotron_core.folder import (
     check_output,
     existing_folder,
+    new_folder,
     require_unlocked,
     unfinished_folder,
     writing_errors,
+)
+
+OTHER_SCALES = (
+    "these scales were calibrated without the adapters, which change the inputs of the linear "
+    "layers: calibrate the merged model, or measure what it answers"
 )
 
 
 def convert(source_path: Path, output: Path, options: Options, *, team: Team = ALONE) -> Manifest:
     """Convert the `.nemo` at `source_path` to the new folder `output` and return its manifest.
 
+    The adapters that `options` names are merged into it on the way.
     The folder gets its name only when it is complete; until then it stands beside it with the
     suffix `.partial`, from which an interrupted run can be resumed. Memory is a few MiB per job,
     whatever the model's size. Every process of `team` must call this alike and writes some of the
@@ -35,11 +44,14 @@ def convert(source_path: Path, output: Path, options: Options, *, team: Team = A
     requested, or the output cannot be written.
     """
     if not (options.reuse and (output / MANIFEST_NAME).exists()):
-        check_output(output, source=source_path)
+        for path in (source_path, *options.adapters):
+            check_output(output, source=path)
     if team.is_leader:
         require_unlocked(output)
     scratch = _scratch(output, options)
-    with Source.open(source_path, ignore=options.ignore, scratch=scratch) as source:
+    with Source.open(
+        source_path, ignore=options.ignore, scratch=scratch, adapters=options.adapters
+    ) as source:
         if options.strict and source.dtypes != ("BF16",):
             raise NemotronError(
                 f"the weights are {' and '.join(source.dtypes)}, which BF16 rounds",
@@ -59,6 +71,8 @@ def convert(source_path: Path, output: Path, options: Options, *, team: Team = A
             calibrator = Calibrator(source, options.calibration, team)
             if team.is_leader and calibrator.built_in_tokens:
                 print(f"note: {built_in_texts(calibrator.built_in_tokens)}", file=sys.stderr)
+            if team.is_leader and source.adapters and calibrator.is_of_another_model:
+                print(f"note: {OTHER_SCALES}", file=sys.stderr)
         identity = options.identity | ({"calibration": calibrator.identity} if calibrator else {})
         fingerprint = team.broadcast(
             journal.fingerprint(source, identity) if team.is_leader else None
@@ -68,6 +82,32 @@ def convert(source_path: Path, output: Path, options: Options, *, team: Team = A
             return checked_manifest(output, options)
         with _shared_folder(output, options, team) as folder:
             return Conversion(source, folder, layout, options, team).run(calibrator, fingerprint)
+
+
+def convert_to_peft(adapter_path: Path, output: Path, base_path: Path | None = None) -> Manifest:
+    """Write the LoRA at `adapter_path` to the new folder `output` in PEFT's format.
+
+    With `base_path`, it is checked against that base model; otherwise against its own
+    configuration. Raises `NemotronError` as `convert` does.
+    """
+    from nemotron_convert.source.adapter import Adapter  # noqa: PLC0415
+    from nemotron_convert.target.peft_folder import write_peft_folder  # noqa: PLC0415
+
+    check_output(output, source=adapter_path)
+    with Contents.open(adapter_path) as contents:
+        require_adapter(contents.kind, adapter_path)
+        config, base = contents.settings.model, contents.base or ""
+    if base_path is not None:
+        with Contents.open(base_path) as contents:
+            require_whole(contents.kind, base_path, contents.base)
+            config, base = contents.settings.model, base_path.name
+    with (
+        Adapter.open(adapter_path, config) as adapter,
+        new_folder(output) as folder,
+    ):
+        manifest = write_peft_folder(adapter, folder, base)
+        adapter.contents.require_unchanged()
+        return manifest
 
 
 def _scratch(output: Path, options: Options) -> Path | None:

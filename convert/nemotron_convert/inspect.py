@@ -13,10 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from nemotron_convert.shards import allowed_tp
-from nemotron_convert.source.kind import NOT_CONVERTED
-from nemotron_convert.source.nemo import Contents, Source
+from nemotron_convert.source.adapter import Adapter
+from nemotron_convert.source.contents import Contents
+from nemotron_convert.source.kind import MERGED, REFUSED, Kind
+from nemotron_convert.source.nemo import Source
 from nemotron_convert.target.checkpoint import Checkpoint
 from nemotron_convert.target.manifest import read_manifest, require_unchanged
+from nemotron_core.errors import NemotronError
 
 
 class TensorReport(BaseModel):
@@ -27,13 +30,37 @@ class TensorReport(BaseModel):
     chunks: tuple[int, ...]
 
 
+class AdapterReport(BaseModel):
+    """Report on an adapter; what does not apply to its kind is empty."""
+
+    details: str
+    """All that follows, for a person."""
+    base: str | None = None
+    """The base model as the file names it."""
+    rank: int | None = None
+    alpha: float | None = None
+    scale: float | None = None
+    """The factor of the product of a LoRA's matrices."""
+    variant: str | None = None
+    targets: list[str] = []
+    """The linear layers that are changed, by Megatron's names."""
+    layers: list[int] = []
+    """The layers that are changed, counted from 0."""
+    virtual_tokens: int | None = None
+    """Number of vectors that a P-tuning puts in front of the prompt."""
+    fault: str | None = None
+    """Why it cannot be merged."""
+
+
 class ModelReport(BaseModel):
     """Report on a `.nemo`. The fields are the keys of `nemotron inspect --json`."""
 
     source: str
     kind: str
     convertible: bool
-    """Whether `nemotron convert` takes it as it is."""
+    """Whether `nemotron convert` takes it as it is, or with `--base` if it is an adapter."""
+    adapter: AdapterReport | None
+    """What an adapter changes."""
     layout: str
     """Name of the format in which the weights are stored."""
     dtype: str
@@ -60,8 +87,11 @@ class ModelReport(BaseModel):
 
         With `verbose`, also print the settings and tensors that are not needed.
         """
+        details = f": {self.adapter.details}" if self.adapter and self.adapter.details else ""
+        base = {"base model": self.adapter.base} if self.adapter and self.adapter.base else {}
         facts: dict[str, object] = {
-            "kind": self.kind,
+            "kind": self.kind + details,
+            **base,
             "layout": f"{self.layout}, {self.dtype}",
             **self.config,
         }
@@ -81,6 +111,8 @@ class ModelReport(BaseModel):
         _print_section(console, "refused: tensors that are not understood", self.unknown_tensors)
         faults = dict.fromkeys(self.refused_settings, "")
         _print_section(console, "refused: settings that are not carried out", faults)
+        if self.adapter and self.adapter.fault:
+            _print_section(console, "refused", {self.adapter.fault: ""})
         if verbose:
             _print_section(console, "tensors that are not needed", self.dropped_tensors)
             _print_section(console, "settings that are not needed", self.other_settings)
@@ -91,6 +123,8 @@ class CheckpointReport(BaseModel):
 
     checkpoint: str
     source: str
+    adapters: list[str]
+    """The adapters that were merged into it."""
     format: str
     dtype: str
     tp: int
@@ -104,7 +138,9 @@ class CheckpointReport(BaseModel):
 
     def print(self, console: Console) -> None:
         """Print a table of the checkpoint."""
-        console.print(_facts_table(self.model_dump(exclude={"checkpoint"})))
+        facts = self.model_dump(exclude={"checkpoint", "adapters"})
+        merged = {"merged": "\n".join(self.adapters)} if self.adapters else {}
+        console.print(_facts_table(merged | facts))
 
 
 def inspect(path: Path) -> ModelReport:
@@ -115,13 +151,17 @@ def inspect(path: Path) -> ModelReport:
     """
     with Contents.open(path) as contents:
         settings, kind = contents.settings, contents.kind
-        source = None if kind in NOT_CONVERTED else Source.of(contents, is_lenient=True)
+        is_whole = kind not in MERGED and kind not in REFUSED
+        source = Source.of(contents, is_lenient=True) if is_whole else None
         arrays = source.tensors if source else {}
+        adapter = None if is_whole else _inspect_adapter(contents)
         unknown = contents.unknown()
+        can_be_merged = kind in MERGED and adapter is not None and adapter.fault is None
         return ModelReport(
             source=str(path),
             kind=kind.value,
-            convertible=source is not None and not unknown and not settings.faults,
+            convertible=(is_whole or can_be_merged) and not unknown and not settings.faults,
+            adapter=adapter,
             layout=contents.layout,
             dtype=" and ".join(source.dtypes) if source else "",
             parameters=sum(math.prod(tensor.shape) for tensor in arrays.values()),
@@ -140,6 +180,34 @@ def inspect(path: Path) -> ModelReport:
         )
 
 
+def _inspect_adapter(contents: Contents) -> AdapterReport:
+    """Report on a file that is no whole model, as if it fitted its base model."""
+    if contents.kind is Kind.P_TUNING:
+        peft = contents.settings.raw.get("peft")
+        tuning = peft.get("p_tuning") if isinstance(peft, dict) else None
+        tokens = tuning.get("virtual_tokens") if isinstance(tuning, dict) else None
+        number = tokens if type(tokens) is int else None
+        details = f"{number} virtual tokens" if number else ""
+        return AdapterReport(details=details, base=contents.base, virtual_tokens=number)
+    if contents.kind not in MERGED:
+        return AdapterReport(details="", base=contents.base)
+    try:
+        adapter = Adapter.of(contents, contents.settings.model)
+    except NemotronError as error:
+        return AdapterReport(details="", base=contents.base, fault=error.what)
+    lora = adapter.lora
+    return AdapterReport(
+        details=str(adapter),
+        base=contents.base,
+        rank=lora.rank if lora else None,
+        alpha=lora.alpha if lora else None,
+        scale=lora.scale if lora else None,
+        variant=lora.variant if lora else None,
+        targets=adapter.targets,
+        layers=adapter.layers,
+    )
+
+
 def inspect_checkpoint(folder: Path, *, check: bool) -> CheckpointReport:
     """Check a checkpoint's headers and, with `check`, the hash of every file, and report on it.
 
@@ -153,6 +221,7 @@ def inspect_checkpoint(folder: Path, *, check: bool) -> CheckpointReport:
     return CheckpointReport(
         checkpoint=str(folder),
         source=manifest.source,
+        adapters=[f"{a.file}: {a.kind}, {a.details}" for a in manifest.adapters],
         format=manifest.format,
         dtype=manifest.dtype,
         tp=manifest.tp,

@@ -38,6 +38,8 @@ class Options:
     """Whether to refuse NaN, Inf and other types than BF16, which the manifest would list."""
     ignore: tuple[str, ...] = ()
     """Patterns of the names of tensors to leave out although they are not understood."""
+    adapters: tuple[Path, ...] = ()
+    """LoRA and IA3 adapters to merge into the model, in this order."""
     precision: Precision = BF16_ONLY
     calibration: CalibrationOptions = OWN_TEXTS
     """Source of the scales of an FP8 conversion."""

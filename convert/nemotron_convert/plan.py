@@ -62,6 +62,8 @@ class Plan:
     """A conversion that has not started. Sizes are in bytes."""
 
     source: str
+    adapters: tuple[str, ...]
+    """The adapters that are merged into it, for a person."""
     output: Path
     layout: Layout
     shapes: dict[str, tuple[int, ...]]
@@ -124,6 +126,8 @@ class Plan:
                 )
         facts = Table(show_header=False, box=None)
         facts.add_row("read", f"{self.to_read:,} bytes from {self.source}")
+        for adapter in self.adapters:
+            facts.add_row("merge", adapter)
         facts.add_row("write", f"{self.to_write:,} bytes in {len(self.layout.files)} files")
         facts.add_row("disk", f"{self.disk:,} bytes needed, {self.free:,} free")
         facts.add_row("memory", f"about {decimal(self.memory)} per process")
@@ -165,7 +169,7 @@ def make_plan(source_path: Path, output: Path, options: Options) -> Plan:
     `Plan.check` checks the output.
     """
     check_output(output, source=source_path)
-    with Source.open(source_path, ignore=options.ignore) as source:
+    with Source.open(source_path, ignore=options.ignore, adapters=options.adapters) as source:
         layout = lay_out(source, options)
         parent = existing_folder(output.absolute().parent)
         read_rate, write_rate = _measure_rates(source, parent)
@@ -173,6 +177,7 @@ def make_plan(source_path: Path, output: Path, options: Options) -> Plan:
         calibration = calibration_cost(source, options.calibration) if is_fp8 else None
         return Plan(
             source=str(source_path),
+            adapters=tuple(f"{adapter.name}: {adapter}" for adapter in source.adapters),
             output=output,
             layout=layout,
             shapes={name: tensor.shape for name, tensor in source.tensors.items()},

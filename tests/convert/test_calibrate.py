@@ -19,8 +19,7 @@ from nemotron_convert.calibration import hidden_states
 from nemotron_convert.calibration.calibration_pass import CalibrationPass
 from nemotron_convert.calibration.data import read_ids, read_texts
 from nemotron_convert.calibration.hidden_states import HiddenStates
-from nemotron_convert.calibration.options import CalibrationOptions
-from nemotron_convert.calibration.record import CALIBRATION_NAME
+from nemotron_convert.calibration.options import CALIBRATION_NAME, CalibrationOptions
 from nemotron_convert.commands import ConvertArguments
 from nemotron_convert.convert import Options, convert
 from nemotron_convert.shards import Parallel
@@ -346,5 +345,5 @@ def test_bf16_has_nothing_to_calibrate(tmp_path: Path) -> None:
 
 
 def test_memory_without_limit(tmp_path: Path) -> None:
-    arguments = ConvertArguments(NEMO, tmp_path / "out", dtype="fp8", calibrate_memory=math.inf)
+    arguments = ConvertArguments([NEMO], tmp_path / "out", dtype="fp8", calibrate_memory=math.inf)
     assert arguments.options().calibration.memory > 1 << 60

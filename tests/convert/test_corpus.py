@@ -257,7 +257,7 @@ FOREIGN_TENSORS: dict[str, tuple[Build, str]] = {
     ),
 }
 KINDS: dict[str, tuple[Build, str]] = {
-    "LoRA": (adapter("lora", LORA), "this is a LoRA adapter.*merge it into its base"),
+    "LoRA": (adapter("lora", LORA), "a LoRA adapter, not a whole.*convert --base BASE"),
     "LoRA beside whole weights": (folder(array(LORA, 4, 8)), "this is a LoRA adapter"),
     "LoRA by its settings": (adapter("qlora"), "this is a LoRA adapter"),
     "P-tuning": (

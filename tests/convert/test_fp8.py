@@ -14,8 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from nemotron_convert.calibration.options import CalibrationOptions
-from nemotron_convert.calibration.record import CALIBRATION_NAME
+from nemotron_convert.calibration.options import CALIBRATION_NAME, CalibrationOptions
 from nemotron_convert.convert import Options, convert
 from nemotron_convert.shards import Parallel
 from nemotron_convert.target.checkpoint import Checkpoint

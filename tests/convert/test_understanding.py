@@ -58,7 +58,9 @@ def test_inspect_names_the_kind_of_an_adapter(tmp_path: Path) -> None:
     add_array(folder, lora, (8, 128))
     report = inspect(folder)
     assert (report.kind, report.convertible) == ("LoRA adapter", False)
-    assert lora in report.unknown_tensors
+    assert report.adapter is not None
+    assert report.adapter.fault is not None
+    assert "only one of" in report.adapter.fault
 
 
 def test_a_tensor_is_left_out_by_hand_and_the_manifest_remembers(

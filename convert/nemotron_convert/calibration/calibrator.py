@@ -7,8 +7,8 @@ from pathlib import Path
 
 from nemotron_convert.calibration.amax import weight_amaxes
 from nemotron_convert.calibration.data import CalibrationData, read_ids, read_texts
-from nemotron_convert.calibration.options import CalibrationOptions
-from nemotron_convert.calibration.record import CALIBRATION_NAME, Calibration, read_calibration
+from nemotron_convert.calibration.options import CALIBRATION_NAME, CalibrationOptions
+from nemotron_convert.calibration.record import Calibration, read_calibration
 from nemotron_convert.source.nemo import Source
 from nemotron_convert.target import journal
 from nemotron_convert.target.fp8 import Scales
@@ -67,6 +67,13 @@ class Calibrator:
     def built_in_tokens(self) -> int:
         """Number of tokens if it calibrates on the project's own texts, 0 otherwise."""
         return 0 if self._options.texts or self._options.ids else self.tokens
+
+    @property
+    def is_of_another_model(self) -> bool:
+        """Whether the scales come from an earlier calibration of other weights."""
+        if isinstance(self._input, CalibrationData):
+            return False
+        return self._input.source != journal.source_digest(self._source)
 
     def scales(self, folder: Path, jobs: int | None, *, fp8_kv_cache: bool) -> Scales:
         """Return all scales and leave a `calibration.json` in `folder`.

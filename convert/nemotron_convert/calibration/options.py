@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+CALIBRATION_NAME = "calibration.json"
+"""Name of the record of a calibration in a checkpoint."""
 BUILT_IN_NAME = "built-in texts"
 """What records call the project's own texts: no name of a file of a user's."""
 DEFAULT_LENGTH = 512

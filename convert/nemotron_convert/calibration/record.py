@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from nemotron_convert.calibration.amax import Amaxes
-from nemotron_convert.calibration.options import BUILT_IN_NAME
+from nemotron_convert.calibration.options import BUILT_IN_NAME, CALIBRATION_NAME
 from nemotron_convert.target.fp8 import LinearScale, Scales, scale_of
 from nemotron_convert.target.json_files import parse_json
 from nemotron_convert.target.manifest import CalibrationEntry
@@ -19,7 +19,6 @@ from nemotron_core.errors import NemotronError
 from nemotron_core.files import write_atomically
 from nemotron_core.model_config import ModelConfig
 
-CALIBRATION_NAME = "calibration.json"
 CALIBRATION_LIMIT = 64 << 20
 """Largest size in bytes of a `calibration.json` that is read."""
 KV_SCALE_FLOOR = np.float32(1)

@@ -16,6 +16,8 @@ from nemotron_core.errors import NemotronError
 from nemotron_core.model_config import ModelConfig
 
 CONFIG_NAME = "model_config.yaml"
+CONFIG_NAMES = (CONFIG_NAME, nemo2.CONFIG_NAME)
+"""Names of the configuration in a `.nemo` and in a NeMo 2 folder."""
 CONFIG_LIMIT = 1 << 20
 """Largest size in bytes of the file."""
 INTERPOLATED_MULTIPLE = re.compile(r"^\$\{multiply:\s*(\d+)\s*,\s*\$\{\.hidden_size\}\s*\}$")
@@ -39,7 +41,7 @@ def find_root(archive: Archive) -> tuple[str, bool]:
     roots = [
         (name.removesuffix(config), config == nemo2.CONFIG_NAME)
         for name in archive.members
-        for config in (CONFIG_NAME, nemo2.CONFIG_NAME)
+        for config in CONFIG_NAMES
         if re.fullmatch(r"([^/]+/)?" + re.escape(config), name)
     ]
     if not roots:
@@ -83,7 +85,8 @@ def read_settings(archive: Archive, root: str, *, is_nemo2: bool) -> ModelSettin
     if is_nemo2:
         raw = nemo2.translate_config(raw, archive, root)
     reader = _Reader(raw, where, archive, root)
-    model = reader.model_config()
+    is_adapter = is_nemo2 and "peft" in raw
+    model = reader.model_config(needs_tokenizer=not is_adapter)
     others = other_settings(raw, frozenset(reader.used))
     return ModelSettings(model, raw, settings_faults(raw), others)
 
@@ -132,7 +135,7 @@ class _Reader:
         self.used: set[str] = set()
         """The keys that were read."""
 
-    def model_config(self) -> ModelConfig:
+    def model_config(self, *, needs_tokenizer: bool) -> ModelConfig:
         hidden = self._positive_int("hidden_size")
         heads = self._positive_int("num_attention_heads")
         kv_heads = self._positive_int("num_query_groups", default=heads)
@@ -162,7 +165,7 @@ class _Reader:
             rotary_base=self._positive_float("rotary_base", 10000.0),
             gamma_is_centered=normalization == "layernorm1p"
             or self._get("layernorm_zero_centered_gamma") is True,
-            tokenizer_member=self._tokenizer_member(),
+            tokenizer_member=self._tokenizer_member(is_needed=needs_tokenizer),
         )
 
     def _intermediate_size(self, hidden: int) -> int:
@@ -177,8 +180,11 @@ class _Reader:
             self._fail("rotary_percentage", f"{fraction} of a head of {head_size} is no even width")
         return fraction
 
-    def _tokenizer_member(self) -> str:
-        """Return the name of the archive's member that is the SentencePiece model."""
+    def _tokenizer_member(self, *, is_needed: bool) -> str:
+        """Return the name of the archive's member that is the SentencePiece model.
+
+        It is empty if there is none and it is not needed.
+        """
         tokenizer = self._get("tokenizer")
         tokenizer = tokenizer if isinstance(tokenizer, dict) else {}
         for key in ("model", "tokenizer_model"):
@@ -189,6 +195,8 @@ class _Reader:
                 if member not in self._archive.members:
                     self._fail(f"tokenizer.{key}", f"{name!r} is not in the archive")
                 return member
+        if not is_needed:
+            return ""
         return self._fail("tokenizer.model", "no nemo:<file> there or in tokenizer.tokenizer_model")
 
     def _get(self, key: str, default: object = None) -> Any:

@@ -14,30 +14,37 @@ class Kind(str, Enum):
     """What a `.nemo` is. The value is its name for a person."""
 
     BASE = "base model"
-    SFT = "model tuned on instructions (SFT)"
-    PREFERENCE = "model tuned on preferences (DPO, RPO, PPO)"
+    SFT = "instruct model, tuned on examples (SFT, SteerLM)"
+    PREFERENCE = "instruct model, tuned on preferences (DPO, RPO, PPO)"
     LORA = "LoRA adapter"
-    P_TUNING = "P-tuning prompt"
     IA3 = "IA3 adapter"
+    P_TUNING = "P-tuning prompt"
     ADAPTER = "bottleneck adapter"
     SELECTIVE = "selectively tuned part of a model"
     REWARD = "reward model"
 
+    @property
+    def with_article(self) -> str:
+        """The name with its indefinite article."""
+        return f"an {self.value}" if self.value[0] in "AEIOi" else f"a {self.value}"
 
-NOT_CONVERTED = {
-    Kind.LORA: "merge it into its base model and convert the merged model",
+
+MERGED = (Kind.LORA, Kind.IA3)
+"""The kinds that are merged into a base model."""
+REFUSED = {
     Kind.P_TUNING: "convert its base model, and put the instructions into the prompt",
-    Kind.IA3: "merge it into its base model and convert the merged model",
     Kind.ADAPTER: "it cannot be merged, because it is not linear; convert its base model",
     Kind.SELECTIVE: "put its tensors into its base model and convert that",
     Kind.REWARD: "serve it with NeMo-Aligner's reward server; its scores come from a head that a "
     "checkpoint has no place for",
 }
-"""The kinds that cannot be converted, with where to go."""
+"""The kinds that cannot be converted, with where to go. All other kinds are whole models."""
 
 SCHEMES = {
     "lora": Kind.LORA,
     "qlora": Kind.LORA,
+    "canonicallora": Kind.LORA,
+    "dora": Kind.LORA,
     "ptuning": Kind.P_TUNING,
     "ia3": Kind.IA3,
     "adapter": Kind.ADAPTER,
@@ -90,12 +97,35 @@ def find_kind(settings: Mapping[str, Any], names: Collection[str]) -> Kind:
     return Kind.BASE
 
 
-def require_convertible(kind: Kind, where: object) -> None:
-    """Raise `NemotronError`, which says where to go, if this kind cannot be converted."""
-    if remedy := NOT_CONVERTED.get(kind):
-        article = "an" if kind.value[0] in "AEIO" else "a"
+def require_whole(kind: Kind, where: object, base: str | None = None) -> None:
+    """Raise `NemotronError`, which says what to run, unless this is a whole model.
+
+    `base` is the base model that an adapter names.
+    """
+    if kind in MERGED:
         raise NemotronError(
-            f"this is {article} {kind.value}, which this version does not convert",
+            f"this is {kind.with_article}, not a whole model",
+            where=where,
+            remedy=f"merge it: nemotron convert --base {base or 'BASE.nemo'} {where} -o CHECKPOINT",
+        )
+    _require_usable(kind, where)
+
+
+def require_adapter(kind: Kind, where: object) -> None:
+    """Raise `NemotronError`, which says what to run, unless this can be merged into a model."""
+    _require_usable(kind, where)
+    if kind not in MERGED:
+        raise NemotronError(
+            f"this is {kind.with_article}, which is whole and is not merged",
+            where=where,
+            remedy=f"convert it by itself, without --base: nemotron convert {where} -o CHECKPOINT",
+        )
+
+
+def _require_usable(kind: Kind, where: object) -> None:
+    if remedy := REFUSED.get(kind):
+        raise NemotronError(
+            f"this is {kind.with_article}, which this version does not convert",
             where=where,
             remedy=remedy,
         )

@@ -33,6 +33,13 @@ KEYS = {
 }
 """NeMo 2's arguments and the keys of the same meaning in a `.nemo`'s `model_config.yaml`."""
 
+LORA_DEFAULT = 32
+"""Default of `dim` and of `alpha`."""
+LORA_TARGETS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
+"""Default of `target_modules`."""
+METADATA = WEIGHTS + "adapter_metadata.json"
+"""The file that names an adapter's base model."""
+
 
 def translate_config(raw: Mapping[str, Any], archive: Archive, root: str) -> dict[str, Any]:
     """Return the `model_config.yaml` that a `.nemo` of this model would have.
@@ -57,17 +64,36 @@ def translate_config(raw: Mapping[str, Any], archive: Archive, root: str) -> dic
         for member in archive.members
         if member.startswith(root + CONTEXT) and member.endswith(".model")
     ]
-    if len(tokenizers) != 1:
+    transform = raw.get("model_transform")
+    if len(tokenizers) != 1 and transform is None:  # an adapter needs none
         raise NemotronError(
             f"{len(tokenizers)} SentencePiece files (*.model) in {CONTEXT}, not one",
             where=archive.path,
             remedy="put the model's tokenizer.model there",
         )
     translated["target"] = raw.get("_target_")
-    if raw.get("model_transform") is not None:
-        transform = raw["model_transform"]
+    if transform is not None:
         name = transform.get("_target_") if isinstance(transform, dict) else transform
         scheme = name.rpartition(".")[2] if isinstance(name, str) else None
         translated["peft"] = {"peft_scheme": scheme}
-    translated["tokenizer"] = {"model": "nemo:" + tokenizers[0].removeprefix(root)}
+        if isinstance(transform, dict):
+            translated["peft"]["lora_tuning"] = _lora_tuning(transform)
+    if len(tokenizers) == 1:
+        translated["tokenizer"] = {"model": "nemo:" + tokenizers[0].removeprefix(root)}
     return translated
+
+
+def _lora_tuning(transform: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the `lora_tuning` that a `.nemo` would have for this transform.
+
+    The defaults are those of NeMo 2's class `LoRA`.
+    """
+    name = transform.get("_target_")
+    is_canonical = isinstance(name, str) and name.endswith("CanonicalLoRA")
+    modules = transform.get("target_modules", list(LORA_TARGETS))
+    return {
+        "adapter_dim": transform.get("dim", LORA_DEFAULT),
+        "alpha": transform.get("alpha", LORA_DEFAULT),
+        "target_modules": [] if is_canonical else modules,
+        "variant": "canonical" if is_canonical else "nemo",
+    }

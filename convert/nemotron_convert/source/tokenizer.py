@@ -22,6 +22,12 @@ def read_tokenizer(archive: Archive, settings: ModelSettings, vocab_size: int) -
     `vocab_size` rows, which may only be padded.
     """
     name = settings.model.tokenizer_member
+    if not name:
+        raise NemotronError(
+            "there is no SentencePiece file (*.model)",
+            where=archive.path,
+            remedy="put the model's tokenizer.model into context/",
+        )
     where = f"{archive.path}: {name}"
     data = read_bytes(archive, name, limit=TOKENIZER_LIMIT)
     if not data:

@@ -56,17 +56,8 @@ class Progress:
 
 
 def source_digest(source: Source) -> str:
-    """Return the SHA-256 (hex) of the source's configuration and its files' metadata.
-
-    The metadata are name, size, offset and modification time of each member that decides the
-    result. Hashing the content would take as long as the conversion.
-    """
-    archive = source.archive
-    lines = [repr(source.config), source.layout]
-    for name in source.contents.files:
-        member = archive.members[name]
-        lines.append(f"{name} {member.size} {member.offset} {archive.modified(name)}")
-    return text_digest("\n".join(lines))
+    """Return the SHA-256 (hex) of the source's configuration and its files' metadata."""
+    return text_digest("\n".join(source.identity()))
 
 
 def fingerprint(source: Source, options: Mapping[str, object]) -> dict[str, object]:

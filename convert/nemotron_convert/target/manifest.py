@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from nemotron_convert.source.config_file import CONFIG_NAMES
+from nemotron_convert.source.contents import Contents
+from nemotron_convert.source.kind import require_whole
 from nemotron_convert.target.json_files import parse_json, write_json
 from nemotron_core.errors import NemotronError
 from nemotron_core.files import FileEntry, hash_file, text_digest
+
+if TYPE_CHECKING:
+    from nemotron_convert.source.adapter import Adapter
 
 MANIFEST_NAME = "manifest.json"
 
@@ -27,6 +33,27 @@ class CalibrationEntry(BaseModel):
     tokens: int
 
 
+class AdapterEntry(BaseModel):
+    """An adapter that was merged into the model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: str
+    """Name of the adapter's file or folder."""
+    kind: str
+    """What it is, as `nemotron inspect` names it."""
+    details: str
+    """Its rank, its scale and what it changes, for a person."""
+    sha256: str
+    """SHA-256 (hex) of the file, or of the names and hashes of the folder's files."""
+
+    @classmethod
+    def of(cls, adapter: Adapter) -> AdapterEntry:
+        """Return the entry of an open adapter, for which its file is read."""
+        kind, details = adapter.kind.value, str(adapter)
+        return cls(file=adapter.name, kind=kind, details=details, sha256=adapter.sha256)
+
+
 class Manifest(BaseModel):
     """The record of one conversion."""
 
@@ -34,9 +61,12 @@ class Manifest(BaseModel):
 
     format_version: Literal[1] = 1
     source: str
-    """File name of the `.nemo`."""
-    format: Literal["trtllm", "hf"] = "trtllm"
-    dtype: Literal["bf16", "fp8"]
+    """File name of the `.nemo`; with adapters, of their base model."""
+    adapters: list[AdapterEntry] = []
+    """The adapters that were merged into it, in this order."""
+    format: Literal["trtllm", "hf", "peft"] = "trtllm"
+    dtype: Literal["bf16", "fp8", "f32"]
+    """Type of the linear layers or, of an adapter, of its factors."""
     kv_cache_dtype: Literal["bf16", "fp8"] = "bf16"
     tp: int
     pp: int
@@ -72,12 +102,27 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         data = path.read_bytes()
     except OSError as error:
+        require_no_nemo(folder)
         raise NemotronError(
             f"no {MANIFEST_NAME}: not a whole checkpoint",
             where=folder,
             remedy="name a folder that `nemotron convert` has written",
         ) from error
     return parse_json(Manifest, data, path)
+
+
+def require_no_nemo(path: Path) -> None:
+    """Raise `NemotronError`, which names the kind and the command, if this is a `.nemo`."""
+    if not (path.is_file() or any((path / name).is_file() for name in CONFIG_NAMES)):
+        return
+    with Contents.open(path) as contents:
+        kind, base = contents.kind, contents.base
+    require_whole(kind, path, base)
+    raise NemotronError(
+        f"this is {kind.with_article}, not a checkpoint",
+        where=path,
+        remedy=f"convert it first: nemotron convert {path} -o CHECKPOINT",
+    )
 
 
 def require_complete(folder: Path, manifest: Manifest) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from torch import Tensor
 
 from nemotron_convert.calibration.layer_weights import NORM_SOURCES
+from nemotron_convert.source.adapter import Adapter
 from nemotron_convert.source.nemo import Source
 from nemotron_convert.target.checkpoint import Checkpoint
 from nemotron_convert.tensor_map import EMBEDDING, HEAD
@@ -95,6 +96,18 @@ def check_sizes(source: Source, checkpoint: Checkpoint) -> None:
                 where=checkpoint.folder,
                 remedy="name the .nemo that it was converted from",
             )
+
+
+def adapter_faults(adapters: Sequence[Adapter], checkpoint: Checkpoint) -> Iterator[Fault]:
+    """Yield a fault if the checkpoint was merged with other adapters than these."""
+    merged = checkpoint.manifest.adapters
+    named = [(entry.file, entry.sha256) for entry in merged]
+    given = [(adapter.name, adapter.sha256) for adapter in adapters]
+    if [digest for _, digest in named] != [digest for _, digest in given]:
+        text = ", ".join(f"{name} ({digest[:12]})" for name, digest in given) or "none"
+        expected = ", ".join(f"{name} ({digest[:12]})" for name, digest in named) or "none"
+        hint = f"the checkpoint was merged with {expected}, given: {text}"
+        yield Fault("manifest.json: adapters", math.inf, hint)
 
 
 def source_faults(source: Source, checkpoint: Checkpoint) -> Iterator[Fault]:

@@ -19,11 +19,13 @@ from nemotron_convert.calibration.decoder import (
     trace_layer,
 )
 from nemotron_convert.calibration.layer_weights import LINEAR_SOURCES, read_norm
+from nemotron_convert.source.adapter import Adapter
 from nemotron_convert.source.arrays import StoredArray
 from nemotron_convert.source.nemo import Source
 from nemotron_convert.target.copier import add_gamma
 from nemotron_convert.target.fp8 import amax_bits, bf16_from_bits
 from nemotron_convert.tensor_map import EMBEDDING, HEAD
+from nemotron_convert.verification.adapter_effects import Effect, find_effect
 
 BAND_BYTES = 16 << 20
 """Bytes of a matrix in BF16 that are multiplied at a time."""
@@ -38,6 +40,8 @@ class MatrixResults:
     rank_products: dict[str, Tensor] = field(default_factory=dict)
     """[TP, T, out]: for each matrix that is split by columns, the product of each rank's columns;
     their sum over the ranks is the matrix product."""
+    adapter_parts: dict[str, Tensor] = field(default_factory=dict)
+    """[TP, T, out]: how much adapters change the products; [1, T, out] of the other matrices."""
 
 
 class ReferenceModel:
@@ -46,8 +50,12 @@ class ReferenceModel:
     Shapes use T tokens of all sequences, laid end to end, and the hidden size H. Everything is F32.
     """
 
-    def __init__(self, source: Source, tp: int, lengths: Sequence[int]) -> None:
-        self._source, self._tp, self._lengths = source, tp, lengths
+    def __init__(
+        self, source: Source, adapters: Sequence[Adapter], tp: int, lengths: Sequence[int]
+    ) -> None:
+        """Prepare to compute the source with these adapters, which are not merged into it."""
+        self._source, self._adapters, self._tp = source, adapters, tp
+        self._lengths = lengths
         self._rotary = RotaryEmbedding(source.config, lengths)
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -57,7 +65,7 @@ class ReferenceModel:
 
     def layer(self, layer: int, hidden: Tensor) -> tuple[LayerTrace, MatrixResults]:
         """Compute one layer on hidden [T, H]."""
-        weights = StreamedLayer(self._source, layer, self._tp)
+        weights = StreamedLayer(self._source, self._adapters, layer, self._tp)
         return trace_layer(weights, hidden, self._rotary, self._lengths), weights.results
 
     def final_norm(self, hidden: Tensor) -> Tensor:
@@ -87,8 +95,8 @@ class ReferenceModel:
 class StreamedLayer:
     """`LayerWeights` whose matrices are read from the source band by band at each use."""
 
-    def __init__(self, source: Source, layer: int, tp: int) -> None:
-        self._source, self._layer, self._tp = source, layer, tp
+    def __init__(self, source: Source, adapters: Sequence[Adapter], layer: int, tp: int) -> None:
+        self._source, self._adapters, self._layer, self._tp = source, adapters, layer, tp
         self.results = MatrixResults()
         """Results of the products so far."""
 
@@ -103,18 +111,29 @@ class StreamedLayer:
         is_split_by_columns = name in ("attention.dense", "mlp.proj")
         ranks = self._tp if is_split_by_columns else 1
         columns = values.shape[1] // ranks
-        products = torch.zeros(ranks, len(values), array.shape[1])
+        effect = find_effect(self._adapters, name, self._layer, array.shape)
+        inputs = [values]
+        if effect and effect.multiplies:
+            inputs.append(values * effect.columns)
+        products = torch.zeros(len(inputs), ranks, len(values), array.shape[1])
         bits = 0
         for top, left, words in _bands(array, self._layer):
-            bits = max(bits, amax_bits(words))
             band = from_words(words).float()
+            merged = effect.merged(band, top, left).view(torch.uint16).numpy() if effect else words
+            bits = max(bits, amax_bits(merged))
             for rank in range(ranks):
                 start = max(left, rank * columns)
                 end = min(left + band.shape[1], (rank + 1) * columns)
                 if start < end:
-                    product = values[:, start:end] @ band[:, start - left : end - left].T
-                    products[rank, :, top : top + len(band)] += product
+                    for part, product in zip(inputs, products, strict=True):
+                        product[rank, :, top : top + len(band)] += (
+                            part[:, start:end] @ band[:, start - left : end - left].T
+                        )
         self.results.amaxes[name] = bf16_from_bits(bits)
+        if effect:
+            self.results.adapter_parts[name] = _adapter_parts(effect, values, products)
+            products[0] += self.results.adapter_parts[name]
+        products = products[0]
         if is_split_by_columns:
             self.results.rank_products[name] = products
         return products.sum(0)
@@ -122,6 +141,17 @@ class StreamedLayer:
     def qkv(self, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See `LayerWeights`."""
         return split_groups(self.linear("attention.qkv", normed), self._source.config)
+
+
+def _adapter_parts(effect: Effect, values: Tensor, products: Tensor) -> Tensor:
+    """Return how much adapters change products [ranks, T, out] of values [T, in] by columns.
+
+    `products` has those of the unchanged matrix, then, with an IA3, those of its scaled inputs.
+    """
+    ranks = products.shape[1]
+    factors = zip(values.chunk(ranks, 1), effect.a.chunk(ranks, 1), strict=True)
+    changes = torch.stack([part @ a.T @ effect.b.T for part, a in factors])
+    return changes + products[-1] * effect.rows - products[0]
 
 
 def _bands(array: StoredArray, layer: int) -> Iterator[tuple[int, int, NDArray[np.uint16]]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor
 
 from nemotron_convert.calibration.data import CalibrationData, read_ids, read_texts
-from nemotron_convert.calibration.decoder import LayerTrace
+from nemotron_convert.calibration.decoder import LayerTrace, split_groups
+from nemotron_convert.source.adapter import Adapter
 from nemotron_convert.source.nemo import Source
 from nemotron_convert.target.checkpoint import Checkpoint
 from nemotron_convert.target.fp8 import scale_of
@@ -21,6 +23,7 @@ from nemotron_convert.team import ALONE, Team
 from nemotron_convert.tensor_map import LINEARS
 from nemotron_convert.verification.diagnosis import (
     Diagnosis,
+    adapter_faults,
     check_sizes,
     config_faults,
     relative_error,
@@ -37,6 +40,9 @@ TOLERANCES = {Dtype.BF16: 0.005, Dtype.FP8: 0.08}
 BF16 checkpoints hold the source's own numbers, so only the order of F32 sums differs. E4M3's three
 mantissa bits give the weights an average error of 2.6 % and the inputs as much, together 3.7 %
 (√2 · 2.6 %); twice that is still accepted."""
+ADAPTER_TOLERANCE = 0.25
+"""Largest error of the adapters' effect, as a fraction of it. Rounding changes it less, in FP8 too,
+because it has no direction; a forgotten alpha, factors of other rows or of another layer more."""
 OPERATIONS = ("embedding", "norm", "Q", "K", "V", "attention", "attention.dense", "post norm",
               "mlp.fc", "mlp.proj", "final norm", "logits")  # fmt: skip
 """Operations that are checked, in the order in which data flows."""
@@ -49,18 +55,26 @@ LENGTH = 48
 
 
 def verify(
-    checkpoint_path: Path, source_path: Path, *, ids: Path | None = None, team: Team = ALONE
+    checkpoint_path: Path,
+    source_path: Path,
+    *,
+    adapters: Sequence[Path] = (),
+    ids: Path | None = None,
+    team: Team = ALONE,
 ) -> Verification:
     """Compare a checkpoint with its source on the sequences of `ids`, or on the project's texts.
 
+    With `adapters`, the checkpoint must compute what the source does together with them.
     Every process of `team` must call this alike. Memory holds a few bands of the weights and the
     intermediate results of the tokens. Raises `NemotronError` if the checkpoint or the source
     cannot be read, or if their sizes differ.
     """
-    with Source.open(source_path, is_lenient=True) as source:
+    with ExitStack() as stack:
+        source = stack.enter_context(Source.open(source_path, is_lenient=True))
+        opened = [stack.enter_context(Adapter.open(path, source.config)) for path in adapters]
         checkpoint = Checkpoint.open(checkpoint_path)
         data = read_ids(ids, source) if ids else _own_data(source)
-        return _Verifier(source, checkpoint, data, team).run()
+        return _Verifier(source, opened, checkpoint, data, team).run()
 
 
 def _own_data(source: Source) -> CalibrationData:
@@ -73,17 +87,27 @@ class _Verifier:
     """One verification: the leader computes the reference, each process its ranks."""
 
     def __init__(
-        self, source: Source, checkpoint: Checkpoint, data: CalibrationData, team: Team
+        self,
+        source: Source,
+        adapters: Sequence[Adapter],
+        checkpoint: Checkpoint,
+        data: CalibrationData,
+        team: Team,
     ) -> None:
         self._source, self._checkpoint, self._team = source, checkpoint, team
+        self._config = source.config
         self._ids = torch.tensor(list(itertools.chain.from_iterable(data.sequences)))
         lengths = [len(sequence) for sequence in data.sequences]
         check_sizes(source, checkpoint)
-        self._faults = [*source_faults(source, checkpoint), *config_faults(source, checkpoint)]
+        self._faults = [
+            *adapter_faults(adapters, checkpoint),
+            *source_faults(source, checkpoint),
+            *config_faults(source, checkpoint),
+        ]
         self._sharded = ShardedModel(checkpoint, team, lengths)
         self._parallel = self._sharded.parallel
         self._diagnosis = Diagnosis(source, checkpoint, self._sharded)
-        self._reference = ReferenceModel(source, self._parallel.tp, lengths)
+        self._reference = ReferenceModel(source, adapters, self._parallel.tp, lengths)
 
     def run(self) -> Verification:
         layer_bytes = sum(self._source.tensors[name].layer_bytes for name in LINEARS)
@@ -103,6 +127,7 @@ class _Verifier:
                 trace, products = self._team.broadcast(computed)
                 hidden, checks = self._sharded.layer(layer, hidden, reference, trace)
                 worst = self._compare(layer, checks, partial(self._expected, trace, products))
+                self._compare_adapters(layer, checks, trace, products)
                 self._check_weight_scales(layer, products.amaxes)
                 reference = trace.hidden
                 layers.append(LayerReport(layer, relative_error(hidden, reference), *worst))
@@ -141,6 +166,46 @@ class _Verifier:
         ]
         _, error, _, name, _ = max(all_rows, key=lambda row: row[1])
         return error, name
+
+    def _compare_adapters(
+        self, layer: int, checks: list[Check], trace: LayerTrace, products: MatrixResults
+    ) -> None:
+        """Add a fault for each matrix in which the adapters' effect is not that of the reference.
+
+        The error is projected on the effect, so that it is found in FP8, too, and if the effect is
+        much smaller than the result.
+        """
+        rows = []
+        for check in checks:
+            effect = self._adapter_effect(products, check)
+            if effect is None or not (square := float(effect.square().sum())):
+                continue
+            error = check.result - self._expected(trace, products, check)
+            share = float((error * effect).sum()) / square
+            if not abs(share) <= ADAPTER_TOLERANCE:
+                order = OPERATIONS.index(check.operation), check.rank
+                hint = f"it holds {1 + share:.2f} of the adapters' effect"
+                rows.append((order, self._name(layer, check), abs(share), hint))
+        for _, name, share, hint in sorted(itertools.chain.from_iterable(self._team.gather(rows))):
+            self._faults.append(Fault(name, share, hint))
+
+    def _adapter_effect(self, products: MatrixResults, check: Check) -> Tensor | None:
+        """Return how much adapters change the result of a check, or `None` if they do not."""
+        operation = "attention.qkv" if check.operation in "QKV" else check.operation
+        parts = products.adapter_parts.get(operation)
+        if parts is None:
+            return None
+        slices = self._sharded.slices(check.rank)
+        if operation in ("attention.dense", "mlp.proj"):
+            return parts[check.rank % self._parallel.tp]
+        if operation == "mlp.fc":
+            return parts[0][:, slices.ffn]
+        query, key, value = split_groups(parts[0], self._config)
+        return {
+            "Q": query[:, slices.queries],
+            "K": key[:, slices.groups],
+            "V": value[:, slices.groups],
+        }[check.operation]
 
     def _name(self, layer: int, check: Check) -> str:
         part = f" ({check.operation})" if check.operation in "QKV" else ""

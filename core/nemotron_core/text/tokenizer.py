@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-
-import sentencepiece
+from typing import TYPE_CHECKING
 
 from nemotron_core.errors import NemotronError
 from nemotron_core.text.detokenizer import StreamingDetokenizer
 from nemotron_core.text.prompt import CONTROL_PREFIX, Message, render_prompt
+
+if TYPE_CHECKING:
+    import sentencepiece
 
 END_PIECES = ("<extra_id_1>", "</s>", "<|endoftext|>")
 """Pieces that end an answer, in order of preference. A tokenizer may lack the last of them."""
@@ -133,6 +135,9 @@ class Tokenizer:
 
 def _load(model: bytes, path: Path) -> sentencepiece.SentencePieceProcessor:
     try:
+        # Loaded at its first use: reading the pieces of a model, as the converter does, needs none.
+        import sentencepiece  # noqa: PLC0415
+
         return sentencepiece.SentencePieceProcessor(model_proto=model)
     except RuntimeError as error:
         raise NemotronError("this is not a SentencePiece model", where=path) from error
