@@ -40,8 +40,9 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "convert_speed": Measurement("`nemotron convert` against `cp -r` of the same bytes", 6),
     "convert_scaling": Measurement("time and peak RSS of `nemotron convert` over the bytes", 3),
     "convert_startup": Measurement(
-        "start-up of `nemotron convert` against Python's and NumPy's", 9
+        "start-up of `nemotron convert` against Python's and NumPy's", 20
     ),
+    "convert_index": Measurement("reading the index of a torch_dist checkpoint, over its size", 1),
     "hashing": Measurement("SHA-256 against BLAKE3, on one thread and on several", 5),
     "convert_modelopt": Measurement("`nemotron convert` against NVIDIA ModelOpt's converter", 5),
     "fp8_quantize": Measurement("quantizing BF16 to E4M3 on one core, against PyTorch", 9),
