@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from nemotron_convert.calibration.options import CALIBRATION_NAME
 from nemotron_convert.options import Options, missing_bytes, require_space, tensor_bytes
+from nemotron_convert.source.chat_tokens import other_chat_tokens
 from nemotron_convert.source.nemo import Source
 from nemotron_convert.target import journal
 from nemotron_convert.target.copier import Copier, piece_name
@@ -144,6 +145,7 @@ class Conversion:
             overflow=dict(+overflow),
             underflow=dict(+underflow),
             ignored_tensors=list(self.source.ignored),
+            other_chat_tokens=other_chat_tokens(self.source.contents.settings.raw),
             calibration=calibration,
             files=dict(sorted(entries.items())),
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nemotron_convert.conversion import Conversion, checked_manifest
 from nemotron_convert.options import Options, lay_out
+from nemotron_convert.source.chat_tokens import other_chat_tokens
 from nemotron_convert.source.contents import Contents
 from nemotron_convert.source.kind import require_adapter, require_whole
 from nemotron_convert.source.nemo import Source
@@ -27,6 +28,10 @@ from nemotron_core.folder import (
     writing_errors,
 )
 
+CHAT_NOTE = (
+    "this model was tuned with another prompt format than the model card's, which chats are "
+    "given: send it raw prompts"
+)
 OTHER_SCALES = (
     "these scales were calibrated without the adapters, which change the inputs of the linear "
     "layers: calibrate the merged model, or measure what it answers"
@@ -58,6 +63,9 @@ def convert(source_path: Path, output: Path, options: Options, *, team: Team = A
                 where=source_path,
                 remedy="convert without --strict",
             )
+        tokens = other_chat_tokens(source.contents.settings.raw)
+        if tokens and team.is_leader:
+            print(f"note: {CHAT_NOTE} ({', '.join(tokens)})", file=sys.stderr)
         layout = lay_out(source, options)
         if options.format is Format.HF:
             # Loaded by the conversions that need it: it takes a tenth of the start.

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from nemotron_convert.shards import allowed_tp
 from nemotron_convert.source.adapter import Adapter
+from nemotron_convert.source.chat_tokens import other_chat_tokens
 from nemotron_convert.source.contents import Contents
 from nemotron_convert.source.kind import MERGED, REFUSED, Kind
 from nemotron_convert.source.nemo import Source
@@ -79,6 +80,8 @@ class ModelReport(BaseModel):
     """Settings that change the arithmetic and are not carried out."""
     other_settings: dict[str, str]
     """Settings that do not matter to a finished model."""
+    other_chat_tokens: dict[str, str]
+    """Those of `data.chat_prompt_tokens` that differ from the model card's prompt format."""
     dropped_tensors: dict[str, str]
     """Tensors that are left out on purpose, with what they are."""
 
@@ -111,6 +114,8 @@ class ModelReport(BaseModel):
         _print_section(console, "refused: tensors that are not understood", self.unknown_tensors)
         faults = dict.fromkeys(self.refused_settings, "")
         _print_section(console, "refused: settings that are not carried out", faults)
+        tokens = {key: repr(text) for key, text in self.other_chat_tokens.items()}
+        _print_section(console, "prompt format: other tokens than the model card's", tokens)
         if self.adapter and self.adapter.fault:
             _print_section(console, "refused", {self.adapter.fault: ""})
         if verbose:
@@ -176,6 +181,7 @@ def inspect(path: Path) -> ModelReport:
             unknown_tensors=unknown,
             refused_settings=settings.faults,
             other_settings=settings.others,
+            other_chat_tokens=other_chat_tokens(settings.raw),
             dropped_tensors=contents.dropped(),
         )
 

@@ -63,6 +63,21 @@ def test_inspect_names_the_kind_of_an_adapter(tmp_path: Path) -> None:
     assert "only one of" in report.adapter.fault
 
 
+def test_another_prompt_format_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = unpack(tmp_path / "in")
+    tokens = {"system_turn_start": "<extra_id_0>", "turn_start": "\x11", "end_of_turn": "\n"}
+    add_settings(folder, data={"chat_prompt_tokens": tokens})
+    report = inspect(folder)
+    assert report.kind.startswith("instruct model, tuned on examples")
+    assert report.other_chat_tokens == {"turn_start": "\x11"}
+    manifest = convert(folder, tmp_path / "out", Options(TP2))
+    assert manifest.other_chat_tokens == {"turn_start": "\x11"}
+    assert "another prompt format than the model card's" in capsys.readouterr().err
+    add_settings(folder, data={"chat_prompt_tokens": tokens | {"turn_start": "<extra_id_1>"}})
+    assert convert(folder, tmp_path / "out2", Options(TP2)).other_chat_tokens == {}
+    assert capsys.readouterr().err == ""
+
+
 def test_a_tensor_is_left_out_by_hand_and_the_manifest_remembers(
     foreign: Path, tmp_path: Path
 ) -> None:

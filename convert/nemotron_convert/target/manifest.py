@@ -80,6 +80,8 @@ class Manifest(BaseModel):
     """Numbers of values other than 0 that became 0 in BF16, by source tensor."""
     ignored_tensors: list[str] = []
     """Tensors of the source that were left out by hand."""
+    other_chat_tokens: dict[str, str] = {}
+    """Those of the source's `data.chat_prompt_tokens` that differ from the model card's."""
     calibration: CalibrationEntry | None = None
     """What the scales of an FP8 conversion were calibrated on."""
     files: dict[str, FileEntry]
