@@ -26,6 +26,8 @@ from nemotron_convert.target.copier import add_gamma
 from nemotron_convert.target.fp8 import amax_bits, bf16_from_bits
 from nemotron_convert.tensor_map import EMBEDDING, HEAD
 from nemotron_convert.verification.adapter_effects import Effect, find_effect
+from nemotron_convert.verification.sharded_model import Check, RankSlices
+from nemotron_core.model_config import ModelConfig
 
 BAND_BYTES = 16 << 20
 """Bytes of a matrix in BF16 that are multiplied at a time."""
@@ -35,6 +37,7 @@ BAND_BYTES = 16 << 20
 class MatrixResults:
     """Results of a layer's matrix products that the comparison with a checkpoint needs."""
 
+    config: ModelConfig
     amaxes: dict[str, float] = field(default_factory=dict)
     """Largest magnitudes of the matrices, by TensorRT-LLM's names."""
     rank_products: dict[str, Tensor] = field(default_factory=dict)
@@ -42,6 +45,26 @@ class MatrixResults:
     their sum over the ranks is the matrix product."""
     adapter_parts: dict[str, Tensor] = field(default_factory=dict)
     """[TP, T, out]: how much adapters change the products; [1, T, out] of the other matrices."""
+
+    def adapter_effect(self, check: Check, slices: RankSlices, tp: int) -> Tensor | None:
+        """Return how much adapters change the result of a check of a rank with these slices.
+
+        Returns `None` if they do not.
+        """
+        operation = "attention.qkv" if check.operation in "QKV" else check.operation
+        parts = self.adapter_parts.get(operation)
+        if parts is None:
+            return None
+        if operation in ("attention.dense", "mlp.proj"):
+            return parts[check.rank % tp]
+        if operation == "mlp.fc":
+            return parts[0][:, slices.ffn]
+        query, key, value = split_groups(parts[0], self.config)
+        return {
+            "Q": query[:, slices.queries],
+            "K": key[:, slices.groups],
+            "V": value[:, slices.groups],
+        }[check.operation]
 
 
 class ReferenceModel:
@@ -97,7 +120,7 @@ class StreamedLayer:
 
     def __init__(self, source: Source, adapters: Sequence[Adapter], layer: int, tp: int) -> None:
         self._source, self._adapters, self._layer, self._tp = source, adapters, layer, tp
-        self.results = MatrixResults()
+        self.results = MatrixResults(source.config)
         """Results of the products so far."""
 
     def norm(self, name: str, hidden: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nemotron_convert.calibration.data import CalibrationData, read_ids, read_texts
-from nemotron_convert.calibration.decoder import LayerTrace, split_groups
+from nemotron_convert.calibration.decoder import LayerTrace
 from nemotron_convert.source.adapter import Adapter
 from nemotron_convert.source.nemo import Source
 from nemotron_convert.target.checkpoint import Checkpoint
@@ -95,7 +95,6 @@ class _Verifier:
         team: Team,
     ) -> None:
         self._source, self._checkpoint, self._team = source, checkpoint, team
-        self._config = source.config
         self._ids = torch.tensor(list(itertools.chain.from_iterable(data.sequences)))
         lengths = [len(sequence) for sequence in data.sequences]
         check_sizes(source, checkpoint)
@@ -177,7 +176,9 @@ class _Verifier:
         """
         rows = []
         for check in checks:
-            effect = self._adapter_effect(products, check)
+            effect = products.adapter_effect(
+                check, self._sharded.slices(check.rank), self._parallel.tp
+            )
             if effect is None or not (square := float(effect.square().sum())):
                 continue
             error = check.result - self._expected(trace, products, check)
@@ -188,24 +189,6 @@ class _Verifier:
                 rows.append((order, self._name(layer, check), abs(share), hint))
         for _, name, share, hint in sorted(itertools.chain.from_iterable(self._team.gather(rows))):
             self._faults.append(Fault(name, share, hint))
-
-    def _adapter_effect(self, products: MatrixResults, check: Check) -> Tensor | None:
-        """Return how much adapters change the result of a check, or `None` if they do not."""
-        operation = "attention.qkv" if check.operation in "QKV" else check.operation
-        parts = products.adapter_parts.get(operation)
-        if parts is None:
-            return None
-        slices = self._sharded.slices(check.rank)
-        if operation in ("attention.dense", "mlp.proj"):
-            return parts[check.rank % self._parallel.tp]
-        if operation == "mlp.fc":
-            return parts[0][:, slices.ffn]
-        query, key, value = split_groups(parts[0], self._config)
-        return {
-            "Q": query[:, slices.queries],
-            "K": key[:, slices.groups],
-            "V": value[:, slices.groups],
-        }[check.operation]
 
     def _name(self, layer: int, check: Check) -> str:
         part = f" ({check.operation})" if check.operation in "QKV" else ""
