@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from nemotron_build.lanes import LANES, lane_of
 from nemotron_build.lanes.lane import BuildPlan
 from nemotron_build.profile import Profile
-from nemotron_convert.target.manifest import MANIFEST_NAME, read_manifest
+from nemotron_convert.target.manifest import MANIFEST_NAME, read_manifest, require_no_nemo
 from nemotron_core.errors import NemotronError
 from nemotron_core.files import FileEntry, hash_file
 from nemotron_core.folder import NotReady, check_output, new_folder
@@ -99,6 +99,7 @@ def reuse_or_build(checkpoint: Path, output: Path, profile: Profile) -> EngineRe
     other versions.
     """
     if not (checkpoint / MANIFEST_NAME).exists():
+        require_no_nemo(checkpoint)
         raise NotReady(
             f"no {MANIFEST_NAME}: not a whole checkpoint",
             where=checkpoint,
