@@ -11,6 +11,7 @@ from typing import Any
 from nemotron_core.engine_settings import VllmEngineSettings
 from nemotron_core.errors import NemotronError
 from nemotron_core.launcher import first_machine, own_rank
+from nemotron_engine.first_machine import end_with
 from nemotron_engine.worker_watch import workers_watched
 
 LIBRARY = "vllm"
@@ -69,6 +70,7 @@ def work(folder: Path, place: tuple[int, int]) -> None:
     config = api.EngineArgs(**arguments).create_engine_config(headless=True)
     # As `vllm serve --headless` does, whose handlers of signals would cut off what drains.
     executor = executors.MultiprocExecutor(config, monitor_workers=False)
+    end_with(first_machine(), _port(), executor.shutdown)
     with workers_watched(worker_ids(executor)):
         executor.start_worker_monitor(inline=True)
 
@@ -142,7 +144,7 @@ def engine_arguments(
             "nnodes": place[1],
             "node_rank": place[0],
             "master_addr": first_machine(),
-            "master_port": int(os.environ.get(PORT, DEFAULT_PORT)),
+            "master_port": _port(),
         }
     return arguments
 
@@ -154,6 +156,10 @@ def _lora_rank(rank: int) -> int:
     32
     """
     return next((size for size in LORA_RANKS if size >= rank), LORA_RANKS[-1])
+
+
+def _port() -> int:
+    return int(os.environ.get(PORT, DEFAULT_PORT))
 
 
 def _check_head_size(folder: Path) -> None:
