@@ -16,6 +16,7 @@ from nemotron_convert.shards import Parallel
 from nemotron_convert.target.checkpoint import Checkpoint
 from nemotron_convert.target.layout import Format
 from nemotron_core.errors import NemotronError
+from nemotron_engine.adapters.peft_folder import check_peft_folder
 from tests.convert.adapters import (
     ALL,
     BASE,
@@ -67,6 +68,7 @@ def merged_logits(folder: Path, *adapters: Path) -> Tensor:
 def test_peft_agrees_with_the_merged_model(path: Path, base: Path, tmp_path: Path) -> None:
     """They differ by the rounding of the merged weights to BF16."""
     manifest = convert_to_peft(path, tmp_path / "lora", BASE)
+    check_peft_folder(tmp_path / "lora", base, max_rank=8)  # an engine would load it
     merged, beside = merged_logits(tmp_path / "merged", path), logits(base, tmp_path / "lora")
     effect = float((merged - logits(base)).abs().max())
     assert float((merged - beside).abs().max()) < 0.03 < effect / 10
