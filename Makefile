@@ -16,7 +16,7 @@ LOADERS_INSTALL := $(INSTALL:$(BIN)/python=.tools/transformers4/bin/python)
 CONTRACT_TESTS := $(addprefix tests/serve/test_,contract.py ensemble.py plain_infer.py batches.py \
   token_model.py streams.py sampling.py refusals.py classic_clients.py)
 
-.PHONY: demo test test-standins test-vllm test-clients test-loaders check lint unit lock mutants fuzz loaded-test clean
+.PHONY: demo test test-standins test-vllm test-clients test-loaders test-eval check lint unit lock mutants fuzz loaded-test clean
 demo: $(VENV)/.user
 	scripts/demo.sh
 
@@ -42,6 +42,11 @@ test-clients: $(VENV)/.dev $(VENV)/.tools
 # The Hugging Face folder in transformers 4 and 5, vLLM and llama.cpp's converter: 4 GB in .tools.
 test-loaders: $(VENV)/.dev $(VENV)/.vllm $(VENV)/.loaders
 	$(BIN)/pytest --lane loaders tests/loaders
+
+# The harnesses of `nemotron eval` on the real stack: 0.7 GB in .tools/harnesses.
+HARNESSES ?= .tools/harnesses
+test-eval: $(VENV)/.dev $(VENV)/.harnesses
+	$(BIN)/pytest --harnesses $(HARNESSES) tests/harnesses
 
 # Lint, types, import contracts and the fast tests, in less than a minute.
 check: lint unit
@@ -115,6 +120,10 @@ $(VENV)/.loaders: $(VENV)/.dev tests/loaders/requirements.txt tests/loaders/fetc
 	  $(LOADERS_INSTALL) --torch-backend cpu '$(TORCH)'
 	$(LOADERS_INSTALL) --requirements tests/loaders/requirements.txt
 	$(BIN)/python tests/loaders/fetch_llama_cpp.py .tools/llama_cpp
+	touch $@
+
+$(VENV)/.harnesses: $(VENV)/.dev $(wildcard evaluate/nemotron_evaluate/harnesses/locks/*.txt)
+	$(BIN)/nemotron eval install lm-eval --environments $(HARNESSES)
 	touch $@
 
 $(VENV)/.mutants: $(VENV)/.dev tests/mutants/requirements.txt

@@ -1,31 +1,47 @@
 #!/bin/bash
-# Pin every package of `make demo` and `make test` by version and hash: locks/demo.txt, locks/test.txt.
+# Pin every package of `make demo` and `make test` by version and hash: locks/demo.txt, locks/test.txt;
+# and those of each harness of `nemotron eval`: NAME.in to NAME.txt beside it.
 # What is pinned stays unless pyproject.toml no longer allows it; --upgrade takes the newest of everything.
 # --check changes nothing and fails if a lock does not fit pyproject.toml. PyTorch is not in the locks.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mode=${1:-}
-folder=locks
+folder=locks harnesses=evaluate/nemotron_evaluate/harnesses/locks harness_folder=$harnesses
 if [ "$mode" = --check ]; then
   folder=$(mktemp -d)
   trap 'rm -rf "$folder"' EXIT
+  harness_folder=$folder/harnesses
+  mkdir "$harness_folder"
   cp locks/*.txt "$folder"
+  cp $harnesses/*.txt "$harness_folder"
 fi
 
-compile() { # EXTRA OUTPUT [OPTION…]
-  .venv/bin/uv pip compile pyproject.toml --extra "$1" --output-file "$2" "${@:3}" \
-    --universal --python-version 3.10 --generate-hashes \
+compile() { # SOURCE OUTPUT [OPTION…]; the source may name the oldest Python that it runs on
+  local python
+  python=$(sed -n 's/^# Python //p' "$1")
+  .venv/bin/uv pip compile "$1" --output-file "$2" "${@:3}" \
+    --universal --python-version "${python:-3.10}" --generate-hashes \
     --no-emit-index-url --no-annotate --no-header --quiet
 }
 upgrade=()
 [ "$mode" = --upgrade ] && upgrade=(--upgrade)
-compile dev "$folder/test.txt" "${upgrade[@]}"
-compile cpu "$folder/demo.txt" --constraint "$folder/test.txt" "${upgrade[@]}"
+compile pyproject.toml "$folder/test.txt" --extra dev "${upgrade[@]}"
+compile pyproject.toml "$folder/demo.txt" --extra cpu --constraint "$folder/test.txt" "${upgrade[@]}"
+for source in "$harnesses"/*.in; do
+  compile "$source" "$harness_folder/$(basename "$source" .in).txt" "${upgrade[@]}"
+done
 
 if [ "$mode" = --check ]; then
   for lock in demo test; do
     cmp -s "locks/$lock.txt" "$folder/$lock.txt" || {
       echo "locks/$lock.txt does not fit pyproject.toml: run scripts/lock.sh" >&2
+      exit 1
+    }
+  done
+  for source in "$harnesses"/*.in; do
+    lock=$(basename "$source" .in).txt
+    cmp -s "$harnesses/$lock" "$harness_folder/$lock" || {
+      echo "$harnesses/$lock does not fit $source: run scripts/lock.sh" >&2
       exit 1
     }
   done

@@ -30,6 +30,7 @@ SLOW = (
     *("client/test_failures.py", "client/test_http.py"),
     *("data/test_failures.py", "engine/test_openvino.py"),
     *("convert/test_inspect.py", "convert/test_legacy.py", "convert/test_plan.py"),
+    "convert/test_logits.py",
     *("convert/test_calibrate.py", "convert/test_convert.py", "convert/test_fp8.py"),
     *("convert/test_hf.py", "convert/test_mpi.py", "convert/test_resume.py"),
     *("convert/test_torch_dist.py", "convert/test_verification.py", "convert/test_corpus.py"),
@@ -70,6 +71,7 @@ LANE_FOLDERS = ("vllm", "loaders")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--lane", default="cpu", help="lane of the server that tests share")
     parser.addoption("--clients", help="folder with the environments of other people's clients")
+    parser.addoption("--harnesses", help="folder with the environments of evaluation harnesses")
 
 
 def is_slow(path: Path) -> bool:
@@ -79,8 +81,9 @@ def is_slow(path: Path) -> bool:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave out slow files before they are imported: some import PyTorch and transformers."""
-    if collection_path == ROOT / "clients" and config.option.clients is None:
-        return True
+    for option in ("clients", "harnesses"):
+        if collection_path == ROOT / option and config.getoption(option) is None:
+            return True
     if collection_path.name in LANE_FOLDERS and collection_path.parent == ROOT:
         return True if config.option.lane != collection_path.name else None
     is_left_out = config.option.markexpr == NOT_SLOW and collection_path.is_file()

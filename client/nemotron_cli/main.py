@@ -35,6 +35,8 @@ VERBS = {
     "batch": "nemotron_data.commands",
     "synthesize": "nemotron_data.commands",
     "compare": "nemotron_evaluate.commands",
+    "eval": "nemotron_evaluate.commands",
+    "redteam": "nemotron_evaluate.commands",
     "bench": "nemotron_bench.commands",
 }
 """Module of each verb, with a function of the verb's name. `--help` lists them in this order."""

@@ -1,4 +1,4 @@
-"""The options of the verb `compare`."""
+"""The options of the verbs `compare`, `eval` and `redteam`."""
 
 from __future__ import annotations
 
@@ -53,3 +53,75 @@ class CompareOptions:
     ] = None
     concurrency: MaxConcurrency = 16
     patience: Patience = 600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """Options of `nemotron eval`."""
+
+    suite: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[SUITE.yaml | card | install]",
+            help="A file that names benchmarks, the model card's, or the word install.",
+        ),
+    ] = None
+    harness: Annotated[
+        str | None, typer.Argument(metavar="[HARNESS]", help="With install: what to install.")
+    ] = None
+    url: Annotated[
+        str | None,
+        typer.Option(help="URL of the server. Without it, the report is made from a run's folder."),
+    ] = None
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="RUN", help="Folder of the run.")
+    ] = None
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Compare with another run on the same items."),
+    ] = None
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A benchmark of the suite; repeatable.")
+    ] = None
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Take only the first items of each task.")
+    ] = None
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="NAME.jsonl for each benchmark; nothing is fetched."),
+    ] = None
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Hugging Face tokenizer in place of the server's."),
+    ] = None
+    concurrency: Concurrency = 16
+    batch: Annotated[
+        int, typer.Option(min=1, help="Prompts in one request, where answers are compared.")
+    ] = 1
+    timeout: Annotated[int, typer.Option(min=1, help="Seconds for one request.")] = 3600
+    environments: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where the harnesses are installed.")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RedteamOptions:
+    """Options of `nemotron redteam`."""
+
+    url: Annotated[str, typer.Argument(help="URL of the server.")]
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="RUN", help="Folder of the run.")
+    ]
+    probe: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="One of garak's probes or modules of them; repeatable."),
+    ] = None
+    minutes: Annotated[float, typer.Option(min=0.1, help="Longest time of the run.")] = 60.0
+    prompts: Annotated[
+        int, typer.Option(min=1, help="Prompts of each probe, where a probe can have fewer.")
+    ] = 256
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 256
+    concurrency: Concurrency = 16
+    environments: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where the harnesses are installed.")
+    ] = None

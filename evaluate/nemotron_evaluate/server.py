@@ -53,6 +53,15 @@ class Server:
         except (LookupError, TypeError) as error:
             raise NemotronError("/v1/models lists no model", where=self.url) from error
 
+    def context(self) -> int | None:
+        """Return the context's length in tokens, or `None` if the server does not report it."""
+        content = self._ask("GET", "/v1/models")
+        try:
+            length = content["data"][0].get("max_model_len")
+            return None if length is None else int(length)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise NemotronError("/v1/models has no max_model_len", where=self.url) from error
+
     def tokenize(self, **body: Any) -> list[int]:
         """Return the token ids of `prompt=` or `messages=`, in the form of vLLM's `/tokenize`."""
         content = self._ask("POST", "/tokenize", body)

@@ -1,7 +1,7 @@
-"""Confidence intervals; pure functions.
+"""Confidence intervals and tests; pure functions.
 
-Tokens of one text are not independent. What is resampled is therefore always a whole text, here
-called a cluster.
+Tokens of one text, instructions of one prompt and turns of one conversation are not independent.
+What is resampled is therefore always the whole text, prompt or conversation, here called a cluster.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
+import numpy.typing as npt
 
 CONFIDENCE = 0.95
 """Confidence level of every interval."""
@@ -54,9 +55,37 @@ def bootstrap(
     >>> bootstrap([2.0, 2.0, 2.0], [2, 2, 2])
     Interval(low=1.0, high=1.0)
     """
-    size = len(totals)
-    if size < 2:
+    if len(totals) < 2:
         return None
+    means = _resampled(totals, counts, resamples, seed)
+    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Interval(float(low), float(high))
+
+
+def bootstrap_p_value(
+    totals: Sequence[float], counts: Sequence[float], *, resamples: int = RESAMPLES, seed: int = 0
+) -> float:
+    """Return the two-sided p-value of a mean of 0, from the bootstrap of `bootstrap`.
+
+    It is twice the smaller fraction of resampled means on one side of 0, 0 itself included, with
+    the observed mean counted as a sample, so it is never 0. A single cluster tells nothing: 1.
+
+    >>> bootstrap_p_value([1.0, -1.0, 1.0, -1.0], [1, 1, 1, 1])
+    1.0
+    >>> bootstrap_p_value([1.0] * 9, [1] * 9)
+    0.00019998000199980003
+    """
+    if len(totals) < 2:
+        return 1.0
+    means = _resampled(totals, counts, resamples, seed)
+    side = min(int(np.sum(means <= 0)), int(np.sum(means >= 0)))
+    return min(1.0, 2 * (side + 1) / (resamples + 1))
+
+
+def _resampled(
+    totals: Sequence[float], counts: Sequence[float], resamples: int, seed: int
+) -> npt.NDArray[np.float64]:
+    size = len(totals)
     values, weights = np.asarray(totals, float), np.asarray(counts, float)
     rng = np.random.default_rng(seed)
     means = np.empty(resamples)
@@ -64,5 +93,34 @@ def bootstrap(
     for start in range(0, resamples, step):
         drawn = rng.integers(size, size=(min(step, resamples - start), size))
         means[start : start + step] = values[drawn].sum(axis=1) / weights[drawn].sum(axis=1)
-    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Interval(float(low), float(high))
+    return means
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Return the two-sided p-value of McNemar's exact test (binomial, one half).
+
+    The arguments are the numbers of items that only the first and only the second one solved.
+
+    >>> mcnemar(1, 9)
+    0.021484375
+    >>> mcnemar(0, 0)
+    1.0
+    """
+    count = only_first + only_second
+    tail = sum(math.comb(count, k) for k in range(min(only_first, only_second) + 1))
+    return min(1.0, 2 * tail / (1 << count))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return Holm's adjusted p-values, in the order of the arguments (Holm 1979).
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted

@@ -232,6 +232,7 @@ def test_a_right_checkpoint_is_safe(
     assert max(row.hidden for row in verification.layers) < logits
     assert verification.logits < logits
     assert verification.top1 >= top1
+    assert 0 <= verification.mean_kl < (0.05 if layout == "fp8" else 1e-6)
     assert verification.verdict.startswith("safe to build: 4 layers")
 
 
@@ -262,6 +263,7 @@ def test_under_mpirun(
     alone = verify(folder, NEMO)
     assert fields["top1"] == pytest.approx(alone.top1, abs=0.03)
     assert fields["logits"] == pytest.approx(alone.logits, rel=0.3, abs=1e-5)
+    assert fields["mean_kl"] == pytest.approx(alone.mean_kl, rel=0.5, abs=1e-6)
 
 
 def test_a_fault_under_mpirun(pipelined: Path, tmp_path: Path) -> None:

@@ -54,6 +54,9 @@ class Verification:
     """Relative error of the logits."""
     top1: float
     """Fraction of the tokens whose most probable next token is the same in both models."""
+    mean_kl: float
+    """Mean divergence in nats of the checkpoint's next token from the source's, over all tokens of
+    the vocabulary."""
     faults: list[Fault] = field(default_factory=list)
     """Faults in the order in which data flows through the model."""
 
@@ -86,8 +89,8 @@ class Verification:
             table.add_row(str(row.layer), f"{row.hidden:.2e}", f"{row.worst:.2e}", tensor)
         console.print(table)
         console.print(
-            f"\nlogits: relative error {self.logits:.2e}, top-1 agreement {self.top1:.1%} "
-            f"of {self.tokens} tokens"
+            f"\nlogits: relative error {self.logits:.2e}, mean KL {self.mean_kl:.2e} nats, "
+            f"top-1 agreement {self.top1:.1%} of {self.tokens} tokens"
         )
         for fault in self.faults[:SHOWN_FAULTS]:
             console.print(f"wrong: {fault}", highlight=False, markup=False, soft_wrap=True)

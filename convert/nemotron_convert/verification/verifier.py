@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -29,6 +28,7 @@ from nemotron_convert.verification.diagnosis import (
     relative_error,
     source_faults,
 )
+from nemotron_convert.verification.logits import LogitsReport, VocabularySlice, join
 from nemotron_convert.verification.reference_model import MatrixResults, ReferenceModel
 from nemotron_convert.verification.report import Fault, LayerReport, Verification
 from nemotron_convert.verification.sharded_model import Check, ShardedModel
@@ -131,15 +131,16 @@ class _Verifier:
                 reference = trace.hidden
                 layers.append(LayerReport(layer, relative_error(hidden, reference), *worst))
                 report(layer_bytes)
-            logits, top1 = self._head(hidden, reference)
+            logits = self._head(hidden, reference)
         return Verification(
             dtype=self._checkpoint.precision.weights.value,
             tp=self._parallel.tp,
             pp=self._parallel.pp,
             tokens=len(self._ids),
             layers=layers,
-            logits=logits,
-            top1=top1,
+            logits=logits.error,
+            top1=logits.top1,
+            mean_kl=logits.mean_kl,
             faults=self._faults,
         )
 
@@ -232,15 +233,10 @@ class _Verifier:
                     hint = f"{actual:.8g}, not {expected:.8g}"
                     self._faults.append(Fault(where, abs(actual / expected - 1), hint))
 
-    def _head(self, hidden: Tensor, reference: Tensor) -> tuple[float, float]:
-        """Compare the logits; return their relative error and the top-1 agreement.
-
-        Each TP rank has a slice of the vocabulary, so the squares are summed and the largest logits
-        compared over the ranks of all processes.
-        """
+    def _head(self, hidden: Tensor, reference: Tensor) -> LogitsReport:
+        """Compare the logits, of which each TP rank has a slice of the vocabulary."""
         normed = self._lead(lambda: self._reference.final_norm(reference))
-        difference = square = 0.0
-        largest: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        slices: list[VocabularySlice] = []
         own_ranks = {
             tp_rank: (logits, checks)
             for tp_rank, logits, checks in self._sharded.head(hidden, reference)
@@ -253,20 +249,8 @@ class _Verifier:
             logits, checks = own_ranks.get(tp_rank, (None, []))
             self._compare(-1, checks, partial(_expected_head, normed, expected))
             if logits is not None:
-                difference += float((logits - expected).square().sum())
-                square += float(expected.square().sum())
-                values, ids = logits.max(-1)
-                expected_values, expected_ids = expected.max(-1)
-                largest.append(
-                    (values, ids + rows.start, expected_values, expected_ids + rows.start)
-                )
-        differences, squares = zip(*self._team.gather((difference, square)), strict=True)
-        gathered = itertools.chain.from_iterable(self._team.gather(largest))
-        values, ids, expected_values, expected_ids = map(torch.stack, zip(*gathered, strict=True))
-        top_ids = ids.gather(0, values.max(0, keepdim=True).indices)
-        expected_top_ids = expected_ids.gather(0, expected_values.max(0, keepdim=True).indices)
-        top1 = float((top_ids == expected_top_ids).float().mean())
-        return math.sqrt(sum(differences) / sum(squares)), top1
+                slices.append(VocabularySlice.of(logits, expected, rows.start))
+        return join(list(itertools.chain.from_iterable(self._team.gather(slices))))
 
 
 def _expected_head(normed: Tensor, logits: Tensor, check: Check) -> Tensor:

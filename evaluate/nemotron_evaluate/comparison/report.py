@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from nemotron_evaluate.comparison.result import Estimate, Result
+from nemotron_evaluate.comparison.result import Result
+from nemotron_evaluate.estimate import Estimate
 from nemotron_evaluate.tables import code, table
 
 HEAD = ("", "value", "95 % interval")

@@ -15,53 +15,13 @@ from pydantic import BaseModel, ConfigDict
 from nemotron_core.errors import NemotronError
 from nemotron_evaluate.comparison.divergence import common_prefix, kl_lower_bound
 from nemotron_evaluate.comparison.side import Continued, Scored, Side, Token, joined_text
-from nemotron_evaluate.statistics import Interval, bootstrap, wilson
+from nemotron_evaluate.estimate import Estimate
 
 WORST = 20
 """Number of tokens that the report shows, those with the largest divergence, if there is any."""
 CONTEXT = 24
 """Number of tokens before such a token that are shown with it."""
 PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999, "max": 1.0}
-
-
-class Estimate(BaseModel):
-    """A value with its 95 % interval.
-
-    A fraction of answers has Wilson's interval. All else is resampled by text, which a single text
-    does not allow.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    value: float
-    low: float | None
-    high: float | None
-
-    @classmethod
-    def of(cls, totals: list[float], counts: list[float]) -> Estimate:
-        """Return sum(totals) / sum(counts)."""
-        interval = bootstrap(totals, counts)
-        return cls._of(math.fsum(totals) / math.fsum(counts), interval)
-
-    @classmethod
-    def fraction(cls, successes: int, count: int) -> Estimate:
-        """Return a fraction of independent trials."""
-        return cls._of(successes / count, wilson(successes, count))
-
-    @classmethod
-    def _of(cls, value: float, interval: Interval | None) -> Estimate:
-        return cls(
-            value=value,
-            low=None if interval is None else interval.low,
-            high=None if interval is None else interval.high,
-        )
-
-    def exp(self) -> Estimate:
-        """Return the estimate of e to the power of the value."""
-        ends = None if self.low is None or self.high is None else (self.low, self.high)
-        return self._of(
-            math.exp(self.value), ends and Interval(math.exp(ends[0]), math.exp(ends[1]))
-        )
 
 
 class WorstToken(BaseModel):

@@ -1,0 +1,105 @@
+"""The numbers of an evaluation's report, and how they follow from the items."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from nemotron_core.errors import NemotronError
+from nemotron_evaluate.estimate import Estimate
+from nemotron_evaluate.evaluation.pairs import Pair
+from nemotron_evaluate.suite.benchmark import Benchmark, Score, Strict
+from nemotron_evaluate.suite.items import Item
+
+Verdict = Literal["inside", "below", "above"]
+"""Where a score is: its interval contains the card's value, or is below or above it."""
+VERDICTS: dict[Verdict, str] = {
+    "inside": "the card's value is inside the interval",
+    "below": "below the card's value",
+    "above": "above the card's value",
+}
+TELLING = 3.0
+"""Points. With a wider interval on either side the report says that there are too few items."""
+
+
+class ScoreResult(Strict):
+    """One number of a benchmark, in points."""
+
+    title: str
+    estimate: Estimate
+    count: int
+    """Number of values that the estimate is the mean of."""
+    card: float | None
+    verdict: Verdict | None
+    """`None` without a value of the card or without an interval."""
+
+
+class BenchmarkResult(Strict):
+    """What a benchmark gave, with the settings that it ran with."""
+
+    benchmark: Benchmark
+    items: int | None = None
+    """Number of items that were scored, or `None` if the benchmark did not run here."""
+    scores: dict[str, ScoreResult] = Field(default_factory=dict)
+    remarks: list[str] = Field(default_factory=list)
+    """What a reader has to know before trusting the numbers."""
+
+
+class Report(Strict):
+    """The report of one run, and of its comparison with another one."""
+
+    format_version: Literal[1] = 1
+    server: dict[str, str | None]
+    """Identity of the server: model, engine, checkpoint, template."""
+    harnesses: dict[str, str]
+    """SHA-256 of the lock that a harness's environment was made from."""
+    benchmarks: dict[str, BenchmarkResult]
+    against: dict[str, str | None] | None = None
+    """Identity of the server of the other run."""
+    pairs: list[Pair] = Field(default_factory=list)
+
+
+def not_run(benchmark: Benchmark) -> BenchmarkResult:
+    """Return the row of a benchmark that is not run here."""
+    return BenchmarkResult(benchmark=benchmark, remarks=[f"not run here, needs {benchmark.needs}"])
+
+
+def benchmark_result(name: str, benchmark: Benchmark, items: list[Item]) -> BenchmarkResult:
+    """Return the scores of a benchmark. Raises `NemotronError` if there are no items."""
+    if not items:
+        raise NemotronError("there are no items", where=name)
+    scores = {key: _score(key, score, items) for key, score in benchmark.scores.items()}
+    remarks = []
+    if benchmark.items is not None and len(items) != benchmark.items:
+        remarks.append(f"{len(items):,} of the benchmark's {benchmark.items:,} items")
+    widths = [width for score in scores.values() if (width := score.estimate.half_width)]
+    scale = max(score.scale for score in benchmark.scores.values())
+    if widths and max(widths) > TELLING * scale / 100:
+        remarks.append(
+            f"n = {len(items):,} is too small to tell a difference below "
+            f"{max(widths):.{1 if scale == 100 else 2}f} points"
+        )
+    if benchmark.left_open:
+        remarks.append(benchmark.left_open)
+    return BenchmarkResult(benchmark=benchmark, items=len(items), scores=scores, remarks=remarks)
+
+
+def _score(name: str, score: Score, items: list[Item]) -> ScoreResult:
+    values = [item.values[name] for item in items]
+    estimate = Estimate.mean(values).scaled(score.scale)
+    return ScoreResult(
+        title=score.title,
+        estimate=estimate,
+        count=sum(map(len, values)),
+        card=score.card,
+        verdict=_verdict(estimate, score.card),
+    )
+
+
+def _verdict(estimate: Estimate, card: float | None) -> Verdict | None:
+    if card is None or estimate.low is None or estimate.high is None:
+        return None
+    if estimate.high < card:
+        return "below"
+    return "above" if estimate.low > card else "inside"

@@ -1,0 +1,1 @@
+"""Programs of others that ask the questions and score the answers, each in its own environment."""

@@ -1,0 +1,112 @@
+"""A harness's process: its output is shown and kept, and it ends with the command."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from nemotron_core.errors import NemotronError
+from nemotron_data.transport.protocol import API_KEYS
+
+END_SECONDS = 10.0
+"""Time in which an interrupted harness may end by itself."""
+QUOTED = 400
+"""Number of characters of a harness's last message in an error."""
+READ_SIZE = 1 << 16
+
+
+class OutOfTime(NemotronError):
+    """A harness was stopped at the end of its time."""
+
+
+def api_key() -> str | None:
+    """Return the server's API key, or `None` if there is none."""
+    return next(filter(None, map(os.environ.get, API_KEYS)), None)
+
+
+def run_harness(
+    command: Sequence[str],
+    *,
+    folder: Path,
+    log: Path,
+    environment: Mapping[str, str],
+    seconds: float | None = None,
+) -> None:
+    """Run a harness to its end in `folder`. Its output goes to the file `log` and to stderr.
+
+    Raises `NemotronError`, which quotes the output's end, if the harness fails, `OutOfTime` if it
+    was stopped after `seconds`, and `KeyboardInterrupt` after the harness has ended, too.
+    """
+    end = math.inf if seconds is None else time.monotonic() + seconds
+    with log.open("ab") as file:
+        try:
+            process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env=os.environ | environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise NemotronError(
+                f"cannot start: {error.strerror}", where=command[0], remedy="install it again"
+            ) from error
+        if process.stdout is None:
+            raise AssertionError("the process was started with a pipe")
+        start = file.tell()
+        try:
+            while data := _read(process.stdout.fileno(), end):
+                file.write(data)
+                file.flush()
+                sys.stderr.buffer.write(data)
+                sys.stderr.flush()
+            process.wait()
+        finally:
+            _end(process)
+            process.stdout.close()
+    if process.returncode:
+        raise NemotronError(
+            f"{Path(command[0]).name} ended with {process.returncode}: {_last_message(log, start)}",
+            where=log,
+            remedy="what was answered is kept; the same command goes on",
+        )
+
+
+def _read(descriptor: int, end: float) -> bytes:
+    """Return what is written next, or nothing when the writer has ended."""
+    left = end - time.monotonic()
+    ready, _, _ = select.select([descriptor], [], [], None if left == math.inf else max(0.0, left))
+    if not ready:
+        raise OutOfTime("the harness was stopped at the end of its time")
+    return os.read(descriptor, READ_SIZE)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a harness that still runs, and what it has started."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(END_SECONDS)
+    with contextlib.suppress(ProcessLookupError):  # its workers may outlive it
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _last_message(log: Path, start: int) -> str:
+    """Return the last line that a run wrote, or the last one that names an error."""
+    with log.open("rb") as file:
+        file.seek(start)
+        lines = file.read().decode(errors="replace").replace("\r", "\n").splitlines()
+    written = [line.strip() for line in lines if line.strip()]
+    errors = [line for line in written if "Error" in line]
+    return (errors or written or ["without a message"])[-1][:QUOTED]

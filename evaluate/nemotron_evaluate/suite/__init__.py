@@ -1,0 +1,1 @@
+"""What is evaluated: the model card's benchmarks as data, suites of them, and scored items."""
