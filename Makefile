@@ -43,7 +43,7 @@ test-clients: $(VENV)/.dev $(VENV)/.tools
 test-loaders: $(VENV)/.dev $(VENV)/.vllm $(VENV)/.loaders
 	$(BIN)/pytest --lane loaders tests/loaders
 
-# The harnesses of `nemotron eval` on the real stack: 0.7 GB in .tools/harnesses.
+# The harnesses of `nemotron eval` and `nemotron redteam` on the real stack.
 HARNESSES ?= .tools/harnesses
 test-eval: $(VENV)/.dev $(VENV)/.harnesses
 	$(BIN)/pytest --harnesses $(HARNESSES) tests/harnesses
@@ -123,7 +123,7 @@ $(VENV)/.loaders: $(VENV)/.dev tests/loaders/requirements.txt tests/loaders/fetc
 	touch $@
 
 $(VENV)/.harnesses: $(VENV)/.dev $(wildcard evaluate/nemotron_evaluate/harnesses/locks/*.txt)
-	$(BIN)/nemotron eval install lm-eval --environments $(HARNESSES)
+	for name in lm-eval garak; do $(BIN)/nemotron eval install $$name --environments $(HARNESSES) || exit 1; done
 	touch $@
 
 $(VENV)/.mutants: $(VENV)/.dev tests/mutants/requirements.txt

@@ -83,6 +83,9 @@ class EvalOptions:
     only: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="A benchmark of the suite; repeatable.")
     ] = None
+    skip: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A benchmark to leave out; repeatable.")
+    ] = None
     limit: Annotated[
         int | None, typer.Option(min=1, help="Take only the first items of each task.")
     ] = None

@@ -56,7 +56,7 @@ def score_rows(report: Report) -> list[list[str]]:
         if not result.scores:
             for wanted in result.benchmark.scores.values():
                 name = f"{title}, {wanted.title}" if wanted.title else title
-                rows.append([name, "–", "", "", _number(wanted.card), "not run"])
+                rows.append([name, "–", "", "", _number(wanted.card), "no score"])
     return rows
 
 

@@ -6,7 +6,6 @@ from typing import Literal
 
 from pydantic import Field
 
-from nemotron_core.errors import NemotronError
 from nemotron_evaluate.estimate import Estimate
 from nemotron_evaluate.evaluation.pairs import Pair
 from nemotron_evaluate.suite.benchmark import Benchmark, Score, Strict
@@ -60,15 +59,8 @@ class Report(Strict):
     pairs: list[Pair] = Field(default_factory=list)
 
 
-def not_run(benchmark: Benchmark) -> BenchmarkResult:
-    """Return the row of a benchmark that is not run here."""
-    return BenchmarkResult(benchmark=benchmark, remarks=[f"not run here, needs {benchmark.needs}"])
-
-
-def benchmark_result(name: str, benchmark: Benchmark, items: list[Item]) -> BenchmarkResult:
-    """Return the scores of a benchmark. Raises `NemotronError` if there are no items."""
-    if not items:
-        raise NemotronError("there are no items", where=name)
+def benchmark_result(benchmark: Benchmark, items: list[Item]) -> BenchmarkResult:
+    """Return the scores of a benchmark with at least one item."""
     scores = {key: _score(key, score, items) for key, score in benchmark.scores.items()}
     remarks = []
     if benchmark.items is not None and len(items) != benchmark.items:

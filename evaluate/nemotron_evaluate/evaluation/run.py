@@ -12,8 +12,8 @@ from nemotron_evaluate.evaluation.folder import RunFolder, RunRecord
 from nemotron_evaluate.evaluation.html_report import html
 from nemotron_evaluate.evaluation.pairs import compare
 from nemotron_evaluate.evaluation.report import markdown
-from nemotron_evaluate.evaluation.result import BenchmarkResult, Report, benchmark_result, not_run
-from nemotron_evaluate.harnesses import code, lm_eval
+from nemotron_evaluate.evaluation.result import BenchmarkResult, Report, benchmark_result
+from nemotron_evaluate.harnesses import answers, code, lm_eval
 from nemotron_evaluate.harnesses.environment import Environment, default_folder
 from nemotron_evaluate.harnesses.setting import Harness, Setting
 from nemotron_evaluate.options import EvalOptions
@@ -26,7 +26,11 @@ INSTALL = "install"
 """Word in the place of a suite that installs a harness."""
 BY_HAND = "by-hand"
 """Name in the place of a harness for what is not run here."""
-HARNESSES: dict[str, Harness] = {lm_eval.NAME: lm_eval.HARNESS, code.NAME: code.HARNESS}
+HARNESSES: dict[str, Harness] = {
+    lm_eval.NAME: lm_eval.HARNESS,
+    code.NAME: code.HARNESS,
+    answers.NAME: answers.HARNESS,
+}
 """Harnesses that are run here."""
 DEFAULT_CONTEXT = 4096
 """Context in tokens of a server that does not report it: that of Nemotron-4."""
@@ -56,7 +60,7 @@ def run(options: EvalOptions) -> Report:
         server=record.server,
         harnesses=record.harnesses,
         benchmarks={
-            name: _result(name, benchmark, items.get(name))
+            name: _result(benchmark, items.get(name), record)
             for name, benchmark in record.benchmarks.items()
         },
     )
@@ -79,10 +83,11 @@ def _run(options: EvalOptions, folder: RunFolder) -> RunRecord:
         name: HARNESSES[benchmark.harness]
         for name, benchmark in benchmarks.items()
         if benchmark.harness in HARNESSES
+        and (options.data is not None or not HARNESSES[benchmark.harness].needs_data)
     }
     environments = {
         name: Environment(name, options.environments or default_folder())
-        for name in sorted({harness.environment for harness in harnesses.values()})
+        for name in sorted({harness.environment or "" for harness in harnesses.values()} - {""})
     }
     with Server(options.url) as server:
         url, identity, context = server.url, server.identity(), server.context()
@@ -100,7 +105,7 @@ def _run(options: EvalOptions, folder: RunFolder) -> RunRecord:
             model=identity["model"] or "",
             context=context or DEFAULT_CONTEXT,
             folder=(folder.path / name).absolute(),
-            environment=environments[harness.environment],
+            environment=environments.get(harness.environment or ""),
             data=None if options.data is None else options.data.absolute(),
             tokenizer=options.tokenizer,
             concurrency=options.concurrency,
@@ -126,11 +131,12 @@ def _run(options: EvalOptions, folder: RunFolder) -> RunRecord:
 
 def _benchmarks(options: EvalOptions) -> dict[str, Benchmark]:
     benchmarks = load_suite(options.suite or "").benchmarks
-    unknown = [name for name in options.only or () if name not in benchmarks]
+    named = [*(options.only or ()), *(options.skip or ())]
+    unknown = [name for name in named if name not in benchmarks]
     if unknown:
         raise NemotronError(
             f"the suite has no {unknown[0]}",
-            where="--only",
+            where=options.suite,
             remedy=f"it has {', '.join(benchmarks)}",
         )
     wrong = [b.harness for b in benchmarks.values() if b.harness not in {*HARNESSES, BY_HAND}]
@@ -144,7 +150,7 @@ def _benchmarks(options: EvalOptions) -> dict[str, Benchmark]:
     return {
         name: benchmark.model_copy(update=limit)
         for name, benchmark in benchmarks.items()
-        if not options.only or name in options.only
+        if (not options.only or name in options.only) and name not in (options.skip or ())
     }
 
 
@@ -176,9 +182,16 @@ def _items(folder: RunFolder, record: RunRecord) -> dict[str, list[Item]]:
     return {name: items for name, items in found.items() if items is not None}
 
 
-def _result(name: str, benchmark: Benchmark, items: list[Item] | None) -> BenchmarkResult:
+def _result(benchmark: Benchmark, items: list[Item] | None, record: RunRecord) -> BenchmarkResult:
+    if items:
+        return benchmark_result(benchmark, items)
+    harness = HARNESSES.get(benchmark.harness)
     if items is not None:
-        return benchmark_result(name, benchmark, items)
-    if benchmark.harness in HARNESSES:
-        return BenchmarkResult(benchmark=benchmark, remarks=["did not come to its end"])
-    return not_run(benchmark)
+        remark = f"answered; needs {benchmark.needs}"
+    elif harness is None:
+        remark = f"not run here; needs {benchmark.needs}"
+    elif harness.needs_data and record.data is None:
+        remark = f"not asked, because there is no --data; needs {benchmark.needs}"
+    else:
+        remark = "did not come to its end"
+    return BenchmarkResult(benchmark=benchmark, remarks=[remark])

@@ -32,7 +32,7 @@ REPORT_EVERY = 100
 
 def check(benchmark: Benchmark, setting: Setting) -> None:
     """Raise `NemotronError` if the harness, the data or the sandbox are missing."""
-    setting.environment.check()
+    setting.installed.check()
     _settings(benchmark, setting)
     _write_task(benchmark, setting)
     check_sandbox()
@@ -105,7 +105,7 @@ def _settings(benchmark: Benchmark, setting: Setting) -> Data:
 def _write_task(benchmark: Benchmark, setting: Setting) -> str:
     """Write the task without its scoring, and return the file's path."""
     settings = _settings(benchmark, setting)
-    package = setting.environment.package("lm_eval")
+    package = setting.installed.package("lm_eval")
     harness_task = _load(package / "tasks" / settings.tasks)
     task = {key: value for key, value in harness_task.items() if key not in LEFT_OUT}
     rows = None
@@ -113,7 +113,7 @@ def _write_task(benchmark: Benchmark, setting: Setting) -> str:
         rows = setting.data / f"{setting.name}.jsonl"
     elif settings.package is not None:
         name, _, path = settings.package.partition("/")
-        rows = setting.environment.package(name) / path
+        rows = setting.installed.package(name) / path
     if rows is None:
         task["dataset_name"] = harness_task.get("dataset_name")
     else:

@@ -35,7 +35,7 @@ def default_folder() -> Path:
 
 def harness_names() -> list[str]:
     """Return the names of the harnesses that can be installed."""
-    return sorted(path.stem for path in LOCKS.glob("*.in"))
+    return sorted(path.stem for path in LOCKS.glob("*.in") if path.stem != BUILD.stem)
 
 
 class Environment:

@@ -37,7 +37,7 @@ HASH_DIGITS = 16
 
 def check(benchmark: Benchmark, setting: Setting) -> None:
     """Raise `NemotronError` if the harness or the data are missing."""
-    setting.environment.check()
+    setting.installed.check()
     _tasks(benchmark, setting)
 
 
@@ -66,7 +66,7 @@ def start(benchmark: Benchmark, setting: Setting, tasks: list[str]) -> tuple[dic
     config = setting.folder / CONFIG
     write_atomically(config, yaml.safe_dump(_config(benchmark, setting, tasks), sort_keys=False))
     run_harness(
-        [str(setting.environment.program("lm_eval")), "run", "--config", str(config)],
+        [str(setting.installed.program("lm_eval")), "run", "--config", str(config)],
         # A task's file names its data relative to itself.
         folder=setting.folder if benchmark.file is None else benchmark.file.parent,
         log=setting.folder / LOG,
@@ -81,7 +81,7 @@ def _tasks(benchmark: Benchmark, setting: Setting) -> list[str]:
     """Return what the harness is asked to run: names, or paths of tasks' files."""
     if benchmark.file is not None or setting.data is None:
         return [benchmark.task]
-    package = setting.environment.package("lm_eval")
+    package = setting.installed.package("lm_eval")
     return local_tasks(setting.name, benchmark, setting.data, package, setting.folder)
 
 

@@ -24,7 +24,8 @@ class Setting:
     """Number of tokens of a prompt and its answer together."""
     folder: Path
     """Where the harness keeps its settings, its log and its answers."""
-    environment: Environment
+    environment: Environment | None
+    """`None` for a harness that needs none."""
     data: Path | None = None
     """Folder with the benchmarks' data; `None` leaves them to the harness, which asks the hub."""
     tokenizer: Path | None = None
@@ -35,14 +36,23 @@ class Setting:
     timeout: int = 3600
     """Seconds for one request."""
 
+    @property
+    def installed(self) -> Environment:
+        """The environment of a harness that needs one."""
+        if self.environment is None:
+            raise AssertionError(f"{self.name} has no environment")
+        return self.environment
+
 
 @dataclass(frozen=True)
 class Harness:
     """How benchmarks of one harness are run."""
 
-    environment: str
-    """Name of the environment that it needs."""
+    environment: str | None
+    """Name of the environment that it needs, if it needs one."""
     check: Callable[[Benchmark, Setting], None]
     """Raise `NemotronError` if the benchmark cannot run as the setting is."""
     run: Callable[[Benchmark, Setting], list[Item]]
     """Run the benchmark, or what is left of it after an interruption, and return its items."""
+    needs_data: bool = False
+    """Whether the questions come from `--data` only."""

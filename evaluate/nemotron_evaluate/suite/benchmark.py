@@ -43,9 +43,9 @@ class Score(Strict):
 class Data(Strict):
     """How a file of `--data FOLDER` takes the place of a data set on the hub."""
 
-    split: str
+    split: str = ""
     """Split that the harness's task scores."""
-    tasks: str
+    tasks: str = ""
     """The harness's file of the task, relative to its tasks; `{}` is the value of `by`."""
     by: str | None = None
     """Column of the file that distributes its rows over several tasks."""
