@@ -122,8 +122,10 @@ $(VENV)/.loaders: $(VENV)/.dev tests/loaders/requirements.txt tests/loaders/fetc
 	$(BIN)/python tests/loaders/fetch_llama_cpp.py .tools/llama_cpp
 	touch $@
 
-$(VENV)/.harnesses: $(VENV)/.dev $(wildcard evaluate/nemotron_evaluate/harnesses/locks/*.txt)
+$(VENV)/.harnesses: $(VENV)/.dev tests/harnesses/guardrails.txt $(wildcard evaluate/nemotron_evaluate/harnesses/locks/*.txt)
 	for name in lm-eval garak; do $(BIN)/nemotron eval install $$name --environments $(HARNESSES) || exit 1; done
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(HARNESSES)/guardrails
+	$(INSTALL:$(BIN)/python=$(HARNESSES)/guardrails/bin/python) --requirements tests/harnesses/guardrails.txt
 	touch $@
 
 $(VENV)/.mutants: $(VENV)/.dev tests/mutants/requirements.txt

@@ -49,7 +49,7 @@ class RunFolder:
                 f"not a run of an evaluation: {error}", where=path, remedy="name another folder"
             ) from error
 
-    def begin(self, now: RunRecord) -> RunRecord:
+    def joined(self, now: RunRecord) -> RunRecord:
         """Return the record to go on with: benchmarks may be added, nothing else may differ.
 
         Raises `NemotronError` that names what differs. What a server did not report in one of the
@@ -79,17 +79,17 @@ class RunFolder:
                     "benchmarks": before.benchmarks | now.benchmarks,
                 }
             )
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise NemotronError(f"cannot write: {error.strerror}", where=self.path) from error
-        write_atomically(self.path / RUN, now.model_dump_json(indent=2) + "\n")
         return now
 
+    def begin(self, record: RunRecord) -> None:
+        """Write what the run is begun with. Raises `NemotronError` if it cannot be written."""
+        _make(self.path)
+        write_atomically(self.path / RUN, record.model_dump_json(indent=2) + "\n")
+
     def folder(self, name: str) -> Path:
-        """Return the folder of a benchmark, and make it."""
+        """Return the folder of a benchmark, and make it. Raises `NemotronError` if that fails."""
         path = self.path / name
-        path.mkdir(exist_ok=True)
+        _make(path)
         return path
 
     def items(self, name: str) -> list[Item] | None:
@@ -100,6 +100,13 @@ class RunFolder:
     def finish(self, name: str, items: list[Item]) -> None:
         """Write the items of a benchmark, which ends it."""
         write_items(self.folder(name) / ITEMS, items)
+
+
+def _make(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NemotronError(f"cannot write: {error.strerror}", where=path) from error
 
 
 def _differences(

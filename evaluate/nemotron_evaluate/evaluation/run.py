@@ -116,11 +116,12 @@ def _run(options: EvalOptions, folder: RunFolder) -> RunRecord:
     }
     for environment in environments.values():
         environment.check()
-    record = folder.begin(now)
+    record = folder.joined(now)
     todo = [name for name in settings if before is None or folder.items(name) is None]
     for name in todo:  # what is missing is said before the first hour of work
         folder.folder(name)
         harnesses[name].check(benchmarks[name], settings[name])
+    folder.begin(record)
     for number, name in enumerate(todo, 1):
         typer.echo(f"{number}/{len(todo)} {benchmarks[name].title}", err=True)
         items = harnesses[name].run(benchmarks[name], settings[name])
