@@ -79,7 +79,8 @@ class ChatServer:
                 status, content, headers = reply
                 data = json.dumps(content).encode()
                 self.send_response(status)
-                for name, value in {**headers, "content-length": str(len(data))}.items():
+                always = {"content-type": "application/json", "content-length": str(len(data))}
+                for name, value in {**headers, **always}.items():
                     self.send_header(name.replace("_", "-"), value)
                 self.end_headers()
                 self.wfile.write(data)
