@@ -97,7 +97,7 @@ class EvalOptions:
         Path | None,
         typer.Option(metavar="FOLDER", help="Hugging Face tokenizer in place of the server's."),
     ] = None
-    concurrency: Concurrency = 16
+    concurrency: MaxConcurrency = 16
     batch: Annotated[
         int, typer.Option(min=1, help="Prompts in one request, where answers are compared.")
     ] = 1
@@ -124,7 +124,7 @@ class RedteamOptions:
         int, typer.Option(min=1, help="Prompts of each probe, where a probe can have fewer.")
     ] = 256
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 256
-    concurrency: Concurrency = 16
+    concurrency: MaxConcurrency = 16
     environments: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Where the harnesses are installed.")
     ] = None
