@@ -71,6 +71,7 @@ def start(benchmark: Benchmark, setting: Setting, tasks: list[str]) -> tuple[dic
         folder=setting.folder if benchmark.file is None else benchmark.file.parent,
         log=setting.folder / LOG,
         environment=_environment(setting),
+        telling=("API request failed",),
     )
     summary = _summary(results)
     _check_versions(benchmark, summary, results)

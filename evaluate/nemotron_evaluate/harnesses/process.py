@@ -19,7 +19,7 @@ from nemotron_data.transport.protocol import API_KEYS
 END_SECONDS = 10.0
 """Time in which an interrupted harness may end by itself."""
 QUOTED = 400
-"""Number of characters of a harness's last message in an error."""
+"""Number of characters of a harness's message in an error."""
 READ_SIZE = 1 << 16
 
 
@@ -39,11 +39,13 @@ def run_harness(
     log: Path,
     environment: Mapping[str, str],
     seconds: float | None = None,
+    telling: Sequence[str] = (),
 ) -> None:
     """Run a harness to its end in `folder`. Its output goes to the file `log` and to stderr.
 
-    Raises `NemotronError`, which quotes the output's end, if the harness fails, `OutOfTime` if it
-    was stopped after `seconds`, and `KeyboardInterrupt` after the harness has ended, too.
+    Lines of the output with one of the words `telling` say best why a harness failed. Raises
+    `NemotronError`, which quotes such a line, if the harness fails, `OutOfTime` if it was stopped
+    after `seconds`, and `KeyboardInterrupt` after the harness has ended, too.
     """
     end = math.inf if seconds is None else time.monotonic() + seconds
     with log.open("ab") as file:
@@ -75,8 +77,9 @@ def run_harness(
             _end(process)
             process.stdout.close()
     if process.returncode:
+        reason = _reason(log, start, telling)
         raise NemotronError(
-            f"{Path(command[0]).name} ended with {process.returncode}: {_last_message(log, start)}",
+            f"{Path(command[0]).name} ended with {process.returncode}: {reason}",
             where=log,
             remedy="what was answered is kept; the same command goes on",
         )
@@ -102,11 +105,14 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _last_message(log: Path, start: int) -> str:
-    """Return the last line that a run wrote, or the last one that names an error."""
+def _reason(log: Path, start: int, telling: Sequence[str]) -> str:
+    """Return the last telling line that a run wrote, or the last one of all."""
     with log.open("rb") as file:
         file.seek(start)
         lines = file.read().decode(errors="replace").replace("\r", "\n").splitlines()
-    written = [line.strip() for line in lines if line.strip()]
-    errors = [line for line in written if "Error" in line]
-    return (errors or written or ["without a message"])[-1][:QUOTED]
+    written = [line.strip() for line in lines if line.strip()] or ["without a message"]
+    for word in (*telling, "Error", ""):
+        if matches := [line for line in written if word in line]:
+            start_of_reason = matches[-1].index(word) if word in telling else 0
+            return matches[-1][start_of_reason:][:QUOTED]
+    raise AssertionError("every line has the empty word")
