@@ -49,7 +49,7 @@ class VocabularySlice:
     @classmethod
     def of(cls, actual: Tensor, expected: Tensor, start: int) -> VocabularySlice:
         """Compare logits [T, V'] of the token ids from `start` on."""
-        chunks = zip(actual.split(CHUNK), expected.split(CHUNK), strict=True)
+        chunks = zip(torch.split(actual, CHUNK), torch.split(expected, CHUNK), strict=True)
         return cls._together([cls._of_chunk(q.double(), p.double(), start) for q, p in chunks])
 
     @classmethod

@@ -172,7 +172,10 @@ def _batch(
         ordered=True,
         concurrency=setting.concurrency,
     )
-    defaults = {"model": setting.model, "max_tokens": benchmark.max_tokens or MAX_TOKENS}
+    defaults: dict[str, str | int] = {
+        "model": setting.model,
+        "max_tokens": benchmark.max_tokens or MAX_TOKENS,
+    }
     counts = Job(options, defaults, title=f"{benchmark.title}, turn {turn + 1}").run()
     if counts.failed:
         raise NemotronError(

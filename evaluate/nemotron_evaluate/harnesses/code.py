@@ -112,8 +112,8 @@ def _write_task(benchmark: Benchmark, setting: Setting) -> str:
     if setting.data is not None:
         rows = setting.data / f"{setting.name}.jsonl"
     elif settings.package is not None:
-        name, _, path = settings.package.partition("/")
-        rows = setting.installed.package(name) / path
+        name, _, inside = settings.package.partition("/")
+        rows = setting.installed.package(name) / inside
     if rows is None:
         task["dataset_name"] = harness_task.get("dataset_name")
     else:
