@@ -5,6 +5,7 @@ A dead rank ends requests with an error, and is replaced.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from tests.tiny_nemotron.reference import load_hf_model
 from tests.waiting import until
 
 ADAPTER = "7"
-PROJECTIONS = ("q_proj", "v_proj", "up_proj")
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def tp2_server(
     build_engine(checkpoint_hf64, folder / "engine", profile)
     assert open_engine(folder / "engine").profile.split.tp == 2
     model = load_hf_model(checkpoint_hf64)
-    adapter = write_adapter(folder / "adapter", model, PROJECTIONS, seed=1, scale=0.5)
+    adapter = write_adapter(folder / "adapter", model, PROJECTIONS, seed=1, scale=2)
     options = ServerOptions(log_file=folder / "server.log", adapters={ADAPTER: adapter})
     with ModelServer(folder / "engine", profile, options) as server:
         yield server
@@ -70,7 +71,11 @@ def test_an_adapter_at_the_gateway(
 ) -> None:
     endpoints = tp2_server.endpoints
     triton = f"{endpoints.address}:{endpoints.http}"
-    body = {"messages": exact.question.messages, "temperature": 0, "max_tokens": 200}
+    body = {
+        "messages": json.loads(messages_json(exact.question.messages)),
+        "temperature": 0,
+        "max_tokens": 200,
+    }
     options = ("--engine-socket", str(tp2_server.engine_socket))
     with running(tmp_path, triton, *options) as gateway:
         listed = gateway.ask("GET", "/v1/models").json["data"]
