@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemotron_convert.calibration.options import CALIBRATION_NAME
-from nemotron_convert.options import Options, missing_bytes, require_space, tensor_bytes
+from nemotron_convert.options import Options, missing_bytes, require_space
 from nemotron_convert.source.chat_tokens import other_chat_tokens
 from nemotron_convert.source.nemo import Source
 from nemotron_convert.target import journal
 from nemotron_convert.target.copier import Copier, piece_name
 from nemotron_convert.target.fp8 import Scales
-from nemotron_convert.target.json_files import write_json
 from nemotron_convert.target.layout import Dtype, Format, Layout
 from nemotron_convert.target.manifest import AdapterEntry, Manifest, read_manifest, require_complete
 from nemotron_convert.target.tensor_file import TensorFile
@@ -29,8 +28,6 @@ from nemotron_core.progress import byte_progress
 
 if TYPE_CHECKING:
     from nemotron_convert.calibration.calibrator import Calibrator
-
-HF_INDEX_NAME = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -135,6 +132,7 @@ class Conversion:
         return Manifest(
             source=self.source.archive.path.name,
             adapters=[AdapterEntry.of(adapter) for adapter in self.source.adapters],
+            kind="reward" if self.source.reward_head else "text",
             format=options.format.value,
             dtype=options.precision.weights.value,
             kv_cache_dtype=options.precision.kv_cache.value,
@@ -160,15 +158,20 @@ class Conversion:
     def _write_side_files(self) -> None:
         source, precision = self.source, self.options.precision
         tokenizer = source.tokenizer
+        head = source.reward_head.read() if source.reward_head else None
         (self.folder / TOKENIZER_NAME).write_bytes(tokenizer)
+        if head is not None:
+            head.write(self.folder)
         if self.options.format is Format.TRTLLM:
             config = trtllm_config(
-                source.config, source.vocab_size, self.options.parallel, precision
+                *(source.config, source.vocab_size, self.options.parallel, precision),
+                is_reward=head is not None,
             )
-            write_atomically(self.folder / CONFIG_NAME, config.model_dump_json(indent=2) + "\n")
+            write_atomically(self.folder / CONFIG_NAME, config.to_json())
             return
         # Loaded by the conversions that need them: they take a tenth of the start.
         from nemotron_convert.target.hf_config import write_hf_configs  # noqa: PLC0415
+        from nemotron_convert.target.hf_index import write_hf_index  # noqa: PLC0415
         from nemotron_convert.target.hf_tokenizer import write_hf_tokenizer  # noqa: PLC0415
         from nemotron_core.text.sentencepiece_model import (  # noqa: PLC0415
             SentencePieceModel,
@@ -176,14 +179,11 @@ class Conversion:
 
         write_hf_tokenizer(self.folder, tokenizer, source.config.max_positions)
         pieces = SentencePieceModel.parse(tokenizer)
-        write_hf_configs(self.folder, source.config, source.vocab_size, pieces, precision)
-        files = self.layout.files
-        if len(files) > 1:
-            index = {
-                "metadata": {"total_size": tensor_bytes(self.layout)},
-                "weight_map": {tensor: name for name in files for tensor in files[name]},
-            }
-            write_json(self.folder / HF_INDEX_NAME, index)
+        write_hf_configs(
+            *(self.folder, source.config, source.vocab_size, pieces, precision),
+            is_reward=head is not None,
+        )
+        write_hf_index(self.folder, self.layout, head)
 
 
 def checked_manifest(folder: Path, options: Options) -> Manifest:

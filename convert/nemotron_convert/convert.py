@@ -72,6 +72,8 @@ def convert(source_path: Path, output: Path, options: Options, *, team: Team = A
             from nemotron_convert.target.hf_tokenizer import parse_for_hf  # noqa: PLC0415
 
             parse_for_hf(source.tokenizer)  # it is written last, so its faults are looked for first
+        if source.reward_head and team.is_leader:
+            source.reward_head.read()  # so is the head
         calibrator = None
         if options.precision.weights is Dtype.FP8:
             from nemotron_convert.calibration.calibrator import Calibrator  # noqa: PLC0415

@@ -21,6 +21,7 @@ from nemotron_convert.source.nemo import Source
 from nemotron_convert.target.checkpoint import Checkpoint
 from nemotron_convert.target.manifest import read_manifest, require_unchanged
 from nemotron_core.errors import NemotronError
+from nemotron_core.reward import ATTRIBUTES
 
 
 class TensorReport(BaseModel):
@@ -72,6 +73,8 @@ class ModelReport(BaseModel):
     vocab_size: int
     allowed_tp: list[int]
     """Numbers of tensor-parallel ranks that the model can be split over."""
+    attributes: list[str]
+    """What a reward model's scores are; empty for other kinds."""
     tensors: list[TensorReport]
     """Tensors that are converted; empty if this kind cannot be."""
     unknown_tensors: dict[str, str]
@@ -96,6 +99,7 @@ class ModelReport(BaseModel):
             "kind": self.kind + details,
             **base,
             "layout": f"{self.layout}, {self.dtype}",
+            **({"attributes": ", ".join(self.attributes)} if self.attributes else {}),
             **self.config,
         }
         if self.tensors:
@@ -130,6 +134,8 @@ class CheckpointReport(BaseModel):
     source: str
     adapters: list[str]
     """The adapters that were merged into it."""
+    kind: str
+    """What the model makes: text, or the scores of a reward model."""
     format: str
     dtype: str
     tp: int
@@ -158,7 +164,7 @@ def inspect(path: Path) -> ModelReport:
         settings, kind = contents.settings, contents.kind
         is_whole = kind not in MERGED and kind not in REFUSED
         source = Source.of(contents, is_lenient=True) if is_whole else None
-        arrays = source.tensors if source else {}
+        arrays = source.all_tensors if source else {}
         adapter = None if is_whole else _inspect_adapter(contents)
         unknown = contents.unknown()
         can_be_merged = kind in MERGED and adapter is not None and adapter.fault is None
@@ -174,6 +180,7 @@ def inspect(path: Path) -> ModelReport:
             config=dataclasses.asdict(settings.model),
             vocab_size=source.vocab_size if source else 0,
             allowed_tp=allowed_tp(settings.model),
+            attributes=list(ATTRIBUTES) if source and source.reward_head else [],
             tensors=[
                 TensorReport(name=name, shape=tensor.shape, chunks=tensor.chunk_shape)
                 for name, tensor in arrays.items()
@@ -221,13 +228,14 @@ def inspect_checkpoint(folder: Path, *, check: bool) -> CheckpointReport:
     """
     manifest = read_manifest(folder)
     if manifest.format == "trtllm":
-        Checkpoint.open(folder)
+        Checkpoint.open(folder).reward_head()
     if check:
         require_unchanged(folder, manifest)
     return CheckpointReport(
         checkpoint=str(folder),
         source=manifest.source,
         adapters=[f"{a.file}: {a.kind}, {a.details}" for a in manifest.adapters],
+        kind=manifest.kind,
         format=manifest.format,
         dtype=manifest.dtype,
         tp=manifest.tp,

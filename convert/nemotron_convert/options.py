@@ -74,7 +74,8 @@ def lay_out(source: Source, options: Options) -> Layout:
             raise NemotronError(
                 "the Hugging Face format is not split", where="--tp, --pp", remedy="leave them out"
             )
-        return hf_layout(source.config, source.vocab_size, precision)
+        is_reward = source.reward_head is not None
+        return hf_layout(source.config, source.vocab_size, precision, is_reward=is_reward)
     options.parallel.check(source.config)
     return trtllm_layout(source.config, source.vocab_size, options.parallel, precision)
 

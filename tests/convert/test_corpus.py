@@ -272,11 +272,14 @@ KINDS: dict[str, tuple[Build, str]] = {
         adapter("adapter", LAYERS + "0.adapter_layer.adapter_1.linear_in.weight"),
         "this is a bottleneck adapter.*cannot be merged",
     ),
-    "reward model": (
+    "reward model without its bias": (
         folder(array("model.rm_head.weight", 9, 128)),
-        "this is a reward model, which this version does not convert.*reward server",
+        "tensor model.rm_head.bias is missing",
     ),
-    "reward model by its settings": (settings(reward_model_type="regression"), "a reward model"),
+    "reward model without its head": (
+        settings(reward_model_type="regression"),
+        "tensor model.rm_head.weight is missing",
+    ),
     "SFT": (
         settings(
             target="nemo.collections.nlp.models.language_modeling.megatron_gpt_sft_model.X",

@@ -11,6 +11,7 @@ import yaml
 
 from nemotron_convert.source import nemo2
 from nemotron_convert.source.archive import Archive, read_bytes
+from nemotron_convert.source.reward_head import reward_faults
 from nemotron_convert.source.settings import other_settings, settings_faults, short_text
 from nemotron_core.errors import NemotronError
 from nemotron_core.model_config import ModelConfig
@@ -88,7 +89,7 @@ def read_settings(archive: Archive, root: str, *, is_nemo2: bool) -> ModelSettin
     is_adapter = is_nemo2 and "peft" in raw
     model = reader.model_config(needs_tokenizer=not is_adapter)
     others = other_settings(raw, frozenset(reader.used))
-    return ModelSettings(model, raw, settings_faults(raw), others)
+    return ModelSettings(model, raw, settings_faults(raw) + reward_faults(raw), others)
 
 
 class _PlainLoader(yaml.SafeLoader):

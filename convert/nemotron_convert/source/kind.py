@@ -35,8 +35,6 @@ REFUSED = {
     Kind.P_TUNING: "convert its base model, and put the instructions into the prompt",
     Kind.ADAPTER: "it cannot be merged, because it is not linear; convert its base model",
     Kind.SELECTIVE: "put its tensors into its base model and convert that",
-    Kind.REWARD: "serve it with NeMo-Aligner's reward server; its scores come from a head that a "
-    "checkpoint has no place for",
 }
 """The kinds that cannot be converted, with where to go. All other kinds are whole models."""
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from nemotron_convert.source.archive import Archive
 from nemotron_convert.source.arrays import StoredArray
 from nemotron_convert.source.contents import Contents, list_tensors
-from nemotron_convert.source.kind import require_whole
+from nemotron_convert.source.kind import Kind, require_whole
+from nemotron_convert.source.reward_head import StoredHead
 from nemotron_convert.source.tokenizer import read_tokenizer
 from nemotron_convert.tensor_map import EMBEDDING, TENSOR_MAP, TensorRule, rule_shape
 from nemotron_core.errors import NemotronError
@@ -37,6 +38,8 @@ class Source:
     """Stored tensors that are left out because the user said so."""
     adapters: tuple[Adapter, ...] = ()
     """The adapters that are merged into `tensors`, in this order."""
+    reward_head: StoredHead | None = None
+    """The head of a reward model."""
 
     @classmethod
     def open(
@@ -86,12 +89,15 @@ class Source:
         vocab_size = tensors[EMBEDDING].shape[0]
         for rule in TENSOR_MAP:
             _check_shape(tensors[rule.source], rule, contents.settings.model, vocab_size)
+        head = None
+        if contents.kind is Kind.REWARD:
+            head = StoredHead.open(contents.tensors.open, contents.settings.model.hidden_size)
         ignored = _ignored(contents, ignore)
         unknown = contents.unknown(ignore)
         if unknown and not is_lenient:
             raise _not_understood(unknown, path)
         tokenizer = read_tokenizer(contents.archive, contents.settings, vocab_size)
-        return cls(contents, vocab_size, tensors, tokenizer, ignored)
+        return cls(contents, vocab_size, tensors, tokenizer, ignored, reward_head=head)
 
     @property
     def archive(self) -> Archive:
@@ -105,6 +111,12 @@ class Source:
     @property
     def config(self) -> ModelConfig:
         return self.contents.settings.model
+
+    @property
+    def all_tensors(self) -> dict[str, StoredArray]:
+        """The tensors, and those of a reward model's head."""
+        head = self.reward_head
+        return {**self.tensors, **(head.tensors if head else {})}
 
     @property
     def nbytes(self) -> int:

@@ -21,6 +21,7 @@ from nemotron_convert.target.trtllm_config import CONFIG_NAME, TrtLlmConfig
 from nemotron_convert.tensor_map import TENSOR_MAP, RuleShape, TensorRule, placements, rule_shape
 from nemotron_core.errors import NemotronError
 from nemotron_core.model_config import TOKENIZER_NAME
+from nemotron_core.reward import HEAD_NAME, RewardHead
 
 DTYPES = {"BF16": ml_dtypes.bfloat16, "F8_E4M3": ml_dtypes.float8_e4m3fn, "F32": np.float32}
 """NumPy types of the dtypes as safetensors spells them."""
@@ -57,6 +58,8 @@ class Checkpoint:
         if (config.mapping.tp_size, config.mapping.pp_size) != (manifest.tp, manifest.pp):
             raise NemotronError("config.json and manifest.json name different splits", where=folder)
         world = config.mapping.world_size
+        if (config.kind or "text") != manifest.kind:
+            raise NemotronError("config.json and manifest.json name different kinds", where=folder)
         ranks = tuple(read_header(folder / rank_name(rank)) for rank in range(world))
         checkpoint = cls(folder, config, manifest, ranks)
         checkpoint._check_tensors()
@@ -75,6 +78,23 @@ class Checkpoint:
     def precision(self) -> Precision:
         """The parts of the model that are FP8."""
         return self.config.precision
+
+    def reward_head(self) -> RewardHead | None:
+        """Return the head of a reward model, or `None` if this model generates text.
+
+        Raises `NemotronError` if it cannot be read or is one for another model.
+        """
+        if self.manifest.kind != "reward":
+            return None
+        head = RewardHead.read(self.folder)
+        if head.weight.shape[1] != self.config.hidden_size:
+            raise NemotronError(
+                f"the head is for {head.weight.shape[1]} hidden channels, the model has "
+                f"{self.config.hidden_size}",
+                where=self.folder / HEAD_NAME,
+                remedy="convert again",
+            )
+        return head
 
     def scale(self, name: str, kind: ScaleKind) -> float:
         """Return a scale of the linear layer whose weight is `name`; it is the same on every rank.

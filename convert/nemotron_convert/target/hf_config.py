@@ -7,6 +7,7 @@ from pathlib import Path
 from nemotron_convert.target.json_files import write_json
 from nemotron_convert.target.layout import Dtype, Precision
 from nemotron_core.model_config import ModelConfig
+from nemotron_core.reward import ATTRIBUTES
 from nemotron_core.text.sentencepiece_model import SentencePieceModel
 
 END_OF_TURN = "<extra_id_1>"
@@ -19,6 +20,8 @@ def write_hf_configs(
     vocab_size: int,
     tokenizer: SentencePieceModel,
     precision: Precision,
+    *,
+    is_reward: bool = False,
 ) -> None:
     """Write `config.json`, `generation_config.json` and, for FP8, `hf_quant_config.json`.
 
@@ -32,10 +35,13 @@ def write_hf_configs(
     }
     end_ids = [ids[text] for text in (END_OF_TURN, "</s>") if text in ids]
     content = hf_config(config, vocab_size) | special
+    if is_reward:
+        content |= reward_config()
     if precision.weights is Dtype.FP8:
         content["quantization_config"] = quantization_config(precision)
     write_json(folder / "config.json", content)
-    write_json(folder / "generation_config.json", special | {"eos_token_id": end_ids})
+    if not is_reward:
+        write_json(folder / "generation_config.json", special | {"eos_token_id": end_ids})
     if precision.weights is Dtype.FP8:
         write_json(folder / "hf_quant_config.json", hf_quant_config(precision))
 
@@ -68,6 +74,18 @@ def hf_config(config: ModelConfig, vocab_size: int) -> dict[str, object]:
         "use_cache": True,
         "dtype": "bfloat16",
         "torch_dtype": "bfloat16",
+    }
+
+
+def reward_config() -> dict[str, object]:
+    """Return the keys that make the model transformers' `NemotronForSequenceClassification`."""
+    labels = {str(number): name for number, name in enumerate(ATTRIBUTES)}
+    return {
+        "architectures": ["NemotronForSequenceClassification"],
+        "kind": "reward",
+        "problem_type": "regression",
+        "id2label": labels,
+        "label2id": {name: int(number) for number, name in labels.items()},
     }
 
 

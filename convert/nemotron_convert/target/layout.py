@@ -10,6 +10,7 @@ from enum import Enum
 from nemotron_convert.shards import Block, Parallel
 from nemotron_convert.target.tensor_file import TensorSpec
 from nemotron_convert.tensor_map import (
+    HEAD,
     HF_MAP,
     LINEARS,
     TENSOR_MAP,
@@ -196,19 +197,24 @@ def hf_layout(
     vocab_size: int,
     precision: Precision,
     shard_bytes: int = HF_SHARD_BYTES,
+    *,
+    is_reward: bool = False,
 ) -> Layout:
     """Return the layout of a Hugging Face folder.
 
     The tensors go to numbered files of at most `shard_bytes` of weights, or of one larger tensor.
+    With `is_reward` there is no output layer, and the numbers leave room for one more file, which
+    has the head.
     """
-    shapes = {rule.target: rule_shape(rule, config, vocab_size, 1) for rule in HF_MAP}
+    rules = tuple(rule for rule in HF_MAP if not (is_reward and rule.source == HEAD))
+    shapes = {rule.target: rule_shape(rule, config, vocab_size, 1) for rule in rules}
     shards: list[dict[str, TensorSpec]] = [{}]
     parts: defaultdict[tuple[str, int], list[tuple[int, str, tuple[Block, ...]]]]
     parts = defaultdict(list)
     scales: defaultdict[tuple[str, int], list[tuple[int, str, ScaleKind]]] = defaultdict(list)
     tails: defaultdict[int, dict[str, TensorSpec]] = defaultdict(dict)
     room = shard_bytes
-    for rule, layer in in_data_order(HF_MAP, config.num_layers):
+    for rule, layer in in_data_order(rules, config.num_layers):
         shape = shapes[rule.target]
         spec = precision.spec(rule.source, shape.rank_shape)
         if spec.nbytes > room and shards[-1]:
@@ -222,7 +228,7 @@ def hf_layout(
             scale = _hf_scale_name(rule, name, kind)
             tails[len(shards) - 1][scale] = TensorSpec("F32", ())
             scales[rule.source, layer].append((len(shards) - 1, scale, kind))
-    names = _shard_names(len(shards))
+    names = shard_names(len(shards) + is_reward)[: len(shards)]
     return Layout(
         {name: shard | tails[i] for i, (name, shard) in enumerate(zip(names, shards, strict=True))},
         {
@@ -237,7 +243,7 @@ def hf_layout(
     )
 
 
-def _shard_names(count: int) -> list[str]:
+def shard_names(count: int) -> list[str]:
     """Return the file names that transformers uses for so many files."""
     if count == 1:
         return ["model.safetensors"]

@@ -13,6 +13,7 @@ from nemotron_convert.source.kind import require_whole
 from nemotron_convert.target.json_files import parse_json, write_json
 from nemotron_core.errors import NemotronError
 from nemotron_core.files import FileEntry, hash_file, text_digest
+from nemotron_core.reward import ModelKind
 
 if TYPE_CHECKING:
     from nemotron_convert.source.adapter import Adapter
@@ -62,6 +63,8 @@ class Manifest(BaseModel):
     format_version: Literal[1] = 1
     source: str
     """File name of the `.nemo`; with adapters, of their base model."""
+    kind: ModelKind = "text"
+    """What the model makes: text, or the scores of a reward model."""
     adapters: list[AdapterEntry] = []
     """The adapters that were merged into it, in this order."""
     format: Literal["trtllm", "hf", "peft"] = "trtllm"

@@ -68,6 +68,14 @@ class TrtLlmConfig(_Strict):
     embedding_sharding_dim: Literal[0] = 0
     mapping: Mapping
     quantization: Quantization
+    kind: Literal["reward"] | None = None
+    """Whether scores come from `reward_head.safetensors`; `lm_head` then has no use. TensorRT-LLM
+    does not read this key, and a model that generates text has none."""
+
+    def to_json(self) -> str:
+        """Return the content of `config.json`."""
+        left_out = None if self.kind else {"kind"}
+        return self.model_dump_json(indent=2, exclude=left_out) + "\n"
 
     @property
     def precision(self) -> Precision:
@@ -95,10 +103,16 @@ class TrtLlmConfig(_Strict):
 
 
 def trtllm_config(
-    config: ModelConfig, vocab_size: int, parallel: Parallel, precision: Precision
+    config: ModelConfig,
+    vocab_size: int,
+    parallel: Parallel,
+    precision: Precision,
+    *,
+    is_reward: bool = False,
 ) -> TrtLlmConfig:
     """Return the `config.json` for a model, its split and its precision."""
     return TrtLlmConfig(
+        kind="reward" if is_reward else None,
         num_hidden_layers=config.num_layers,
         num_attention_heads=config.num_heads,
         num_key_value_heads=config.num_kv_heads,

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from nemotron_convert.calibration.layer_weights import NORM_SOURCES
@@ -16,6 +17,7 @@ from nemotron_convert.tensor_map import EMBEDDING, HEAD
 from nemotron_convert.verification.report import Fault
 from nemotron_convert.verification.sharded_model import Check, ShardedModel
 from nemotron_core.errors import NemotronError
+from nemotron_core.reward import HEAD_NAME
 
 FINAL_NORM = "model.decoder.final_layernorm.weight"
 VOCABULARIES = {"embedding": EMBEDDING, "logits": HEAD}
@@ -117,6 +119,27 @@ def source_faults(source: Source, checkpoint: Checkpoint) -> Iterator[Fault]:
         yield Fault(f"source: tensor {name}", math.inf, f"{description}, not understood")
     for setting in source.contents.settings.faults:
         yield Fault(f"source: setting {setting}", math.inf, "not carried out")
+
+
+def kind_faults(source: Source, checkpoint: Checkpoint) -> Iterator[Fault]:
+    """Yield a fault if the checkpoint is of another kind, or its head is not the source's.
+
+    Raises `NemotronError` if a head cannot be read.
+    """
+    stored, held = source.reward_head, checkpoint.reward_head()
+    if stored is None or held is None:
+        if (stored is None) != (held is None):
+            hint = "text, not reward" if held is None else "reward, not text"
+            yield Fault("config.json: kind", math.inf, hint)
+        return
+    expected_head = stored.read()
+    for name in ("attributes", "weights"):
+        if getattr(held, name) != getattr(expected_head, name):
+            yield Fault(f"{HEAD_NAME}: {name}", math.inf, "others than the model card's")
+    for name in ("weight", "bias"):
+        actual, expected = (torch.from_numpy(getattr(head, name)) for head in (held, expected_head))
+        if not torch.equal(actual, expected):  # F32 holds every stored number exactly
+            yield Fault(f"{HEAD_NAME}: {name}", relative_error(actual, expected))
 
 
 def config_faults(source: Source, checkpoint: Checkpoint) -> Iterator[Fault]:

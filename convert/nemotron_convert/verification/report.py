@@ -57,6 +57,8 @@ class Verification:
     mean_kl: float
     """Mean divergence in nats of the checkpoint's next token from the source's, over all tokens of
     the vocabulary."""
+    scores: float | None = None
+    """Relative error of a reward model's scores; `None` for other models."""
     faults: list[Fault] = field(default_factory=list)
     """Faults in the order in which data flows through the model."""
 
@@ -92,6 +94,8 @@ class Verification:
             f"\nlogits: relative error {self.logits:.2e}, mean KL {self.mean_kl:.2e} nats, "
             f"top-1 agreement {self.top1:.1%} of {self.tokens} tokens"
         )
+        if self.scores is not None:
+            console.print(f"scores: relative error {self.scores:.2e}")
         for fault in self.faults[:SHOWN_FAULTS]:
             console.print(f"wrong: {fault}", highlight=False, markup=False, soft_wrap=True)
         if len(self.faults) > SHOWN_FAULTS:

@@ -156,6 +156,10 @@ class ShardedModel:
             ]
             yield rank % self.parallel.tp, logits, checks
 
+    def final_norm(self, hidden: Tensor) -> Tensor:
+        """Return the input of the last stage's head, [T, H], for the last layer's hidden [T, H]."""
+        return self._norm((self.parallel.pp - 1) * self.parallel.tp, "transformer.ln_f", hidden)
+
     def _attention(
         self,
         rank: int,

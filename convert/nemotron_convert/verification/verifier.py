@@ -25,6 +25,7 @@ from nemotron_convert.verification.diagnosis import (
     adapter_faults,
     check_sizes,
     config_faults,
+    kind_faults,
     relative_error,
     source_faults,
 )
@@ -102,6 +103,7 @@ class _Verifier:
             *adapter_faults(adapters, checkpoint),
             *source_faults(source, checkpoint),
             *config_faults(source, checkpoint),
+            *kind_faults(source, checkpoint),
         ]
         self._sharded = ShardedModel(checkpoint, team, lengths)
         self._parallel = self._sharded.parallel
@@ -132,6 +134,7 @@ class _Verifier:
                 layers.append(LayerReport(layer, relative_error(hidden, reference), *worst))
                 report(layer_bytes)
             logits = self._head(hidden, reference)
+            scores = self._scores(hidden, reference)
         return Verification(
             dtype=self._checkpoint.precision.weights.value,
             tp=self._parallel.tp,
@@ -141,6 +144,7 @@ class _Verifier:
             logits=logits.error,
             top1=logits.top1,
             mean_kl=logits.mean_kl,
+            scores=scores,
             faults=self._faults,
         )
 
@@ -251,6 +255,15 @@ class _Verifier:
             if logits is not None:
                 slices.append(VocabularySlice.of(logits, expected, rows.start))
         return join(list(itertools.chain.from_iterable(self._team.gather(slices))))
+
+    def _scores(self, hidden: Tensor, reference: Tensor) -> float | None:
+        """Return the relative error of the scores that a reward model would give every token."""
+        stored, held = self._source.reward_head, self._checkpoint.reward_head()
+        if stored is None or held is None:
+            return None
+        actual = held.scores(self._sharded.final_norm(hidden).numpy())
+        expected = stored.read().scores(self._reference.final_norm(reference).numpy())
+        return relative_error(torch.from_numpy(actual), torch.from_numpy(expected))
 
 
 def _expected_head(normed: Tensor, logits: Tensor, check: Check) -> Tensor:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from nemotron_core.errors import NemotronError
 from nemotron_core.text.detokenizer import StreamingDetokenizer
 from nemotron_core.text.prompt import CONTROL_PREFIX, Message, render_prompt
+from nemotron_core.text.reward_prompt import render_scored
 
 if TYPE_CHECKING:
     import sentencepiece
@@ -88,6 +89,16 @@ class Tokenizer:
             is_continued=is_continued,
             control_prefix=UNTYPABLE_PREFIX,
         )
+        return list(self._chat.encode(prompt.encode(errors="surrogateescape")))
+
+    def encode_scored(self, messages: Sequence[Message]) -> list[int]:
+        """Return the ids after which a reward model scores the last message; see `render_scored`.
+
+        Raises `NemotronError` if the tokenizer has no piece to end them with.
+        """
+        if self.id_of("<extra_id_2>") is None:
+            raise NemotronError("the tokenizer has no piece <extra_id_2>, which a reward needs")
+        prompt = render_scored(messages, control_prefix=UNTYPABLE_PREFIX)
         return list(self._chat.encode(prompt.encode(errors="surrogateescape")))
 
     def decode(self, ids: Iterable[int], *, show_control: bool = False) -> str:
