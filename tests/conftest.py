@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # the fast tests start without these
     from nemotron_serve.model_server import ModelServer
 
 ROOT = Path(__file__).parent
-SLOW_FIXTURES = {"server", "engine_bf16", "engine_f32", "checkpoint_fp8"}
+SLOW_FIXTURES = {"server", "engine_bf16", "engine_f32", "checkpoint_fp8", "checkpoint_reward"}
 SLOW = (
     *("docker", "fuzz", "helm", "host", "images", "serve", "slurm"),
     *("test_readme.py", "test_tiny_nemotron.py"),
@@ -61,7 +61,7 @@ SERVED = {
     "vllm": ("engine_vllm", "vllm_profile"),
 }
 """Fixtures with the engine and the profile of the shared server, by lane."""
-pytest_plugins = ["tests.standins.fixtures", "tests.vllm.fixtures"]
+pytest_plugins = ["tests.standins.fixtures", "tests.vllm.fixtures", "tests.reward_fixtures"]
 NOT_SLOW = "not slow"
 FIRST = ("slurm", "helm", "test_readme.py", "data", "gateway", "docker", "convert")
 """Folders and files that take longest, in the order in which two processes begin them."""

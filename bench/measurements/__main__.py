@@ -50,6 +50,7 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "calibrate_speed": Measurement("a layer of calibration against the disk and its products", 3),
     "calibrate_memory": Measurement("peak RSS and time of calibration over the layers", 3),
     "cpu_peers": Measurement("the CPU engine against transformers, vLLM and the memory limit", 3),
+    "reward_rate": Measurement("a reward model beside the engine's own prefill", 5),
     "startup": Measurement("time from `nemotron serve` to the first answer, by step", 5),
     "serving": Measurement("tokens and CPU of the serving path, against an earlier commit", 5),
     "hops": Measurement("the fraction of the CPU engine's tokens that each hop carries", 3),

@@ -17,6 +17,7 @@ from nemotron_core.errors import NemotronError
 from nemotron_core.files import FileEntry, hash_file
 from nemotron_core.folder import NotReady, check_output, new_folder
 from nemotron_core.model_config import TOKENIZER_NAME
+from nemotron_core.reward import ModelKind
 
 ENGINE_NAME = "engine.json"
 
@@ -29,6 +30,8 @@ class EngineRecord(BaseModel):
     format_version: Literal[3] = 3
     """Engines of earlier versions are refused: their CPU engine rounded positions to BF16."""
     lane: str
+    kind: ModelKind = "text"
+    """What the engine makes: text, or the scores of a reward model."""
     profile: Profile
     versions: dict[str, str]
     """Versions of the libraries that the engine needs, if it works with no others."""
@@ -48,6 +51,7 @@ def plan_engine(checkpoint: Path, output: Path, profile: Profile) -> BuildPlan:
     Raises `NemotronError` if the checkpoint does not fit the profile.
     """
     check_output(output)
+    _check_kind(checkpoint, profile)
     plan = lane_of(profile).plan(checkpoint, output, profile)
     files = {*plan.files, TOKENIZER_NAME, ENGINE_NAME}
     return BuildPlan(sorted(files), plan.command)
@@ -68,13 +72,14 @@ def build_engine(checkpoint: Path, output: Path, profile: Profile) -> EngineReco
 
     Raises `NemotronError` if the checkpoint does not fit the profile or this machine cannot build.
     """
-    lane = lane_of(profile)
+    lane, kind = lane_of(profile), _check_kind(checkpoint, profile)
     with new_folder(output) as folder:
         built = lane.build(checkpoint, folder, profile)
         if not (folder / TOKENIZER_NAME).exists():
             shutil.copyfile(checkpoint / TOKENIZER_NAME, folder / TOKENIZER_NAME)
         record = EngineRecord(
             lane=profile.lane,
+            kind=kind,
             profile=profile,
             versions=lane.installed(profile) if lane.is_compiled else {},
             gpu=built.gpu,
@@ -89,6 +94,19 @@ def build_engine(checkpoint: Path, output: Path, profile: Profile) -> EngineReco
         text = record.model_dump_json(indent=2) + "\n"
         (folder / ENGINE_NAME).write_text(text, encoding="utf-8")
     return record
+
+
+def _check_kind(checkpoint: Path, profile: Profile) -> ModelKind:
+    """Return the kind of a checkpoint. Raises `NemotronError` if the lane does not serve it."""
+    kind = read_manifest(checkpoint).kind
+    if kind not in lane_of(profile).kinds:
+        lanes = [name for name, lane in LANES.items() if kind in lane.kinds]
+        raise NemotronError(
+            f"this is a {kind} model, which the lane {profile.lane} does not serve",
+            where=checkpoint,
+            remedy=f"use a profile of the lane {' or '.join(lanes)}",
+        )
+    return kind
 
 
 def reuse_or_build(checkpoint: Path, output: Path, profile: Profile) -> EngineRecord:

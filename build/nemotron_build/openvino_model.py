@@ -1,9 +1,10 @@
 """Nemotron-4 as an OpenVINO graph, built operation by operation from a checkpoint.
 
-The graph has the patterns that two libraries search for. openvino-genai turns it into paged
-attention: this needs KV variables with certain names, grouped heads by broadcast, and attention
-with an explicit mask. OpenVINO fuses the rotary embedding into one operation: this needs the
-rotation written as `x · cos + [-x₂, x₁] · sin`, and the channels that are not rotated concatenated.
+The graph that generates has the patterns that two libraries search for. openvino-genai turns it
+into paged attention: this needs KV variables with certain names, grouped heads by broadcast, and
+attention with an explicit mask. OpenVINO fuses the rotary embedding into one operation: this needs
+the rotation written as `x · cos + [-x₂, x₁] · sin`, and the channels that are not rotated
+concatenated.
 """
 
 from __future__ import annotations
@@ -37,44 +38,32 @@ def build_model(checkpoint: Checkpoint, precision: Precision) -> Any:
     scales of an FP8 checkpoint are applied to weights and inputs, but not to the KV cache, whose
     type the engine chooses.
     """
-    return _Graph(checkpoint, precision).model()
+    return _TextGraph(checkpoint, precision).model()
 
 
 @dataclass
-class _Graph:
+class DecoderGraph:
+    """The decoder: hidden states from token ids. What is after it and the cache differ by kind."""
+
     checkpoint: Checkpoint
     precision: Precision
-    sinks: list[Node] = field(default_factory=list)
-    variables: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.shape: ModelConfig = self.checkpoint.config.model_shape()
 
-    def model(self) -> Any:
-        ids, attention_mask, positions = (
-            _parameter(name, [-1, -1], openvino.Type.i64)
-            for name in ("input_ids", "attention_mask", "position_ids")
-        )
-        self.beam = _parameter("beam_idx", [-1], openvino.Type.i32)
+    def hidden_states(self, ids: Node, positions: Node) -> Node:
+        """Return the input of the head, [B, T, hidden size], for ids and positions [B, T]."""
         self.batch = opset13.gather(opset13.shape_of(ids, "i64"), _i64([0]), _i64(0))
-        self.mask = _causal_mask(ids, attention_mask)
         self.cosines, self.sines = self._rotary_tables(positions)
         table = self._weight("transformer.vocab_embedding.weight")
         hidden = opset13.convert(opset13.gather(table, ids, _i64(0)), "f32")
         for layer in range(self.shape.num_layers):
             hidden = self._layer(hidden, layer)
-        hidden = self._norm(hidden, "transformer.ln_f")
-        logits = opset13.result(self._head(hidden))
-        logits.output(0).set_names({"logits"})
-        model = openvino.Model(
-            [logits],
-            self.sinks,
-            [ids, attention_mask, positions, self.beam],
-            self.variables,
-            "nemotron",
-        )
-        model.validate_nodes_and_infer_types()
-        return model
+        return self._norm(hidden, "transformer.ln_f")
+
+    def _attend(self, query: Node, key: Node, value: Node, layer: int) -> Node:
+        """Return what each query attends to, [B, heads, T, size]."""
+        raise NotImplementedError
 
     def _layer(self, hidden: Node, layer: int) -> Node:
         prefix = f"transformer.layers.{layer}."
@@ -92,30 +81,10 @@ class _Graph:
         query = self._rotate(_to_heads(query, heads, size))
         key = self._rotate(_to_heads(key, groups, size))
         value = _to_heads(value, groups, size)
-        key = self._cached(key, f"past_key_values.{layer}.keypresent.{layer}.key")
-        value = self._cached(value, f"past_key_values.{layer}.valuepresent.{layer}.value")
-        attended = opset13.scaled_dot_product_attention(
-            query, self._for_every_head(key), self._for_every_head(value), self.mask, causal=False
-        )
+        attended = self._attend(query, key, value, layer)
         together = opset13.transpose(attended, _i64([0, 2, 1, 3]))
         flat = opset13.reshape(together, _i64([0, 0, heads * size]), special_zero=True)
         return self._linear(flat, prefix + "dense")
-
-    def _cached(self, new: Node, name: str) -> Node:
-        """Append `new` [B, groups, T, size] to the cached keys or values, and return them all."""
-        groups, size = self.shape.num_kv_heads, self.shape.head_size
-        info = openvino.op.util.VariableInfo()
-        info.data_shape = openvino.PartialShape([-1, groups, -1, size])
-        info.data_type = openvino.Type.f32
-        info.variable_id = name
-        variable = openvino.op.util.Variable(info)
-        empty_shape = opset13.concat([self.batch, _i64([groups]), _i64([0]), _i64([size])], 0)
-        empty = opset13.broadcast(_f32(0.0), empty_shape)
-        past = opset13.gather(opset13.read_value(empty, variable), self.beam, _i64(0))
-        cached = opset13.concat([past, new], 2)
-        self.variables.append(variable)
-        self.sinks.append(opset13.assign(cached, variable))
-        return cached
 
     def _for_every_head(self, kv: Node) -> Node:
         """Repeat each group for its query heads: [B, groups, T, size] → [B, heads, T, size]."""
@@ -175,14 +144,6 @@ class _Graph:
             return self._fp8_linear(hidden, name)
         return self._product(hidden, self._weight(name + ".weight"), name)
 
-    def _head(self, hidden: Node) -> Node:
-        """Return the logits, F32.
-
-        This must be the last node: then OpenVINO GenAI computes logits only for the tokens after
-        which it samples, which is one token of a prompt.
-        """
-        return self._product(hidden, self._weight("lm_head.weight"), "lm_head")
-
     def _fp8_linear(self, hidden: Node, name: str) -> Node:
         """Return the product of the E4M3 weight and the input rounded to E4M3, scaled back.
 
@@ -215,7 +176,63 @@ class _Graph:
         return _bf16(self.checkpoint.tensor(name))
 
 
-def _parameter(name: str, shape: list[int], dtype: Any) -> Node:
+@dataclass
+class _TextGraph(DecoderGraph):
+    sinks: list[Node] = field(default_factory=list)
+    variables: list[Any] = field(default_factory=list)
+
+    def model(self) -> Any:
+        ids, attention_mask, positions = (
+            parameter(name, [-1, -1], openvino.Type.i64)
+            for name in ("input_ids", "attention_mask", "position_ids")
+        )
+        self.beam = parameter("beam_idx", [-1], openvino.Type.i32)
+        self.mask = _causal_mask(ids, attention_mask)
+        logits = opset13.result(self._head(self.hidden_states(ids, positions)))
+        logits.output(0).set_names({"logits"})
+        model = openvino.Model(
+            [logits],
+            self.sinks,
+            [ids, attention_mask, positions, self.beam],
+            self.variables,
+            "nemotron",
+        )
+        model.validate_nodes_and_infer_types()
+        return model
+
+    def _attend(self, query: Node, key: Node, value: Node, layer: int) -> Node:
+        key = self._cached(key, f"past_key_values.{layer}.keypresent.{layer}.key")
+        value = self._cached(value, f"past_key_values.{layer}.valuepresent.{layer}.value")
+        return opset13.scaled_dot_product_attention(
+            query, self._for_every_head(key), self._for_every_head(value), self.mask, causal=False
+        )
+
+    def _cached(self, new: Node, name: str) -> Node:
+        """Append `new` [B, groups, T, size] to the cached keys or values, and return them all."""
+        groups, size = self.shape.num_kv_heads, self.shape.head_size
+        info = openvino.op.util.VariableInfo()
+        info.data_shape = openvino.PartialShape([-1, groups, -1, size])
+        info.data_type = openvino.Type.f32
+        info.variable_id = name
+        variable = openvino.op.util.Variable(info)
+        empty_shape = opset13.concat([self.batch, _i64([groups]), _i64([0]), _i64([size])], 0)
+        empty = opset13.broadcast(_f32(0.0), empty_shape)
+        past = opset13.gather(opset13.read_value(empty, variable), self.beam, _i64(0))
+        cached = opset13.concat([past, new], 2)
+        self.variables.append(variable)
+        self.sinks.append(opset13.assign(cached, variable))
+        return cached
+
+    def _head(self, hidden: Node) -> Node:
+        """Return the logits, F32.
+
+        This must be the last node: then OpenVINO GenAI computes logits only for the tokens after
+        which it samples, which is one token of a prompt.
+        """
+        return self._product(hidden, self._weight("lm_head.weight"), "lm_head")
+
+
+def parameter(name: str, shape: list[int], dtype: Any) -> Node:
     parameter = opset13.parameter(openvino.PartialShape(shape), dtype)
     parameter.set_friendly_name(name)
     parameter.output(0).set_names({name})

@@ -8,8 +8,7 @@ SteerLM, of which the released model was trained on the last five.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -104,16 +103,6 @@ class RewardHead:
         return hidden.astype(np.float32) @ self.weight.T + self.bias
 
 
-def reward_of(scores: Mapping[str, float], weights: Mapping[str, float] | None = None) -> float:
-    """Return the reward: the weighted sum of the scores, by default with the card's weights.
-
-    >>> reward_of({"helpfulness": 1.0, "correctness": 1.0, "coherence": 0.0})
-    1.04
-    """
-    chosen = dict(zip(ATTRIBUTES, WEIGHTS, strict=True)) if weights is None else weights
-    return sum(chosen.get(name, 0.0) * score for name, score in scores.items())
-
-
 def scores_text(scores: Mapping[str, float]) -> str:
     """Return scores as the text of a reward model's answer.
 
@@ -121,24 +110,3 @@ def scores_text(scores: Mapping[str, float]) -> str:
     'helpfulness:3.5,correctness:0.25'
     """
     return ",".join(f"{name}:{score!r}" for name, score in scores.items())
-
-
-def read_scores(text: str, attributes: Sequence[str] = SCORED) -> dict[str, float]:
-    """Return the scores in a reward model's answer.
-
-    Raises `ValueError` unless each of the attributes is there exactly once and finite.
-
-    >>> read_scores("helpfulness:3.5,correctness:3.4,coherence:4,complexity:1.5,verbosity:2")
-    {'helpfulness': 3.5, 'correctness': 3.4, 'coherence': 4.0, 'complexity': 1.5, 'verbosity': 2.0}
-    """
-    scores: dict[str, float] = {}
-    for part in text.split(","):
-        name, _colon, value = (word.strip() for word in part.partition(":"))
-        if name not in attributes or name in scores:
-            raise ValueError(f"no place for {part.strip()[:40]!r} in the scores")
-        scores[name] = float(value)
-        if not math.isfinite(scores[name]):
-            raise ValueError(f"{name} is {value}")
-    if missing := [name for name in attributes if name not in scores]:
-        raise ValueError(f"{', '.join(missing)} not in the scores")
-    return scores

@@ -217,6 +217,34 @@ ENGINE_OUTPUTS = (
 )
 """Outputs of `tensorrt_llm`."""
 
+REWARD_INPUTS = (
+    Input("messages", "STRING", is_extension=True),
+    Input("turns", "STRING", is_extension=True),
+)
+"""Inputs of `reward`: a conversation, and whether all of the assistant's turns are scored."""
+
+REWARD_OUTPUTS = (
+    Tensor("scores", "FP32", (-1, 5)),
+    Tensor("reward", "FP32", (-1,)),
+    Tensor("num_input_tokens", "INT32", (-1,)),
+)
+"""Outputs of `reward`: one row for each scored turn."""
+
+SENTENCE_INPUTS = (
+    Input("sentences", "STRING", (-1,)),
+    Input("tokens", "INT64", (-1,)),
+    Input("sequence_lengths", "INT64", (-1,)),
+    _unused("add_EOS", "BOOL", (-1,), False),  # the score belongs to the last token that is sent
+)
+"""Inputs of `reward_model`, which are those of NeMo's reward server."""
+
+SENTENCE_OUTPUTS = (
+    # NeMo declares one number, and sends one for each attribute.
+    Tensor("rewards", "FP32", (-1,)),
+    Tensor("exceeded", "INT32"),
+)
+"""Outputs of `reward_model`."""
+
 DATATYPES = {
     tensor.name: tensor.datatype
     for tensor in (
@@ -224,6 +252,10 @@ DATATYPES = {
         *TEXT_OUTPUTS,
         *ENGINE_INPUTS,
         *ENGINE_OUTPUTS,
+        *REWARD_INPUTS,
+        *REWARD_OUTPUTS,
+        *SENTENCE_INPUTS,
+        *SENTENCE_OUTPUTS,
         PROMPT,
         PIECE,
     )

@@ -59,6 +59,7 @@ class Probe:
         self._gives_up = gives_up
         self._frames = Frames(EngineMessage)
         self._messages: deque[ClientMessage | EngineMessage] = deque()
+        self._hello: Hello | None = None
 
     def __enter__(self) -> Probe:
         try:
@@ -72,8 +73,8 @@ class Probe:
         self._socket.close()
 
     def hello(self) -> Hello:
-        """Return the engine's description."""
-        return self._next(Hello)
+        """Return the engine's description, which is its first message."""
+        return self._hello or self._next(Hello)
 
     def load(self) -> Load:
         """Return the engine's load."""
@@ -81,11 +82,14 @@ class Probe:
         return self._next(Load)
 
     def canary(self) -> bool:
-        """Have the engine generate one token. Return whether it did, or refused for now.
+        """Have the engine generate or score one token. Return whether it did, or refused for now.
 
         Raises `NemotronError` if it fails.
         """
-        request = Request(key=new_key(), input_ids=CANARY_IDS, max_tokens=1)
+        is_reward = self.hello().capabilities.kind == "reward"
+        request = Request(
+            key=new_key(), input_ids=CANARY_IDS, max_tokens=int(not is_reward), scores=is_reward
+        )
         self._socket.sendall(frame(Ask([request])))
         chunk: Chunk | None = None
         while chunk is None or not chunk.finish_reason:
@@ -122,6 +126,8 @@ class Probe:
         while True:
             while self._messages:
                 message = self._messages.popleft()
+                if isinstance(message, Hello):
+                    self._hello = message
                 if isinstance(message, message_type):
                     return message
                 if isinstance(message, Failed):

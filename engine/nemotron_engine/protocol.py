@@ -67,6 +67,9 @@ class Request(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     there are none between them."""
     lora: str = ""
     """Name of the LoRA adapter to compute with. Needs the feature `lora` unless it is empty."""
+    scores: bool = False
+    """Whether scores at the last of `input_ids` are asked for, and no tokens; then `max_tokens` is
+    0. Needs an engine of the kind `reward`, which takes nothing else."""
 
 
 GUIDE_TYPES = ("json", "json_schema", "regex", "ebnf_grammar", "structural_tag")
@@ -88,6 +91,12 @@ class Capabilities(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     max_scored_tokens: int | None = None
     """Most tokens to generate in a request with alternatives (`top_log_probs`, `prompt_log_probs`);
     `None` means no limit of its own."""
+    kind: str = "text"
+    """What the engine makes: "text", or "reward", which are the scores of a conversation."""
+    attributes: list[str] = []
+    """What the scores of a reward model are, in their order."""
+    weights: list[float] = []
+    """Weight of each score in the reward."""
 
 
 class Ask(msgspec.Struct, array_like=True, frozen=True, tag=1):
@@ -163,6 +172,8 @@ class Chunk(msgspec.Struct, array_like=True):
     """Token ids and log-probabilities of the alternatives at each of `token_ids`."""
     prompt_log_probs: list[list[tuple[int, float]]] = []
     """The same at each prompt token, its own first; the first token has none."""
+    scores: list[float] = []
+    """The score of each of the engine's attributes, in the only chunk of a request for scores."""
 
     def extend(self, later: Chunk) -> None:
         """Add the request's next chunk to this one."""

@@ -28,6 +28,7 @@ RANGES = {
 
 def check_request(request: Request, settings: EngineSettings, capabilities: Capabilities) -> None:
     """Raise `NemotronError` if a value is invalid, or needs something that the engine lacks."""
+    _check_kind(request, capabilities.kind)
     _check_lengths(request, settings.max_seq_len)
     _check_ids(request, settings.vocab_size)
     if len(request.key) != KEY_BYTES:
@@ -58,10 +59,34 @@ def check_request(request: Request, settings: EngineSettings, capabilities: Capa
         _check_range("number of alternatives", count, 0, capabilities.max_log_probs)
 
 
+def _check_kind(request: Request, kind: str) -> None:
+    if request.scores and kind != "reward":
+        raise NemotronError(
+            "this engine generates text and gives no scores",
+            remedy="ask an engine that was built from a reward model",
+        )
+    if kind == "reward" and not request.scores:
+        raise NemotronError(
+            "this engine is a reward model: it scores conversations and generates no text",
+            remedy="send a conversation to the model `reward`, or ask the engine of another model",
+        )
+
+
 def _check_lengths(request: Request, max_seq_len: int) -> None:
     count = len(request.input_ids)
     if not count:
         raise NemotronError("the prompt is empty", where="input_ids")
+    if request.scores:
+        if count > max_seq_len:
+            raise NemotronError(
+                f"{count} tokens are more than the {max_seq_len} this model holds",
+                remedy="shorten the conversation: what is scored is never cut",
+            )
+        if request.max_tokens:
+            raise NemotronError(
+                f"max_tokens is {request.max_tokens}", remedy="ask for 0: scores are no tokens"
+            )
+        return
     if request.max_tokens < 1:
         raise NemotronError(f"max_tokens is {request.max_tokens}", remedy="ask for 1 or more")
     if count + request.max_tokens > max_seq_len:

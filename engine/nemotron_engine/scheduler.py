@@ -164,12 +164,16 @@ class Scheduler:
         chunks = self._adapter.collect()
         now = time.monotonic()
         counts: defaultdict[float, int] = defaultdict(int)
+        has_scores = False
         for chunk in chunks:
             if chunk.key not in self._running:  # cancelled before the library knew
                 continue
             running = self._running[chunk.key]
             if running.request.stop_sequences:
                 self._match_stops(running, chunk)
+            if chunk.scores:
+                has_scores = True
+                self._counters.observe_first_token(now - running.last_seconds)
             if count := len(chunk.token_ids):
                 if not running.count:
                     self._counters.observe_first_token(now - running.last_seconds)
@@ -188,7 +192,7 @@ class Scheduler:
         for last_seconds, count in counts.items():
             if last_seconds != now:
                 self._counters.observe_tokens(now - last_seconds, count)
-        self._counters.steps += bool(counts)
+        self._counters.steps += bool(counts) or has_scores
         if now >= self._next_deadline:
             self._end_late(now)
 

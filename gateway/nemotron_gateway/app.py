@@ -37,6 +37,7 @@ from nemotron_gateway.openai_api import OpenAI
 from nemotron_gateway.openapi import Access, Endpoint, describe
 from nemotron_gateway.request_record import REQUEST_ID_HEADER, RequestRecord
 from nemotron_gateway.responses_api import Responses
+from nemotron_gateway.reward_api import Rewards
 from nemotron_gateway.settings import LOOPBACK, GatewaySettings
 from nemotron_gateway.tokens_api import DetokenizeRequest, TokenizeRequest, Tokens
 
@@ -75,14 +76,15 @@ class Gateway:
         responses = Responses(settings, self._backend, models, openai)
         nemo = NeMo(settings, self._backend, admission)
         tokens = Tokens(settings, self._backend, models)
+        rewards = Rewards(settings, self._backend, models, admission)
         user, admin = Access.USER, Access.ADMIN
         # fmt: off
         self.endpoints = (
-            Endpoint("POST", "/v1/chat/completions", openai.chat,
-                     "The answer to a conversation", ChatRequest, access=user),
-            Endpoint("POST", "/v1/completions", openai.completions,
+            Endpoint("POST", "/v1/chat/completions", rewards.instead_of(openai.chat),
+                     "The answer to a conversation, or its scores", ChatRequest, access=user),
+            Endpoint("POST", "/v1/completions", rewards.refused(openai.completions),
                      "What follows a prompt", CompletionRequest, access=user),
-            Endpoint("POST", "/v1/responses", responses.create,
+            Endpoint("POST", "/v1/responses", rewards.refused(responses.create),
                      "The answer to a conversation, which is not stored", ResponsesRequest,
                      access=user),
             Endpoint("GET", "/v1/models", models.list, "The model", access=user),
@@ -98,7 +100,7 @@ class Gateway:
                      "The text of tokens", DetokenizeRequest, access=user),
             Endpoint("GET", "/tokenizer_info", tokens.info,
                      "The tokenizer's special tokens and its chat template", access=user),
-            Endpoint("PUT", "/generate", nemo.generate,
+            Endpoint("PUT", "/generate", rewards.refused(nemo.generate),
                      "The model card's API, as NeMo's", GenerateRequest, access=user),
             Endpoint("GET", "/version", self._version, "The version of this program"),
             Endpoint("GET", "/health", self._ready, "As /health/ready"),

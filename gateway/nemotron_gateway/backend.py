@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -14,6 +14,8 @@ from nemotron_core.errors import ErrorKind, NemotronError
 from nemotron_core.generation import Generation, Piece, Prompt
 from nemotron_core.openai.answer import engine_fingerprint
 from nemotron_core.openai.errors import HttpError
+from nemotron_core.openai.reward import TurnScores
+from nemotron_core.reward import ModelKind
 from nemotron_core.text import Tokenizer
 from nemotron_gateway.metrics import Metrics
 from nemotron_gateway.sequences import generate_groups, groups_of
@@ -22,6 +24,8 @@ from nemotron_gateway.triton import Configuration, Triton
 
 CANARY_IDS = (5,)
 """Prompt of the request that shows whether the engine generates."""
+CANARY_MESSAGES = ({"role": "user", "content": ""}, {"role": "assistant", "content": ""})
+"""The conversation that shows it of a reward model."""
 CANARY_SECONDS = 1.0
 """Seconds for which the result of that request is used again."""
 FACTS_SECONDS, OLD_FACTS_SECONDS = 2.0, 5.0
@@ -41,6 +45,8 @@ class ModelFacts:
     """`None` if its file is not on this machine."""
     identity: dict[str, str]
     """Hashes of everything that determines the text of an answer."""
+    kind: ModelKind = "text"
+    """What the engine makes: text, or the scores of a reward model."""
 
     @property
     def fingerprint(self) -> str | None:
@@ -121,6 +127,22 @@ class Backend:
             async for index, piece in indexed:
                 yield index, piece
 
+    async def score(
+        self, messages: Sequence[Mapping[str, str]], turns: str, timeout: float | None = None
+    ) -> list[TurnScores]:
+        """Return the scores of a conversation's turns, by a reward model. See `generate`."""
+        with self._running_prompt():
+            scores = await self._triton.score(messages, turns, self._seconds(timeout))
+        self._piece_time = time.monotonic()
+        return scores
+
+    async def kind(self) -> ModelKind:
+        """Return what the engine makes. Without an answer from Triton it is what it was."""
+        try:
+            return (await self.facts()).kind
+        except HttpError:
+            return self._facts.kind if self._facts else "text"
+
     def _seconds(self, timeout: float | None) -> float:
         """Return the time for a request, of which a client may ask for less."""
         own_timeout = self._settings.timeouts.request
@@ -176,7 +198,8 @@ class Backend:
             tokenizer = None
         identity = {name: parameters[name] for name in IDENTITY_PARAMETERS if name in parameters}
         max_seq_len = int(parameters["max_seq_len"])
-        return ModelFacts(max_seq_len, configuration.slots, tokenizer, identity)
+        kind: ModelKind = "reward" if parameters.get("kind") == "reward" else "text"
+        return ModelFacts(max_seq_len, configuration.slots, tokenizer, identity, kind)
 
     async def tokenizer(self, purpose: str, param: str | None = None) -> Tokenizer:
         """Return the tokenizer. Raises `HttpError` that names the purpose if there is none."""
@@ -200,16 +223,18 @@ class Backend:
             return self._is_ready
 
     async def _generates(self) -> bool:
-        """Return whether the engine generates a token, for this request or another one.
+        """Return whether the engine generates, or scores, for this request or another one.
 
         An overloaded engine counts as ready. A busy one may let the request wait, but then other
         answers go on.
         """
         began = time.monotonic()
-        canary = self._triton.generate(
-            CANARY_IDS, Generation(max_tokens=1), self._settings.timeouts.ready
-        )
+        seconds = self._settings.timeouts.ready
         try:
+            if await self.kind() == "reward":
+                await self._triton.score(CANARY_MESSAGES, "last", seconds)
+                return True
+            canary = self._triton.generate(CANARY_IDS, Generation(max_tokens=1), seconds)
             async with aclosing(canary) as pieces:
                 async for _piece in pieces:
                     pass

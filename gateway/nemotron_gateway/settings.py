@@ -14,6 +14,7 @@ from nemotron_core.openai.schema import ALIASES
 
 PORT = 1424
 """Port of the model card's server."""
+MODEL = "nemotron-4-340b-instruct"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -78,8 +79,8 @@ class GatewaySettings(_Strict):
     address: str = "127.0.0.1"
     port: int = Field(default=PORT, ge=0, le=65535)
     """Port to listen on. 0 takes a free port."""
-    model: str = "nemotron-4-340b-instruct"
-    """Name of the model in OpenAI's API."""
+    model: str = MODEL
+    """Name of the model in OpenAI's API. A reward model has its own, unless there is one here."""
     aliases: tuple[str, ...] = ALIASES
     """Other names that clients may use for it."""
     strict_keys: bool = False

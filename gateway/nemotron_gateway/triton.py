@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -23,9 +23,12 @@ from nemotron_core.generation import (
     request_inputs,
 )
 from nemotron_core.openai.errors import HttpError, bad_request
+from nemotron_core.openai.reward import TurnScores
 from nemotron_gateway.http_connection import Connections, DeadlineExceeded
+from nemotron_gateway.turn_scores import read_turns
 
 TEXT_MODEL = "tensorrt_llm_bls"
+REWARD_MODEL = "reward"
 CONFIGURATION_SECONDS = 10.0
 EVENT_PREFIX = b"data: "
 EVENT_END = b"\n\n"
@@ -95,6 +98,24 @@ class Triton:
                         yield piece
         if unfinished > 0:
             raise HttpError.of_kind(ErrorKind.FAILED, "the stream ended before the answer did")
+
+    async def score(
+        self, messages: Sequence[Mapping[str, str]], turns: str, seconds: float
+    ) -> list[TurnScores]:
+        """Return the scores of a conversation's turns, in at most `seconds`."""
+        body: dict[str, Any] = {
+            "messages": json.dumps(messages),
+            "turns": turns,
+            "timeout": max(1, round(seconds * 1e6)),
+        }
+        with self._translated_errors(seconds):
+            async with self._connections.request(
+                "POST", f"/v2/models/{REWARD_MODEL}/generate", seconds, msgspec.json.encode(body)
+            ) as response:
+                content = await response.read_all()
+        if response.status != HTTPStatus.OK:
+            raise _error_response(response.status, content)
+        return read_turns(content)
 
     async def configuration(self) -> Configuration:
         """Return the model's configuration."""

@@ -77,7 +77,9 @@ class ModelServer:
             self.engine = stack.enter_context(
                 EngineProcess(self._engine_start(files), self._give_up)
             )
-            render_repository(self._folder, open_engine(self._folder), self._profile, files)
+            record = open_engine(self._folder)
+            self.kind = record.kind
+            render_repository(self._folder, record, self._profile, files)
             self.triton = stack.enter_context(
                 TritonServer(
                     self.engine,
@@ -141,7 +143,9 @@ class ModelServer:
         self.triton.stop()
 
     def _watch(self) -> None:
-        self._models = self._watch_stack.enter_context(ModelWatch(self.triton, self.engine.answers))
+        self._models = self._watch_stack.enter_context(
+            ModelWatch(self.triton, self.engine.answers, self.kind)
+        )
 
     def _engine_start(self, files: ServerFiles) -> EngineStart:
         options, timeouts = self._options, self._profile.timeouts

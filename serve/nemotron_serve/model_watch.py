@@ -1,7 +1,8 @@
-"""The watch over Triton: its models' processes, and a canary through each text model."""
+"""The watch over Triton: its models' processes, and a canary through each model of clients."""
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
@@ -11,16 +12,25 @@ from http import HTTPStatus
 from pathlib import Path
 
 from nemotron_core.errors import ErrorKind
+from nemotron_core.reward import ModelKind
 from nemotron_serve.server import TritonServer
 
-TEXT_MODELS = ("ensemble", "tensorrt_llm_bls", "generate")
 CANARY_SECONDS = 3.0
 """Time between two canaries through one model."""
 SILENT_SECONDS = 5.0
 """Time after which a canary without an answer is suspicious."""
 CANARY_LIMIT = 120.0
 """Time limit of a canary's connection."""
-CANARY = {"text_input": "\n", "max_tokens": 1}
+_TEXT = {"text_input": "\n", "max_tokens": 1}
+_CONVERSATION = [{"role": "user", "content": ""}, {"role": "assistant", "content": ""}]
+CANARIES: dict[ModelKind, dict[str, dict[str, object]]] = {
+    "text": {"ensemble": _TEXT, "tensorrt_llm_bls": _TEXT, "generate": _TEXT},
+    "reward": {
+        "reward": {"messages": json.dumps(_CONVERSATION)},
+        "reward_model": {"sentences": "\n"},
+    },
+}
+"""The models that are watched, and what is asked of them, by the engine's kind."""
 STUB = re.compile(rb"triton_python_backend_stub\0.*?/models/(\w+)/", re.DOTALL)
 """Matches the command line of the process in which a Python model runs."""
 
@@ -33,12 +43,17 @@ class ModelWatch:
     engine generates a token now. A context manager.
     """
 
-    def __init__(self, server: TritonServer, engine_answers: Callable[[], bool]) -> None:
+    def __init__(
+        self, server: TritonServer, engine_answers: Callable[[], bool], kind: ModelKind
+    ) -> None:
         self._server = server
         self._engine_answers = engine_answers
         self._models = model_processes(server.process.pid)
         self._closing = threading.Event()
-        self._canaries = [_Canary(server, model, self._closing) for model in TEXT_MODELS]
+        self._canaries = [
+            _Canary(server, model, inputs, self._closing)
+            for model, inputs in CANARIES[kind].items()
+        ]
 
     def __enter__(self) -> ModelWatch:
         for canary in self._canaries:
@@ -50,7 +65,7 @@ class ModelWatch:
 
     @property
     def has_answered(self) -> bool:
-        """Whether each text model has answered once."""
+        """Whether each model that is watched has answered once."""
         return all(canary.answers for canary in self._canaries)
 
     def failure(self) -> str | None:
@@ -72,9 +87,15 @@ class ModelWatch:
 
 
 class _Canary(threading.Thread):
-    """Sends requests for one token through one model."""
+    """Sends requests for one token, or for scores, through one model."""
 
-    def __init__(self, server: TritonServer, model: str, closing: threading.Event) -> None:
+    def __init__(
+        self,
+        server: TritonServer,
+        model: str,
+        inputs: dict[str, object],
+        closing: threading.Event,
+    ) -> None:
         super().__init__(name=f"canary {model}", daemon=True)
         self.model = model
         self.answers = 0
@@ -83,6 +104,7 @@ class _Canary(threading.Thread):
         self.error: str | None = None
         """Triton's own words about a model that no longer works."""
         self._server = server
+        self._inputs = inputs
         self._closing = closing
         self._sent_seconds: float | None = None
 
@@ -95,7 +117,7 @@ class _Canary(threading.Thread):
         """Send canaries until the end. An error of a known kind is the engine's, and will do."""
         while not self._closing.is_set():
             self._sent_seconds = time.monotonic()
-            status, text = self._server.generate(self.model, CANARY, CANARY_LIMIT)
+            status, text = self._server.generate(self.model, self._inputs, CANARY_LIMIT)
             if status not in (0, HTTPStatus.OK) and ErrorKind.of_text(text) is None:
                 self.error = text
             if status:

@@ -14,6 +14,10 @@ from nemotron_core.resources import resource
 from nemotron_core.text.prompt import template_hash
 from nemotron_serve.triton_config import model_configs, to_text
 
+CODE = {"ensemble": "tensorrt_llm_bls"}
+"""The folder of a model's code, where it has another name: a reward engine's `ensemble`, which is
+one step."""
+
 
 @dataclass(frozen=True)
 class ServerFiles:
@@ -67,14 +71,16 @@ def render_repository(
         "engine_socket": str(files.engine_socket),
         "drain_file": str(files.drain_file),
         "acknowledgements": str(files.acknowledgements),
+        "kind": record.kind,
         # By these, clients learn which engine answers them.
         **identity(record),
     }
-    for config in model_configs(parameters, profile.limits.max_batch_size):
+    for config in model_configs(parameters, profile.limits.max_batch_size, record.kind):
         folder = (target or files.models) / config.name
         if config.backend:
             ignore = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(models_folder() / config.name, folder, ignore=ignore)
+            code = CODE.get(config.name, config.name)
+            shutil.copytree(models_folder() / code, folder, ignore=ignore)
         # Triton wants a version folder for a model without code, too.
         (folder / "1").mkdir(parents=True, exist_ok=True)
         (folder / "config.pbtxt").write_text(to_text(config), encoding="utf-8")

@@ -21,6 +21,7 @@ from nemotron_build.profile import Profile, load_profile
 from nemotron_core.errors import NemotronError
 from nemotron_core.files import write_atomically
 from nemotron_core.launcher import own_rank
+from nemotron_core.reward import ModelKind
 from nemotron_serve.engine_process import engine_command
 from nemotron_serve.exposure import exposure
 from nemotron_serve.gateway import Gateway, check_gateway
@@ -36,7 +37,7 @@ from nemotron_serve.user_command import UserCommand, check_command
 CHECK_SECONDS = 1.0
 """Time between two checks of Triton and of the gateway."""
 POLL_SECONDS = 0.02
-EXAMPLE_QUESTION = "Who are you?"
+EXAMPLE_QUESTION, EXAMPLE_ANSWER = "Who are you?", "A reward model."
 
 
 def serve(options: ServeOptions) -> None:
@@ -154,7 +155,7 @@ def _serve(server: ModelServer, profile: Profile, signals: Signals, options: Ser
             has_worked.set()
             if options.port_file is not None:
                 _write_port_file(options.port_file, endpoints)
-            _say(_welcome(options.engine, endpoints))
+            _say(_welcome(options.engine, endpoints, server.kind))
             command = None
             if options.command:
                 command = stack.enter_context(UserCommand(options.command, endpoints))
@@ -215,31 +216,38 @@ def _write_port_file(path: Path, endpoints: Endpoints) -> None:
     write_atomically(path, json.dumps(content) + "\n")
 
 
-def _welcome(engine: Path, endpoints: Endpoints) -> str:
+def _welcome(engine: Path, endpoints: Endpoints, kind: ModelKind) -> str:
     """Return the lines that say where the server listens and how to try it."""
-    body = {
-        "messages": json.dumps([{"role": "user", "content": EXAMPLE_QUESTION}]),
-        "max_tokens": 100,
-    }
     address = endpoints.host
     grpc, http = f"{address}:{endpoints.grpc}", f"http://{address}:{endpoints.http}"
-    curl = ["curl", f"{http}/v2/models/ensemble/generate", "-d", json.dumps(body)]
-    chat = ["nemotron", "chat", "--url", grpc, EXAMPLE_QUESTION]
     lines = [
         f"{engine} is ready; Ctrl-C drains and stops.",
         f"  gRPC     {grpc}",
         f"  HTTP     {http}",
     ]
     if endpoints.gateway:
-        gateway = f"http://{address}:{endpoints.gateway}/v1"
-        lines.append(f"  OpenAI   {gateway}, and a page to chat on at /")
+        page = ", and a page to chat on at /" if kind == "text" else ""
+        lines.append(f"  OpenAI   http://{address}:{endpoints.gateway}/v1{page}")
     return "\n".join(
         [
             *lines,
             f"  metrics  http://{address}:{endpoints.metrics}/metrics",
             f"  health   http://{address}:{endpoints.health}/health/ready",
             "Try it:",
-            f"  {shlex.join(chat)}",
-            f"  {shlex.join(curl)}",
+            *(f"  {shlex.join(command)}" for command in _examples(grpc, http, kind)),
         ]
     )
+
+
+def _examples(grpc: str, http: str, kind: ModelKind) -> list[list[str]]:
+    """Return commands that ask the server something."""
+    question = {"role": "user", "content": EXAMPLE_QUESTION}
+    if kind == "reward":
+        conversation = [question, {"role": "assistant", "content": EXAMPLE_ANSWER}]
+        body = {"messages": json.dumps(conversation)}
+        return [["curl", f"{http}/v2/models/reward/generate", "-d", json.dumps(body)]]
+    asked = {"messages": json.dumps([question]), "max_tokens": 100}
+    return [
+        ["nemotron", "chat", "--url", grpc, EXAMPLE_QUESTION],
+        ["curl", f"{http}/v2/models/ensemble/generate", "-d", json.dumps(asked)],
+    ]

@@ -8,16 +8,23 @@ from google.protobuf import text_format
 from google.protobuf.message import Message
 from tritonclient.grpc import model_config_pb2 as pb
 
+from nemotron_core.reward import ModelKind
 from nemotron_core.wire import (
     ENGINE_INPUTS,
     ENGINE_OUTPUTS,
     PIECE,
     PROMPT,
+    REWARD_INPUTS,
+    REWARD_OUTPUTS,
+    SENTENCE_INPUTS,
+    SENTENCE_OUTPUTS,
     TEXT_INPUTS,
     TEXT_OUTPUTS,
     Tensor,
 )
 
+REFUSING = ("ensemble", "tensorrt_llm_bls")
+"""Text models that stream, which a reward engine has only to refuse requests."""
 STEP_PREFIX = "_"
 """Prefix of tensors between two steps, which are no inputs or outputs of the ensemble."""
 
@@ -27,13 +34,30 @@ def to_text(config: Message) -> str:
     return str(text_format.MessageToString(config))
 
 
-def model_configs(parameters: Mapping[str, str], max_batch_size: int) -> list[pb.ModelConfig]:
-    """Return the configuration of each Triton model.
+def model_configs(
+    parameters: Mapping[str, str], max_batch_size: int, kind: ModelKind
+) -> list[pb.ModelConfig]:
+    """Return the configuration of each Triton model for an engine of a kind.
 
     All models of Python have the same parameters. `max_batch_size` is the number of prompts that
     one request may have.
     """
-    configs = [
+    configs = _text_models() if kind == "text" else _reward_models()
+    for config in configs:
+        config.max_batch_size = max_batch_size
+        if config.name == "ensemble" and kind == "text":
+            _add_steps(config)
+            continue
+        config.backend = "python"
+        # One instance, for which Triton reserves no GPU. It keeps a stream in order.
+        config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
+        for key, value in parameters.items():
+            config.parameters[key].string_value = value
+    return configs
+
+
+def _text_models() -> list[pb.ModelConfig]:
+    return [
         _config("ensemble", TEXT_INPUTS, TEXT_OUTPUTS),
         _config("preprocessing", TEXT_INPUTS, [PROMPT]),
         _decoupled(_config("tensorrt_llm", [*ENGINE_INPUTS, PROMPT], [*ENGINE_OUTPUTS, PIECE])),
@@ -43,17 +67,20 @@ def model_configs(parameters: Mapping[str, str], max_batch_size: int) -> list[pb
         _decoupled(_config("tensorrt_llm_bls", TEXT_INPUTS, TEXT_OUTPUTS)),
         _config("generate", TEXT_INPUTS, TEXT_OUTPUTS),
     ]
-    for config in configs:
-        config.max_batch_size = max_batch_size
-        if config.name == "ensemble":
-            _add_steps(config)
-            continue
-        config.backend = "python"
-        # One instance, for which Triton reserves no GPU. It keeps a stream in order.
-        config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
-        for key, value in parameters.items():
-            config.parameters[key].string_value = value
-    return configs
+
+
+def _reward_models() -> list[pb.ModelConfig]:
+    """Return the models of a reward engine.
+
+    Those that clients ask for text are there too, each as one step: the engine refuses what they
+    pass on, and says what it is. Without them Triton would say that there is no such model.
+    """
+    return [
+        _config("reward", REWARD_INPUTS, REWARD_OUTPUTS),
+        _config("reward_model", SENTENCE_INPUTS, SENTENCE_OUTPUTS),
+        *(_decoupled(_config(name, TEXT_INPUTS, TEXT_OUTPUTS)) for name in REFUSING),
+        _config("generate", TEXT_INPUTS, TEXT_OUTPUTS),
+    ]
 
 
 def _add_steps(config: pb.ModelConfig) -> None:

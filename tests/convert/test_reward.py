@@ -25,7 +25,7 @@ from nemotron_convert.target.layout import Format
 from nemotron_convert.target.manifest import Manifest, changed_files, read_manifest
 from nemotron_convert.verification.verifier import verify
 from nemotron_core.errors import NemotronError
-from nemotron_core.reward import ATTRIBUTES, HEAD_NAME, WEIGHTS, RewardHead, reward_of
+from nemotron_core.reward import ATTRIBUTES, HEAD_NAME, WEIGHTS, RewardHead
 from tests.convert.nemo import GOLDEN, add_settings
 from tests.convert.nemo import WEIGHTS as FOLDER
 from tests.convert.test_legacy import legacy
@@ -153,8 +153,7 @@ def test_transformers_and_the_bias_give_the_expected_scores(tmp_path: Path) -> N
             logits = model(input_ids=torch.tensor([case["token_ids"]])).logits[0].numpy()
         scores = logits + head.bias
         assert np.abs(scores - np.array(case["scores"])).max() < 1e-5
-        by_name = dict(zip(ATTRIBUTES, scores.tolist(), strict=True))
-        assert abs(reward_of(by_name) - case["reward"]) < 1e-5
+        assert abs(scores @ head.weights - case["reward"]) < 1e-5
 
 
 def test_inspect_names_the_kind_and_the_attributes() -> None:

@@ -22,7 +22,8 @@ from nemotron_core.errors import NemotronError
 from nemotron_core.openvino import openvino
 from nemotron_core.text import Tokenizer
 from nemotron_engine.adapters import load_adapter
-from nemotron_engine.adapters.openvino import PACKED_STEPS, computes_in_bf16
+from nemotron_engine.adapters.openvino import PACKED_STEPS
+from nemotron_engine.adapters.openvino_properties import computes_in_bf16
 from tests.engine.requests import NEVER, Engine, request
 from tests.memory import resident
 from tests.tiny_nemotron.answers import ExactAnswer

@@ -101,6 +101,7 @@ def test_a_message_is_its_length_and_an_array_that_begins_with_its_tag() -> None
 
 
 SAMPLING = [0.0, 0, 1.0, 1.0, 0.0, 0.0, 0, 0]
+CAPABILITIES = [["bias"], [], 0, 1000.0, None, "text", [], []]
 FORMAT: list[tuple[ClientMessage | EngineMessage, list[object]]] = [
     (
         Ask([Request(key=KEY, input_ids=[7], max_tokens=3)]),
@@ -126,6 +127,7 @@ FORMAT: list[tuple[ClientMessage | EngineMessage, list[object]]] = [
                     None,
                     0.0,
                     "",
+                    False,
                 ]
             ],
         ],
@@ -133,8 +135,8 @@ FORMAT: list[tuple[ClientMessage | EngineMessage, list[object]]] = [
     (Cancel(), [2, [], []]),
     (Query(), [3]),
     (Drain(), [4]),
-    (HELLO, [10, 1, "cpu", "fake", 10, 20, 2, 3, 4, "ab", [["bias"], [], 0, 1000.0, None], 7]),
-    (Step([Chunk(KEY)]), [11, [[KEY, [], [], "", 0, "", "", [], []]]]),
+    (HELLO, [10, 1, "cpu", "fake", 10, 20, 2, 3, 4, "ab", CAPABILITIES, 7]),
+    (Step([Chunk(KEY)]), [11, [[KEY, [], [], "", 0, "", "", [], [], []]]]),
     (
         Load(
             steps=1,

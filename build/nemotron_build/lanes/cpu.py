@@ -14,9 +14,10 @@ from nemotron_build.lanes.lane import (
 )
 from nemotron_build.profile import CpuProfile
 from nemotron_convert.shards import Parallel
+from nemotron_convert.target.checkpoint import Checkpoint
 from nemotron_convert.target.layout import Dtype
 from nemotron_core.engine_settings import CpuEngineSettings
-from nemotron_core.model_config import TOKENIZER_NAME
+from nemotron_core.reward import HEAD_NAME
 from nemotron_core.text import Tokenizer
 
 SHARED_MEMORY = 64 << 20
@@ -31,22 +32,18 @@ class CpuLane(Lane):
         Library(("openvino-genai",), (">=2026.4,<2027",)),
     )
     is_compiled = True
+    kinds = ("text", "reward")
 
     def plan(self, checkpoint: Path, output: Path, profile: CpuProfile) -> BuildPlan:
-        open_checkpoint(checkpoint)
+        is_reward = open_checkpoint(checkpoint).reward_head() is not None
         names = CpuEngineSettings
-        return BuildPlan([names.GRAPH_NAME, names.WEIGHTS_NAME, names.NAME, *VOCABULARY_NAMES])
+        rest = [HEAD_NAME] if is_reward else VOCABULARY_NAMES
+        return BuildPlan([names.GRAPH_NAME, names.WEIGHTS_NAME, names.NAME, *rest])
 
     def build(self, checkpoint: Path, folder: Path, profile: CpuProfile) -> BuiltEngine:
-        from nemotron_build.openvino_file import save_graph  # noqa: PLC0415  # not on a GPU node
-        from nemotron_build.openvino_model import build_model  # noqa: PLC0415
-        from nemotron_build.openvino_vocabulary import save_vocabulary  # noqa: PLC0415
-
         source = open_checkpoint(checkpoint)
         source.check_hashes()
-        save_graph(build_model(source, profile.dtype), folder / CpuEngineSettings.GRAPH_NAME)
-        tokenizer = Tokenizer(checkpoint / TOKENIZER_NAME)
-        save_vocabulary(tokenizer, source.config.vocab_size, folder / VOCABULARY_NAMES[0])
+        _save_model(source, folder, profile)
         limits = profile.limits
         settings = CpuEngineSettings(
             dtype=profile.dtype,
@@ -69,3 +66,20 @@ class CpuLane(Lane):
     def sizing(self, profile: CpuProfile) -> Sizing:
         tokens = profile.limits.kv_cache_tokens
         return Sizing(Parallel(1, 1), Dtype.BF16, profile.dtype, kv_cache_tokens=tokens)
+
+
+def _save_model(source: Checkpoint, folder: Path, profile: CpuProfile) -> None:
+    """Write the graph of the checkpoint's kind, and what belongs to it."""
+    from nemotron_build.openvino_file import save_graph  # noqa: PLC0415  # not on a GPU node
+    from nemotron_build.openvino_model import build_model  # noqa: PLC0415
+    from nemotron_build.openvino_reward_model import build_reward_model  # noqa: PLC0415
+    from nemotron_build.openvino_vocabulary import save_vocabulary  # noqa: PLC0415
+
+    path = folder / CpuEngineSettings.GRAPH_NAME
+    if (head := source.reward_head()) is not None:
+        save_graph(build_reward_model(source, profile.dtype), path)
+        head.write(folder)
+        return
+    save_graph(build_model(source, profile.dtype), path)
+    tokenizer = Tokenizer(source.tokenizer_path)
+    save_vocabulary(tokenizer, source.config.vocab_size, folder / VOCABULARY_NAMES[0])

@@ -16,6 +16,7 @@ from nemotron_convert.target.manifest import Manifest
 from nemotron_convert.target.trtllm_config import CONFIG_NAME
 from nemotron_core.errors import NemotronError
 from nemotron_core.files import FileEntry
+from nemotron_core.reward import ModelKind
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class Lane(ABC):
     libraries: tuple[Library, ...]
     is_compiled: ClassVar[bool] = False
     """Whether an engine works only with the versions of the libraries that have built it."""
+    kinds: ClassVar[tuple[ModelKind, ...]] = ("text",)
+    """What models it serves."""
 
     @abstractmethod
     def plan(self, checkpoint: Path, output: Path, profile: Any) -> BuildPlan:

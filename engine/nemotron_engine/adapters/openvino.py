@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +14,11 @@ from nemotron_core.engine_settings import CpuEngineSettings
 from nemotron_core.errors import ErrorKind, NemotronError
 from nemotron_core.openvino import openvino, openvino_genai
 from nemotron_engine.adapters.openvino_guides import GuideTrials, guide_types, structured_output
+from nemotron_engine.adapters.openvino_properties import NOT_LOADED, properties
 from nemotron_engine.adapters.openvino_scoring import MAX_LOG_PROBS, Scorer
 from nemotron_engine.mapped_file import give_back
 from nemotron_engine.protocol import Capabilities, Chunk, Request
 
-COMPILED_SHAPES = 512
-"""Number of compiled shapes that OpenVINO keeps, one for each number of tokens in a step. With its
-default, 5000, memory grows for hours before it levels off."""
 PACKED_STEPS = 16
 """Number of steps after which every weight was used, with prompts and with single tokens, and is
 therefore packed."""
@@ -31,7 +27,6 @@ KV_BLOCK_TOKENS = 32
 IDLE_SECONDS = 0.005
 """Time of a step in which there is nothing to compute yet."""
 NO_ROOM = "the KV cache has no room for this request"
-NOT_LOADED = "build the engine again, or give the machine more memory"
 FINISH_REASONS = {
     openvino_genai.GenerationFinishReason.STOP: "stop",
     openvino_genai.GenerationFinishReason.LENGTH: "length",
@@ -63,7 +58,7 @@ class OpenVinoAdapter:
         except RuntimeError as error:
             raise NemotronError(str(error), where=folder, remedy=NOT_LOADED) from error
         self._guides = GuideTrials(folder)
-        self._scorer = Scorer(folder, self.settings, _properties(self.settings))
+        self._scorer = Scorer(folder, self.settings, properties(self.settings))
         types = guide_types(folder)
         self.capabilities = Capabilities(
             features=["prompt_log_probs", "top_log_probs", *(["guides"] if types else [])],
@@ -179,39 +174,7 @@ def load_pipeline(folder: Path) -> Any:
     scheduler.num_kv_blocks = -(-settings.kv_cache_tokens // KV_BLOCK_TOKENS)
     scheduler.enable_prefix_caching = True
     scheduler.dynamic_split_fuse = True
-    return openvino_genai.ContinuousBatchingPipeline(
-        folder, scheduler, "CPU", _properties(settings)
-    )
-
-
-def _properties(settings: CpuEngineSettings) -> dict[str, Any]:
-    """Return the properties with which OpenVINO compiles an engine's graph."""
-    precision = _precision(settings.dtype)
-    return {
-        "INFERENCE_PRECISION_HINT": precision,
-        "KV_CACHE_PRECISION": precision,
-        "CPU_RUNTIME_CACHE_CAPACITY": COMPILED_SHAPES,
-    }
-
-
-@lru_cache
-def _precision(dtype: str) -> Any:
-    """Return the type to compute in, which is the KV cache's type too.
-
-    A CPU without BF16 arithmetic (AVX2 only) computes a BF16 engine in F32: its attention kernel
-    refuses a BF16 cache. The answers are then closer to F32, and the cache takes twice the memory.
-    """
-    if dtype == "f32":
-        return openvino.Type.f32
-    if computes_in_bf16():
-        return openvino.Type.bf16
-    print("this CPU does not compute in BF16: the engine computes in F32", file=sys.stderr)
-    return openvino.Type.f32
-
-
-def computes_in_bf16() -> bool:
-    """Return whether OpenVINO computes in BF16 on this machine's CPU."""
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return openvino_genai.ContinuousBatchingPipeline(folder, scheduler, "CPU", properties(settings))
 
 
 def generation_config(request: Request) -> Any:

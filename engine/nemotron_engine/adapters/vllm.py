@@ -76,7 +76,7 @@ class VllmAdapter:
         chunks = []
         for output in self._engine.step():
             if (request := self._requests.get(output.request_id)) is not None:
-                chunks.append(_chunk(request, output))
+                chunks.append(self._chunk(request, output))
                 if output.finished:
                     del self._requests[output.request_id]
         return chunks
@@ -92,6 +92,10 @@ class VllmAdapter:
     def close(self) -> None:
         """See `Adapter`."""
         self._engine.engine_core.shutdown()
+
+    def _chunk(self, request: Request, output: Any) -> Chunk:
+        """Return what a step has added to an answer."""
+        return _chunk(request, output)
 
     def _params(self, request: Request) -> Any:
         fields: dict[str, Any] = {

@@ -11,6 +11,7 @@ from typing import Any
 from nemotron_core.engine_settings import VllmEngineSettings
 from nemotron_core.errors import NemotronError
 from nemotron_core.launcher import first_machine, own_rank
+from nemotron_core.reward import HEAD_NAME
 from nemotron_engine.first_machine import end_with
 from nemotron_engine.worker_watch import workers_watched
 
@@ -37,6 +38,8 @@ MAX_LOG_PROBS = 20
 """Most alternatives at a token, vLLM's own default."""
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks of adapters for which vLLM makes room (`MaxLoRARanks`, config/lora.py, vLLM 0.32)."""
+POOLING = {"runner": "pooling", "convert": "classify"}
+"""Arguments that make vLLM load a reward model, and return scores instead of tokens."""
 DTYPES = {"bf16": "auto", "fp8": "fp8"}
 """vLLM's names of the KV cache's types."""
 
@@ -115,7 +118,9 @@ def engine_arguments(
         "use_tqdm_on_load": False,
         "disable_log_stats": True,
     }
-    if settings.lora is not None:
+    if (folder / HEAD_NAME).exists():
+        arguments |= POOLING
+    elif settings.lora is not None:
         # On a CPU, requests without an adapter take the weights of the last place: it stays empty.
         places = settings.lora.max_adapters + 1
         arguments |= {

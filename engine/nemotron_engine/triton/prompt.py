@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from nemotron_core.errors import NemotronError
@@ -36,8 +35,8 @@ SHORT_CHARACTERS = 1 << 14
 class PromptBuilder:
     """Makes prompts with the chat template, the tokenizer and the limits of one model."""
 
-    def __init__(self, tokenizer_path: Path, *, clamps: bool) -> None:
-        self.tokenizer = Tokenizer(tokenizer_path)
+    def __init__(self, tokenizer: Tokenizer, *, clamps: bool) -> None:
+        self.tokenizer = tokenizer
         self._clamps = clamps
         pieces = (self.tokenizer.piece(id_) for id_ in range(self.tokenizer.vocab_size))
         self._longest_piece = max(map(len, pieces))

@@ -1,16 +1,19 @@
-"""Requests to text models, from Triton's request to the prompts for the engine."""
+"""Requests with texts, from Triton's request to the sequences for the engine."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from nemotron_core.errors import ErrorKind, NemotronError
-from nemotron_core.wire import TEXT_INPUTS
+from nemotron_core.text import Tokenizer
+from nemotron_core.wire import TEXT_INPUTS, Input
 from nemotron_engine.client import EngineClient
+from nemotron_engine.protocol import Hello
 from nemotron_engine.triton.prompt import PromptBuilder
 from nemotron_engine.triton.prompts import Prompts
 from nemotron_engine.triton.tensors import (
@@ -26,22 +29,43 @@ HELLO_SECONDS = 1.0
 """Time that the first request waits for an engine that is starting."""
 
 
+class Builder(Protocol):
+    """What makes the engine's sequences of a request's inputs."""
+
+    def is_long(self, inputs: Inputs) -> bool:
+        """Return whether that may take longer than a few milliseconds."""
+
+    def build(self, inputs: Inputs, options: Options, request_id: str, hello: Hello) -> Prompts:
+        """Return the sequences. Raises `NemotronError` if the request is invalid."""
+
+
 class PromptReader:
-    """Reads requests to text models, and tokenizes long prompts in a thread of its own.
+    """Reads requests with texts, and tokenizes long prompts in a thread of its own.
 
     So a prompt of megabytes holds up nobody else: the tokenizer does not hold Python's lock.
     """
 
-    def __init__(self, args: dict[str, str]) -> None:
+    def __init__(
+        self,
+        args: dict[str, str],
+        builder: Callable[[Tokenizer], Builder],
+        contract: Sequence[Input],
+    ) -> None:
+        """Read requests with the inputs of `contract` by what `builder` returns for a tokenizer."""
         self.tokenizer_path = Path(parameter(args, "tokenizer_path"))
-        self._builder = PromptBuilder(
-            self.tokenizer_path, clamps=parameter(args, "long_answers") == "clamp"
-        )
-        self.tokenizer = self._builder.tokenizer
+        self.tokenizer = Tokenizer(self.tokenizer_path)
+        self._builder = builder(self.tokenizer)
+        self._contract = contract
         self._drain_file = Path(parameter(args, "drain_file"))
         self._long: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._build_long, name="long prompts", daemon=True)
         self._thread.start()
+
+    @classmethod
+    def of_text_model(cls, args: dict[str, str]) -> PromptReader:
+        """Return the reader of a model with the inputs of `TEXT_INPUTS`."""
+        clamps = parameter(args, "long_answers") == "clamp"
+        return cls(args, partial(PromptBuilder, clamps=clamps), TEXT_INPUTS)
 
     def close(self) -> None:
         """End the thread."""
@@ -68,7 +92,7 @@ class PromptReader:
                 raise NemotronError("ask another server", kind=ErrorKind.SHUTTING_DOWN)
             hello = engine.hello(HELLO_SECONDS)
             options = Options.of_request(request)
-            inputs = Inputs(request, TEXT_INPUTS, hello.capabilities.features)
+            inputs = Inputs(request, self._contract, hello.capabilities.features)
             request_id = id_of(request)
         except NemotronError as error:
             sender.send(error_response(error), flags=FINAL)

@@ -31,7 +31,7 @@ class TextModel:
     def initialize(self, args: dict[str, str]) -> None:
         """See Triton's Python backend."""
         start_watchdog()
-        self._reader = PromptReader(args)
+        self._reader = PromptReader.of_text_model(args)
         self._requests = RunningRequests(
             Path(parameter(args, "engine_socket")),
             self._reader.tokenizer_path,

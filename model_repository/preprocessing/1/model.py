@@ -19,7 +19,7 @@ from nemotron_engine.triton.watchdog import start_watchdog
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         start_watchdog()
-        self._reader = PromptReader(args)
+        self._reader = PromptReader.of_text_model(args)
         self._engine = EngineClient(
             Path(parameter(args, "engine_socket")), tokenizer=self._reader.tokenizer_path
         )

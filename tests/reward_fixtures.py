@@ -1,0 +1,41 @@
+"""Reward models, made once: a golden one with expected scores, and a tiny trained one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from nemotron_build.profile import Profile
+
+GOLDEN = Path(__file__).parent / "golden" / "reward"
+REWARD = GOLDEN / "reward_1layer.nemo"
+EXPECTED: dict[str, Any] = json.loads((GOLDEN / "expected.json").read_text())
+"""Texts, tokens, scores and rewards of conversations, computed independently of this project."""
+CASES: list[dict[str, Any]] = EXPECTED["cases"]
+NORM_ERROR, BF16_ERROR = 5e-3, 1e-2
+"""Largest differences from the expected scores: of a checkpoint of TensorRT-LLM, whose norms are
+rounded to BF16 after gamma's 1 was added, computed in F32; and of one that computes in BF16."""
+
+
+@pytest.fixture(scope="session")
+def checkpoint_reward(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from nemotron_convert.convert import Options, convert
+    from nemotron_convert.shards import Parallel
+
+    folder = tmp_path_factory.mktemp("reward") / "checkpoint"
+    convert(REWARD, folder, Options(Parallel(4, 1)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def engine_reward(checkpoint_reward: Path, cpu_profile: Profile) -> Path:
+    """It computes in F32."""
+    from nemotron_build.engine_folder import build_engine
+
+    folder = checkpoint_reward.with_name("engine-f32")
+    build_engine(checkpoint_reward, folder, cpu_profile.model_copy(update={"dtype": "f32"}))
+    return folder
