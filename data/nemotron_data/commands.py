@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import typer
 
 from nemotron_core.command_options import takes
@@ -21,11 +23,12 @@ def batch(options: BatchOptions) -> None:
     from nemotron_data.rows.source import STREAM
 
     try:
-        counts = Job(options, options.defaults).run()
+        job = Job(options, options.defaults)
+        counts = job.run()
     except KeyboardInterrupt:
         raise Interrupted("interrupted") from None
     if counts.failed:
-        output = options.output
+        output = job.output
         raise NemotronError(
             f"{counts.failed} of {counts.failed + counts.finished} rows failed",
             where="standard output" if output == STREAM else target_of(output).errors,
@@ -35,12 +38,25 @@ def batch(options: BatchOptions) -> None:
 
 @takes(SynthesisOptions)
 def synthesize(options: SynthesisOptions) -> None:
-    """Make training data: generate, score, keep. The same command again continues the run."""
+    """Make training data by the steps of a recipe. The same command again continues the run.
+
+    The servers' API key is read from the environment variable NEMOTRON_API_KEY or OPENAI_API_KEY,
+    unless the recipe names another one.
+    """
+    from rich.console import Console
+
     from nemotron_data.batch.run import Interrupted
-    from nemotron_data.synthesis.synthesize import synthesize as run
+    from nemotron_data.synthesis.preview import preview_table
+    from nemotron_data.synthesis.run import folder_of
+    from nemotron_data.synthesis.run import synthesize as run
 
     try:
-        report = run(options)
+        manifest = run(options)
     except KeyboardInterrupt:
         raise Interrupted("interrupted") from None
-    typer.echo(report.model_dump_json(indent=2))
+    if options.preview is not None:
+        table = preview_table(folder_of(options), manifest, options.preview)
+        Console().print(table, markup=False)
+        return
+    counts = {name: step.model_dump() for name, step in manifest.steps.items()}
+    typer.echo(json.dumps({"steps": counts, "outputs": manifest.outputs}, indent=2))

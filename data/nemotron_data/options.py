@@ -86,6 +86,10 @@ class BatchOptions:
         str | None, typer.Option(help="Template of the system message, with one of these two.")
     ] = None
     id_column: Annotated[str | None, typer.Option(help="Column with each row's custom_id.")] = None
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Only shard I of N, from 0, with an output of its own."),
+    ] = None
 
     model: Annotated[str | None, typer.Option(help="Model of rows that do not name one.")] = None
     max_tokens: Annotated[
@@ -168,16 +172,34 @@ class BatchOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SynthesisOptions:
-    """Options of `nemotron synthesize`. Only `recipe` has an effect on the data."""
+    """Options of `nemotron synthesize`. What is generated is a matter of the recipe alone."""
 
     recipe: Annotated[
-        Path, typer.Argument(metavar="RECIPE.yaml", help="What to generate, score and keep.")
+        str, typer.Argument(metavar="RECIPE", help="RECIPE.yaml, or the name of a shipped recipe.")
     ]
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="Folder for the data and the files of all steps.")
+        Path, typer.Argument(metavar="OUT", help="Folder for the data and the files of all steps.")
     ]
+    url: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODEL=URL", help="URL of a model in the recipe, may be repeated."),
+    ] = None
+    rows: Annotated[
+        list[str] | None,
+        typer.Option(metavar="STEP=FILE", help="Rows of a step, in place of the recipe's."),
+    ] = None
+    preview: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Only the first N rows, and show them.")
+    ] = None
+    """The run is in a folder of its own inside `output`."""
+    report: Annotated[
+        bool, typer.Option("--report", help="Write report.html: counts, plots and samples.")
+    ] = False
     concurrency: MaxConcurrency = 256
     patience: Patience = 600.0
     skip_failed: Annotated[
         bool, typer.Option("--skip-failed", help="Continue without rows that fail permanently.")
+    ] = False
+    allow_different_engines: Annotated[
+        bool, typer.Option("--allow-different-engines", help="Mix servers with other engines.")
     ] = False

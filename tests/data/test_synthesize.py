@@ -1,12 +1,10 @@
-"""Recipes: the real model generates, and a stand-in for the reward model scores."""
+"""Runs of a recipe: what is asked, and what is asked again after a change."""
 
 from __future__ import annotations
 
 import json
 import subprocess
-import sys
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,237 +12,237 @@ import pytest
 import yaml
 
 from nemotron_core.errors import NemotronError
-from nemotron_data.synthesis.recipe import Recipe, load_recipe, prompts
-from nemotron_data.synthesis.reward import read_scores, reward
+from nemotron_data.options import SynthesisOptions
+from nemotron_data.synthesis.run import synthesize
 from nemotron_serve.model_server import ModelServer
-from tests.standins.chat_server import ChatServer, Reply, refused, said
-from tests.standins.reward_server import answer as score
+from tests.data.runs import NEMOTRON, Asked, wait_for
+from tests.data.synthesis import recipe, reply, rows, run, topics
+from tests.standins.chat_server import ChatServer, Reply, refused
 from tests.standins.reward_server import reward_server, scores_of
 
-NEMOTRON = str(Path(sys.executable).with_name("nemotron"))
 WEIGHTS = (0.3, 0.74, 0.46, 0.47, -0.33)
-SAMPLES = 6
+SAMPLES = 3
+
+
+def pipeline(url: str, **changes: Any) -> dict[str, Any]:
+    """Return a recipe whose `answers` have these changes: two questions a topic, three answers."""
+    steps = {
+        "questions": {
+            "rows": "topics.jsonl",
+            "prompt": "A list about {{ topic }}",
+            "list": {"as": "question", "count": 2},
+        },
+        "answers": {"rows": "questions", "prompt": "{{ question }}?", "samples": SAMPLES} | changes,
+        "scored": {"rows": "answers", "score": {"reward": "reward"}},
+        "best": {"rows": "scored", "filter": {"best": 1}},
+    }
+    outputs = {"out.jsonl": {"rows": "best", "format": "messages"}}
+    return recipe(url, steps, outputs)
 
 
 @pytest.fixture
-def scorer() -> Iterator[ChatServer]:
-    with reward_server() as standin:
-        yield standin
+def asked() -> Asked:
+    return Asked(reply)
 
 
-def synthesize(recipe: Path, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [NEMOTRON, "synthesize", str(recipe), "-o", str(folder), *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+def kinds(asked: Asked) -> dict[str, int]:
+    """Return how many lists, answers and scores were asked for since the last call."""
+    counts: Counter[str] = Counter()
+    for body in asked.bodies:
+        last = body["messages"][-1]
+        is_list = last["content"].startswith("A list")
+        counts["score" if last["role"] == "assistant" else "list" if is_list else "answer"] += 1
+    asked.bodies.clear()
+    return dict(counts)
 
 
-def write_recipe(folder: Path, generate: dict[str, Any], score_url: str, **keep: Any) -> Path:
-    rows = [{"topic": "the sky"}, {"topic": "tea"}, {"topic": "{{ 7 * 7 }}"}, {"topic": "tea"}]
-    (folder / "topics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    recipe = {
-        "seed": 5,
-        "generate": {
+def test_each_step_is_asked_once_and_what_is_added_later_too(
+    standin: ChatServer, asked: Asked, tmp_path: Path
+) -> None:
+    """Also topics that are added after the scores, and a topic whose text is corrected."""
+    topics(tmp_path, "tea", "rice")
+    manifest = run(tmp_path, pipeline(standin.url))
+    assert kinds(asked) == {"list": 2, "answer": 4 * SAMPLES, "score": 4 * SAMPLES}
+    assert manifest.outputs == {"out.jsonl": 4}
+    best = rows(tmp_path)
+    run(tmp_path, pipeline(standin.url))
+    assert kinds(asked) == {}
+    assert rows(tmp_path) == best
+    topics(tmp_path, "milk", "tea", "rice")
+    manifest = run(tmp_path, pipeline(standin.url))
+    assert kinds(asked) == {"list": 1, "answer": 2 * SAMPLES, "score": 2 * SAMPLES}
+    assert manifest.outputs == {"out.jsonl": 6}
+    assert rows(tmp_path)[2:] == best
+    topics(tmp_path, "milk", "green tea", "rice")
+    run(tmp_path, pipeline(standin.url))
+    assert kinds(asked) == {"list": 1, "answer": 2 * SAMPLES, "score": 2 * SAMPLES}
+    topics(tmp_path, "rice", "milk")
+    assert run(tmp_path, pipeline(standin.url)).outputs == {"out.jsonl": 4}
+    assert kinds(asked) == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"prompt": "{{ question }}!"}, {"answer": 4 * SAMPLES, "score": 4 * SAMPLES}),
+        ({"sampling": {"temperature": 0.5}}, {"answer": 4 * SAMPLES, "score": 4 * SAMPLES}),
+        ({"samples": SAMPLES + 1}, {"answer": 4, "score": 4}),
+        ({"samples": SAMPLES - 1}, {}),
+        ({"attempts": 2}, {}),
+    ],
+)
+def test_a_changed_step_asks_only_what_depends_on_it(
+    change: dict[str, Any],
+    expected: dict[str, int],
+    standin: ChatServer,
+    asked: Asked,
+    tmp_path: Path,
+) -> None:
+    topics(tmp_path, "tea", "rice")
+    run(tmp_path, pipeline(standin.url))
+    asked.bodies.clear()
+    manifest = run(tmp_path, pipeline(standin.url, **change))
+    assert kinds(asked) == expected
+    assert manifest.outputs == {"out.jsonl": 4}
+
+
+def test_another_seed_asks_everything_again_and_another_url_nothing(
+    standin: ChatServer, asked: Asked, tmp_path: Path
+) -> None:
+    topics(tmp_path, "tea")
+    run(tmp_path, pipeline(standin.url))
+    first = rows(tmp_path)
+    asked.bodies.clear()
+    run(tmp_path, pipeline("http://127.0.0.1:1"))
+    assert kinds(asked) == {}
+    run(
+        tmp_path,
+        pipeline("http://127.0.0.1:1") | {"seed": 7},
+        url=[f"generator={standin.url}", f"reward={standin.url}"],
+    )
+    assert kinds(asked) == {"list": 1, "answer": 2 * SAMPLES, "score": 2 * SAMPLES}
+    assert rows(tmp_path) != first
+
+
+def test_rows_that_fail_end_the_run_or_are_skipped(tmp_path: Path) -> None:
+    is_broken = True
+
+    def answer(body: dict[str, Any], inside: int) -> Reply:
+        broken = is_broken and "tea" in str(body["messages"][-1]["content"])
+        return refused(400, "no tea") if broken else reply(body, inside)
+
+    topics(tmp_path, "tea", "rice")
+    with ChatServer(answer) as standin:
+        message = r"1 of 2 questions failed .*questions\.jsonl\.errors"
+        with pytest.raises(NemotronError, match=message):
+            run(tmp_path, pipeline(standin.url))
+        manifest = run(tmp_path, pipeline(standin.url), skip_failed=True)
+        assert manifest.steps["questions"].left_out == {"failed": 1}
+        assert manifest.outputs == {"out.jsonl": 2}
+        is_broken = False
+        assert run(tmp_path, pipeline(standin.url)).outputs == {"out.jsonl": 4}
+
+
+def test_nothing_is_written_if_the_recipe_is_wrong(standin: ChatServer, tmp_path: Path) -> None:
+    wrong = pipeline(standin.url, rows="misspelt")
+    topics(tmp_path, "tea")
+    with pytest.raises(NemotronError, match=r"neither such a file nor.*steps.answers: .*misspelt"):
+        run(tmp_path, wrong)
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").touch()
+    with pytest.raises(NemotronError, match="holds something that is no run"):
+        run(tmp_path, pipeline(standin.url))
+
+
+def test_a_missing_column_is_named(standin: ChatServer, tmp_path: Path) -> None:
+    topics(tmp_path, "tea")
+    message = r"'colour' is undefined \(columns: topic, provenance, question\).*steps.answers"
+    with pytest.raises(NemotronError, match=message):
+        run(tmp_path, pipeline(standin.url, prompt="{{ colour }}"))
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
+    asked = Asked(reply)
+    topics(tmp_path, *(f"topic {number}" for number in range(40)))
+    with ChatServer(asked) as standin:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(pipeline(standin.url), sort_keys=False))
+        command = [NEMOTRON, "synthesize", str(path), str(tmp_path / "out"), "--concurrency", "8"]
+        for count in (20, 100, 300):
+            process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+            wait_for(lambda count=count: len(asked.bodies) >= count, process)
+            process.kill()
+            process.wait()
+        manifest = run(tmp_path, pipeline(standin.url))
+    assert manifest.outputs == {"out.jsonl": 80}
+    questions = Counter(json.dumps(body, sort_keys=True) for body in asked.bodies)
+    assert len(questions) == 40 + 80 * SAMPLES + 80 * SAMPLES
+    # What was at the server when a run was killed is asked again, and nothing else.
+    assert sum(questions.values()) - len(questions) <= 3 * 8
+
+
+def test_the_real_model_and_a_stand_in_for_the_reward_model(
+    server: ModelServer, tmp_path: Path
+) -> None:
+    """By the command, twice, into two folders: the same data, and each reward is the model's."""
+    url = f"grpc://{server.endpoints.address}:{server.endpoints.grpc}"
+    steps = {
+        "answers": {
             "rows": "topics.jsonl",
             "prompt": "Tell me about {{ topic }}.",
-            "samples": SAMPLES,
-            "max_tokens": 12,
-            "temperature": 2.0,
-            **generate,
+            "samples": 6,
+            "sampling": {"max_tokens": 12, "temperature": 2.0},
+            "accept": ["any"],
         },
-        "score": {"url": score_url},
-        "keep": {"truncated": True, **keep},
+        "distinct": {"rows": "answers", "dedup": {"text": "{{ topic }}: {{ answer }}"}},
+        "scored": {"rows": "distinct", "score": {"reward": "reward"}},
+        "best": {"rows": "scored", "filter": {"where": "reward >= 1", "best": 2}},
+        "pairs": {"rows": "scored", "pairs": {"margin": 0.5}},
     }
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe))
-    return path
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def worth(answer: str) -> float:
-    return sum(w * s for w, s in zip(WEIGHTS, scores_of(answer).values(), strict=True))
-
-
-def test_generate_score_keep(server: ModelServer, scorer: ChatServer, tmp_path: Path) -> None:
-    url = f"grpc://{server.endpoints.address}:{server.endpoints.grpc}"
-    recipe = write_recipe(tmp_path, {"url": url}, scorer.url, threshold=1.0, best=2, margin=0.5)
-    out = tmp_path / "out"
-    # One at a time: what else is in an engine's batch may change the last bits of a logit.
-    one_by_one = ["--concurrency", "1"]
-    done = synthesize(recipe, out, *one_by_one)
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
-    assert report == json.loads((out / "report.json").read_text())
-    assert report["prompts"] == 3  # tea only once
-    assert report["samples"] == report["answers"] == 3 * SAMPLES
-    assert read(out / "1-prompts.jsonl")[-1]["messages"] == [
-        {"role": "user", "content": "Tell me about {{ 7 * 7 }}."}
-    ]
-    answers: dict[str, set[str]] = defaultdict(set)
-    for row in read(out / "2-answers.jsonl"):
-        text = row["response"]["body"]["choices"][0]["message"]["content"]
-        answers[row["custom_id"].rpartition("-sample-")[0]].add(text)
-    distinct = {name: {text for text in texts if text.strip()} for name, texts in answers.items()}
-    assert max(map(len, distinct.values())) > 2  # each sample has a seed of its own
-    assert report["scored"] == sum(map(len, distinct.values())) == scorer.requests
-    sft: dict[str, list[float]] = defaultdict(list)
-    for row in read(out / "sft.jsonl"):
-        *_prompt, answer = row["messages"]
-        name = row["id"].rpartition("-sample-")[0]
-        assert answer["content"] in distinct[name]
-        assert row["scores"] == scores_of(answer["content"])
-        assert row["reward"] == pytest.approx(worth(answer["content"]))
-        sft[name].append(row["reward"])
-    for name, texts in distinct.items():
-        best = sorted((worth(text) for text in texts if worth(text) >= 1.0), reverse=True)[:2]
-        assert sft[name] == pytest.approx(best)
-    pairs = {row["id"]: row for row in read(out / "preferences.jsonl")}
-    for name, texts in distinct.items():
-        ordered = sorted(map(worth, texts))
-        if ordered[-1] >= 1.0 and ordered[-1] - ordered[0] > 0.5:
-            pair = pairs.pop(name)
-            assert pair["prompt"][-1]["role"] == "user"
-            assert worth(pair["chosen"][0]["content"]) == pytest.approx(ordered[-1])
-            assert worth(pair["rejected"][0]["content"]) == pytest.approx(ordered[0])
-            assert pair["chosen_reward"] > pair["rejected_reward"]
-    assert not pairs
-
-    # Again: nothing is asked. With another threshold: still nothing, but more is kept.
-    before = (out / "sft.jsonl").read_bytes()
-    assert synthesize(recipe, out).returncode == 0
-    assert (out / "sft.jsonl").read_bytes() == before
-    write_recipe(tmp_path, {"url": "grpc://127.0.0.1:1"}, "http://127.0.0.1:1", threshold=-100)
-    assert synthesize(recipe, out).returncode == 0
-    assert len(read(out / "sft.jsonl")) == report["scored"]
-    assert scorer.requests == report["scored"]
-
-    # Elsewhere: the same data. Another prompt in the same folder: refused.
-    write_recipe(tmp_path, {"url": url}, scorer.url, threshold=1.0, best=2, margin=0.5)
-    assert synthesize(recipe, tmp_path / "twin", *one_by_one).returncode == 0
-    assert (tmp_path / "twin" / "sft.jsonl").read_bytes() == before
-    write_recipe(tmp_path, {"url": url, "prompt": "{{ topic }}?"}, scorer.url)
-    done = synthesize(recipe, out)
-    assert done.returncode == 1
-    assert "begun with another recipe" in done.stderr
-
-
-def test_rows_that_fail_stop_it_or_are_skipped(tmp_path: Path) -> None:
-    def answer(body: dict[str, Any], inside: int) -> Reply:
-        if "tea" in body["messages"][0]["content"]:
-            return refused(400, "no tea")
-        if body["messages"][-1]["role"] == "assistant":
-            return score(body, inside)
-        return said(f"seed {body['seed']}")
-
-    with ChatServer(answer) as standin:
-        recipe = write_recipe(tmp_path, {"url": standin.url}, standin.url)
-        out = tmp_path / "out"
-        done = synthesize(recipe, out)
-        assert done.returncode == 1
-        assert f"{SAMPLES} of {3 * SAMPLES} rows failed" in done.stderr
-        assert "--skip-failed" in done.stderr
-        for _ in range(2):
-            done = synthesize(recipe, out, "--skip-failed")
-            assert done.returncode == 0, done.stderr
-            report = json.loads(done.stdout)
-            assert report["samples"] == 3 * SAMPLES
-            assert report["answers"] == report["scored"] == 2 * SAMPLES
-            assert len(read(out / "sft.jsonl")) == 2 * SAMPLES
-
-
-def test_only_added_and_changed_topics_are_asked(tmp_path: Path) -> None:
-    asked: list[str] = []
-
-    def answer(body: dict[str, Any], inside: int) -> Reply:
-        asked.append(f"{body['messages'][0]['content']} {len(body['messages'])}")
-        if body["messages"][-1]["role"] == "assistant":
-            return score(body, inside)
-        return said(f"{body['messages'][0]['content']} {body['seed']}")
-
-    def asked_about(*topics: str) -> list[str]:
-        """Return the questions of a run, each once for its answer and once for its score."""
-        (tmp_path / "topics.jsonl").write_text(
-            "".join(json.dumps({"topic": topic}) + "\n" for topic in topics)
+    outputs = {
+        "sft.jsonl": {"rows": "best", "format": "messages"},
+        "preferences.jsonl": {"rows": "pairs", "format": "trl"},
+    }
+    topics(tmp_path, "the sky", "tea", "{{ 7 * 7 }}")
+    with reward_server() as scorer:
+        content = recipe(url, steps, outputs)
+        content["models"]["reward"]["url"] = scorer.url
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+        # One at a time: what else is in an engine's batch may change the last bits of a logit.
+        command = [NEMOTRON, "synthesize", str(tmp_path / "recipe.yaml"), str(tmp_path / "out")]
+        done = subprocess.run(
+            [*command, "--concurrency", "1"], capture_output=True, text=True, check=False
         )
-        asked.clear()
-        done = synthesize(recipe, out)
         assert done.returncode == 0, done.stderr
-        report = json.loads(done.stdout)
-        assert report["scored"] == len(read(out / "sft.jsonl")) == SAMPLES * len(topics)
-        return sorted(asked)
+        counts = json.loads(done.stdout)["steps"]
+        assert scorer.requests == counts["distinct"]["rows_out"] > 9
+        other = tmp_path / "other"
+        options = SynthesisOptions(recipe=command[2], output=other, concurrency=1)
+        synthesize(options)
+    assert (other / "sft.jsonl").read_bytes() == (tmp_path / "out" / "sft.jsonl").read_bytes()
 
-    def questions(*topics: str) -> list[str]:
-        return sorted(
-            f"Tell me about {topic}. {turns}" for topic in topics for turns in [1, 2] * SAMPLES
-        )
+    def worth(text: str) -> float:
+        return sum(w * s for w, s in zip(WEIGHTS, scores_of(text).values(), strict=True))
 
-    with ChatServer(answer) as standin:
-        recipe = write_recipe(tmp_path, {"url": standin.url}, standin.url)
-        out = tmp_path / "out"
-        assert asked_about("tea", "rice") == questions("tea", "rice")
-        assert asked_about("milk", "tea", "rice") == questions("milk")
-        assert asked_about("milk", "green tea", "rice") == questions("green tea")
-        assert asked_about("rice", "milk") == []
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "helpfulness:1",
-        "helpfulness:1,correctness:1,coherence:1,complexity:1,verbosity:nan",
-        "helpfulness:1,correctness:1,coherence:1,complexity:1,verbosity:",
-        "helpfulness:1,helpfulness:1,correctness:1,coherence:1,complexity:1,verbosity:1",
-        "helpfulness:1,correctness:1,coherence:1,complexity:1,verbosity:1,charm:1",
-    ],
-)
-def test_scores_that_are_none(text: str) -> None:
-    with pytest.raises(ValueError, match=r"score|nan|float"):
-        read_scores(text)
-
-
-def test_the_card_s_weights() -> None:
-    recipe = {"generate": {"url": "x", "rows": "x", "prompt": "x"}, "score": {"url": "http://x"}}
-    weights = Recipe.model_validate(recipe).score.weights
-    text = "helpfulness:1.5,correctness:2,coherence:4,complexity:0.5,verbosity:1"
-    assert reward(read_scores(text), weights) == pytest.approx(
-        0.3 * 1.5 + 0.74 * 2 + 0.46 * 4 + 0.47 * 0.5 - 0.33
-    )
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"prompt": "{{ topic"}, "generate.prompt: .*not a template"),
-        ({"colour": 1}, "generate.colour"),
-        ({"samples": 0}, "generate.samples"),
-        ({"temperature": 0}, "are all the same"),
-        ({"prompt": "{{ other }}"}, "topics.jsonl:1.*'other' is undefined|'other' is undefined"),
-        ({"prompt": "{{ topic.__class__.__mro__ }}"}, "unsafe"),
-        ({"prompt": "{{ '' }}"}, "the prompt is empty"),
-        ({"rows": "nothing.jsonl"}, "not rows"),
-    ],
-)
-def test_wrong_recipes_are_refused(change: dict[str, Any], reason: str, tmp_path: Path) -> None:
-    path = write_recipe(tmp_path, {"url": "http://x", **change}, "http://x")
-    with pytest.raises(NemotronError, match=reason):
-        recipe = load_recipe(path)
-        list(prompts(recipe, tmp_path / recipe.generate.rows))
-
-
-def test_rows_from_csv(tmp_path: Path) -> None:
-    rows = tmp_path / "rows.csv"
-    rows.write_text('topic,style\n"tea, green",short\nrice,long\n')
-    generate = {"url": "http://x", "system": "Be {{ style }}.", "prompt": "{{ topic }}?"}
-    recipe = load_recipe(write_recipe(tmp_path, generate, "http://x"))
-    first, second = prompts(recipe, rows)
-    assert first[0] != second[0]
-    assert first[1] == [
-        {"role": "system", "content": "Be short."},
-        {"role": "user", "content": "tea, green?"},
-    ]
-    assert second[1][1]["content"] == "rice?"
-    rows.write_text("topic,style\nonly one\n")
-    with pytest.raises(NemotronError, match="line 2 has another number of columns"):
-        list(prompts(recipe, rows))
+    rewards: dict[str, list[float]] = {}
+    for row in rows(tmp_path, "steps/scored.jsonl"):
+        assert row["messages"][0]["content"] == f"Tell me about {row['topic']}."
+        assert row["reward"] == pytest.approx(worth(row["answer"]))
+        rewards.setdefault(row["messages"][0]["content"], []).append(row["reward"])
+    assert max(map(len, rewards.values())) > 2  # each sample has a seed of its own
+    kept: dict[str, list[float]] = {}
+    for row in rows(tmp_path, "sft.jsonl"):
+        kept.setdefault(row["messages"][0]["content"], []).append(row["reward"])
+    good = {name: sorted(found, reverse=True)[:2] for name, found in rewards.items()}
+    good = {name: [value for value in found if value >= 1] for name, found in good.items()}
+    assert {name: sorted(found, reverse=True) for name, found in kept.items()} == {
+        name: found for name, found in good.items() if found
+    }
+    pairs = rows(tmp_path, "preferences.jsonl")
+    assert len(pairs) == sum(max(found) - min(found) > 0.5 for found in rewards.values())
+    for row in pairs:
+        assert worth(row["chosen"][0]["content"]) == pytest.approx(row["chosen_reward"])
+        assert worth(row["rejected"][0]["content"]) == pytest.approx(row["rejected_reward"])
+        assert row["chosen_reward"] - row["rejected_reward"] > 0.5

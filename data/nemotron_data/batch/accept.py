@@ -29,11 +29,12 @@ class Acceptance:
     (somewhere in the text), `json`, `schema=FILE` (a JSON schema of the text) or
     `python=MODULE:FUNCTION` or `python=NAME` of an entry point: a function that gets the text and
     returns whether it is good. Unless `any` is there, empty answers and chats that were cut off are
-    not accepted either. Raises `NemotronError` if a rule is none.
+    not accepted either. `more` are rules that have no name on the command line. Raises
+    `NemotronError` if a rule is none.
     """
 
-    def __init__(self, rules: Sequence[str] = ()) -> None:
-        self._rules = [_parse(rule) for rule in rules if rule != ANY]
+    def __init__(self, rules: Sequence[str] = (), more: Sequence[Rule] = ()) -> None:
+        self._rules = [*(_parse(rule) for rule in rules if rule != ANY), *more]
         if ANY not in rules:
             own_reasons = any(rule.startswith("finish_reason=") for rule in rules)
             self._rules[:0] = [_not_empty] if own_reasons else [_not_empty, _not_cut]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -33,6 +35,7 @@ from nemotron_data.batch.work import Counts, Results, Work
 from nemotron_data.options import DEFAULT_URL, BatchOptions, Value
 from nemotron_data.rows.parser import RowParser
 from nemotron_data.rows.row import BadRow
+from nemotron_data.rows.shard import parse_shard
 from nemotron_data.rows.source import STREAM, Source
 from nemotron_data.transport.factory import open_transport, server_urls
 from nemotron_data.transport.protocol import API_KEYS
@@ -43,8 +46,9 @@ class Job:
 
     `defaults` are keys of a request body for rows that do not set them; the options `model`,
     `max_tokens` and `temperature` are not read. `key_variables` names the environment variables
-    with the API key. `title` stands in front of the progress. Raises `NemotronError` if an option
-    is wrong.
+    with the API key. `title` stands in front of the progress. `acceptance` takes the place of the
+    option `accept`. An input of which no row has a result in the output is refused, unless
+    `may_replace_all` is true. Raises `NemotronError` if an option is wrong.
     """
 
     def __init__(
@@ -54,12 +58,18 @@ class Job:
         *,
         key_variables: tuple[str, ...] = API_KEYS,
         title: str = "batch",
+        acceptance: Acceptance | None = None,
+        may_replace_all: bool = False,
     ) -> None:
+        self._shard = None if options.shard is None else parse_shard(options.shard)
+        if self._shard is not None and options.output != STREAM:
+            options = replace(options, output=self._shard.output(options.output))
         self._options = options
         self._key_variables = key_variables
         self._title = title
         self._urls = server_urls(options.url or [DEFAULT_URL])
-        self._acceptance = Acceptance(options.accept or ())
+        self._acceptance = acceptance or Acceptance(options.accept or ())
+        self._may_replace_all = may_replace_all
         self._requests = Requests(defaults, options.row_seed)
         self._prices = Prices(options.price_in, options.price_out)
         if options.prompt is not None and options.prompt_column is not None:
@@ -70,6 +80,11 @@ class Job:
             )
         except ValueError as error:
             raise NemotronError(str(error), where="--prompt or --system") from error
+
+    @property
+    def output(self) -> str:
+        """The name of the output, with the number of its shard."""
+        return self._options.output
 
     def run(self) -> Counts:
         """Send every row that has no result yet.
@@ -115,9 +130,9 @@ class Job:
                     where=target.results,
                     remedy="name another output or remove it",
                 )
-            if before is not None:  # what can be compared without the server is compared first
-                check_same(target.path, before, self._manifest(source, None, before.server))
             plan = self._plan(source, results, progress)
+            if before is not None and plan.counts.kept:  # what needs no server is compared first
+                check_same(target.path, before, self._manifest(source, None, before.server))
             if plan.counts.kept < plan.counts.rows:
                 failures = ErrorFile(target.errors)
                 with contextlib.closing(failures):
@@ -148,11 +163,10 @@ class Job:
         if results is not None:
             found = results.load(lambda count: progress.read(results.path.name, count))
             custom_ids = results.custom_ids
-        plan = Plan(
-            source, self._parser, found, custom_ids, lambda count: progress.read(source.name, count)
-        )
+        report = functools.partial(progress.read, source.name)
+        plan = Plan(source, self._parser, found, custom_ids, report, self._shard)
         counts = plan.counts
-        if counts.rows and counts.bad == counts.rows:
+        if counts.rows and counts.bad == counts.rows and self._shard is None:
             first = next(plan.rows())
             assert isinstance(first, BadRow)
             where = f"{source.name}:{first.number}"
@@ -160,7 +174,7 @@ class Job:
             if counts.rows > 1:
                 what = f"none of the {counts.rows} rows is a request: {what}"
             raise NemotronError(what, where=where, remedy=first.remedy)
-        if len(found) and not counts.kept and not counts.changed:
+        if len(found) and not counts.kept and not counts.changed and not self._may_replace_all:
             raise NemotronError(
                 f"none of the {len(found)} results belongs to a row of the input",
                 where=self._options.output,
@@ -220,7 +234,7 @@ class Job:
                 await pool.connect()
                 manifest = self._manifest(source, plan, pool.description)
                 if target is not None:
-                    if before is not None:
+                    if before is not None and plan.counts.kept:
                         are_engines_compared = not options.allow_different_engines
                         check_same(target.path, before, manifest, are_engines_compared)
                     if len(plan.stale):

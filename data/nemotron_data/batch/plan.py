@@ -13,10 +13,12 @@ from nemotron_data.batch.results import KEY, REPORT_LINES, Keys, ignore
 from nemotron_data.rows.formats import Record
 from nemotron_data.rows.parser import RowParser
 from nemotron_data.rows.row import BadRow, Row, repeated_key
+from nemotron_data.rows.shard import Shard
 from nemotron_data.rows.source import File, Source
 
-BAD, OWN_ID, NO_ID = 0, 1, 2
-"""Kinds of records: bad rows, and rows with and without a custom_id of their own."""
+BAD, OWN_ID, NO_ID, ELSEWHERE = 0, 1, 2, 3
+"""Kinds of records: bad rows, rows with and without a custom_id of their own, and what belongs to
+another shard."""
 NO_KEY = bytes(KEY.itemsize)
 
 
@@ -50,7 +52,8 @@ class Plan:
 
     The input is read once for the plan and once for its rows. Memory is about 40 bytes per row.
     `found` are the keys in the output, and `custom_ids` returns the custom_ids of some of them.
-    `report` is called with the number of rows read so far.
+    `report` is called with the number of rows read so far. With a `shard` the plan is about its
+    rows only.
     """
 
     def __init__(
@@ -60,35 +63,37 @@ class Plan:
         found: Keys,
         custom_ids: Callable[[Keys], list[str]],
         report: Callable[[int], None] = ignore,
+        shard: Shard | None = None,
     ) -> None:
-        self._source, self._parser = source, parser
+        self._source, self._parser, self._shard = source, parser, shard
         self._repeats: dict[int, int] = {}
         """Count of each equal row without a custom_id, from the second on, by its index."""
         self._duplicates: dict[int, int] = {}
         """Index of the first row with the same custom_id, by the index of each other one."""
         self._read(report)
         self._find_repeats()
-        is_good = self._kinds != BAD
+        is_good = (self._kinds == OWN_ID) | (self._kinds == NO_ID)
         is_kept = is_good & are_in(self._keys, found)
         self.stale = found[~are_in(found, self._keys[is_good])]
         """Keys of results that belong to no row of the input."""
         names = [hash(custom_id) for custom_id in custom_ids(self.stale)] if len(self.stale) else []
         changed = int(np.isin(np.array(names, np.int64), self._names[is_good]).sum())
-        good, kept = int(is_good.sum()), int(is_kept.sum())
+        good, kept, bad = int(is_good.sum()), int(is_kept.sum()), int((self._kinds == BAD).sum())
         self.counts = Counts(
-            rows=len(self._kinds),
-            bad=len(self._kinds) - good,
+            rows=good + bad,
+            bad=bad,
             kept=kept,
             new=good - kept - changed,
             changed=changed,
             removed=len(self.stale) - changed,
         )
-        self._is_left = (~is_kept).tobytes()
+        self._is_left = (~is_kept & (self._kinds != ELSEWHERE)).tobytes()
 
     @property
     def keys(self) -> bytes:
         """The keys of all rows in their order, which identify the input."""
-        return self._keys.tobytes()
+        keys: Keys = self._keys[self._kinds != ELSEWHERE]
+        return keys.tobytes()
 
     def rows(self) -> Iterator[Row | BadRow]:
         """Yield every row that is left, in order. Bad rows are always left."""
@@ -111,7 +116,11 @@ class Plan:
         for count, (_file, number, record) in enumerate(self._source.records(), 1):
             row = parse(number, record)
             numbers.append(number)
-            if isinstance(row, Row):
+            if self._shard is not None and not self._shard.has(row):
+                keys += NO_KEY
+                names.append(0)
+                kinds.append(ELSEWHERE)
+            elif isinstance(row, Row):
                 keys += row.key
                 names.append(hash(row.custom_id))
                 kinds.append(OWN_ID if row.has_own_id else NO_ID)
@@ -130,7 +139,7 @@ class Plan:
     def _find_repeats(self) -> None:
         """Tell rows with the same name apart: give each a number, or mark it as a bad row."""
         order = np.argsort(self._names, kind="stable")
-        order = order[self._kinds[order] != BAD]
+        order = order[np.isin(self._kinds[order], (OWN_ID, NO_ID))]
         is_first = np.ones(len(order), bool)
         is_first[1:] = self._names[order[1:]] != self._names[order[:-1]]
         firsts = order[np.maximum.accumulate(np.where(is_first, np.arange(len(order)), 0))]

@@ -1,178 +1,200 @@
-"""A recipe for synthetic data: its typed settings, and the prompts that its templates make."""
+"""A recipe for synthetic data: named steps, the models that they ask, and the files they end in."""
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from nemotron_core.errors import NemotronError
-from nemotron_data.options import MODEL
-from nemotron_data.rows.template import parse_template, render
+from nemotron_data.options import DEFAULT_URL, MODEL
+from nemotron_data.synthesis.fields import Inputs, Strict
+from nemotron_data.synthesis.kinds import (
+    Ask,
+    Decontaminate,
+    Dedup,
+    Dialogue,
+    Filter,
+    Pairs,
+    Revise,
+    Score,
+    Step,
+)
 
-ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
-"""Attributes of HelpSteer2, in the order in which Nemotron-4-340B-Reward gives their scores."""
-Attribute = Literal["helpfulness", "correctness", "coherence", "complexity", "verbosity"]
-WEIGHTS: dict[Attribute, float] = {
-    "helpfulness": 0.3,
-    "correctness": 0.74,
-    "coherence": 0.46,
-    "complexity": 0.47,
-    "verbosity": -0.33,
+Value = TypeVar("Value")
+RECIPES = Path(__file__).parents[1] / "recipes"
+"""Folder of the recipes that are shipped."""
+KINDS = ("turns", "revise", "score", "filter", "dedup", "decontaminate", "pairs")
+"""Keys that decide the kind of a step. A step without any of them asks, or only passes rows on."""
+NOT_THERE = {
+    "safety": "there is no safety model yet: ask a model with a prompt, and filter its answer",
+    "critique": "it is a part of revise: {critique: …, prompt: …}",
 }
-"""Weights of the attributes in the reward, from the reward model's card."""
-NAME_DIGITS = 16
-"""Hexadecimal digits in the name of a prompt."""
-REWARD_MODEL = "nvidia/nemotron-4-340b-reward"
+"""Keys that one may expect, with what to do instead."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Model(Strict):
+    """A model that steps ask: one server or several with the same engine."""
 
-
-class Generate(_Strict):
-    """Settings of the generated answers: server, prompts and sampling."""
-
-    url: str
-    rows: Path
-    """JSONL or CSV file with the seed rows; its path is relative to the recipe's folder."""
-    prompt: str
-    """Jinja template of the user message, over a row's columns."""
-    system: str | None = None
-    """Jinja template of the system message."""
-    samples: int = Field(1, ge=1, le=1000)
-    """Number of answers to each prompt, each generated with its own seed."""
+    url: str | list[str] = DEFAULT_URL
     model: str = MODEL
-    max_tokens: int = Field(1024, ge=1)
-    temperature: float = Field(1.0, ge=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    key_variable: str = "NEMOTRON_API_KEY"
-    """Name of the environment variable with the server's API key."""
+    key_variable: str | None = None
+    """Environment variable with the API key, in place of the usual ones."""
+    seed: bool = True
+    """Whether requests have a seed; some servers refuse it."""
 
-    @model_validator(mode="after")
-    def _differing_samples(self) -> Generate:
-        if self.samples > 1 and self.temperature == 0:
-            raise ValueError("several samples at temperature 0 are all the same")
-        return self
-
-    @field_validator("prompt", "system")
-    @classmethod
-    def _is_a_template(cls, text: str | None) -> str | None:
-        if text is not None:
-            parse_template(text)
-        return text
+    @property
+    def urls(self) -> list[str]:
+        return [self.url] if isinstance(self.url, str) else self.url
 
 
-class Score(_Strict):
-    """The reward model: a chat endpoint that answers with `attribute:score,…`."""
+class Output(Strict):
+    """A file of training data."""
 
-    url: str
-    model: str = REWARD_MODEL
-    weights: dict[Attribute, float] = Field(default_factory=lambda: dict(WEIGHTS), min_length=1)
-    key_variable: str = "NEMOTRON_API_KEY"
-
-    @field_validator("url")
-    @classmethod
-    def _is_http(cls, url: str) -> str:
-        if not url.startswith(("http://", "https://")):
-            raise ValueError("the URL of a reward model begins with http:// or https://")
-        return url
+    rows: str
+    """Name of the step whose rows are written."""
+    format: Literal["messages", "sharegpt", "nemo", "trl", "nemo-aligner", "helpsteer2", "columns"]
 
 
-class Keep(_Strict):
-    """Conditions under which answers become training data."""
-
-    threshold: float | None = None
-    """Smallest reward of an answer that is kept."""
-    best: int | None = Field(None, ge=1)
-    """Number of answers to keep per prompt, ranked by reward."""
-    margin: float = Field(0.0, ge=0)
-    """The rewards of a preference pair differ by more than this."""
-    truncated: bool = False
-    """Whether answers that `max_tokens` cut off are kept too."""
+def _kind(step: Any) -> str:
+    if not isinstance(step, Mapping):
+        return "rows"
+    for kind in KINDS:
+        if kind in step:
+            return kind
+    return "ask" if "prompt" in step or "messages" in step else "rows"
 
 
-class Recipe(_Strict):
+AnyStep = Annotated[
+    Annotated[Ask, Tag("ask")]
+    | Annotated[Dialogue, Tag("turns")]
+    | Annotated[Revise, Tag("revise")]
+    | Annotated[Score, Tag("score")]
+    | Annotated[Filter, Tag("filter")]
+    | Annotated[Dedup, Tag("dedup")]
+    | Annotated[Decontaminate, Tag("decontaminate")]
+    | Annotated[Pairs, Tag("pairs")]
+    | Annotated[Step, Tag("rows")],
+    Discriminator(_kind),
+]
+StepName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
+OutputName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.(jsonl|parquet)$")]
+
+
+class Recipe(Strict):
     """All settings of a recipe. Unknown keys are refused.
 
     The same `seed` gives the same samples, another one gives other samples.
     """
 
     seed: int = 0
-    generate: Generate
-    score: Score
-    keep: Keep = Field(default_factory=lambda: Keep.model_validate({}))
+    models: dict[StepName, Model] = Field(default_factory=lambda: {"generator": Model()})
+    steps: dict[StepName, AnyStep] = Field(min_length=1)
+    outputs: dict[OutputName, Output] = Field(min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_of_this_version(cls, content: Any) -> Any:
+        if isinstance(content, Mapping) and "generate" in content:
+            raise ValueError("a recipe of an earlier version: write steps (docs/synthesize.md)")
+        return content
+
+    @field_validator("steps", mode="before")
+    @classmethod
+    def _are_there(cls, steps: Any) -> Any:
+        for name, step in steps.items() if isinstance(steps, Mapping) else ():
+            for key in NOT_THERE.keys() & (step if isinstance(step, Mapping) else ()):
+                raise ValueError(f"{name}.{key} is no kind of step: {NOT_THERE[key]}")
+        return steps
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Recipe:
+        for name, step in self.steps.items():
+            for model in step.asked_models:
+                if model not in self.models:
+                    known = ", ".join(self.models)
+                    raise ValueError(f"steps.{name}: there is no model {model!r}, but {known}")
+        for name, output in self.outputs.items():
+            if output.rows not in self.steps:
+                raise ValueError(f"outputs.{name}: there is no step {output.rows!r}")
+        return self
+
+    def inputs(self, folder: Path) -> Iterator[tuple[str, list[str | Path]]]:
+        """Yield the name of each step, with the steps and files that its rows come from.
+
+        Paths are relative to `folder`, that of the recipe. Raises `NemotronError` for what is
+        neither an earlier step nor a file.
+        """
+        earlier: list[str] = []
+        for name, step in self.steps.items():
+            sources: list[str | Path] = []
+            for source in Inputs.of(step.rows).names:
+                if source in earlier:
+                    sources.append(source)
+                    continue
+                if source in self.steps:
+                    raise NemotronError(
+                        f"the rows come from {source!r}, which is not an earlier step",
+                        where=f"steps.{name}.rows",
+                        remedy=f"move {source!r} before {name!r}",
+                    )
+                sources.append(folder / source)
+            earlier.append(name)
+            yield name, sources
 
 
-def load_recipe(path: Path) -> Recipe:
-    """Read a recipe. Raises `NemotronError` that names the key if one is wrong."""
+def find_recipe(name: str) -> Path:
+    """Return the path of a recipe: a file, or the name of one that is shipped.
+
+    Raises `NemotronError` if there is neither.
+    """
+    path, shipped = Path(name), RECIPES / f"{name}.yaml"
+    if path.is_file() or path.suffix in (".yaml", ".yml") or not shipped.is_file():
+        if not path.is_file():
+            names = ", ".join(sorted(found.stem for found in RECIPES.glob("*.yaml")))
+            raise NemotronError("there is no such recipe", where=name, remedy=f"shipped: {names}")
+        return path
+    return shipped
+
+
+def load_recipe(
+    path: Path,
+    urls: Mapping[str, list[str]] | None = None,
+    files: Mapping[str, list[str]] | None = None,
+) -> Recipe:
+    """Read a recipe. `urls` take the place of its models' URLs, and `files` of its steps' rows.
+
+    Raises `NemotronError` that names the key if one is wrong.
+    """
     try:
-        return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        recipe = Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise NemotronError(f"cannot read: {error}", where=path) from error
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "the recipe"
-        raise NemotronError(f"{key}: {first['msg']}", where=path) from error
+        place = [str(part) for part in first["loc"]]
+        if place[:1] == ["steps"] and len(place) > 2:
+            del place[2]  # the kind of the step
+        key = ".".join(part for part in place if part != "[key]") or "the recipe"
+        reason = first["msg"].removeprefix("Value error, ")
+        raise NemotronError(f"{key}: {reason}", where=path) from error
+    models, steps = dict(recipe.models), dict(recipe.steps)
+    for name, values in (urls or {}).items():
+        model = _known(models, name, "--url", "model")
+        models[name] = model.model_copy(update={"url": values})
+    for name, values in (files or {}).items():
+        step = _known(steps, name, "--rows", "step")
+        steps[name] = step.model_copy(
+            update={"rows": [str(Path(file).resolve()) for file in values]}
+        )
+    return recipe.model_copy(update={"models": models, "steps": steps})
 
 
-def seed_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the number of the line and the columns of each seed row.
-
-    Raises `NemotronError` if a line is not a row.
-    """
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            if path.suffix == ".csv":
-                reader = csv.DictReader(file, strict=True)
-                for row in reader:
-                    if None in row or None in row.values():
-                        raise ValueError(f"line {reader.line_num} has another number of columns")
-                    yield reader.line_num, row
-                return
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    content = json.loads(line)
-                    if not isinstance(content, dict):
-                        raise ValueError(f"line {number} is not a JSON object")
-                    yield number, content
-    except (OSError, ValueError, csv.Error, RecursionError) as error:
-        raise NemotronError(f"not rows of JSONL or CSV: {error}", where=path) from error
-
-
-def prompts(recipe: Recipe, rows: Path) -> Iterator[tuple[str, list[dict[str, str]]]]:
-    """Yield a name and messages for each seed row whose prompt differs from all before it.
-
-    The name is made of the messages, so it stays if rows are added before it.
-
-    Raises `NemotronError` if a row lacks a column of the template, or if its prompt is empty.
-    """
-    templates = {"user": parse_template(recipe.generate.prompt)}
-    if recipe.generate.system is not None:
-        templates["system"] = parse_template(recipe.generate.system)
-    seen: set[bytes] = set()
-    for number, row in seed_rows(rows):
-        try:
-            texts = {role: render(template, row) for role, template in templates.items()}
-        except ValueError as error:
-            raise NemotronError(str(error), where=f"{rows}:{number}") from error
-        messages = [
-            {"role": role, "content": texts[role]} for role in ("system", "user") if role in texts
-        ]
-        if not texts["user"].strip():
-            raise NemotronError("the prompt is empty", where=f"{rows}:{number}")
-        key = content_hash(messages)
-        if key not in seen:
-            seen.add(key)
-            yield key.hex()[:NAME_DIGITS], messages
-
-
-def content_hash(content: object) -> bytes:
-    """Return the SHA-256 of the content as JSON."""
-    return hashlib.sha256(json.dumps(content).encode()).digest()
+def _known(values: Mapping[str, Value], name: str, where: str, what: str) -> Value:
+    if name not in values:
+        known = ", ".join(values)
+        raise NemotronError(f"there is no {what} {name!r}, but {known}", where=where)
+    return values[name]

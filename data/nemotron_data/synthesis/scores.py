@@ -4,8 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Literal
 
-from nemotron_data.synthesis.recipe import ATTRIBUTES, Attribute
+ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+"""Attributes of HelpSteer2, in the order in which Nemotron-4-340B-Reward gives their scores."""
+Attribute = Literal["helpfulness", "correctness", "coherence", "complexity", "verbosity"]
+WEIGHTS: dict[Attribute, float] = {
+    "helpfulness": 0.3,
+    "correctness": 0.74,
+    "coherence": 0.46,
+    "complexity": 0.47,
+    "verbosity": -0.33,
+}
+"""Weights of the attributes in the reward, from the reward model's card."""
 
 
 def read_scores(text: str) -> dict[str, float]:
@@ -29,6 +40,6 @@ def read_scores(text: str) -> dict[str, float]:
     return scores
 
 
-def reward(scores: Mapping[str, float], weights: Mapping[Attribute, float]) -> float:
+def weighted_sum(scores: Mapping[str, float], weights: Mapping[Attribute, float]) -> float:
     """Return the weighted sum of the scores; an attribute without a weight does not count."""
     return sum(weight * scores[name] for name, weight in weights.items())
