@@ -10,9 +10,6 @@ from starlette.types import Scope
 
 from nemotron_gateway.request_record import RequestRecord
 
-IGNORED_KEYS = 20
-"""Number of unknown keys that the log and the response name."""
-
 
 def write(scope: Scope, record: RequestRecord) -> None:
     """Write the line for a request that has been answered."""
@@ -34,7 +31,7 @@ def write(scope: Scope, record: RequestRecord) -> None:
             "generated_tokens": record.generated_tokens,
         }
     if record.ignored_keys:
-        line["ignored_keys"] = record.ignored_keys[:IGNORED_KEYS]
+        line["ignored_keys"] = record.ignored_keys
     if record.key is not None and record.key.name:
         line["key"] = record.key.name
     if record.body is not None:

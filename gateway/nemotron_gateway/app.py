@@ -237,8 +237,7 @@ def _ignored_keys(record: RequestRecord) -> list[tuple[bytes, bytes]]:
     """Return the header that names the keys of the request that had no effect."""
     if not record.ignored_keys:
         return []
-    names = record.ignored_keys[: access_log.IGNORED_KEYS]
-    value = ", ".join(quote(name, safe="._-") for name in names)
+    value = ", ".join(quote(name, safe="._-") for name in record.ignored_keys)
     return [(b"x-ignored-keys", value.encode()[:MAX_IGNORED_BYTES])]
 
 

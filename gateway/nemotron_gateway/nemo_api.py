@@ -38,7 +38,7 @@ class NeMo:
     async def generate(self, request: Request, record: RequestRecord) -> Response:
         """Answer `PUT /generate`. An error is a JSON string."""
         try:
-            body = parse_generate_request(await read_json(request, record, self._settings))
+            body = await read_json(request, record, self._settings, parse_generate_request)
             self._check_limits(body)
             content = await while_connected(request.receive, self._answer(body, record))
             return JsonResponse(content)
@@ -63,7 +63,7 @@ class NeMo:
         prompt_tokens = [len(sentence.token_ids) for sentence in sentences]
         tokens = sum(prompt_tokens) + body.tokens_to_generate * len(sentences)
         with self._admission.admit(record.key, len(sentences), tokens):
-            turns = asyncio.Semaphore(facts.slots)
+            turns = asyncio.Semaphore(min(facts.slots, self._settings.limits.requests))
 
             async def complete(number: int) -> None:
                 async with turns:

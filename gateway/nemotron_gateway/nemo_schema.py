@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nemotron_core.generation import MAX_SEED, Generation
 from nemotron_core.openai.errors import bad_request
+from nemotron_core.openai.keys import ListOf
 from nemotron_core.text import Tokenizer
 
 END_OF_TEXT = "</s>"
@@ -26,7 +27,7 @@ class GenerateRequest(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
-    sentences: list[str] = Field(min_length=1, description="sentences must be a list of strings")
+    sentences: ListOf[str] = Field(min_length=1, description="sentences must be a list of strings")
     tokens_to_generate: int = Field(
         64, ge=1, le=MAX_INT, description="tokens_to_generate must be an integer greater than 0"
     )
@@ -49,7 +50,7 @@ class GenerateRequest(BaseModel):
         lt=math.inf,
         description="repetition_penalty must be a positive number no less than 1.0",
     )
-    end_strings: list[str] = Field(
+    end_strings: ListOf[str] = Field(
         ["<|endoftext|>"], description="expect end_strings to be a list of strings"
     )
     min_tokens_to_generate: int = Field(

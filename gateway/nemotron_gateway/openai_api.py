@@ -61,6 +61,7 @@ class OpenAI:
         self, body: ChatRequest, record: RequestRecord
     ) -> AsyncGenerator[tuple[int, Piece], None]:
         """Return the pieces of the answer to a conversation, for another form of the request."""
+        body.check()
         model = await self._check(body)
         messages = self._messages(body)
         generation = _generation(body, await self._max_tokens(body, messages), model)
@@ -147,9 +148,8 @@ class OpenAI:
         )
 
     async def _check(self, body: ChatRequest | CompletionRequest) -> ServedModel:
-        """Return the model. Raises `HttpError` if the request asks for too much."""
+        """Return the model. Raises `HttpError` for another one, or for too much."""
         model = await self._models.find(body.model)
-        body.check()
         limits = self._settings.limits
         if (body.requested_tokens or 0) > limits.max_tokens:
             raise bad_request(f"at most {limits.max_tokens} tokens are generated", "max_tokens")

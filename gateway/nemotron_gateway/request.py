@@ -22,13 +22,22 @@ Body = TypeVar("Body", bound=OpenModel)
 Result = TypeVar("Result")
 SHORT_BYTES = 1 << 15
 """What has up to so many bytes is read, tokenized or written in less than five milliseconds."""
+MAX_NAMES, MAX_NAME = 20, 100
+"""Number of unknown keys that the log and the response name, and of characters of each."""
 HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
+PAIR = re.compile(rb"\\u[dD][89abAB]\w\w\\u[dD][c-fC-F]\w\w")
 
 
-async def read_json(request: Request, record: RequestRecord, settings: GatewaySettings) -> Any:
-    """Return the JSON of a request's body.
+async def read_json(
+    request: Request,
+    record: RequestRecord,
+    settings: GatewaySettings,
+    parse: Callable[[Any], Result],
+) -> Result:
+    """Return what `parse` makes of the JSON of a request's body.
 
-    Raises `HttpError` if the body has another type, is too large, comes too slowly or is not JSON.
+    Other requests go on while a large body is parsed. Raises `HttpError` if the body has another
+    type, is too large, comes too slowly or is not JSON, and the errors of `parse`.
     """
     media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if media_type != "application/json":
@@ -43,14 +52,23 @@ async def read_json(request: Request, record: RequestRecord, settings: GatewaySe
         raise HttpError(
             HTTPStatus.REQUEST_TIMEOUT, "the body did not come in time", closes=True
         ) from error
+
+    def read() -> Result:
+        content = _decode(data)
+        if settings.log_prompts:
+            record.body = content
+        return parse(content)
+
+    return await compute(read, size=len(data))
+
+
+def _decode(data: bytes) -> Any:
     try:
-        body = await compute(lambda: msgspec.json.decode(data), size=len(data))
+        return msgspec.json.decode(data)
     except (ValueError, RecursionError) as error:
-        why = "half of a surrogate pair" if HALF_PAIR.search(data) else error
+        is_half = HALF_PAIR.search(PAIR.sub(b"", data))
+        why = "half of a surrogate pair" if is_half else error
         raise bad_request(f"the body is not JSON: {why}") from error
-    if settings.log_prompts:
-        record.body = body
-    return body
 
 
 async def read_body(
@@ -59,22 +77,30 @@ async def read_body(
     """Return a request's body as an object of that type.
 
     Unknown keys are noted in the record, or refused if the settings say so. Raises `HttpError` that
-    names the wrong key.
+    names the wrong key, or the one whose effect this model cannot have.
     """
-    content = await read_json(request, record, settings)
+
+    def parse(content: Any) -> Body:
+        body = _validate(content, body_type)
+        names = [name[:MAX_NAME] for name in body.unknown_keys()[:MAX_NAMES]]
+        if names and settings.strict_keys:
+            raise bad_request(f"there is no key {names[0]!r}: leave it out", names[0])
+        record.ignored_keys = names
+        body.check()
+        return body
+
+    return await read_json(request, record, settings, parse)
+
+
+def _validate(content: Any, body_type: type[Body]) -> Body:
     try:
-        body = body_type.model_validate(content)
+        return body_type.model_validate(content)
     except ValidationError as error:
         # Of the members of a union, the one that fits best fails deepest inside.
         first = max(error.errors(), key=lambda entry: len(entry["loc"]))
         key = ".".join(str(part) for part in first["loc"] if not _names_a_type(part))
         message = first["msg"].removeprefix("Value error, ")
         raise bad_request(f"{key or 'body'}: {message}", key or None) from error
-    record.ignored_keys = body.unknown_keys()
-    if record.ignored_keys and settings.strict_keys:
-        key = record.ignored_keys[0]
-        raise bad_request(f"there is no key {key!r}: leave it out", key)
-    return body
 
 
 async def compute(work: Callable[[], Result], *, size: int) -> Result:

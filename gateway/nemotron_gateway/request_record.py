@@ -33,7 +33,7 @@ class RequestRecord:
     body: object = None
     """The request's JSON, if the setting `log_prompts` puts it into the log."""
     ignored_keys: list[str] = field(default_factory=list)
-    """Keys of the request that the gateway does not know."""
+    """The first keys of the request that the gateway does not know, shortened."""
     key: ApiKey | None = None
     """The client's API key, if one is required."""
     _last_piece: float = 0.0

@@ -37,7 +37,6 @@ class Responses:
         """Answer `POST /v1/responses`."""
         body = await read_body(request, record, self._settings, ResponsesRequest)
         model = await self._models.find(body.model)
-        body.check_neutral_keys()
         pieces = await self._openai.chat_pieces(body.chat_request(), record)
         answer = ResponseAnswer(model.name, body)
         if body.stream:

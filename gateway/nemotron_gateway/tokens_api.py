@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from nemotron_core.errors import NemotronError
 from nemotron_core.openai.errors import bad_request
-from nemotron_core.openai.keys import OpenModel, no_effect, taken
+from nemotron_core.openai.keys import ListOf, OpenModel, no_effect, taken
 from nemotron_core.openai.messages import Message
 from nemotron_core.openai.token_texts import token_text
 from nemotron_core.text import Tokenizer, check_text
@@ -33,7 +33,7 @@ class TokenizeRequest(OpenModel):
 
     model: str | None = taken()
     prompt: str | None = taken("a raw prompt")
-    messages: list[Message] | None = taken("a conversation, in place of a prompt", min_length=1)
+    messages: ListOf[Message] | None = taken("a conversation, in place of a prompt", min_length=1)
     add_generation_prompt: bool = taken("as in a chat", default=True)
     continue_final_message: bool = taken("as in a chat", default=False)
     return_token_strs: bool = taken("adds the tokens' texts", default=False)
@@ -63,7 +63,7 @@ class DetokenizeRequest(OpenModel):
     """Body of `POST /detokenize`."""
 
     model: str | None = taken()
-    tokens: list[int] = taken("", ...)
+    tokens: ListOf[int] = taken("", ...)
 
 
 class Tokens:
@@ -78,7 +78,6 @@ class Tokens:
         """Answer `POST /tokenize`."""
         body = await read_body(request, record, self._settings, TokenizeRequest)
         await self._models.find(body.model)
-        body.check_neutral_keys()
         if (body.prompt is None) == (body.messages is None):
             raise bad_request("send either prompt or messages", "prompt")
         tokenizer = await self._backend.tokenizer("/tokenize")

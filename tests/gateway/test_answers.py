@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from typing import Any
 
 import pytest
+from pydantic import BaseModel, ValidationError
 
 from nemotron_core.errors import ErrorKind
 from nemotron_core.generation import Piece
 from nemotron_core.openai.answer import AnswerOptions, ChatAnswer, CompletionAnswer
 from nemotron_core.openai.errors import HttpError
+from nemotron_core.openai.responses import ResponsesRequest
+from nemotron_core.openai.schema import ChatRequest, CompletionRequest
+from nemotron_gateway.nemo_schema import GenerateRequest
+from nemotron_gateway.tokens_api import DetokenizeRequest, TokenizeRequest
 from tests.gateway.asgi import Connection, ScriptedEngine, ask, complete, gateway, scope
 from tests.gateway.process import MODEL
 
@@ -49,6 +55,50 @@ def test_retry_after_on_generate(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = ask({"sentences": ["Go"]}, "/generate", "PUT")
     assert (answer.status, answer.json) == (429, "it is full")
     assert answer.headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize(("size", "is_beside"), [(1, False), (1 << 20, True)])
+def test_a_large_body_is_read_beside_the_others(
+    size: int, is_beside: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its keys are checked there too: a body of some megabytes may have a million of them."""
+    threads = []
+    check = CompletionRequest.check
+
+    def record(body: CompletionRequest) -> None:
+        threads.append(threading.current_thread())
+        check(body)
+
+    monkeypatch.setattr(CompletionRequest, "check", record)
+    ScriptedEngine([LAST]).install(monkeypatch)
+    assert complete(user="a" * size).status == 200
+    assert [thread is not threading.main_thread() for thread in threads] == [is_beside]
+
+
+@pytest.mark.parametrize(
+    ("schema", "body"),
+    [
+        (ChatRequest, {"messages": [1] * 1000}),
+        (ChatRequest, {"messages": [{"role": "user", "content": [1] * 1000}]}),
+        (CompletionRequest, {"prompt": [[1], *["a"] * 1000]}),
+        (CompletionRequest, {"prompt": "a", "stop": [1] * 1000}),
+        (CompletionRequest, {"prompt": "a", "stop_token_ids": ["a"] * 1000}),
+        (CompletionRequest, {"prompt": "a", "bad_words": [1] * 1000}),
+        (CompletionRequest, {"prompt": "a", "guided_choice": [1] * 1000}),
+        (CompletionRequest, {"prompt": "a", "structured_outputs": {"choice": [1] * 1000}}),
+        (CompletionRequest, {"prompt": "a", "logit_bias": {str(i): "a" for i in range(1000)}}),
+        (ResponsesRequest, {"input": [1] * 1000}),
+        (TokenizeRequest, {"messages": [1] * 1000}),
+        (DetokenizeRequest, {"tokens": ["a"] * 1000}),
+        (GenerateRequest, {"sentences": [1] * 1000}),
+        (GenerateRequest, {"sentences": ["a"], "end_strings": [1] * 1000}),
+    ],
+)
+def test_a_list_is_refused_at_its_first_wrong_item(schema: type[BaseModel], body: Any) -> None:
+    """An error for each of a million items would take seconds, in which nobody else is served."""
+    with pytest.raises(ValidationError) as raised:
+        schema.model_validate(body)
+    assert raised.value.error_count() <= 4  # one for each type that the key may have
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 from nemotron_core.openai.keys import NEUTRAL_ONLY, REFUSED, keys_of
 from nemotron_core.openai.schema import ChatRequest, CompletionRequest
 from tests.gateway.process import MODEL, Running, running
+from tests.waiting import until
 
 GO = "<extra_id_1>Go"
 ROOT = Path(__file__).parents[2]
@@ -115,8 +116,20 @@ def test_unknown_keys_are_ignored_and_named(gateway: Running) -> None:
     streamed = gateway.chat("Hello", stream=True, temprature=1)
     assert streamed.headers["x-ignored-keys"] == "temprature"
     id_ = answer.headers["x-request-id"]
+    until(lambda: any(line["request_id"] == id_ for line in gateway.lines()))
     (line,) = (line for line in gateway.lines() if line["request_id"] == id_)
     assert "temprature" in line["ignored_keys"]
+
+
+def test_of_many_unknown_keys_the_first_are_named(gateway: Running) -> None:
+    body = {"x" * 1000 + str(number): 1 for number in range(50)}
+    answer = gateway.chat("Hello", max_tokens=1, **body)
+    assert answer.status == 200
+    assert len(answer.headers["x-ignored-keys"]) == 1024
+    id_ = answer.headers["x-request-id"]
+    until(lambda: any(line["request_id"] == id_ for line in gateway.lines()))
+    (line,) = (line for line in gateway.lines() if line["request_id"] == id_)
+    assert line["ignored_keys"] == ["x" * 100] * 20
 
 
 def test_strict_keys(triton: str, tmp_path: Path) -> None:

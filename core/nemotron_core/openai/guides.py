@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from nemotron_core.openai.errors import bad_request
-from nemotron_core.openai.keys import OpenModel, neutral_only, no_effect, taken
+from nemotron_core.openai.keys import ListOf, OpenModel, neutral_only, no_effect, taken
 
 Guide = tuple[str, str]
 """Values of `guided_decoding_guide_type` and `guided_decoding_guide`."""
@@ -45,7 +45,7 @@ class StructuredOutputs(OpenModel):
 
     json_: dict[str, Any] | str | None = taken("a JSON schema", alias="json")
     regex: str | None = taken()
-    choice: list[str] | None = taken("the answer is one of these", min_length=1)
+    choice: ListOf[str] | None = taken("the answer is one of these", min_length=1)
     grammar: str | None = taken("in EBNF")
     json_object: bool | None = taken("any JSON object")
     structural_tag: dict[str, Any] | str | None = taken()

@@ -7,15 +7,28 @@ docs/gateway.md come from there.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from functools import cache
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
 
 from nemotron_core.openai.errors import bad_request
 
 SUPPORT = "support"
 TAKEN, NO_EFFECT, NEUTRAL_ONLY, REFUSED = "taken", "no effect", "neutral only", "refused"
 NO_TOOLS = "this model has no tool format: describe the tools in a message, and parse the answer"
+Item = TypeVar("Item")
+
+
+class _FailFast(FailFast):
+    """Pydantic's class, with the hash that a member of a union of types needs."""
+
+    def __hash__(self) -> int:
+        return hash(self.fail_fast)
+
+
+ListOf = Annotated[list[Item], _FailFast()]
+"""A list that is refused at its first wrong item: a body may have millions of them."""
 
 
 def taken(note: str = "", default: Any = None, **bounds: Any) -> Any:
@@ -56,6 +69,10 @@ class OpenModel(BaseModel):
             names += item.unknown_keys(place)
         return names
 
+    def check(self) -> None:
+        """Raise `HttpError` if the keys, each one valid, ask for what cannot be done."""
+        self.check_neutral_keys()
+
     def check_neutral_keys(self, prefix: str = "") -> None:
         """Raise `HttpError` if a key asks for what this model cannot do."""
         for key in keys_of(type(self)):
@@ -95,6 +112,7 @@ class Key:
         self.note = info.description or ""
 
 
-def keys_of(schema: type[BaseModel]) -> Iterator[Key]:
-    """Yield the keys of a schema."""
-    return (Key(field, info) for field, info in schema.model_fields.items())
+@cache
+def keys_of(schema: type[BaseModel]) -> tuple[Key, ...]:
+    """Return the keys of a schema."""
+    return tuple(Key(field, info) for field, info in schema.model_fields.items())

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import field_validator
 
-from nemotron_core.openai.keys import NO_TOOLS, OpenModel, neutral_only, no_effect, taken
+from nemotron_core.openai.keys import NO_TOOLS, ListOf, OpenModel, neutral_only, no_effect, taken
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 """The chat template's role for each of OpenAI's."""
@@ -44,7 +44,7 @@ class Message(OpenModel):
     """A message. Its content may be missing, as OpenAI's own library sends it back."""
 
     role: str = taken("`system`, `developer`, `user` or `assistant`", ...)
-    content: str | list[Part] = taken("a text, or a list of text parts", "")
+    content: str | ListOf[Part] = taken("a text, or a list of text parts", "")
     name: Any = no_effect("the chat template has no place for it")
     refusal: Any = no_effect("")
     annotations: Any = no_effect("")

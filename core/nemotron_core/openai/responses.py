@@ -12,7 +12,7 @@ from pydantic import field_validator
 from nemotron_core.generation import Piece
 from nemotron_core.openai.answer import Usage
 from nemotron_core.openai.guides import JsonSchema
-from nemotron_core.openai.keys import NO_TOOLS, OpenModel, neutral_only, no_effect, taken
+from nemotron_core.openai.keys import NO_TOOLS, ListOf, OpenModel, neutral_only, no_effect, taken
 from nemotron_core.openai.messages import Message
 from nemotron_core.openai.schema import MAX_INT, ChatRequest
 
@@ -56,7 +56,7 @@ class ResponsesRequest(OpenModel):
     """Body of `POST /v1/responses`."""
 
     model: str | None = taken("its name, an alias, or an adapter's name; the model without it")
-    input: str | list[Item] = taken("a user's message, or messages", ..., min_length=1)
+    input: str | ListOf[Item] = taken("a user's message, or messages", ..., min_length=1)
     instructions: str | None = taken("a system message before all others")
     max_output_tokens: int | None = taken("", ge=1, le=MAX_INT)
     temperature: float | None = taken("0 is greedy; 1 without it", ge=0, le=2)

@@ -7,6 +7,7 @@ have is refused unless its value asks for nothing.
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any, cast
 
@@ -20,13 +21,21 @@ from nemotron_core.openai.guides import (
     StructuredOutputs,
     only_guide,
 )
-from nemotron_core.openai.keys import NO_TOOLS, OpenModel, neutral_only, no_effect, taken
+from nemotron_core.openai.keys import (
+    NO_TOOLS,
+    ListOf,
+    OpenModel,
+    neutral_only,
+    no_effect,
+    taken,
+)
 from nemotron_core.openai.messages import Message
 from nemotron_core.text.stop import MAX_STOP_LENGTH, MAX_STOP_STRINGS
 
 ALIASES = ("nvidia/nemotron-4-340b-instruct",)
 """Other names of the model, which people's programs have."""
 MAX_INT = 2**31 - 1
+TOKEN_ID = re.compile(r"[0-9]{1,10}")
 MAX_TOP = 20
 """Largest number of alternatives at a token, as in OpenAI's API."""
 NO_BEAMS = "the engines have no beam search"
@@ -52,22 +61,22 @@ class _Request(OpenModel):
     n: int | None = taken("", ge=1)
     best_of: int | None = taken("must be `n`: answers are not ranked", ge=1)
     seed: int | None = taken("a negative one is taken modulo 2⁶⁴", ge=-(2**63), le=MAX_SEED)
-    stop: str | list[str] | None = taken(f"up to {MAX_STOP_STRINGS}; empty ones are ignored")
-    stop_token_ids: list[int] | None = taken("tokens that end the answer")
+    stop: str | ListOf[str] | None = taken(f"up to {MAX_STOP_STRINGS}; empty ones are ignored")
+    stop_token_ids: ListOf[int] | None = taken("tokens that end the answer")
     ignore_eos: bool | None = taken("generate until `max_tokens`")
     min_tokens: int | None = taken("", ge=0)
     presence_penalty: float | None = taken("", ge=-2, le=2)
     frequency_penalty: float | None = taken("", ge=-2, le=2)
     repetition_penalty: float | None = taken("", gt=0, le=1000)
     logit_bias: dict[str, float] | None = taken("by token id, if the engine has `bias`")
-    bad_words: list[str] | None = taken("if the engine has `bad_words`")
+    bad_words: ListOf[str] | None = taken("if the engine has `bad_words`")
     stream: bool | None = taken()
     stream_options: StreamOptions | None = taken("without effect unless `stream`")
     response_format: ResponseFormat | None = taken("if the engine has `guides`")
     structured_outputs: StructuredOutputs | None = taken("if the engine has `guides`")
     guided_json: dict[str, Any] | str | None = taken("if the engine has `guides`")
     guided_regex: str | None = taken("if the engine has `guides`")
-    guided_choice: list[str] | None = taken("if the engine has `guides`", min_length=1)
+    guided_choice: ListOf[str] | None = taken("if the engine has `guides`", min_length=1)
     guided_grammar: str | None = taken("in EBNF, if the engine has `guides`")
     prompt_logprobs: int | None = taken(
         "alternatives at each token of the prompt, unless `stream`", ge=0, le=MAX_TOP
@@ -110,12 +119,15 @@ class _Request(OpenModel):
             raise ValueError(f"a stop string has at most {MAX_STOP_LENGTH} characters")
         return stop
 
-    @field_validator("logit_bias")
+    @field_validator("logit_bias", mode="before")
     @classmethod
-    def _biases(cls, bias: dict[str, float] | None) -> dict[str, float] | None:
-        for token, value in (bias or {}).items():
-            if not (token.isascii() and token.isdigit()):
+    def _biases(cls, bias: Any) -> Any:
+        """Refuse the bias at its first wrong value."""
+        for token, value in bias.items() if isinstance(bias, dict) else ():
+            if not TOKEN_ID.fullmatch(token):
                 raise ValueError(f"{token!r} is no token id")
+            if type(value) not in (int, float):
+                raise ValueError(f"the bias {value!r} is no number")
             if not -100 <= value <= 100:
                 raise ValueError(f"the bias {value} is outside of -100 to 100")
         return bias
@@ -232,7 +244,7 @@ def _as_list(stop: str | list[str] | None) -> list[str]:
 class ChatRequest(_Request):
     """Body of `POST /v1/chat/completions`."""
 
-    messages: list[Message] = taken("in any order, see below", ..., min_length=1)
+    messages: ListOf[Message] = taken("in any order, see below", ..., min_length=1)
     max_completion_tokens: int | None = taken("the newer name of `max_tokens`", ge=0, le=MAX_INT)
     logprobs: bool | None = taken()
     top_logprobs: int | None = taken("", ge=0, le=MAX_TOP)
@@ -298,7 +310,7 @@ class ChatRequest(_Request):
 class CompletionRequest(_Request):
     """Body of `POST /v1/completions`."""
 
-    prompt: str | list[str] | list[int] | list[list[int]] = taken("", ...)
+    prompt: str | ListOf[str] | ListOf[int] | ListOf[ListOf[int]] = taken("", ...)
     echo: bool | None = taken("with `logprobs` also the prompt's log-probabilities")
     logprobs: int | None = taken("", ge=0, le=MAX_TOP)
 
