@@ -92,15 +92,15 @@ def triton_sse(port: int, model: str, tokens: int, *, streamed: bool = True) -> 
     return _sse(port, f"/v2/models/{model}/{endpoint}", body, tokens)
 
 
-def openai_sse(port: int, model: str, tokens: int) -> Route:
+def openai_sse(port: int, model: str, tokens: int, *, streamed: bool = True) -> Route:
     """Return the route to a gateway by `/v1/completions`."""
-    body = {
+    body: dict[str, object] = {
         "model": model,
         "prompt": PROMPT,
         "max_tokens": tokens,
         "min_tokens": tokens,
         "temperature": 0,
-        "stream": True,
+        "stream": streamed,
         "stream_options": {"include_usage": True},
     }
     return _sse(port, "/v1/completions", body, tokens)

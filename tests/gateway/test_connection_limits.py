@@ -274,6 +274,7 @@ def test_comments_while_the_model_thinks(monkeypatch: pytest.MonkeyPatch) -> Non
     assert answer.data.endswith(b"data: [DONE]\n\n")
     quick = stream([last], monkeypatch).answer()
     assert comment not in quick.data
+    assert GatewaySettings().timeouts.heartbeat == 15
 
 
 def test_a_failure_after_a_comment_is_an_event(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,27 @@ def test_where_keys_come_from(tmp_path: Path) -> None:
     for path, message in ((empty, "no API keys in the file"), (tmp_path / "no", "cannot read")):
         with pytest.raises(NemotronError, match=message):
             Keys.configured(path, {})
+
+
+def test_keys_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them, whichever is the client's, and only by the function made for it."""
+    compared: list[bytes] = []
+    compare_digest = hmac.compare_digest
+
+    def compare(sent: bytes, key: bytes) -> bool:
+        compared.append(key)
+        return compare_digest(sent, key)
+
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    keys = Keys(["a", "b", "c"])
+    for authorization in ("Bearer a", "Bearer c", "Bearer no", "Basic a", ""):
+        compared.clear()
+        try:
+            keys.check(authorization)
+        except HttpError:
+            assert authorization not in ("Bearer a", "Bearer c")
+        assert len(compared) == 3
+    assert {len(key) for key in compared} == {32}, "hashes of one length, not the keys"
 
 
 def test_the_form_of_a_line(tmp_path: Path) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import signal
 import socket
 import subprocess
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nemotron_core.errors import NemotronError
-from nemotron_core.metrics import RUNNING_METRIC
+from nemotron_core.metrics import RUNNING_METRIC, WAITING_METRIC
 from nemotron_core.openai.schema import ChatRequest, CompletionRequest
 from nemotron_gateway.app import Gateway
 from nemotron_gateway.nemo_schema import GenerateRequest
@@ -24,25 +28,54 @@ from tests.waiting import WAIT, until
 
 ENDLESS = {"max_tokens": 4000, "min_tokens": 4000}
 GO = "<extra_id_1>Go"
+SLOTS = 64
 
 
-def disconnect_during_the_answer(gateway: Running, server: ModelServer, *, stream: bool) -> None:
-    body = {"model": MODEL, "prompt": GO, "temperature": 0, "stream": stream} | ENDLESS
+@contextmanager
+def asked(gateway: Running, id_: str, **more: Any) -> Iterator[http.client.HTTPConnection]:
+    """Send a request for an endless answer, and disconnect at the end of the context."""
+    body = {"model": MODEL, "prompt": GO, "temperature": 0} | ENDLESS | more
+    headers = {"Content-Type": "application/json", "X-Request-ID": id_}
     connection = gateway.connect()
-    connection.request(
-        "POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"}
-    )
-    if stream:
-        assert connection.getresponse().readline().startswith(b"data: ")
-    until(lambda: metric(server, RUNNING_METRIC) == 1)
-    connection.close()
-    until(lambda: metric(server, RUNNING_METRIC) == 0)
+    connection.request("POST", "/v1/completions", json.dumps(body), headers)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def status_of(gateway: Running, id_: str) -> int | None:
+    """Return the status of a request in the log, or `None` while it is not there."""
+    return next((line["status"] for line in gateway.lines() if line["request_id"] == id_), None)
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_disconnect_frees_the_engine(stream: bool, gateway: Running, server: ModelServer) -> None:
-    disconnect_during_the_answer(gateway, server, stream=stream)
-    until(lambda: any(line["status"] == 499 for line in gateway.lines()) or stream)
+    id_ = f"left-{stream}"
+    with asked(gateway, id_, stream=stream) as connection:
+        if stream:
+            assert connection.getresponse().readline().startswith(b"data: ")
+        until(lambda: metric(server, RUNNING_METRIC) == 1)
+    until(lambda: metric(server, RUNNING_METRIC) == 0)
+    until(lambda: status_of(gateway, id_) == 499)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_disconnect_frees_the_place_in_the_engines_queue(
+    stream: bool, gateway: Running, server: ModelServer
+) -> None:
+    """The shared server has 64 slots, which one request takes."""
+    id_ = f"left-in-the-queue-{stream}"
+    with asked(gateway, "takes-all-slots", n=SLOTS, temperature=1, stream=True) as all_slots:
+        assert all_slots.getresponse().readline().startswith(b"data: ")
+        until(lambda: metric(server, RUNNING_METRIC) == SLOTS)
+        with asked(gateway, id_, stream=stream):
+            until(lambda: metric(server, WAITING_METRIC) == 1)
+        until(lambda: metric(server, WAITING_METRIC) == 0)
+        until(lambda: metric(server, RUNNING_METRIC) == SLOTS)
+        assert status_of(gateway, "takes-all-slots") is None
+        until(lambda: status_of(gateway, id_) == 499)
+    until(lambda: metric(server, RUNNING_METRIC) == 0)
 
 
 def test_a_request_id_comes_back_and_is_in_the_log(gateway: Running) -> None:
@@ -143,7 +176,9 @@ def test_a_full_gateway_and_limits(triton: str, server: ModelServer, tmp_path: P
         "timeouts: {drain: 240}\n"  # as long as a busy machine may take for the two answers
     )
     with running(tmp_path, triton, "--settings", str(settings)) as gateway:
-        assert gateway.complete(["a"] * 3, max_tokens=1).status == 200  # one after the other
+        assert gateway.complete(["a"] * 3, max_tokens=1).status == 200  # two at a time
+        sentences = {"sentences": ["a"] * 3, "tokens_to_generate": 1}
+        assert gateway.ask("PUT", "/generate", sentences).status == 200
         answers = []
         settings_ = {"max_tokens": 2000, "min_tokens": 2000}
         threads = [
