@@ -95,6 +95,14 @@ def test_every_setting_reaches_the_engine(url: str) -> None:
         assert first.num_output_tokens >= 3
 
 
+def test_samples_without_a_seed_differ(url: str) -> None:
+    settings = Generation(max_tokens=12, temperature=2.0)
+    with Client(url) as client:
+        assert len({client.complete("<extra_id_1>Go", settings).token_ids for _ in range(4)}) > 1
+    options = ("Hello", "--temperature", "2", "--max-tokens", "12")
+    assert len({chat(url, *options).stdout for _ in range(4)}) > 1
+
+
 def test_leaving_an_answer_frees_the_engine(url: str, server: ModelServer) -> None:
     with Client(url) as client:
         for _ in range(70):  # more than run at once: each must make room for the next

@@ -16,6 +16,7 @@ from nemotron_core.openai.answer import AnswerOptions, ChatAnswer, CompletionAns
 from nemotron_core.openai.errors import HttpError
 from nemotron_core.openai.responses import ResponsesRequest
 from nemotron_core.openai.schema import ChatRequest, CompletionRequest
+from nemotron_core.text import Tokenizer
 from nemotron_gateway.nemo_schema import GenerateRequest
 from nemotron_gateway.tokens_api import DetokenizeRequest, TokenizeRequest
 from tests.gateway.asgi import Connection, ScriptedEngine, ask, complete, gateway, scope
@@ -73,6 +74,25 @@ def test_a_large_body_is_read_beside_the_others(
     ScriptedEngine([LAST]).install(monkeypatch)
     assert complete(user="a" * size).status == 200
     assert [thread is not threading.main_thread() for thread in threads] == [is_beside]
+
+
+def test_long_sentences_are_tokenized_beside_the_others(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+    encode = Tokenizer.encode
+
+    def record(self: Tokenizer, text: str) -> list[int]:
+        threads.append(threading.current_thread())
+        return encode(self, text)
+
+    monkeypatch.setattr(Tokenizer, "encode", record)
+    ScriptedEngine(tokenizer=tokenizer).install(monkeypatch)
+    answer = ask({"sentences": ["The quick brown fox. " * 10_000]}, "/generate", "PUT")
+    assert answer.status == 400
+    assert "more than the 4096 this model holds" in answer.json
+    assert threads
+    assert threading.main_thread() not in threads
 
 
 @pytest.mark.parametrize(

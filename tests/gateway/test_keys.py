@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from pathlib import Path
 
 import pytest
+from starlette.requests import Request
+from starlette.responses import Response
 
 from nemotron_core.errors import NemotronError
 from nemotron_core.openai.errors import HttpError
 from nemotron_gateway import keys as keys_module
+from nemotron_gateway.app import Gateway
+from nemotron_gateway.json_response import JsonResponse
 from nemotron_gateway.keys import Keys
+from nemotron_gateway.openapi import Access, Endpoint
+from nemotron_gateway.request_record import RequestRecord
+from nemotron_gateway.settings import GatewaySettings
+from tests.gateway.asgi import Connection, scope
 from tests.gateway.process import running
 from tests.waiting import until
 
@@ -85,6 +94,29 @@ def test_what_needs_an_admin_is_off_without_one() -> None:
     assert keys.check("Bearer b")
 
 
+def test_an_endpoint_for_admins() -> None:
+    """Adapters of the model and the like, which no user may change."""
+
+    async def change(_request: Request, _record: RequestRecord) -> Response:
+        return JsonResponse({"changed": True})
+
+    endpoint = Endpoint("POST", "/change", change, "A change", access=Access.ADMIN)
+
+    def status(keys: Keys, key: str) -> int:
+        gateway = Gateway(GatewaySettings(), keys)
+        gateway._app.router.routes.append(gateway._route(endpoint))
+        connection = Connection(b"{}")
+        call = scope("POST", "/change")
+        call["headers"] = [*call["headers"], (b"authorization", f"Bearer {key}".encode())]
+        asyncio.run(gateway(call, connection.receive, connection.send))
+        return connection.answer().status
+
+    assert status(Keys(), "any") == 401, "off without an admin key"
+    assert status(Keys(["user a"]), "a") == 403
+    keys = Keys(["user a", "admin b"])
+    assert [status(keys, key) for key in ("a", "b", "c")] == [403, 200, 401]
+
+
 def test_the_file_is_read_again_when_it_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -134,3 +166,17 @@ def test_a_running_gateway_takes_new_keys(triton: str, tmp_path: Path) -> None:
         file.write_text("two\n")
         until(lambda: models("two") == 200)
         assert models("one") == 401
+        file.write_text("three tokens=20\n")
+        until(lambda: models("three") == 200)
+        headers = {"Authorization": "Bearer three"}
+        for method, path, body in (
+            ("POST", "/v1/completions", {"prompt": "a", "max_tokens": 21}),
+            ("POST", "/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]}),
+            ("POST", "/v1/responses", {"input": "a", "max_output_tokens": 21}),
+            ("PUT", "/generate", {"sentences": ["a"], "tokens_to_generate": 21}),
+        ):
+            refused = gateway.ask(method, path, body, headers)
+            assert refused.status == 429, path
+            assert "this key may have 20 tokens at a time" in refused.text
+        small = {"prompt": "a", "max_tokens": 1}
+        assert gateway.ask("POST", "/v1/completions", small, headers).status == 200

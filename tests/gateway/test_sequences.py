@@ -13,9 +13,12 @@ import pytest
 from nemotron_core.errors import ErrorKind
 from nemotron_core.generation import MAX_SEED, Generation, Piece, Prompt
 from nemotron_core.openai.errors import HttpError
+from nemotron_core.text import Tokenizer
 from nemotron_gateway.admission import Admission
+from nemotron_gateway.app import Gateway
 from nemotron_gateway.keys import ApiKey
 from nemotron_gateway.sequences import generate_groups, groups_of
+from nemotron_gateway.settings import GatewaySettings, Limits
 from tests.gateway.asgi import Connection, ScriptedEngine, gateway, scope
 from tests.gateway.process import MODEL
 from tests.waiting import WAIT
@@ -123,6 +126,52 @@ def test_a_disconnect_frees_also_what_waits(monkeypatch: pytest.MonkeyPatch) -> 
         return running, engine.running
 
     assert asyncio.run(hang_up()) == (8, 0)
+
+
+DOORS: dict[tuple[str, str], dict[str, Any]] = {
+    ("POST", "/v1/completions"): {"prompt": "Go", "max_tokens": 60},
+    ("POST", "/v1/chat/completions"): {
+        "messages": [{"role": "user", "content": "Go"}],
+        "max_tokens": 60,
+    },
+    ("POST", "/v1/responses"): {"input": "Go", "max_output_tokens": 60},
+    ("PUT", "/generate"): {"sentences": ["Go"], "tokens_to_generate": 60},
+}
+"""Requests for about sixty tokens."""
+
+
+@pytest.mark.parametrize(("method", "path"), DOORS)
+def test_the_limit_of_tokens_holds_at_every_door(
+    method: str, path: str, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent = asyncio.Event()
+    ScriptedEngine([silent], tokenizer).install(monkeypatch)
+    served = Gateway(GatewaySettings(limits=Limits(tokens=100)))
+
+    def ask(method: str, path: str) -> tuple[Connection, asyncio.Task[None]]:
+        connection = Connection(json.dumps(DOORS[method, path]).encode())
+        call = served(scope(method, path), connection.receive, connection.send)
+        return connection, asyncio.ensure_future(call)
+
+    async def run() -> None:
+        for first in DOORS:
+            silent.clear()
+            running, task = ask(*first)
+            await silent.wait()
+            refused, refusal = ask(method, path)
+            await asyncio.wait_for(refusal, WAIT)
+            answer = refused.answer()
+            assert (answer.status, answer.headers["retry-after"]) == (429, "1"), first
+            assert "running requests need 6" in answer.text
+            running.disconnect.set()
+            await asyncio.wait_for(task, WAIT)
+        silent.clear()
+        again, task = ask(method, path)
+        await silent.wait()  # what has ended counts no more
+        again.disconnect.set()
+        await asyncio.wait_for(task, WAIT)
+
+    asyncio.run(run())
 
 
 def test_more_sequences_than_the_engine_and_its_queue_hold(client: openai.OpenAI) -> None:
