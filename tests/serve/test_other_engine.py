@@ -21,8 +21,11 @@ from nemotron_client import Client, Generation
 from nemotron_core.errors import NemotronError
 from nemotron_core.model_config import TOKENIZER_NAME
 from nemotron_engine.protocol import Chunk, Request
+from nemotron_serve.model_server import ModelServer
 from tests.engine.fake_adapter import STEP_SECONDS, FakeAdapter
 from tests.engine.process import FAKE, Connection, engine_process
+from tests.gateway.process import Running, running
+from tests.serve.relay import Relay
 from tests.serve.test_serve import NEMOTRON, serving
 from tests.waiting import WAIT, until
 
@@ -74,12 +77,13 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(engine_bf16: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(engine_f32: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Serve, with another engine folder than the shared server's."""
     folder = tmp_path_factory.mktemp("other-engine")
     path = folder / "engine.sock"
     with (
-        engine_process(engine_bf16, CONSTANT, path=path, **{STEP_SECONDS: "0.02"}),
-        serving(engine_bf16, folder, f"--engine-socket={path}") as (_process, ports),
+        engine_process(engine_f32, CONSTANT, path=path, **{STEP_SECONDS: "0.02"}),
+        serving(engine_f32, folder, f"--engine-socket={path}") as (_process, ports),
     ):
         yield Served(ports, path)
 
@@ -101,6 +105,27 @@ def test_the_other_sequences_end_when_one_fails(
     )
     assert "the library refuses" in text
     until(lambda: not served.running())
+
+
+def test_a_gateway_names_the_engine_that_answers(
+    served: Served, server: ModelServer, tmp_path: Path
+) -> None:
+    """Also after another Triton with another engine has taken the place of the first one."""
+
+    def names(gateway: Running) -> tuple[str, str]:
+        """Return how an answer names the engine, and how the list of models does."""
+        answer = gateway.complete(PROMPT, max_tokens=1).json
+        (model, _alias) = gateway.ask("GET", "/v1/models").json["data"]
+        return answer["system_fingerprint"], f"fp_{model['engine'][:16]}"
+
+    with Relay(server.endpoints.http) as relay, running(tmp_path, relay.address) as gateway:
+        first = names(gateway)
+        relay.switch(served.ports["http"])
+        second = names(gateway)
+        relay.switch(server.endpoints.http)
+        third = names(gateway)
+    assert first[0] == first[1] != second[0] == second[1]
+    assert third == first
 
 
 def test_a_drain_waits_for_steps_that_take_long(engine_bf16: Path, tmp_path: Path) -> None:
