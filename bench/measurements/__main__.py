@@ -56,6 +56,7 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "hops": Measurement("the fraction of the CPU engine's tokens that each hop carries", 3),
     "hangups": Measurement("clients that leave, reset, cancel and die; kills of the engine"),
     "gateway_overhead": Measurement("the gateway against Triton's own HTTP", 5),
+    "idle_connections": Measurement("chats beside hundreds of connections that send nothing", 5),
     "perf_analyzer_check": Measurement("`nemotron bench`'s load against perf_analyzer's", 5),
     "stress": Measurement("many streams with cancellations, disconnects and bad requests"),
     "batch_speed": Measurement("`nemotron batch` beside a plain loop and an earlier commit", 3),

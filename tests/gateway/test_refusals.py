@@ -74,6 +74,16 @@ def test_errors_through_the_library(client: openai.OpenAI) -> None:
     assert error.value.code == "context_length_exceeded"
     with pytest.raises(openai.BadRequestError):
         client.completions.create(stream=True, **too_long)
+    prompt = "word " * 9000
+    messages: Any = [{"role": "user", "content": prompt}]
+    for ask in (
+        lambda: client.completions.create(model=MODEL, prompt=prompt),
+        lambda: client.chat.completions.create(model=MODEL, messages=messages, stream=True),
+        lambda: client.responses.create(model=MODEL, input=prompt),
+    ):
+        with pytest.raises(openai.BadRequestError, match="maximum context length is 4096") as error:
+            ask()
+        assert error.value.code == "context_length_exceeded"
 
 
 @pytest.mark.parametrize(
