@@ -35,7 +35,7 @@ test-vllm: $(VENV)/.dev $(VENV)/.vllm
 
 # Clients of others, unmodified, each in an environment of its own: 1.5 GB in .tools/clients.
 CLIENT_TOOLS ?= .tools/clients
-test-clients: $(VENV)/.dev $(VENV)/.tools
+test-clients: $(VENV)/.dev
 	scripts/client_tools.sh $(CLIENT_TOOLS)
 	$(BIN)/pytest --clients $(CLIENT_TOOLS) tests/clients
 

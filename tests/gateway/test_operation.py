@@ -65,15 +65,15 @@ def test_a_disconnect_frees_the_place_in_the_engines_queue(
     stream: bool, gateway: Running, server: ModelServer
 ) -> None:
     """The shared server has 64 slots, which one request takes."""
-    id_ = f"left-in-the-queue-{stream}"
-    with asked(gateway, "takes-all-slots", n=SLOTS, temperature=1, stream=True) as all_slots:
+    id_, first = f"left-in-the-queue-{stream}", f"takes-all-slots-{stream}"
+    with asked(gateway, first, n=SLOTS, temperature=1, stream=True) as all_slots:
         assert all_slots.getresponse().readline().startswith(b"data: ")
         until(lambda: metric(server, RUNNING_METRIC) == SLOTS)
         with asked(gateway, id_, stream=stream):
             until(lambda: metric(server, WAITING_METRIC) == 1)
         until(lambda: metric(server, WAITING_METRIC) == 0)
         until(lambda: metric(server, RUNNING_METRIC) == SLOTS)
-        assert status_of(gateway, "takes-all-slots") is None
+        assert status_of(gateway, first) is None
         until(lambda: status_of(gateway, id_) == 499)
     until(lambda: metric(server, RUNNING_METRIC) == 0)
 
