@@ -73,6 +73,18 @@ def test_the_gateway_gives_the_same_rows_also_through_pipes_and_gzip(
     assert len(direct_contents["two"][0]) == 2
 
 
+def test_keys_that_the_server_ignores_are_named(url: str, gateway_url: str, tmp_path: Path) -> None:
+    """Over both protocols, each key once."""
+    source = tmp_path / "in.jsonl"
+    body = {"messages": ASK, "max_tokens": 3, "temprature": 1, "a b": 2}
+    rows = [{"custom_id": str(number), "body": body | {"seed": number}} for number in range(3)]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for number, server in enumerate((url, gateway_url)):
+        done = batch(source, tmp_path / f"out{number}.jsonl", "--url", server, *ANY)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("the server ignores: temprature, a b") == 1
+
+
 def test_bad_rows_are_set_apart_and_asked_again(url: str, tmp_path: Path) -> None:
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     errors = tmp_path / "out.jsonl.errors.jsonl"
@@ -81,7 +93,7 @@ def test_bad_rows_are_set_apart_and_asked_again(url: str, tmp_path: Path) -> Non
         good,
         {"custom_id": "role", "messages": [{"role": "tool", "content": "x"}]},
         {"custom_id": "long", "messages": ASK, "max_tokens": 5000},
-        {"custom_id": "key", "body": {"messages": ASK, "colour": 1}},
+        {"custom_id": "key", "body": {"messages": ASK, "tools": [1]}},
         {"custom_id": "model", "messages": ASK, "model": "other"},
         good,
     ]
@@ -95,7 +107,7 @@ def test_bad_rows_are_set_apart_and_asked_again(url: str, tmp_path: Path) -> Non
         assert sorted(failed) == [2, 3, 4, 5, 6, 7]
         assert "role" in failed[2]["error"]["message"]
         assert "4096" in failed[3]["error"]["message"]
-        assert "colour" in failed[4]["error"]["message"]
+        assert "tools" in failed[4]["error"]["message"]
         assert "'other'" in failed[5]["error"]["message"]
         assert "lines 1 and 6" in failed[6]["error"]["message"]
         assert failed[7]["custom_id"] is None

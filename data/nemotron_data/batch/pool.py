@@ -16,6 +16,9 @@ from nemotron_data.transport.protocol import Failure
 SAME_ENGINE = "start the same one, name another output, or --allow-different-engines"
 """Remedy where a run would mix the answers of different engines."""
 
+MOST_IGNORED = 100
+"""Number of ignored keys after which the log names no more."""
+
 
 class Pool:
     """Servers with the same engine.
@@ -40,6 +43,8 @@ class Pool:
         """What the servers say about themselves."""
         self._patience, self._log, self._clock = patience, log, clock
         self._allow_differences = allow_differences
+        self._ignored: set[str] = set()
+        """Keys of requests that the servers ignore."""
         self._waiting: dict[Server, asyncio.Task[None]] = {}
         self._last_sign = clock()
         """When a server answered or was reached for the last time."""
@@ -112,6 +117,13 @@ class Pool:
                 raise NemotronError(what, where=server.url, remedy=SAME_ENGINE)
             self._log(f"{server.url}: {what}")
         known.add(fingerprint)
+
+    def name_ignored(self, keys: Sequence[str]) -> None:
+        """Log the keys that a server ignores, each once, and no more after `MOST_IGNORED`."""
+        new = [key for key in keys if key not in self._ignored]
+        if new and len(self._ignored) < MOST_IGNORED:
+            self._ignored.update(new)
+            self._log(f"the server ignores: {', '.join(new)}")
 
     def lose(self, server: Server, reason: str) -> None:
         """Wait for a server that was lost; it gets no rows until it is ready again."""

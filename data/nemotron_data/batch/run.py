@@ -223,6 +223,7 @@ class Run:
             used = answer.token_count("prompt_tokens") + tokens
             server.concurrency.record_answer(seconds, tokens, limit)
             self._pool.record_answer(server, answer.fingerprint)
+            self._pool.name_ignored(answer.ignored_keys)
             self._opening.record_success()
             self._judge(pending, answer, seconds)
         except Failure as failure:

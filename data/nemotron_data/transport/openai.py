@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
@@ -92,7 +92,9 @@ class OpenAITransport:
         if status != HTTPStatus.OK:
             self._check_key(status)
             raise self._failure(row, status, headers, data)
-        return Answer(status, headers.get("x-request-id"), data)
+        ignored = headers.get("x-ignored-keys")
+        names = [unquote(name) for name in ignored.split(", ")] if ignored else ()
+        return Answer(status, headers.get("x-request-id"), data, names)
 
     def _unreachable(self, error: BaseException) -> Failure:
         return Failure(ErrorKind.UNREACHABLE, f"no answer from {self._url}: {_text(error)}")

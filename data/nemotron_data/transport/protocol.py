@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -54,9 +54,15 @@ class Answer:
     Raises `Failure` if `body`, the JSON as it came, has not this form.
     """
 
-    __slots__ = ("body", "choices", "fingerprint", "request_id", "status", "usage")
+    __slots__ = ("body", "choices", "fingerprint", "ignored_keys", "request_id", "status", "usage")
 
-    def __init__(self, status: int, request_id: str | None, body: bytes) -> None:
+    def __init__(
+        self,
+        status: int,
+        request_id: str | None,
+        body: bytes,
+        ignored_keys: Sequence[str] = (),
+    ) -> None:
         try:
             content = _decode(body)
             if not body.isascii():
@@ -74,6 +80,8 @@ class Answer:
         fingerprint = content.system_fingerprint
         self.fingerprint = fingerprint if isinstance(fingerprint, str) else None
         """Name of the engine, if the server reports it."""
+        self.ignored_keys = ignored_keys
+        """Keys of the request that the server does not know, if it reports them."""
 
     def token_count(self, name: str) -> int:
         """Return a count of the body's `usage`, or 0 if the server does not report it."""

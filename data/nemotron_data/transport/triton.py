@@ -33,8 +33,8 @@ IDENTITY_MODEL = "tensorrt_llm_bls"
 """Triton model whose parameters identify the engine; every lane has it."""
 
 
-def parse_request(row: Row, body: Mapping[str, Any]) -> tuple[Prompt, Generation]:
-    """Return the prompt and the generation settings of a request body.
+def parse_request(row: Row, body: Mapping[str, Any]) -> tuple[Prompt, Generation, list[str]]:
+    """Return a request body's prompt, its generation settings, and its keys that are ignored.
 
     The body is checked by the gateway's own schema. Raises `Failure` if the body does not fit it,
     or needs something that only the gateway can do.
@@ -52,8 +52,6 @@ def parse_request(row: Row, body: Mapping[str, Any]) -> tuple[Prompt, Generation
         raise _refusal(f"{key}: {first['msg']}") from error
     except HttpError as error:
         raise _refusal(str(error)) from error
-    if unknown := request.unknown_keys():  # over HTTP, a header of the answer names them
-        raise _refusal(f"{unknown[0]}: there is no such key")
     if request.model not in (None, MODEL, *ALIASES):
         raise _refusal(f"there is no model {request.model!r}, only {MODEL!r}")
     if request.log_probs:
@@ -62,10 +60,11 @@ def parse_request(row: Row, body: Mapping[str, Any]) -> tuple[Prompt, Generation
         raise _refusal("timeout: ask the gateway, over http://")
     generation = request.generation(request.requested_tokens or MAX_TOKENS)
     if isinstance(request, ChatRequest):
-        return [message.as_dict() for message in request.messages], generation
+        messages = [message.as_dict() for message in request.messages]
+        return messages, generation, request.unknown_keys()
     if request.echo or len(request.prompts) != 1:
         raise _refusal("echo and several prompts: ask the gateway, over http://")
-    return request.prompts[0], generation
+    return request.prompts[0], generation, request.unknown_keys()
 
 
 class TritonTransport:
@@ -100,7 +99,7 @@ class TritonTransport:
         return [MODEL]
 
     async def send(self, row: Row, body: Mapping[str, Any]) -> Answer:
-        prompt, generation = parse_request(row, body)
+        prompt, generation, ignored = parse_request(row, body)
         try:
             pieces = [piece async for piece in self._client.generate(prompt, generation)]
             if any(piece.finish_reason == "cancelled" for piece in pieces):
@@ -111,7 +110,7 @@ class TritonTransport:
         builder = ChatAnswer if row.endpoint == CHAT else CompletionAnswer
         choices = {piece.sequence_index: piece for piece in pieces}
         content = builder(MODEL, AnswerOptions(request_id=request_id)).whole(choices)
-        return Answer(HTTPStatus.OK, request_id, json.dumps(content).encode())
+        return Answer(HTTPStatus.OK, request_id, json.dumps(content).encode(), ignored)
 
 
 def _refusal(text: str) -> Failure:
