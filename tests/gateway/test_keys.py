@@ -7,17 +7,12 @@ import hmac
 from pathlib import Path
 
 import pytest
-from starlette.requests import Request
-from starlette.responses import Response
 
 from nemotron_core.errors import NemotronError
 from nemotron_core.openai.errors import HttpError
 from nemotron_gateway import keys as keys_module
 from nemotron_gateway.app import Gateway
-from nemotron_gateway.json_response import JsonResponse
 from nemotron_gateway.keys import Keys
-from nemotron_gateway.openapi import Access, Endpoint
-from nemotron_gateway.request_record import RequestRecord
 from nemotron_gateway.settings import GatewaySettings
 from tests.gateway.asgi import Connection, scope
 from tests.gateway.process import running
@@ -94,27 +89,15 @@ def test_what_needs_an_admin_is_off_without_one() -> None:
     assert keys.check("Bearer b")
 
 
-def test_an_endpoint_for_admins() -> None:
-    """Adapters of the model and the like, which no user may change."""
-
-    async def change(_request: Request, _record: RequestRecord) -> Response:
-        return JsonResponse({"changed": True})
-
-    endpoint = Endpoint("POST", "/change", change, "A change", access=Access.ADMIN)
-
-    def status(keys: Keys, key: str) -> int:
-        gateway = Gateway(GatewaySettings(), keys)
-        gateway._app.router.routes.append(gateway._route(endpoint))
+@pytest.mark.parametrize("path", ["/v1/load_lora_adapter", "/v1/unload_lora_adapter"])
+def test_what_changes_the_server_is_off_without_an_admin_key(path: str) -> None:
+    for keys, status in ((Keys(), 401), (Keys(["user a"]), 403), (Keys(["admin b"]), 401)):
         connection = Connection(b"{}")
-        call = scope("POST", "/change")
-        call["headers"] = [*call["headers"], (b"authorization", f"Bearer {key}".encode())]
+        call = scope("POST", path)
+        call["headers"] = [*call["headers"], (b"authorization", b"Bearer a")]
+        gateway = Gateway(GatewaySettings(), keys)
         asyncio.run(gateway(call, connection.receive, connection.send))
-        return connection.answer().status
-
-    assert status(Keys(), "any") == 401, "off without an admin key"
-    assert status(Keys(["user a"]), "a") == 403
-    keys = Keys(["user a", "admin b"])
-    assert [status(keys, key) for key in ("a", "b", "c")] == [403, 200, 401]
+        assert connection.answer().status == status
 
 
 def test_the_file_is_read_again_when_it_changes(
