@@ -33,7 +33,7 @@ test-standins: $(VENV)/.dev
 test-vllm: $(VENV)/.dev $(VENV)/.vllm
 	$(BIN)/pytest --lane vllm tests/vllm $(CONTRACT_TESTS)
 
-# Clients of others, unmodified, each in an environment of its own: 1.5 GB in .tools/clients.
+# Clients of others, unmodified, each in an environment of its own: 0.8 GB in .tools/clients.
 CLIENT_TOOLS ?= .tools/clients
 test-clients: $(VENV)/.dev
 	scripts/client_tools.sh $(CLIENT_TOOLS)
