@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def inspect(
     model: Annotated[
-        Path, Argument(metavar="MODEL.nemo|CHECKPOINT", help="The file or folder to inspect.")
+        Path, Argument(metavar="MODEL|CHECKPOINT", help="The file or folder to inspect.")
     ],
     json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
     check: Annotated[
@@ -28,7 +28,7 @@ def inspect(
         bool, Option("--verbose", help="List settings and tensors that are not needed, too.")
     ] = False,
 ) -> None:
-    """Show what a .nemo or a checkpoint holds, and check it without reading the weights."""
+    """Show what a .nemo, a Hugging Face folder or a checkpoint holds, without its weights."""
     from rich.console import Console
 
     from nemotron_convert import inspect as inspection
@@ -55,8 +55,8 @@ def verify(
     against: Annotated[
         list[Path],
         Option(
-            metavar="MODEL.nemo",
-            help="The .nemo that it was converted from; with --base, each adapter in order.",
+            metavar="MODEL",
+            help="What it was converted from; with --base, each adapter in order.",
         ),
     ],
     base: Annotated[
@@ -68,7 +68,7 @@ def verify(
     ] = None,
     json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Run a checkpoint, rank by rank, beside its .nemo, and exit with 1 if it is not safe to build.
+    """Run a checkpoint, rank by rank, beside its source; exit with 1 if it is not safe to build.
 
     Under mpirun, the processes divide the ranks among them.
     """
@@ -96,8 +96,8 @@ class ConvertArguments:
     models: Annotated[
         list[Path],
         Argument(
-            metavar="MODEL.nemo…",
-            help="The .nemo, a file or a folder; with --base, LoRA or IA3 adapters in order.",
+            metavar="MODEL…",
+            help="A .nemo or a Hugging Face folder; with --base, LoRA or IA3 adapters in order.",
         ),
     ]
     output: Annotated[Path, Option("-o", "--output", help="The new folder that is written.")]
@@ -139,6 +139,10 @@ class ConvertArguments:
             metavar="PATTERN", help="Leave out tensors that are not understood; may be repeated."
         ),
     ] = None
+    ignore_template: Annotated[
+        bool,
+        Option("--ignore-template", help="Convert although the chat template is not Nemotron's."),
+    ] = False
     dtype: Annotated[
         Literal["bf16", "fp8"], Option(help="Type of the linear layers; FP8 needs a calibration.")
     ] = "bf16"
@@ -198,6 +202,7 @@ class ConvertArguments:
             reuse=self.reuse,
             strict=self.strict,
             ignore=tuple(self.ignore_tensor or ()),
+            ignore_template=self.ignore_template,
             adapters=_base_and_adapters(self.models, self.base, "convert")[1],
             precision=Precision(Dtype(self.dtype), Dtype(self.kv_cache_dtype)),
             calibration=CalibrationOptions(
@@ -213,7 +218,7 @@ class ConvertArguments:
 
 @takes(ConvertArguments)
 def convert(arguments: ConvertArguments) -> None:
-    """Convert a .nemo to a TensorRT-LLM checkpoint or a Hugging Face folder, in BF16 or FP8.
+    """Convert a .nemo or Hugging Face folder to a TensorRT-LLM checkpoint or a folder, BF16 or FP8.
 
     With --base, the adapters are merged into that model on the way.
 

@@ -22,6 +22,7 @@ from nemotron_convert.target.tensor_file import TensorFile
 from nemotron_convert.target.trtllm_config import CONFIG_NAME, trtllm_config
 from nemotron_convert.team import Team
 from nemotron_core.errors import NemotronError
+from nemotron_core.family import model_name
 from nemotron_core.files import FileEntry, hash_file, sync, write_atomically
 from nemotron_core.model_config import TOKENIZER_NAME
 from nemotron_core.progress import byte_progress
@@ -123,14 +124,15 @@ class Conversion:
         for key, note in sorted(notes.items()):
             overflow[piece_name(key)] += note.overflow
             underflow[piece_name(key)] += note.underflow
-        options = self.options
+        options, path = self.options, self.source.archive.path
         calibration = None
         if options.precision.weights is Dtype.FP8:
             from nemotron_convert.calibration.record import calibration_entry  # noqa: PLC0415
 
             calibration = calibration_entry(self.folder)
         return Manifest(
-            source=self.source.archive.path.name,
+            source=path.resolve().name,
+            model=model_name(path, has_own_name=self.source.layout == "safetensors"),
             adapters=[AdapterEntry.of(adapter) for adapter in self.source.adapters],
             kind="reward" if self.source.reward_head else "text",
             format=options.format.value,
@@ -143,6 +145,7 @@ class Conversion:
             overflow=dict(+overflow),
             underflow=dict(+underflow),
             ignored_tensors=list(self.source.ignored),
+            template_notes=self.source.template_notes,
             other_chat_tokens=other_chat_tokens(self.source.contents.settings.raw),
             calibration=calibration,
             files=dict(sorted(entries.items())),

@@ -1,4 +1,4 @@
-"""The conversion of a `.nemo` to a TensorRT-LLM checkpoint or a Hugging Face folder."""
+"""The conversion of a model to a TensorRT-LLM checkpoint or a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -39,8 +39,9 @@ OTHER_SCALES = (
 
 
 def convert(source_path: Path, output: Path, options: Options, *, team: Team = ALONE) -> Manifest:
-    """Convert the `.nemo` at `source_path` to the new folder `output` and return its manifest.
+    """Convert the model at `source_path` to the new folder `output` and return its manifest.
 
+    The source is a `.nemo`, a NeMo 2 folder or a Hugging Face folder.
     The adapters that `options` names are merged into it on the way.
     The folder gets its name only when it is complete; until then it stands beside it with the
     suffix `.partial`, from which an interrupted run can be resumed. Memory is a few MiB per job,
@@ -55,8 +56,15 @@ def convert(source_path: Path, output: Path, options: Options, *, team: Team = A
         require_unlocked(output)
     scratch = _scratch(output, options)
     with Source.open(
-        source_path, ignore=options.ignore, scratch=scratch, adapters=options.adapters
+        source_path,
+        ignore=options.ignore,
+        ignore_template=options.ignore_template,
+        scratch=scratch,
+        adapters=options.adapters,
     ) as source:
+        if team.is_leader:
+            for note in source.template_notes:
+                print(f"note: {note}", file=sys.stderr)
         if options.strict and source.dtypes != ("BF16",):
             raise NemotronError(
                 f"the weights are {' and '.join(source.dtypes)}, which BF16 rounds",

@@ -1,4 +1,4 @@
-"""Reports on a `.nemo` and on a checkpoint, as tables and as JSON."""
+"""Reports on a model that can be converted and on a checkpoint, as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.text import Text
 
 from nemotron_convert.shards import allowed_tp
 from nemotron_convert.source.adapter import Adapter
+from nemotron_convert.source.chat_template import TemplateReport
 from nemotron_convert.source.chat_tokens import other_chat_tokens
 from nemotron_convert.source.contents import Contents
 from nemotron_convert.source.kind import MERGED, REFUSED, Kind
@@ -55,7 +56,7 @@ class AdapterReport(BaseModel):
 
 
 class ModelReport(BaseModel):
-    """Report on a `.nemo`. The fields are the keys of `nemotron inspect --json`."""
+    """Report on a model. The fields are the keys of `nemotron inspect --json`."""
 
     source: str
     kind: str
@@ -85,6 +86,10 @@ class ModelReport(BaseModel):
     """Settings that do not matter to a finished model."""
     other_chat_tokens: dict[str, str]
     """Those of `data.chat_prompt_tokens` that differ from the model card's prompt format."""
+    template_notes: list[str]
+    """Conversations for which a chat template that came with the model gives other prompts."""
+    refused_template: str
+    """Why the chat template is not this project's; empty if it is, or there is none."""
     dropped_tensors: dict[str, str]
     """Tensors that are left out on purpose, with what they are."""
 
@@ -120,6 +125,10 @@ class ModelReport(BaseModel):
         _print_section(console, "refused: settings that are not carried out", faults)
         tokens = {key: repr(text) for key, text in self.other_chat_tokens.items()}
         _print_section(console, "prompt format: other tokens than the model card's", tokens)
+        template = {self.refused_template: ""} if self.refused_template else {}
+        _print_section(console, "refused: another chat template", template)
+        notes = dict.fromkeys(self.template_notes, "")
+        _print_section(console, "the chat template gives other prompts for", notes)
         if self.adapter and self.adapter.fault:
             _print_section(console, "refused", {self.adapter.fault: ""})
         if verbose:
@@ -155,9 +164,9 @@ class CheckpointReport(BaseModel):
 
 
 def inspect(path: Path) -> ModelReport:
-    """Check a `.nemo` without reading its weights, and report on it.
+    """Check a `.nemo` or a Hugging Face folder without reading its weights, and report on it.
 
-    Raises `NemotronError` if the `.nemo` cannot be read or is not consistent. What a conversion
+    Raises `NemotronError` if it cannot be read or is not consistent. What a conversion
     would refuse because it is not understood is in the report.
     """
     with Contents.open(path) as contents:
@@ -167,11 +176,13 @@ def inspect(path: Path) -> ModelReport:
         arrays = source.all_tensors if source else {}
         adapter = None if is_whole else _inspect_adapter(contents)
         unknown = contents.unknown()
+        template = contents.template or TemplateReport()
         can_be_merged = kind in MERGED and adapter is not None and adapter.fault is None
         return ModelReport(
             source=str(path),
             kind=kind.value,
-            convertible=(is_whole or can_be_merged) and not unknown and not settings.faults,
+            convertible=(is_whole or can_be_merged)
+            and not (unknown or settings.faults or template.fault),
             adapter=adapter,
             layout=contents.layout,
             dtype=" and ".join(source.dtypes) if source else "",
@@ -189,6 +200,8 @@ def inspect(path: Path) -> ModelReport:
             refused_settings=settings.faults,
             other_settings=settings.others,
             other_chat_tokens=other_chat_tokens(settings.raw),
+            template_notes=list(template.notes),
+            refused_template=template.fault,
             dropped_tensors=contents.dropped(),
         )
 

@@ -40,6 +40,8 @@ class Options:
     """Patterns of the names of tensors to leave out although they are not understood."""
     adapters: tuple[Path, ...] = ()
     """LoRA and IA3 adapters to merge into the model, in this order."""
+    ignore_template: bool = False
+    """Whether to convert a model whose chat template gives other prompts than this project."""
     precision: Precision = BF16_ONLY
     calibration: CalibrationOptions = OWN_TEXTS
     """Source of the scales of an FP8 conversion."""

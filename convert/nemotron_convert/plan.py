@@ -169,7 +169,12 @@ def make_plan(source_path: Path, output: Path, options: Options) -> Plan:
     `Plan.check` checks the output.
     """
     check_output(output, source=source_path)
-    with Source.open(source_path, ignore=options.ignore, adapters=options.adapters) as source:
+    with Source.open(
+        source_path,
+        ignore=options.ignore,
+        ignore_template=options.ignore_template,
+        adapters=options.adapters,
+    ) as source:
         layout = lay_out(source, options)
         parent = existing_folder(output.absolute().parent)
         read_rate, write_rate = _measure_rates(source, parent)

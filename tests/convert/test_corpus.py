@@ -345,7 +345,10 @@ CONTAINERS: dict[str, tuple[Build, str]] = {
     "zip": (raw(b"PK\x03\x04" + bytes(99)), "this is a zip, not a .nemo"),
     "GGUF": (raw(b"GGUF" + bytes(99)), "this is a GGUF file, not a .nemo"),
     "HTML page": (raw(b"<!DOCTYPE html><p>404" * 99), r"not a \.nemo"),
-    "Hugging Face folder": (hf_folder, "no model_config.yaml in it"),
+    "Hugging Face folder": (
+        hf_folder,
+        "the architecture that is not named, not NemotronForCausalLM",
+    ),
     "snapshot in a cache": (cached(), RIGHT),
     "file in a cache": (in_file_of_cache, RIGHT),
     "link out of the cache": (

@@ -327,7 +327,8 @@ def test_a_file_system_that_cannot_reserve_space(tmp_path: Path) -> None:
         mount -t ramfs none disk
         exec {sys.executable} - <<EOF
 from pathlib import Path
-from nemotron_convert.target.tensor_file import TensorFile, TensorSpec
+from nemotron_convert.safetensors_header import TensorSpec
+from nemotron_convert.target.tensor_file import TensorFile
 def writes():
     lines = Path("/proc/self/io").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("syscw"))

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from nemotron_convert.target.tensor_file import ALIGNMENT, TensorFile, TensorSpec, read_header
+from nemotron_convert.safetensors_header import TensorSpec
+from nemotron_convert.target.tensor_file import ALIGNMENT, TensorFile, read_header
 from nemotron_core.errors import NemotronError
 
 SPECS = {
@@ -121,9 +122,12 @@ def spoiled(old: object, new: object) -> bytes:
 
 
 HEADERS = {
-    "dtype": (spoiled("BF16", "F16"), "has dtype F16"),
+    "dtype": (spoiled("BF16", "F4"), "has dtype F4"),
     "size": (spoiled([0, 8], [0, 6]), "has offsets"),
-    "negative": (spoiled([0, 8], [-8, 0]), "has offsets"),
+    "negative": (spoiled([0, 8], [-8, 0]), r"and offsets \[-8, 0\]"),
+    "gap": (spoiled([0, 8], [8, 16]) + bytes(8), "a begins at byte .*, not at"),
+    "bytes behind it": (spoiled([0, 8], [0, 8]) + b"x", "the tensors end at byte .*, the file at"),
+    "a name twice": ((13).to_bytes(8, "little") + b'{"a":1,"a":2}', "a name comes twice"),
     "beyond the end": (spoiled([0, 8], [8, 16]), "has offsets"),
     "no shape": (spoiled([2, 2], None), "not a whole safetensors file"),
     "length": ((1 << 40).to_bytes(8, "little") + b"{}", "the header has 1099511627776 bytes"),

@@ -39,19 +39,30 @@ def find_root(archive: Archive) -> tuple[str, bool]:
     A `.nemo` has `model_config.yaml` there, NeMo 2 has `context/model.yaml`. Raises `NemotronError`
     if there is not exactly one such file.
     """
-    roots = [
+    roots = _roots(archive)
+    if not roots:
+        raise NemotronError(
+            f"no {CONFIG_NAME} in it, so this is not a .nemo checkpoint, and "
+            "no config.json, so it is no Hugging Face folder",
+            where=archive.path,
+        )
+    if len(roots) > 1:
+        raise NemotronError(f"more than one {CONFIG_NAME} in it", where=archive.path)
+    return roots[0]
+
+
+def has_root(archive: Archive) -> bool:
+    """Return whether NeMo's configuration lies at the top of the archive, not in a folder of it."""
+    return any(root == "" for root, _ in _roots(archive))
+
+
+def _roots(archive: Archive) -> list[tuple[str, bool]]:
+    return [
         (name.removesuffix(config), config == nemo2.CONFIG_NAME)
         for name in archive.members
         for config in CONFIG_NAMES
         if re.fullmatch(r"([^/]+/)?" + re.escape(config), name)
     ]
-    if not roots:
-        raise NemotronError(
-            f"no {CONFIG_NAME} in it, so this is not a .nemo checkpoint", where=archive.path
-        )
-    if len(roots) > 1:
-        raise NemotronError(f"more than one {CONFIG_NAME} in it", where=archive.path)
-    return roots[0]
 
 
 @dataclass(frozen=True)
@@ -85,9 +96,25 @@ def read_settings(archive: Archive, root: str, *, is_nemo2: bool) -> ModelSettin
         raise NemotronError("not a YAML mapping", where=where)
     if is_nemo2:
         raw = nemo2.translate_config(raw, archive, root)
-    reader = _Reader(raw, where, archive, root)
     is_adapter = is_nemo2 and "peft" in raw
-    model = reader.model_config(needs_tokenizer=not is_adapter)
+    return settings_of(raw, where, archive, root, needs_tokenizer=not is_adapter)
+
+
+def settings_of(
+    raw: Mapping[str, Any],
+    where: str,
+    archive: Archive,
+    root: str,
+    spelling: Mapping[str, str] | None = None,
+    *,
+    needs_tokenizer: bool = True,
+) -> ModelSettings:
+    """Check settings under a `.nemo`'s names. Raises `NemotronError` that names the wrong key.
+
+    `spelling` has the names that the file at `where` has for them, as far as they differ.
+    """
+    reader = _Reader(raw, where, archive, root, spelling or {})
+    model = reader.model_config(needs_tokenizer=needs_tokenizer)
     others = other_settings(raw, frozenset(reader.used))
     return ModelSettings(model, raw, settings_faults(raw) + reward_faults(raw), others)
 
@@ -128,8 +155,16 @@ def _load_yaml(data: bytes, where: str) -> Any:
 class _Reader:
     """Reads the keys of one configuration. Every method raises `NemotronError` for a wrong key."""
 
-    def __init__(self, raw: Mapping[str, Any], where: str, archive: Archive, root: str) -> None:
+    def __init__(
+        self,
+        raw: Mapping[str, Any],
+        where: str,
+        archive: Archive,
+        root: str,
+        spelling: Mapping[str, str],
+    ) -> None:
         self._raw = raw
+        self._spelling = spelling
         self._where = where
         self._archive = archive
         self._root = root
@@ -234,7 +269,7 @@ class _Reader:
             self._fail(key, f"{_quoted(value)}, but Nemotron-4 has {expected!r}")
 
     def _fail(self, key: str, fault: str) -> NoReturn:
-        raise NemotronError(f"{key}: {fault}", where=self._where)
+        raise NemotronError(f"{self._spelling.get(key, key)}: {fault}", where=self._where)
 
 
 def _quoted(value: object) -> str:

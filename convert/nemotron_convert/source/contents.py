@@ -1,4 +1,4 @@
-"""What is in a `.nemo` of any kind: configuration and tensors, before these are opened."""
+"""What is in a checkpoint of any kind: settings, and tensors before they are opened."""
 
 from __future__ import annotations
 
@@ -13,11 +13,31 @@ from typing import Protocol
 from nemotron_convert.source import nemo2
 from nemotron_convert.source.archive import Archive, read_bytes
 from nemotron_convert.source.arrays import StoredArray
-from nemotron_convert.source.config_file import ModelSettings, find_root, read_settings
+from nemotron_convert.source.chat_template import TemplateReport, compare_template
+from nemotron_convert.source.config_file import (
+    ModelSettings,
+    find_root,
+    has_root,
+    read_settings,
+)
 from nemotron_convert.source.containers import open_archive
 from nemotron_convert.source.distributed import METADATA_LIMIT, Distributed, distributed_layout
+from nemotron_convert.source.hf_config import (
+    CONFIG_NAME,
+    read_config,
+    read_hf_settings,
+    read_vocab_size,
+)
+from nemotron_convert.source.hf_folder import (
+    is_hf_folder,
+    open_weights,
+    require_model,
+    weight_files,
+)
+from nemotron_convert.source.hf_tensors import HfTensors
 from nemotron_convert.source.kind import Kind, find_kind
 from nemotron_convert.source.legacy import Legacy, find_ranks
+from nemotron_convert.source.tokenizer import find_tokenizer
 from nemotron_convert.source.torch_dist import TorchDist
 from nemotron_convert.source.zarr import Zarr
 from nemotron_convert.tensor_map import DROPPED, TensorRule
@@ -58,18 +78,21 @@ class Contents:
 
     archive: Archive
     layout: str
-    """Storage format of the weights: "zarr", "torch_dist" or "legacy"."""
+    """Storage format of the weights: "zarr", "torch_dist", "legacy" or "safetensors"."""
     settings: ModelSettings
     kind: Kind
     tensors: Tensors
     files: tuple[str, ...]
     """The members that decide the result: configuration, tokenizer and weights."""
+    template: TemplateReport | None = None
+    """What a chat template that came with the weights does, if there is one."""
 
     @classmethod
     def open(cls, path: Path, *, scratch: Path | None = None) -> Contents:
-        """Open a `.nemo` or NeMo 2 folder. Raises `NemotronError` if it is none or is damaged.
+        """Open a `.nemo`, a NeMo 2 folder or a Hugging Face folder.
 
-        With `scratch`, a folder, a compressed archive is decompressed into it, once.
+        With `scratch`, a folder, a compressed archive is decompressed into it, once. Raises
+        `NemotronError` if it is none of these, or is damaged.
         """
         archive = open_archive(path, scratch)
         try:
@@ -80,6 +103,8 @@ class Contents:
 
     @classmethod
     def _of(cls, archive: Archive) -> Contents:
+        if is_hf_folder(archive) and not has_root(archive):
+            return cls._of_hf(archive)
         root, is_nemo2 = find_root(archive)
         settings = read_settings(archive, root, is_nemo2=is_nemo2)
         weights = root + (nemo2.WEIGHTS if is_nemo2 else WEIGHTS)
@@ -96,6 +121,23 @@ class Contents:
         files.discard("")  # an adapter may have no tokenizer
         kind = find_kind(settings.raw, tensors.names)
         return cls(archive, layout, settings, kind, tensors, tuple(sorted(files)))
+
+    @classmethod
+    def _of_hf(cls, archive: Archive) -> Contents:
+        require_model(archive)
+        config = read_config(archive)
+        weights = open_weights(archive)
+        tokenizer = find_tokenizer(archive)
+        settings = read_hf_settings(archive, config, tokenizer)
+        is_tied = config.get("tie_word_embeddings") is True
+        vocab_size = read_vocab_size(archive, config)
+        tensors = HfTensors(archive, weights, settings.model, vocab_size, is_tied)
+        template = compare_template(archive)
+        kind = find_kind(settings.raw, tensors.names)
+        if template is not None and kind is Kind.BASE:
+            kind = Kind.SFT  # base models have no chat template
+        files = (CONFIG_NAME, tokenizer, *weight_files(archive))
+        return cls(archive, "safetensors", settings, kind, tensors, files, template)
 
     @cached_property
     def base(self) -> str | None:
@@ -123,6 +165,16 @@ class Contents:
             for name in sorted(self.tensors.unused)
             if not any(fnmatchcase(name, pattern) for pattern in patterns)
         }
+
+    def require_template(self) -> None:
+        """Raise `NemotronError` if the model expects other prompts than this project gives it."""
+        if self.template and self.template.fault:
+            raise NemotronError(
+                self.template.fault,
+                where=self.archive.path,
+                remedy="the model was tuned on other prompts; --ignore-template converts it for "
+                "use with raw prompts",
+            )
 
     def dropped(self) -> dict[str, str]:
         """Return what is left out on purpose, with what it is."""

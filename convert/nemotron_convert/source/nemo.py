@@ -1,4 +1,4 @@
-"""A Nemotron-4 `.nemo` open for reading: its configuration, its tokenizer and its tensors."""
+"""A Nemotron-4 open for reading, a `.nemo` or a Hugging Face folder, with all of its tensors."""
 
 from __future__ import annotations
 
@@ -47,20 +47,24 @@ class Source:
         path: Path,
         *,
         ignore: Collection[str] = (),
+        ignore_template: bool = False,
         is_lenient: bool = False,
         scratch: Path | None = None,
         adapters: Sequence[Path] = (),
     ) -> Source:
-        """Open a `.nemo` and check it, without reading the weights.
+        """Open a `.nemo` or a Hugging Face folder and check it, without reading the weights.
 
         With `scratch`, a folder, a compressed archive is decompressed into it, once.
-        `ignore` are patterns of the names of tensors that may be left out. If `is_lenient`, the
-        caller judges `unknown` and `contents.settings.faults`. The `adapters` are merged into its
-        tensors. Raises `NemotronError` if something is missing, is not understood or has a wrong
-        shape, or an adapter does not fit.
+        `ignore` are patterns of the names of tensors that may be left out, and with
+        `ignore_template` a chat template may be another. If `is_lenient`, the caller judges
+        `unknown`, `contents.settings.faults` and `contents.template`. The `adapters` are merged
+        into its tensors. Raises `NemotronError` if something is missing, is not understood or has
+        a wrong shape, or an adapter does not fit.
         """
         with ExitStack() as stack:
             contents = stack.enter_context(Contents.open(path, scratch=scratch))
+            if not (is_lenient or ignore_template):
+                contents.require_template()
             source = cls.of(contents, ignore=ignore, is_lenient=is_lenient)
             if not adapters:
                 stack.pop_all()
@@ -105,7 +109,7 @@ class Source:
 
     @property
     def layout(self) -> str:
-        """Storage format of the weights: "zarr", "torch_dist" or "legacy"."""
+        """Storage format of the weights; see `Contents`."""
         return self.contents.layout
 
     @property
@@ -117,6 +121,12 @@ class Source:
         """The tensors, and those of a reward model's head."""
         head = self.reward_head
         return {**self.tensors, **(head.tensors if head else {})}
+
+    @property
+    def template_notes(self) -> list[str]:
+        """What differs between the prompts of the model's own chat template and this project's."""
+        template = self.contents.template
+        return [] if template is None else [*filter(None, [template.fault]), *template.notes]
 
     @property
     def nbytes(self) -> int:

@@ -1,10 +1,16 @@
-"""The tokenizer of a `.nemo`, checked before anything is converted."""
+"""The tokenizer of a model, checked before anything is converted."""
 
 from __future__ import annotations
 
 from nemotron_convert.source.archive import Archive, read_bytes
 from nemotron_convert.source.config_file import ModelSettings
+from nemotron_convert.source.tokenizer_json import (
+    TOKENIZER_JSON_NAME,
+    added_tokens,
+    sentencepiece_model,
+)
 from nemotron_core.errors import NemotronError
+from nemotron_core.model_config import TOKENIZER_NAME
 from nemotron_core.text.sentencepiece_model import SentencePieceModel
 
 TOKENIZER_LIMIT = 64 << 20
@@ -33,9 +39,12 @@ def read_tokenizer(archive: Archive, settings: ModelSettings, vocab_size: int) -
     if not data:
         raise NemotronError("the tokenizer is empty", where=where, remedy="copy it again")
     try:
+        if name.endswith(".json"):
+            data = sentencepiece_model(data)
         pieces = SentencePieceModel.count_pieces(data)
     except NemotronError as error:
-        raise NemotronError(error.what, where=where, remedy="copy it again") from error
+        remedy = error.remedy or "copy it again"
+        raise NemotronError(error.what, where=where, remedy=remedy) from error
     factors = [settings.raw.get(DIVISOR), settings.raw.get(TP)]
     padding = 1
     for factor in factors:
@@ -47,3 +56,40 @@ def read_tokenizer(archive: Archive, settings: ModelSettings, vocab_size: int) -
             remedy="put the tokenizer there with which the model was trained",
         )
     return data
+
+
+def find_tokenizer(archive: Archive) -> str:
+    """Return the name of the tokenizer's file in a Hugging Face folder.
+
+    Raises `NemotronError` if there is none, several, or one that lacks tokens of the other form.
+    """
+    models = [name for name in archive.members if "/" not in name and name.endswith(".model")]
+    if TOKENIZER_NAME in models:
+        models = [TOKENIZER_NAME]
+    has_json = TOKENIZER_JSON_NAME in archive.members
+    if len(models) > 1 or not (models or has_json):
+        found = f"{len(models)} SentencePiece files (*.model)" if models else "no tokenizer"
+        raise NemotronError(
+            f"{found} in it",
+            where=archive.path,
+            remedy=f"put the model's {TOKENIZER_NAME} or {TOKENIZER_JSON_NAME} there",
+        )
+    if not models:
+        return TOKENIZER_JSON_NAME
+    if has_json:
+        _require_same_tokens(archive, models[0])
+    return models[0]
+
+
+def _require_same_tokens(archive: Archive, model: str) -> None:
+    """Raise `NemotronError` if `tokenizer.json` has added tokens that the other file lacks."""
+    data = read_bytes(archive, TOKENIZER_JSON_NAME, limit=TOKENIZER_LIMIT)
+    pieces = SentencePieceModel.parse(read_bytes(archive, model, limit=TOKENIZER_LIMIT)).pieces
+    for number, text in sorted(added_tokens(data).items()):
+        if number >= len(pieces) or pieces[number].text != text:
+            raise NemotronError(
+                f"token {number}, {text[:40]!r}, is in {TOKENIZER_JSON_NAME} only",
+                where=f"{archive.path}: {model}",
+                remedy=f"if the tokens were added on purpose, remove {model}, so that "
+                f"{TOKENIZER_JSON_NAME} is read",
+            )

@@ -12,11 +12,12 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from nemotron_convert.safetensors_header import StoredTensor, TensorSpec
 from nemotron_convert.shards import Block, Parallel
 from nemotron_convert.target.json_files import parse_json
 from nemotron_convert.target.layout import Precision, ScaleKind, rank_name, trtllm_scale_name
 from nemotron_convert.target.manifest import Manifest, read_manifest, require_unchanged
-from nemotron_convert.target.tensor_file import StoredTensor, TensorSpec, read_header
+from nemotron_convert.target.tensor_file import read_header
 from nemotron_convert.target.trtllm_config import CONFIG_NAME, TrtLlmConfig
 from nemotron_convert.tensor_map import TENSOR_MAP, RuleShape, TensorRule, placements, rule_shape
 from nemotron_core.errors import NemotronError

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+from nemotron_convert.safetensors_header import TensorSpec
 from nemotron_convert.shards import Block, Parallel
-from nemotron_convert.target.tensor_file import TensorSpec
 from nemotron_convert.tensor_map import (
     HEAD,
     HF_MAP,

@@ -62,7 +62,9 @@ class Manifest(BaseModel):
 
     format_version: Literal[1] = 1
     source: str
-    """File name of the `.nemo`; with adapters, of their base model."""
+    """Name of the `.nemo` or Hugging Face folder; with adapters, of their base model."""
+    model: str | None = None
+    """Name under which the model is served; without, the gateway has a default."""
     kind: ModelKind = "text"
     """What the model makes: text, or the scores of a reward model."""
     adapters: list[AdapterEntry] = []
@@ -85,6 +87,8 @@ class Manifest(BaseModel):
     """Tensors of the source that were left out by hand."""
     other_chat_tokens: dict[str, str] = {}
     """Those of the source's `data.chat_prompt_tokens` that differ from the model card's."""
+    template_notes: list[str] = []
+    """Conversations for which a chat template that came with the source gives other prompts."""
     calibration: CalibrationEntry | None = None
     """What the scales of an FP8 conversion were calibrated on."""
     files: dict[str, FileEntry]

@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from nemotron_convert.safetensors_header import TensorSpec
 from nemotron_convert.shards import HeadKind, take_heads
 from nemotron_convert.source.adapter import Adapter
 from nemotron_convert.source.adapter_map import DENSE, FC1, FC2, QKV
@@ -18,7 +19,7 @@ from nemotron_convert.source.merge_terms import LoraPart
 from nemotron_convert.source.number_types import WeightType
 from nemotron_convert.target.json_files import write_json
 from nemotron_convert.target.manifest import AdapterEntry, Manifest
-from nemotron_convert.target.tensor_file import TensorFile, TensorSpec
+from nemotron_convert.target.tensor_file import TensorFile
 from nemotron_core.errors import NemotronError
 from nemotron_core.files import FileEntry, hash_file, sync
 from nemotron_core.model_config import ModelConfig

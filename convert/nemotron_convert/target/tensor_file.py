@@ -11,44 +11,26 @@ import ctypes
 import errno
 import hashlib
 import json
-import math
 import os
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nemotron_convert.safetensors_header import StoredTensor, TensorSpec, read_tensors
 from nemotron_core.errors import NemotronError
 from nemotron_core.files import FileEntry
 
-DTYPE_BYTES = {"BF16": 2, "F8_E4M3": 1, "F32": 4}
 ALIGNMENT = 4096
 """Alignment in bytes of the first tensor and of direct I/O: a page, which is whole disk blocks."""
 HASH_BYTES = 1 << 20
 """Bytes read at a time for the hash."""
-HEADER_LIMIT = 100_000_000
-"""Largest size of the header in bytes, by the format's own rule."""
-
 
 _fallocate = ctypes.CDLL(None, use_errno=True).fallocate
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """A tensor's dtype, spelled as in safetensors, and its shape."""
-
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
 
 
 class TensorFile:
@@ -209,46 +191,19 @@ def reserve(descriptor: int, size: int) -> None:
             raise OSError(error, os.strerror(error))
 
 
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor in a file: `spec.nbytes` bytes from byte `offset` on."""
-
-    spec: TensorSpec
-    offset: int
-
-
 def read_header(path: Path) -> dict[str, StoredTensor]:
     """Return the tensors of a safetensors file by name.
 
     Raises `NemotronError` if the file cannot be read or its header and size disagree.
     """
     try:
-        size = path.stat().st_size
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > min(size - 8, HEADER_LIMIT):
-                raise ValueError(f"the header has {length} bytes, the file {size}")
-            header = json.loads(file.read(length))
-        return _parse_header(header, 8 + length, size)
+            descriptor = file.fileno()
+            size = os.fstat(descriptor).st_size
+            return read_tensors(lambda offset, length: os.pread(descriptor, length, offset), size)
     except OSError as error:
         raise NemotronError(f"cannot read: {error.strerror}", where=path) from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except ValueError as error:
         raise NemotronError(
             f"not a whole safetensors file: {error}", where=path, remedy="convert again"
         ) from error
-
-
-def _parse_header(header: dict[str, Any], start: int, size: int) -> dict[str, StoredTensor]:
-    """Return the tensors of a header. The file has `size` bytes, and data from `start` on."""
-    tensors = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        spec = TensorSpec(entry["dtype"], tuple(entry["shape"]))
-        if spec.dtype not in DTYPE_BYTES:
-            raise ValueError(f"{name} has dtype {spec.dtype}")
-        begin, end = entry["data_offsets"]
-        if end - begin != spec.nbytes or begin < 0 or start + end > size:
-            raise ValueError(f"{name} has offsets {[begin, end]} in a file of {size} bytes")
-        tensors[name] = StoredTensor(spec, start + begin)
-    return tensors

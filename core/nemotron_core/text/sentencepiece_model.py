@@ -1,4 +1,4 @@
-"""Reader of a serialized SentencePiece model: pieces, algorithm and normalizer.
+"""Reader and writer of SentencePiece models: pieces, algorithm and normalizer.
 
 The library reports pieces and scores, but not the algorithm and the normalizer, and its protobuf
 module needs a certain protobuf release. So the few fields that are needed here are read from the
@@ -18,6 +18,9 @@ from nemotron_core.errors import NemotronError
 PIECES, TRAINER_SPEC, NORMALIZER_SPEC = 1, 2, 3
 PIECE_TEXT, PIECE_SCORE, PIECE_TYPE = 1, 2, 3
 TRAINER_ALGORITHM, TRAINER_BYTE_FALLBACK = 3, 35
+SPECIAL_PIECES = {"<unk>": (40, 45), "<s>": (41, 46), "</s>": (42, 47), "<pad>": (43, 48)}
+"""The trainer's fields for the id and the text of the pieces with a meaning of their own."""
+ABSENT = -1
 CHARSMAP, DUMMY_PREFIX, EXTRA_WHITESPACES, ESCAPE_WHITESPACES = 2, 3, 4, 5
 
 
@@ -106,6 +109,56 @@ class SentencePieceModel:
             bool(normalizer.get(EXTRA_WHITESPACES, 1)),
             bool(normalizer.get(ESCAPE_WHITESPACES, 1)),
         )
+
+
+def serialize(model: SentencePieceModel) -> bytes:
+    """Return a model in the form that `SentencePieceModel.parse` and the library read."""
+    pieces = b"".join(
+        _field(
+            PIECES,
+            _field(PIECE_TEXT, piece.text.encode())
+            + _key(PIECE_SCORE, 5)
+            + struct.pack("<f", piece.score)
+            + _field(PIECE_TYPE, piece.type),
+        )
+        for piece in model.pieces
+    )
+    ids = {piece.text: i for i, piece in enumerate(model.pieces)}
+    unknown = next((p.text for p in model.pieces if p.type is PieceType.UNKNOWN), "<unk>")
+    trainer = _field(TRAINER_ALGORITHM, model.algorithm)
+    trainer += _field(TRAINER_BYTE_FALLBACK, int(model.byte_fallback))
+    for text, (id_field, text_field) in SPECIAL_PIECES.items():
+        name = unknown if text == "<unk>" else text
+        trainer += _field(id_field, ids.get(name, ABSENT)) + _field(text_field, name.encode())
+    normalizer = _field(CHARSMAP, model.charsmap) if model.charsmap else b""
+    for number, value in (
+        (DUMMY_PREFIX, model.add_dummy_prefix),
+        (EXTRA_WHITESPACES, model.remove_extra_whitespaces),
+        (ESCAPE_WHITESPACES, model.escape_whitespaces),
+    ):
+        normalizer += _field(number, int(value))
+    return pieces + _field(TRAINER_SPEC, trainer) + _field(NORMALIZER_SPEC, normalizer)
+
+
+def _field(number: int, value: bytes | int) -> bytes:
+    """Return a field: bytes with their length, or an integer as a varint."""
+    if isinstance(value, bytes):
+        return _key(number, 2) + _encoded(len(value)) + value
+    return _key(number, 0) + _encoded(value % (1 << 64))
+
+
+def _key(number: int, wire: int) -> bytes:
+    return _encoded(number << 3 | wire)
+
+
+def _encoded(value: int) -> bytes:
+    """Return a number as a varint."""
+    parts = bytearray()
+    while value > 0x7F:
+        parts.append(value & 0x7F | 0x80)
+        value >>= 7
+    parts.append(value)
+    return bytes(parts)
 
 
 def _piece(data: bytes) -> Piece:
