@@ -102,10 +102,12 @@ def vllm_python() -> Path:
     return python
 
 
-def run_worker(python: Path | str, engine: str, folder: Path) -> dict[str, Any]:
+def run_worker(
+    python: Path | str, engine: str, folder: Path, *, vocabulary: int = SHAPE.vocab
+) -> dict[str, Any]:
     """Return the worker's measurements. Raises `RuntimeError` with its last output."""
     process = subprocess.run(
-        [python, WORKER, engine, folder, str(SHAPE.vocab)],
+        [python, WORKER, engine, folder, str(vocabulary)],
         env=os.environ | QUIET,
         capture_output=True,
         text=True,

@@ -29,18 +29,31 @@ class Shape:
     kv_heads: int = 8
     vocab: int = 32000
     tp: int = 8
+    mlp: int | None = None
+    """Rows of the MLP; by default, four times `hidden`."""
+    head_size: int | None = None
+    """Channels of a head; by default, `hidden` over `heads`."""
+
+    @property
+    def ffn(self) -> int:
+        return self.mlp or 4 * self.hidden
+
+    @property
+    def size(self) -> int:
+        return self.head_size or self.hidden // self.heads
 
     @property
     def arrays(self) -> dict[str, tuple[tuple[int, ...], int]]:
         """Shape of each array by name, and the axis along which it is split (-1: not split)."""
-        size, ffn, n = self.hidden // self.heads, 4 * self.hidden, self.layers
+        size, ffn, n = self.size, self.ffn, self.layers
+        wide = self.heads * size
         qkv = (self.heads + 2 * self.kv_heads) * size
         return {
             "model.embedding.word_embeddings.weight": ((self.vocab, self.hidden), 0),
             LAYERS + "self_attention.linear_qkv.layer_norm_weight": ((n, self.hidden), -1),
             LAYERS + "self_attention.linear_qkv.layer_norm_bias": ((n, self.hidden), -1),
             LAYERS + "self_attention.linear_qkv.weight": ((n, qkv, self.hidden), 1),
-            LAYERS + "self_attention.linear_proj.weight": ((n, self.hidden, self.hidden), 2),
+            LAYERS + "self_attention.linear_proj.weight": ((n, self.hidden, wide), 2),
             LAYERS + "mlp.linear_fc1.layer_norm_weight": ((n, self.hidden), -1),
             LAYERS + "mlp.linear_fc1.layer_norm_bias": ((n, self.hidden), -1),
             LAYERS + "mlp.linear_fc1.weight": ((n, ffn, self.hidden), 1),
@@ -80,7 +93,8 @@ def write_nemo(
     config = {
         "num_layers": shape.layers,
         "hidden_size": shape.hidden,
-        "ffn_hidden_size": 4 * shape.hidden,
+        "ffn_hidden_size": shape.ffn,
+        "kv_channels": shape.size,
         "num_attention_heads": shape.heads,
         "num_query_groups": shape.kv_heads,
         "max_position_embeddings": 4096,

@@ -39,6 +39,8 @@ class EngineRecord(BaseModel):
     """The GPU that the engine was built on, if it runs on no other kind."""
     checkpoint: str
     """SHA-256 (hex) of the checkpoint's content."""
+    model: str | None = None
+    """Name under which the model is served; without, the gateway has a default."""
     max_seq_len: int
     """Number of tokens of a prompt and its answer together."""
     vocab_size: int
@@ -84,6 +86,7 @@ def build_engine(checkpoint: Path, output: Path, profile: Profile) -> EngineReco
             versions=lane.installed(profile) if lane.is_compiled else {},
             gpu=built.gpu,
             checkpoint=built.checkpoint,
+            model=read_manifest(checkpoint).model,
             max_seq_len=built.max_seq_len,
             vocab_size=built.vocab_size,
             files={

@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
 
-from nemotron_build.openvino_file import DECOMPRESSED
+from nemotron_build.openvino_weights import table_node, weight_node
+from nemotron_build.weights import Weights
 from nemotron_convert.target.checkpoint import Checkpoint
 from nemotron_convert.target.fp8 import E4M3_MAX
 from nemotron_convert.target.layout import Dtype, ScaleKind
@@ -28,17 +28,18 @@ Precision = Literal["bf16", "f32"]
 MASKED = np.float32(np.finfo(np.float32).min)
 
 
-def build_model(checkpoint: Checkpoint, precision: Precision) -> Any:
+def build_model(checkpoint: Checkpoint, precision: Precision, weights: Weights = "bf16") -> Any:
     """Return an `openvino.Model` of a checkpoint.
 
     Inputs: input_ids, attention_mask and position_ids, [B, T] i64. Output: logits, [B, T, V] F32.
 
-    BF16 weights stay BF16. `precision` is the type in which the plug-in will compute. With BF16 it
+    BF16 weights stay BF16, or become INT8 or INT4 (`openvino_weights`); those of an FP8 checkpoint
+    keep their own numbers. `precision` is the type in which the plug-in will compute. With BF16 it
     also keeps the results of operations in BF16, except the angles of the rotary embedding. The
     scales of an FP8 checkpoint are applied to weights and inputs, but not to the KV cache, whose
     type the engine chooses.
     """
-    return _TextGraph(checkpoint, precision).model()
+    return _TextGraph(checkpoint, precision, weights).model()
 
 
 @dataclass
@@ -47,6 +48,7 @@ class DecoderGraph:
 
     checkpoint: Checkpoint
     precision: Precision
+    weights: Weights = "bf16"
 
     def __post_init__(self) -> None:
         self.shape: ModelConfig = self.checkpoint.config.model_shape()
@@ -55,8 +57,8 @@ class DecoderGraph:
         """Return the input of the head, [B, T, hidden size], for ids and positions [B, T]."""
         self.batch = opset13.gather(opset13.shape_of(ids, "i64"), _i64([0]), _i64(0))
         self.cosines, self.sines = self._rotary_tables(positions)
-        table = self._weight("transformer.vocab_embedding.weight")
-        hidden = opset13.convert(opset13.gather(table, ids, _i64(0)), "f32")
+        table = "transformer.vocab_embedding.weight"
+        hidden = table_node(table, self.checkpoint.tensor(table), self.weights, ids)
         for layer in range(self.shape.num_layers):
             hidden = self._layer(hidden, layer)
         return self._norm(hidden, "transformer.ln_f")
@@ -142,7 +144,7 @@ class DecoderGraph:
     def _linear(self, hidden: Node, name: str) -> Node:
         if self.checkpoint.precision.weights is Dtype.FP8:
             return self._fp8_linear(hidden, name)
-        return self._product(hidden, self._weight(name + ".weight"), name)
+        return self._product(hidden, name + ".weight")
 
     def _fp8_linear(self, hidden: Node, name: str) -> Node:
         """Return the product of the E4M3 weight and the input rounded to E4M3, scaled back.
@@ -157,23 +159,19 @@ class DecoderGraph:
         )
         scaled = opset13.multiply(hidden, _f32(1 / input_scale))
         rounded = opset13.convert(opset13.clamp(scaled, -E4M3_MAX, E4M3_MAX), "f8e4m3")
-        wide = _bf16(weight.astype(ml_dtypes.bfloat16))
-        product = self._product(opset13.convert(rounded, "f32"), wide, name)
+        wide = weight_node(stored, weight.astype(ml_dtypes.bfloat16), "bf16", marked=self._marked)
+        product = opset13.matmul(opset13.convert(rounded, "f32"), wide, False, True)
         return opset13.multiply(product, _f32(weight_scale * input_scale))
 
-    def _product(self, hidden: Node, weight: Node, name: str) -> Node:
-        """Return hidden · weightᵀ, computed in the plug-in's precision.
-
-        In BF16, the conversion of the weight to F32 is marked, so that the plug-in keeps only one
-        packed copy of the weight.
-        """
-        wide = opset13.convert(weight, "f32")
-        if self.precision == "bf16":
-            wide.set_friendly_name(f"{name}.{DECOMPRESSED}")
+    def _product(self, hidden: Node, name: str) -> Node:
+        """Return hidden · weightᵀ, computed in the plug-in's precision."""
+        matrix = self.checkpoint.tensor(name)
+        wide = weight_node(name, matrix, self.weights, marked=self._marked)
         return opset13.matmul(hidden, wide, False, True)
 
-    def _weight(self, name: str) -> Node:
-        return _bf16(self.checkpoint.tensor(name))
+    @property
+    def _marked(self) -> bool:
+        return self.precision == "bf16"
 
 
 @dataclass
@@ -229,7 +227,7 @@ class _TextGraph(DecoderGraph):
         This must be the last node: then OpenVINO GenAI computes logits only for the tokens after
         which it samples, which is one token of a prompt.
         """
-        return self._product(hidden, self._weight("lm_head.weight"), "lm_head")
+        return self._product(hidden, "lm_head.weight")
 
 
 def parameter(name: str, shape: list[int], dtype: Any) -> Node:
@@ -269,10 +267,3 @@ def _i64(value: int | list[int]) -> Node:
 
 def _f32(value: float) -> Node:
     return opset13.constant(np.float32(value))
-
-
-def _bf16(array: NDArray[Any]) -> Node:
-    if array.dtype != ml_dtypes.bfloat16:
-        raise ValueError(f"expected BF16, got {array.dtype}")
-    tensor = openvino.Tensor(array.view(np.uint16), list(array.shape), openvino.Type.bf16)
-    return openvino.op.Constant(tensor, shared_memory=False)

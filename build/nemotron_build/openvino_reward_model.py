@@ -11,18 +11,21 @@ from typing import Any
 import numpy as np
 
 from nemotron_build.openvino_model import DecoderGraph, Node, Precision, parameter
+from nemotron_build.weights import Weights
 from nemotron_convert.target.checkpoint import Checkpoint
 from nemotron_core.openvino import openvino, opset13
 
 
-def build_reward_model(checkpoint: Checkpoint, precision: Precision) -> Any:
+def build_reward_model(
+    checkpoint: Checkpoint, precision: Precision, weights: Weights = "bf16"
+) -> Any:
     """Return an `openvino.Model` of a reward model's checkpoint.
 
     Inputs: input_ids [B, T] and last [B], the position of each sequence's last token, i64. Output:
     hidden [B, hidden size] F32, the input of the head at that token. See `build_model` for
-    `precision`.
+    `precision` and `weights`.
     """
-    return _RewardGraph(checkpoint, precision).model()
+    return _RewardGraph(checkpoint, precision, weights).model()
 
 
 class _RewardGraph(DecoderGraph):

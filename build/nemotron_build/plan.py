@@ -32,26 +32,9 @@ from nemotron_convert.shards import Parallel
 from nemotron_convert.target.checkpoint import Checkpoint
 from nemotron_convert.target.layout import Layout, Precision, trtllm_layout
 from nemotron_core.errors import NemotronError
+from nemotron_core.family import FAMILY, LARGEST, VOCABULARY
 from nemotron_core.model_config import ModelConfig
 
-NEMOTRON_4_340B = ModelConfig(
-    num_layers=96,
-    hidden_size=18432,
-    intermediate_size=73728,
-    num_heads=96,
-    num_kv_heads=8,
-    head_size=192,
-    max_positions=4096,
-    norm_eps=1e-5,
-    rotary_pct=0.5,
-    rotary_base=10000.0,
-    gamma_is_centered=True,
-    tokenizer_member="tokenizer.model",
-)
-VOCABULARY = 256000
-"""Number of tokens in the vocabulary of Nemotron-4-340B."""
-CONTEXT = 4096
-"""Number of tokens in a full sequence of this model."""
 UTILISATION = 0.6
 """Fraction of the peak arithmetic that long prompts reach: assumed, and printed with the result."""
 RUNTIME_BYTES = 1 << 30
@@ -73,6 +56,8 @@ class ServingPlan:
     hardware: Hardware
     sizing: Sizing
     stages: tuple[Stage, ...]
+    max_positions: int
+    """Number of tokens of the model's longest sequence."""
     activations: int
     """Estimated bytes of one layer's inputs and outputs for the tokens of one step."""
     checkpoint: int
@@ -91,7 +76,7 @@ class ServingPlan:
     @property
     def context(self) -> int:
         """Number of tokens in a full sequence."""
-        return min(CONTEXT, self.profile.limits.max_seq_len)
+        return min(self.max_positions, self.profile.limits.max_seq_len)
 
     @cached_property
     def weights(self) -> int:
@@ -239,12 +224,14 @@ class ServingPlan:
         ]  # fmt: skip
 
 
-def plans(profile: Profile, gpus: Sequence[str], checkpoint: Path | None) -> list[ServingPlan]:
+def plans(
+    profile: Profile, gpus: Sequence[str], checkpoint: Path | None, model: str = LARGEST
+) -> list[ServingPlan]:
     """Return a plan for each of the GPUs, or for the profile's GPU if none are named.
 
-    For a profile of the CPU, the memory bandwidth of this machine is measured. Raises
-    `NemotronError` if a GPU is unknown or does not fit the profile, or if the model cannot be split
-    as the profile says.
+    Without a checkpoint, the plan is for `model`, a name of `FAMILY`. For a profile of the CPU, the
+    memory bandwidth of this machine is measured. Raises `NemotronError` if a GPU is unknown or does
+    not fit the profile, or if the model cannot be split as the profile says.
     """
     sizing = lane_of(profile).sizing(profile)
     if sizing.gpu is None:
@@ -259,17 +246,29 @@ def plans(profile: Profile, gpus: Sequence[str], checkpoint: Path | None) -> lis
             if sizing.weights not in gpu.flops:
                 raise NemotronError(f"{gpu.name} does not compute in FP8", where="--gpu")
     if checkpoint is None:
-        return [make_plan(profile, processor) for processor in processors]
-    config = Checkpoint.open(checkpoint).config
-    shape, vocab_size = config.model_shape(), config.vocab_size
+        shape, vocab_size = _family_shape(model), VOCABULARY
+    else:
+        config = Checkpoint.open(checkpoint).config
+        shape, vocab_size = config.model_shape(), config.vocab_size
     return [make_plan(profile, p, shape=shape, vocab_size=vocab_size) for p in processors]
+
+
+def _family_shape(model: str) -> ModelConfig:
+    """Return a model's shape. Raises `NemotronError` if the family has no such model."""
+    if model not in FAMILY:
+        raise NemotronError(
+            f"no model {model!r} in the family",
+            where="--model",
+            remedy=f"use one of {', '.join(FAMILY)}, or --checkpoint",
+        )
+    return FAMILY[model].config
 
 
 def make_plan(
     profile: Profile,
     hardware: Hardware,
     *,
-    shape: ModelConfig = NEMOTRON_4_340B,
+    shape: ModelConfig = FAMILY[LARGEST].config,
     vocab_size: int = VOCABULARY,
     convert_rate: float = CONVERT_RATE,
     utilisation: float = UTILISATION,
@@ -287,8 +286,10 @@ def make_plan(
         hardware=hardware,
         sizing=sizing,
         stages=tuple(
-            make_stage(layout, stage, parallel, shape, kv_bytes) for stage in range(parallel.pp)
+            make_stage(layout, stage, parallel, shape, kv_bytes, sizing.packed)
+            for stage in range(parallel.pp)
         ),
+        max_positions=shape.max_positions,
         activations=_activations(profile.limits, shape, vocab_size, sizing),
         checkpoint=_nbytes(layout),
         source=_nbytes(unsplit),

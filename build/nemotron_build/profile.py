@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from nemotron_build.trtllm_build import check_flags
+from nemotron_build.weights import Weights
 from nemotron_core.engine_settings import LoraLimits
 from nemotron_core.errors import NemotronError
 from nemotron_core.resources import resource
@@ -154,6 +155,8 @@ class CpuProfile(_Served):
     lane: Literal["cpu"]
     dtype: Literal["bf16", "f32"]
     """Type that the engine computes in. `f32` is for comparing tokens exactly."""
+    weights: Weights = "bf16"
+    """Type in which the engine holds the weights of a BF16 checkpoint."""
     limits: CpuLimits
 
 
@@ -266,3 +269,19 @@ def load_profile(name_or_path: str) -> Profile:
         _lane, *keys = first["loc"] or ("",)  # pydantic names the member of the union first
         key = ".".join(map(str, keys)) or "file"
         raise NemotronError(f"{key}: {first['msg']}", where=path) from error
+
+
+def with_weights(profile: Profile, weights: Weights | None) -> Profile:
+    """Return the profile with weights of another type; `None` changes nothing.
+
+    Raises `NemotronError` if its lane takes weights as they are.
+    """
+    if weights is None:
+        return profile
+    if "weights" not in type(profile).model_fields:
+        raise NemotronError(
+            f"a profile of the lane {profile.lane} takes weights as they were converted",
+            where="--weights",
+            remedy="use a profile of the lane cpu, or convert with --dtype fp8",
+        )
+    return profile.model_copy(update={"weights": weights})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from nemotron_build.weights import Weights, packed_bytes
 from nemotron_convert.shards import Parallel
 from nemotron_convert.target.layout import Layout, rank_name
 from nemotron_core.model_config import ModelConfig
@@ -34,11 +35,23 @@ class Stage:
 
 
 def make_stage(
-    layout: Layout, stage: int, parallel: Parallel, shape: ModelConfig, kv_bytes: int
+    layout: Layout,
+    stage: int,
+    parallel: Parallel,
+    shape: ModelConfig,
+    kv_bytes: int,
+    packed: Weights = "bf16",
 ) -> Stage:
-    """Return stage number `stage`. `kv_bytes` is the size of one element of a key or a value."""
+    """Return stage number `stage`. `kv_bytes` is the size of one element of a key or a value.
+
+    BF16 weights are `packed` in memory.
+    """
     tensors = layout.files[rank_name(stage * parallel.tp)]
-    weights = sum(spec.nbytes for spec in tensors.values())
+    sizes = {
+        name: packed_bytes(name, spec.shape, packed) if spec.dtype == "BF16" else spec.nbytes
+        for name, spec in tensors.items()
+    }
+    weights = sum(sizes.values())
     matrices = {
         name: spec
         for name, spec in tensors.items()
@@ -52,7 +65,7 @@ def make_stage(
     kv_heads = max(1, shape.num_kv_heads // parallel.tp)
     return Stage(
         weights=weights,
-        read=weights - (tensors[EMBEDDING].nbytes if EMBEDDING in tensors else 0),
+        read=weights - sizes.get(EMBEDDING, 0),
         linear=linear,
         head=math.prod(tensors[HEAD].shape) if HEAD in tensors else 0,
         layers=layers,

@@ -92,7 +92,7 @@ def test_large_batches_are_bound_by_arithmetic() -> None:
     )
 
 
-OTHERS = ("cpu", "laptop-gpu")
+OTHERS = ("cpu", "laptop", "laptop-gpu", "one-gpu", "one-gpu-fp8")
 """Profiles that are not for the 340B."""
 
 

@@ -28,6 +28,8 @@ from tests.helm.chart import (
     render,
 )
 
+GPUS = {"cpu": None, "laptop": None, "laptop-gpu": 1, "one-gpu": 1, "one-gpu-fp8": 1}
+"""GPUs of a pod by profile, where they are not eight."""
 SOURCE: dict[str, object] = {"model__source__path": "/models/model.nemo"}
 SCALED: dict[str, object] = {"autoscaling__kind": "keda", "gateway__placement": "beside"}
 ONE_NODE = CHART / "examples" / "h100-fp8.yaml"
@@ -140,7 +142,7 @@ def test_every_profile_is_what_the_server_reads(name: str, tmp_path: Path) -> No
     for role, template in pod_templates([find(documents, workload)]):
         (main,) = template["spec"]["containers"]
         gpus = main["resources"].get("limits", {}).get("nvidia.com/gpu")
-        assert gpus == {"cpu": None, "laptop-gpu": 1}.get(name, 8), role
+        assert gpus == GPUS.get(name, 8), role
         assert main["image"].endswith(f"-{served.lane}")
 
 

@@ -17,6 +17,7 @@ from nemotron_convert.shards import Parallel
 from nemotron_convert.target.checkpoint import Checkpoint
 from nemotron_convert.target.layout import Dtype
 from nemotron_core.engine_settings import CpuEngineSettings
+from nemotron_core.errors import NemotronError
 from nemotron_core.reward import HEAD_NAME
 from nemotron_core.text import Tokenizer
 
@@ -35,13 +36,19 @@ class CpuLane(Lane):
     kinds = ("text", "reward")
 
     def plan(self, checkpoint: Path, output: Path, profile: CpuProfile) -> BuildPlan:
-        is_reward = open_checkpoint(checkpoint).reward_head() is not None
+        source = open_checkpoint(checkpoint)
+        _check_weights(source, profile)
+        is_reward = source.reward_head() is not None
         names = CpuEngineSettings
         rest = [HEAD_NAME] if is_reward else VOCABULARY_NAMES
         return BuildPlan([names.GRAPH_NAME, names.WEIGHTS_NAME, names.NAME, *rest])
 
+    def conversion(self, profile: CpuProfile) -> list[str]:
+        return ["--tp", "1"]
+
     def build(self, checkpoint: Path, folder: Path, profile: CpuProfile) -> BuiltEngine:
         source = open_checkpoint(checkpoint)
+        _check_weights(source, profile)
         source.check_hashes()
         _save_model(source, folder, profile)
         limits = profile.limits
@@ -65,7 +72,23 @@ class CpuLane(Lane):
 
     def sizing(self, profile: CpuProfile) -> Sizing:
         tokens = profile.limits.kv_cache_tokens
-        return Sizing(Parallel(1, 1), Dtype.BF16, profile.dtype, kv_cache_tokens=tokens)
+        return Sizing(
+            Parallel(1, 1),
+            Dtype.BF16,
+            profile.dtype,
+            kv_cache_tokens=tokens,
+            packed=profile.weights,
+        )
+
+
+def _check_weights(checkpoint: Checkpoint, profile: CpuProfile) -> None:
+    """Raise `NemotronError` if the weights are quantized already."""
+    if profile.weights != "bf16" and checkpoint.precision.weights is not Dtype.BF16:
+        raise NemotronError(
+            f"the checkpoint is FP8, so its weights cannot become {profile.weights.upper()}",
+            where=checkpoint.folder,
+            remedy="convert with --dtype bf16, or build without --weights",
+        )
 
 
 def _save_model(source: Checkpoint, folder: Path, profile: CpuProfile) -> None:
@@ -77,9 +100,9 @@ def _save_model(source: Checkpoint, folder: Path, profile: CpuProfile) -> None:
 
     path = folder / CpuEngineSettings.GRAPH_NAME
     if (head := source.reward_head()) is not None:
-        save_graph(build_reward_model(source, profile.dtype), path)
+        save_graph(build_reward_model(source, profile.dtype, profile.weights), path)
         head.write(folder)
         return
-    save_graph(build_model(source, profile.dtype), path)
+    save_graph(build_model(source, profile.dtype, profile.weights), path)
     tokenizer = Tokenizer(source.tokenizer_path)
     save_vocabulary(tokenizer, source.config.vocab_size, folder / VOCABULARY_NAMES[0])

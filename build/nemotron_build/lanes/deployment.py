@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemotron_build.profile import Gpu
+from nemotron_build.weights import Weights
 from nemotron_convert.shards import Parallel
 from nemotron_convert.target.layout import Dtype
 
@@ -62,6 +63,8 @@ class Sizing:
     """Number of tokens in the KV cache. `None` means that free memory decides."""
     memory_share: float = 1.0
     """Fraction of the memory that the engine takes in all."""
+    packed: Weights = "bf16"
+    """Type in which an engine on the CPU holds the weights."""
     all_logits: bool = False
     """Whether a step computes the logits of all its tokens, not only of each prompt's last."""
     kv_cache_share: float = 1.0

@@ -31,6 +31,12 @@ class HFLane(Lane):
         manifest = _read_manifest(checkpoint, profile)
         return BuildPlan([*sorted(manifest.files), self.settings.NAME])
 
+    def conversion(self, profile: Any) -> list[str]:
+        return [
+            *("--format", "hf", "--dtype", profile.dtype),
+            *("--kv-cache-dtype", profile.kv_cache_dtype),
+        ]
+
     def build(self, checkpoint: Path, folder: Path, profile: Any) -> BuiltEngine:
         manifest = _read_manifest(checkpoint, profile)
         require_unchanged(checkpoint, manifest)

@@ -67,6 +67,10 @@ class Lane(ABC):
         """Return what `build` would do. Raises `NemotronError` if the checkpoint does not fit."""
 
     @abstractmethod
+    def conversion(self, profile: Any) -> list[str]:
+        """Return the options of `nemotron convert` for a checkpoint that fits the profile."""
+
+    @abstractmethod
     def build(self, checkpoint: Path, folder: Path, profile: Any) -> BuiltEngine:
         """Write the engine into `folder`. Raises `NemotronError` if this machine cannot."""
 

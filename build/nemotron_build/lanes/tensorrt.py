@@ -55,6 +55,12 @@ class TensorRTLane(GpuLane):
             _command(source, output, profile),
         )
 
+    def conversion(self, profile: TensorRTProfile) -> list[str]:
+        return [
+            *("--tp", str(profile.split.tp), "--pp", str(profile.split.pp)),
+            *("--dtype", profile.dtype, "--kv-cache-dtype", profile.kv_cache_dtype),
+        ]
+
     def build(self, checkpoint: Path, folder: Path, profile: TensorRTProfile) -> BuiltEngine:
         self.installed(profile)
         if shutil.which(TOOL) is None:
