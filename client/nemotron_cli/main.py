@@ -30,6 +30,8 @@ VERBS = {
     "build": "nemotron_build.commands",
     "doctor": "nemotron_serve.commands",
     "serve": "nemotron_serve.commands",
+    "try": "nemotron_serve.commands",
+    "clean": "nemotron_serve.commands",
     "gateway": "nemotron_gateway.commands",
     "chat": "nemotron_cli.commands",
     "batch": "nemotron_data.commands",
@@ -40,6 +42,8 @@ VERBS = {
     "bench": "nemotron_bench.commands",
 }
 """Module of each verb, with a function of the verb's name. `--help` lists them in this order."""
+FUNCTIONS = {"try": "try_model"}
+"""Functions of verbs whose name Python has taken."""
 
 EXTRAS = {
     "ml_dtypes": "convert",
@@ -80,7 +84,8 @@ class VerbGroup(TyperGroup):
         if cmd_name not in VERBS:
             return None
         app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        app.command(cmd_name)(getattr(import_module(VERBS[cmd_name]), cmd_name))
+        function = FUNCTIONS.get(cmd_name, cmd_name)
+        app.command(cmd_name)(getattr(import_module(VERBS[cmd_name]), function))
         return typer.main.get_command(app)
 
 

@@ -42,6 +42,10 @@ def gateway(
         bool | None,
         typer.Option("--access-log/--no-access-log", help="One line of JSON per request."),
     ] = None,
+    served_model: Annotated[
+        str | None,
+        typer.Option(help="Name of the model, and of its aliases, unless the settings have one."),
+    ] = None,
     port_file: Annotated[
         Path | None, typer.Option(help="File that receives the port, as JSON, once it listens.")
     ] = None,
@@ -64,5 +68,6 @@ def gateway(
             "timeouts.request": request_timeout,
             "timeouts.drain": drain_timeout,
         },
+        served_model,
     )
     serve(gateway_settings, Keys.configured(gateway_settings.api_keys_file), port_file)

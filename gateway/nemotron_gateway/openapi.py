@@ -43,14 +43,14 @@ class Endpoint:
 
 
 def describe(endpoints: Sequence[Endpoint], *, model: str, has_keys: bool) -> dict[str, Any]:
-    """Return the description as OpenAPI 3.1. `model` is the value of every path parameter."""
+    """Return the description as OpenAPI 3.1. `model` is the title, and each path's parameter."""
     documented = [endpoint for endpoint in endpoints if endpoint.summary]
     bodies = [endpoint.body for endpoint in documented if endpoint.body]
     _, schemas = models_json_schema([(body, "validation") for body in bodies], ref_template=REF)
     return {
         "openapi": "3.1.0",
         "info": {
-            "title": "Nemotron-4-340B-Instruct",
+            "title": model,
             "version": version("nemotron-triton"),
             "description": "OpenAI's API and the model card's, in front of Triton.",
         },

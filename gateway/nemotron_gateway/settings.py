@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
 from nemotron_core.errors import NemotronError
+from nemotron_core.family import aliases
 from nemotron_core.openai.schema import ALIASES
 
 PORT = 1424
@@ -108,9 +109,12 @@ class GatewaySettings(_Strict):
     timeouts: Timeouts = Timeouts()
 
 
-def load_settings(path: Path | None, options: Mapping[str, Any]) -> GatewaySettings:
+def load_settings(
+    path: Path | None, options: Mapping[str, Any], served_model: str | None = None
+) -> GatewaySettings:
     """Return the settings of a file, or the defaults without one, overridden by `options`.
 
+    `served_model` is the default of the model's name, and its aliases are the default of those.
     An option of `None` overrides nothing. A dot leads into a section: `timeouts.request`. Raises
     `NemotronError` if the file cannot be read or a value is wrong.
     """
@@ -121,7 +125,10 @@ def load_settings(path: Path | None, options: Mapping[str, Any]) -> GatewaySetti
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise NemotronError(f"not plain YAML: {error}", where=path) from error
     try:
-        settings = GatewaySettings.model_validate({} if content is None else content)
+        content = {} if content is None else content
+        if served_model is not None and isinstance(content, dict) and "model" not in content:
+            content = {"model": served_model, "aliases": aliases(served_model)} | content
+        settings = GatewaySettings.model_validate(content)
         merged = settings.model_dump()
         for name, value in options.items():
             section, _, key = name.rpartition(".")

@@ -1,4 +1,4 @@
-"""The verbs `serve` and `doctor`."""
+"""The verbs `serve`, `try`, `clean` and `doctor`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from nemotron_core.command_options import takes
-from nemotron_serve.options import ServeOptions
+from nemotron_serve.options import ServeOptions, TryOptions
 
 
 @takes(ServeOptions)
@@ -27,6 +27,31 @@ def serve(options: ServeOptions) -> None:
     typer.echo(
         describe_serve(options.engine, record, profile, options.host_names, options.adapters)
     )
+
+
+@takes(TryOptions)
+def try_model(options: TryOptions) -> None:
+    """Convert, build and serve a model on this machine, and open a page to chat on.
+
+    What it takes of disk and memory is printed first. A second call of the same model serves what
+    the first one made.
+    """
+    from nemotron_serve.trial import try_model as run
+
+    run(options)
+
+
+def clean(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be removed, and remove nothing.")
+    ] = False,
+) -> None:
+    """Remove what `nemotron try` has made and kept."""
+    from nemotron_serve.trial import cached
+    from nemotron_serve.trial import clean as run
+
+    for path, size in cached() if dry_run else run():
+        typer.echo(f"{'would remove' if dry_run else 'removed'} {path}: {size:,} bytes")
 
 
 def doctor(

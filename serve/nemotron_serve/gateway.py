@@ -37,6 +37,7 @@ def gateway_command(
     port_file: Path,
     engine_socket: Path,
     settings: Path | None = None,
+    model: str | None = None,
 ) -> list[str]:
     """Return the `nemotron gateway` command for the Triton that listens at `endpoints`."""
     return [
@@ -49,6 +50,7 @@ def gateway_command(
         f"--drain-timeout={profile.timeouts.drain}",
         f"--port-file={port_file}",
         *([f"--settings={settings}"] if settings else []),
+        *([f"--served-model={model}"] if model else []),
     ]
 
 
@@ -57,7 +59,8 @@ class Gateway:
 
     Its access log and its errors go to this process's standard error. As for `nemotron gateway`
     itself, API keys come from the environment. `folder` is for temporary files, and `settings` the
-    gateway's own file of settings. Raises `NemotronError` if it does not start.
+    gateway's own file of settings, which may give the model another name than `model`. Raises
+    `NemotronError` if it does not start.
     """
 
     def __init__(
@@ -69,8 +72,10 @@ class Gateway:
         folder: Path,
         engine_socket: Path,
         settings: Path | None = None,
+        model: str | None = None,
     ) -> None:
         self._engine = engine
+        self._model = model
         self._profile = profile
         self._endpoints = endpoints
         self._engine_socket = engine_socket
@@ -100,6 +105,7 @@ class Gateway:
             self._port_file,
             self._engine_socket,
             self._settings,
+            self._model,
         )
         self._process = subprocess.Popen(
             [*command, f"--port={port}"],

@@ -1,10 +1,10 @@
-"""The options of `nemotron serve`."""
+"""The options of `nemotron serve` and `nemotron try`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -105,3 +105,32 @@ class ServeOptions:
     @property
     def host_names(self) -> list[str]:
         return self.hosts.split(",") if self.hosts else []
+
+
+@dataclass(frozen=True, kw_only=True)
+class TryOptions:
+    """Options of `nemotron try`."""
+
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A .nemo, a Hugging Face folder, or a repository in Hugging Face's cache.",
+        ),
+    ]
+    profile: Annotated[str, typer.Option(help="Name of a shipped profile, or path of a .yaml.")] = (
+        "laptop"
+    )
+    weights: Annotated[
+        Literal["bf16", "int8", "int4"] | None,
+        typer.Option(help="CPU lane: type of the weights in memory, instead of the profile's."),
+    ] = None
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port of the page. 0: a free one.")
+    ] = None
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")
+    ] = True
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what it would take, and do nothing.")
+    ] = False

@@ -149,6 +149,7 @@ def _serve(server: ModelServer, profile: Profile, signals: Signals, options: Ser
                         folder=server.scratch,
                         engine_socket=server.engine_socket,
                         settings=options.gateway_settings,
+                        model=open_engine(options.engine).model,
                     )
                 )
                 endpoints = replace(endpoints, gateway=gateway.port)
