@@ -18,6 +18,7 @@ from nemotron_convert.calibration.options import CalibrationOptions
 from nemotron_convert.convert import Options, convert
 from nemotron_convert.inspect import inspect
 from nemotron_convert.shards import Parallel
+from nemotron_convert.source.kind import Kind
 from nemotron_convert.source.tokenizer_json import sentencepiece_model
 from nemotron_convert.target.checkpoint import Checkpoint
 from nemotron_convert.target.hf_tokenizer import hf_tokenizer
@@ -209,5 +210,5 @@ def test_our_template_is_found_to_be_ours(tmp_path: Path) -> None:
     folder = set_template(copy_tiny(tmp_path / "in"), CHAT_TEMPLATE)
     report = inspect(folder)
     assert (report.refused_template, report.template_notes) == ("", [])
-    assert report.kind == "model tuned on instructions (SFT)"
-    assert inspect(HF_TINY).kind == "base model"
+    assert report.kind == Kind.SFT.value
+    assert inspect(HF_TINY).kind == Kind.BASE.value
