@@ -103,7 +103,7 @@ def _check_kind(checkpoint: Path, profile: Profile) -> ModelKind:
     """Return the kind of a checkpoint. Raises `NemotronError` if the lane does not serve it."""
     kind = read_manifest(checkpoint).kind
     if kind not in lane_of(profile).kinds:
-        lanes = [name for name, lane in LANES.items() if kind in lane.kinds]
+        lanes = [name for name, one in LANES.items() if kind in one.kinds]
         raise NemotronError(
             f"this is a {kind} model, which the lane {profile.lane} does not serve",
             where=checkpoint,
