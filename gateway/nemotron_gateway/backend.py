@@ -229,20 +229,28 @@ class Backend:
         answers go on.
         """
         began = time.monotonic()
-        seconds = self._settings.timeouts.ready
+        known = self._facts
         try:
-            if await self.kind() == "reward":
-                await self._triton.score(CANARY_MESSAGES, "last", seconds)
-                return True
-            canary = self._triton.generate(CANARY_IDS, Generation(max_tokens=1), seconds)
-            async with aclosing(canary) as pieces:
-                async for _piece in pieces:
-                    pass
+            await self._send_canary(known.kind if known else "text")
         except HttpError as error:
+            if error.status == ErrorKind.REFUSED.codes.http and known is None:
+                # A reward model refuses to generate. Only then is Triton asked what it is.
+                return await self.kind() == "reward" and await self._generates()
             if error.status == ErrorKind.TIMED_OUT.codes.http:
                 return self._piece_time > began
             return error.status == ErrorKind.OVERLOADED.codes.http
         return True
+
+    async def _send_canary(self, kind: ModelKind) -> None:
+        """Let the engine generate a token or score a conversation. Raises `HttpError`."""
+        seconds = self._settings.timeouts.ready
+        if kind == "reward":
+            await self._triton.score(CANARY_MESSAGES, "last", seconds)
+            return
+        canary = self._triton.generate(CANARY_IDS, Generation(max_tokens=1), seconds)
+        async with aclosing(canary) as pieces:
+            async for _piece in pieces:
+                pass
 
 
 def _ignore_failure(task: asyncio.Task[None]) -> None:
