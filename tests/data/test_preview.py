@@ -59,6 +59,7 @@ def test_a_preview_takes_the_first_rows_and_is_no_part_of_the_run(
     assert {body["messages"][0]["content"] for body in asked.bodies} == {"tea?", "rice?", "milk?"}
 
 
+@pytest.mark.slow
 def test_a_report_shows_counts_plots_and_samples(standin: ChatServer, tmp_path: Path) -> None:
     topics(tmp_path, "<script>alert(1)</script>", "rice")
     run(tmp_path, recipe(standin.url, STEPS), report=True)

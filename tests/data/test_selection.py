@@ -93,6 +93,7 @@ def test_constraints_are_counted(tmp_path: Path) -> None:
         step(tmp_path, {"score": {"constraints": "other"}}, *given)
 
 
+@pytest.mark.slow
 def test_programs_run_once_in_the_sandbox_that_the_user_names(tmp_path: Path) -> None:
     """Here the sandbox is none: it counts its runs and runs three programs of this test."""
     runs = tmp_path / "runs"

@@ -17,6 +17,7 @@ from tritonclient.utils import InferenceServerException
 from nemotron_build.profile import Profile
 from nemotron_serve.model_server import ModelServer
 from tests.conftest import free_ports
+from tests.data.synthesis import recipe, rows, run
 from tests.gateway.process import Running, running
 from tests.reward_fixtures import CASES, NORM_ERROR
 from tests.serve.wire import post
@@ -238,3 +239,26 @@ def test_it_is_ready_and_says_what_it_is(reward: ModelServer, gateway: Running) 
     assert {model["kind"] for model in models} == {"reward"}
     assert reward.is_working
     reward.check()
+
+
+def test_a_recipe_is_scored_by_it(gateway: Running, tmp_path: Path) -> None:
+    """By `nemotron synthesize`: the last answer of each conversation, and each of them."""
+    given = [{"messages": case["messages"]} for case in CASES]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
+    score: dict[str, Any] = {"reward": "reward"}
+    steps = {
+        "last": {"rows": "in.jsonl", "score": score},
+        "each": {"rows": "in.jsonl", "score": score | {"every_turn": True}},
+    }
+    content = recipe(gateway.url, steps, {"out.jsonl": {"rows": "last", "format": "helpsteer2"}})
+    content["models"]["reward"]["model"] = "nvidia/nemotron-4-340b-reward"
+    run(tmp_path, content)
+    records = rows(tmp_path)
+    for case, record in zip(CASES, records, strict=True):
+        scores = np.array([record[name] for name in SCORED])
+        assert np.abs(scores - case["scores"][4:]).max() < NORM_ERROR
+        assert abs(record["reward"] - case["reward"]) < NORM_ERROR
+    for record, each in zip(records, rows(tmp_path, "steps/each.jsonl"), strict=True):
+        answers = sum(turn["role"] == "assistant" for turn in each["messages"])
+        assert len(each["turn_rewards"]) == answers
+        assert abs(each["turn_rewards"][-1] - record["reward"]) < NORM_ERROR
