@@ -2,18 +2,16 @@
 # Pin every package of `make demo` and `make test` by version and hash: locks/demo.txt, locks/test.txt;
 # and those of each harness of `nemotron eval`: NAME.in to NAME.txt beside it.
 # What is pinned stays unless pyproject.toml no longer allows it; --upgrade takes the newest of everything.
-# --check changes nothing and fails if a lock does not fit pyproject.toml. PyTorch is not in the locks.
+# --check changes nothing and fails if a lock does not fit pyproject.toml; a test compares the harnesses' locks with
+# their sources. PyTorch is not in the locks.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mode=${1:-}
-folder=locks harnesses=evaluate/nemotron_evaluate/harnesses/locks harness_folder=$harnesses
+folder=locks harnesses=evaluate/nemotron_evaluate/harnesses/locks
 if [ "$mode" = --check ]; then
   folder=$(mktemp -d)
   trap 'rm -rf "$folder"' EXIT
-  harness_folder=$folder/harnesses
-  mkdir "$harness_folder"
   cp locks/*.txt "$folder"
-  cp $harnesses/*.txt "$harness_folder"
 fi
 
 compile() { # SOURCE OUTPUT [OPTION…]; the source may name the oldest Python that it runs on
@@ -27,9 +25,6 @@ upgrade=()
 [ "$mode" = --upgrade ] && upgrade=(--upgrade)
 compile pyproject.toml "$folder/test.txt" --extra dev "${upgrade[@]}"
 compile pyproject.toml "$folder/demo.txt" --extra cpu --constraint "$folder/test.txt" "${upgrade[@]}"
-for source in "$harnesses"/*.in; do
-  compile "$source" "$harness_folder/$(basename "$source" .in).txt" "${upgrade[@]}"
-done
 
 if [ "$mode" = --check ]; then
   for lock in demo test; do
@@ -38,11 +33,8 @@ if [ "$mode" = --check ]; then
       exit 1
     }
   done
+else
   for source in "$harnesses"/*.in; do
-    lock=$(basename "$source" .in).txt
-    cmp -s "$harnesses/$lock" "$harness_folder/$lock" || {
-      echo "$harnesses/$lock does not fit $source: run scripts/lock.sh" >&2
-      exit 1
-    }
+    compile "$source" "${source%.in}.txt" "${upgrade[@]}"
   done
 fi

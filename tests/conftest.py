@@ -37,7 +37,8 @@ SLOW = (
     *("convert/test_torch_dist.py", "convert/test_verification.py", "convert/test_corpus.py"),
     *("convert/test_output.py", "convert/test_types.py", "convert/test_understanding.py"),
     "convert/test_reward.py",
-    *("evaluate/test_real_server.py", "evaluate/test_environment.py"),
+    *("evaluate/test_real_server.py", "evaluate/test_environment.py", "evaluate/test_answers.py"),
+    *("evaluate/test_evaluation.py", "evaluate/test_redteam.py"),
     *("data/test_batch.py", "data/test_stops.py", "data/test_synthesize.py"),
     *("gateway/test_ecosystem.py", "gateway/test_operation.py", "gateway/test_page"),
 )

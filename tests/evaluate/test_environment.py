@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import subprocess
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from nemotron_core.errors import NemotronError
 from nemotron_evaluate.harnesses import environment
@@ -89,3 +91,7 @@ def test_every_lock_is_shipped_with_hashes() -> None:
         assert requirements
         assert text.count("--hash=sha256:") >= len(requirements)
         assert not any(line.startswith("torch==") for line in requirements)
+        pinned = dict(re.findall(r"^([a-z0-9-]+)==([^ ;]+)", text, re.MULTILINE))
+        source = (environment.LOCKS / f"{name}.in").read_text().splitlines()
+        for wanted in map(Requirement, (line for line in source if not line.startswith("#"))):
+            assert wanted.specifier.contains(pinned[wanted.name]), wanted

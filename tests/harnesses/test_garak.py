@@ -40,13 +40,13 @@ def test_every_attempt_is_judged(gateway: Running, environments: Path, tmp_path:
 def test_prompts_beyond_the_context_are_attempts_without_an_answer(
     gateway: Running, environments: Path, tmp_path: Path
 ) -> None:
-    """Repeated tokens fill the tiny model's context, which the gateway refuses with 400."""
+    """The gateway refuses what cannot fit the context with 400, whatever makes it too long."""
     before = len(gateway.lines())
     report = run(
         RedteamOptions(
             url=gateway.url,
             output=tmp_path / "run",
-            probe=["divergence.RepeatedToken"],
+            probe=["goodside.ThreatenJSON"],
             prompts=4,
             # No answer of this length fits behind any prompt.
             max_tokens=1_000_000,
