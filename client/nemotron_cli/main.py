@@ -54,6 +54,7 @@ EXTRAS = {
     "tokenizers": "convert",
     "google": "client",
     "grpc": "client",
+    "httpx": "evaluate",
     "aiohttp": "client",
     "jinja2": "batch",
     "tritonclient": "client",
