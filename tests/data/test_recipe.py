@@ -41,7 +41,7 @@ def load(folder: Path, step: Any, **other: Any) -> None:
         ({"rows": "x", "filter": {}}, "give where or best"),
         ({"rows": "x", "filter": {"where": "reward >"}}, r"filter.where: not an expression"),
         ({"rows": "x", "dedup": {"text": "x", "similarity": 2}}, r"dedup.similarity"),
-        ({"rows": "x", "safety": {}}, r"a.safety is no kind of step: there is no safety model"),
+        ({"rows": "x", "safety": {}}, r"safety.*model: Field required"),
         ({"rows": "a", "prompt": "x"}, "rows come from 'a', which is not an earlier step"),
         ("x", "steps.a: "),
     ],

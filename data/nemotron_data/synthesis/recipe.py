@@ -23,14 +23,14 @@ from nemotron_data.synthesis.kinds import (
     Score,
     Step,
 )
+from nemotron_data.synthesis.safety import Guard
 
 Value = TypeVar("Value")
 RECIPES = Path(__file__).parents[1] / "recipes"
 """Folder of the recipes that are shipped."""
-KINDS = ("turns", "revise", "score", "filter", "dedup", "decontaminate", "pairs")
+KINDS = ("turns", "revise", "score", "safety", "filter", "dedup", "decontaminate", "pairs")
 """Keys that decide the kind of a step. A step without any of them asks, or only passes rows on."""
 NOT_THERE = {
-    "safety": "there is no safety model yet: ask a model with a prompt, and filter its answer",
     "critique": "it is a part of revise: {critique: …, prompt: …}",
 }
 """Keys that one may expect, with what to do instead."""
@@ -73,6 +73,7 @@ AnyStep = Annotated[
     | Annotated[Dialogue, Tag("turns")]
     | Annotated[Revise, Tag("revise")]
     | Annotated[Score, Tag("score")]
+    | Annotated[Guard, Tag("safety")]
     | Annotated[Filter, Tag("filter")]
     | Annotated[Dedup, Tag("dedup")]
     | Annotated[Decontaminate, Tag("decontaminate")]

@@ -37,8 +37,10 @@ from nemotron_data.synthesis.kinds import (
 from nemotron_data.synthesis.manifest import Manifest, StepCounts, inputs_of
 from nemotron_data.synthesis.recipe import Recipe, find_recipe, load_recipe
 from nemotron_data.synthesis.report import write_report
+from nemotron_data.synthesis.safety import Guard
 from nemotron_data.synthesis.steps.asking import ask
 from nemotron_data.synthesis.steps.dialogue import dialogue
+from nemotron_data.synthesis.steps.guarding import guard
 from nemotron_data.synthesis.steps.pairing import pair
 from nemotron_data.synthesis.steps.revision import revise
 from nemotron_data.synthesis.steps.scoring import score
@@ -59,6 +61,7 @@ RUNNERS: dict[type[Step], Callable[[Any, str, Rows, Context], Iterator[Row]]] = 
     Dialogue: dialogue,
     Revise: revise,
     Score: score,
+    Guard: guard,
     Filter: keep,
     Dedup: deduplicate,
     Decontaminate: decontaminate,
