@@ -42,6 +42,7 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "convert_startup": Measurement(
         "start-up of `nemotron convert` against Python's and NumPy's", 20
     ),
+    "convert_merge": Measurement("`nemotron convert` with and without a LoRA", 3),
     "convert_index": Measurement("reading the index of a torch_dist checkpoint, over its size", 1),
     "hashing": Measurement("SHA-256 against BLAKE3, on one thread and on several", 5),
     "convert_modelopt": Measurement("`nemotron convert` against NVIDIA ModelOpt's converter", 5),

@@ -19,6 +19,7 @@ from nemotron_convert.source.chat_tokens import other_chat_tokens
 from nemotron_convert.source.contents import Contents
 from nemotron_convert.source.kind import MERGED, REFUSED, Kind
 from nemotron_convert.source.nemo import Source
+from nemotron_convert.source.prompt_table import read_prompt_table
 from nemotron_convert.target.checkpoint import Checkpoint
 from nemotron_convert.target.manifest import read_manifest, require_unchanged
 from nemotron_core.errors import NemotronError
@@ -206,15 +207,23 @@ def inspect(path: Path) -> ModelReport:
         )
 
 
+def _inspect_prompt(contents: Contents) -> AdapterReport:
+    """Report on a P-tuning, whose own table of vectors may be older than its MLP."""
+    try:
+        prompt = read_prompt_table(contents)
+    except NemotronError as error:
+        return AdapterReport(details="", base=contents.base, fault=error.what)
+    count = len(prompt.vectors)
+    details = f"{count} virtual tokens"
+    if not prompt.is_stored:
+        details += "; the stored inference_table is not what the MLP computes"
+    return AdapterReport(details=details, base=contents.base, virtual_tokens=count)
+
+
 def _inspect_adapter(contents: Contents) -> AdapterReport:
     """Report on a file that is no whole model, as if it fitted its base model."""
     if contents.kind is Kind.P_TUNING:
-        peft = contents.settings.raw.get("peft")
-        tuning = peft.get("p_tuning") if isinstance(peft, dict) else None
-        tokens = tuning.get("virtual_tokens") if isinstance(tuning, dict) else None
-        number = tokens if type(tokens) is int else None
-        details = f"{number} virtual tokens" if number else ""
-        return AdapterReport(details=details, base=contents.base, virtual_tokens=number)
+        return _inspect_prompt(contents)
     if contents.kind not in MERGED:
         return AdapterReport(details="", base=contents.base)
     try:

@@ -6,10 +6,12 @@ import json
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,7 +19,9 @@ from nemotron_convert.calibration.options import CalibrationOptions
 from nemotron_convert.convert import Options, convert
 from nemotron_convert.inspect import inspect, inspect_checkpoint
 from nemotron_convert.shards import Parallel
+from nemotron_convert.source.contents import Contents
 from nemotron_convert.source.nemo import Source
+from nemotron_convert.source.prompt_table import read_prompt_table
 from nemotron_convert.target.checkpoint import Checkpoint
 from nemotron_convert.target.layout import Dtype, Format, Precision
 from nemotron_convert.target.manifest import read_manifest
@@ -193,6 +197,38 @@ def test_the_kind_is_in_the_first_line(name: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     text = " ".join(done.stdout.split())
     assert text.startswith(f"kind {INSPECTED[name]}")
+
+
+@pytest.mark.parametrize("table", ["stored", "empty", "missing", "one rank"])
+def test_the_vectors_of_a_prompt_come_from_its_mlp(table: str, tmp_path: Path) -> None:
+    """The stored table is filled by an evaluation, so it may be empty or old."""
+    source = CUSTOM / "ptuning_tp2.nemo"
+    folder = tmp_path / "in"
+    with tarfile.open(source) as archive:
+        archive.extractall(folder, filter="data")
+        expected = np.load(CUSTOM / "ptuning_table.npz")["inference_table"]
+    for path in folder.glob("*/*.ckpt"):
+        state = torch.load(path)
+        (name,) = (name for name in state if name.endswith("inference_table"))
+        if table == "empty":
+            state[name] = torch.zeros_like(state[name])
+        elif table == "missing":
+            del state[name]
+        torch.save(state, path)
+    if table == "one rank":
+        shutil.rmtree(folder / "mp_rank_01")
+    with Contents.open(folder) as contents:
+        if table == "one rank":
+            with pytest.raises(NemotronError, match=r"has shape \[32, 32\], but bottleneck is 64"):
+                read_prompt_table(contents)
+            return
+        prompt = read_prompt_table(contents)
+    np.testing.assert_allclose(prompt.vectors, expected, rtol=1e-5, atol=1e-6)
+    assert prompt.is_stored == (table == "stored")
+    report = inspect(folder)
+    assert report.adapter is not None
+    assert report.adapter.virtual_tokens == 10
+    assert ("is not what the MLP computes" in report.adapter.details) == (table != "stored")
 
 
 def test_a_report_on_a_lora(tmp_path: Path) -> None:
