@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,11 +180,6 @@ class ConvertArguments:
         ),
     ] = "auto"
 
-    @property
-    def source(self) -> Path:
-        """The whole model. Raises `NemotronError` if the arguments name several."""
-        return _base_and_adapters(self.models, self.base, "convert")[0]
-
     def options(self) -> Options:
         """Return the conversion's options. Raises `NemotronError` if they contradict each other."""
         from nemotron_convert.calibration.options import CalibrationOptions
@@ -224,6 +220,8 @@ def convert(arguments: ConvertArguments) -> None:
 
     Under mpirun or srun, the processes divide the files among them.
     """
+    # Adapters are merged by the threads that copy, so NumPy's products need none of their own.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from nemotron_convert.convert import convert as run
     from nemotron_convert.team import open_team
     from nemotron_core.files import partial_path
@@ -232,7 +230,8 @@ def convert(arguments: ConvertArguments) -> None:
     if arguments.format == "peft":
         _convert_to_peft(arguments)
         return
-    model, output, options = arguments.source, arguments.output, arguments.options()
+    model, _ = _base_and_adapters(arguments.models, arguments.base, "convert")
+    output, options = arguments.output, arguments.options()
     if arguments.plan:
         from rich.console import Console
 
