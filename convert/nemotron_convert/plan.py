@@ -62,8 +62,6 @@ class Plan:
     """A conversion that has not started. Sizes are in bytes."""
 
     source: str
-    adapters: tuple[str, ...]
-    """The adapters that are merged into it, for a person."""
     output: Path
     layout: Layout
     shapes: dict[str, tuple[int, ...]]
@@ -82,6 +80,8 @@ class Plan:
     """Measured speed of writing to the output's disk, in bytes per second."""
     calibration: CalibrationCost | None = None
     """The calibration of an FP8 conversion that uses no earlier one."""
+    adapters: tuple[str, ...] = ()
+    """The adapters that are merged into the source, for a person."""
 
     @property
     def seconds(self) -> float:
