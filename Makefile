@@ -16,13 +16,26 @@ LOADERS_INSTALL := $(INSTALL:$(BIN)/python=.tools/transformers4/bin/python)
 CONTRACT_TESTS := $(addprefix tests/serve/test_,contract.py ensemble.py plain_infer.py batches.py \
   token_model.py streams.py sampling.py refusals.py classic_clients.py)
 
-.PHONY: demo test test-standins test-vllm test-clients test-loaders test-eval check lint unit lock mutants fuzz loaded-test clean
+.PHONY: demo test test-docs test-wheel site test-standins test-vllm test-clients test-loaders test-eval check lint unit lock mutants fuzz loaded-test clean
+# DEMO=--exit ends after the answers; DEMO=--free-ports takes other ports than those in use.
 demo: $(VENV)/.user
-	scripts/demo.sh
+	$(BIN)/nemotron demo $(DEMO)
 
 # Two processes, because tests that serve wait most of the time.
 test: $(VENV)/.dev $(VENV)/.tools
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# The pages' slow commands too.
+test-docs: $(VENV)/.dev
+	$(BIN)/pytest --docs tests/docs
+
+# sdist and wheel, installed in a clean environment, with which the demo runs elsewhere.
+test-wheel: $(VENV)/.dev
+	scripts/test_wheel.sh
+
+# The pages as a site in site/, which python -m http.server -d site serves, with its search.
+site: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The contract on the lanes of TensorRT-LLM, with a stand-in for the library.
 test-standins: $(VENV)/.dev
@@ -81,7 +94,7 @@ loaded-test: $(VENV)/.dev $(VENV)/.tools
 	scripts/beside_load.sh $(BIN)/pytest -n 6 --dist loadfile --no-loadscope-reorder
 
 clean:
-	rm -rf $(VENV) .tools demo .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .tools demo my site dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 10), (3, 11), (3, 12)))' || \

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent
 SLOW_FIXTURES = {"server", "engine_bf16", "engine_f32", "checkpoint_fp8", "checkpoint_reward"}
 SLOW = (
     *("docker", "fuzz", "helm", "host", "images", "serve", "slurm"),
-    *("test_readme.py", "test_tiny_nemotron.py"),
+    *("docs/test_readme.py", "docs/test_site.py", "test_tiny_nemotron.py"),
     *("attacks/test_damage.py", "attacks/test_torch_files.py", "bench/test_bench.py"),
     *("bench/test_load_client.py", "engine/test_server.py"),
     *("build/test_reuse.py", "build/test_tensorrt_lane.py", "client/test_client.py"),
@@ -45,7 +45,7 @@ SLOW = (
 """Folders and files of tests that start other programs or compute for seconds."""
 FAST = (
     *("serve/test_options.py", "serve/test_doctor.py"),
-    *("serve/test_probe.py", "serve/test_scratch.py"),
+    *("serve/test_probe.py", "serve/test_scratch.py", "serve/test_ports.py"),
 )
 
 # Beside busy neighbours OpenMP's threads spin while they wait for each other: with two threads and
@@ -65,7 +65,7 @@ SERVED = {
 """Fixtures with the engine and the profile of the shared server, by lane."""
 pytest_plugins = ["tests.standins.fixtures", "tests.vllm.fixtures", "tests.reward_fixtures"]
 NOT_SLOW = "not slow"
-FIRST = ("slurm", "helm", "test_readme.py", "data", "gateway", "docker", "convert")
+FIRST = ("slurm", "helm", "docs/test_readme.py", "data", "gateway", "docker", "convert")
 """Folders and files that take longest, in the order in which two processes begin them."""
 LANE_FOLDERS = ("vllm", "loaders")
 """Folders of tests that need libraries of their own; `--lane` names the one that is run."""
@@ -73,6 +73,7 @@ LANE_FOLDERS = ("vllm", "loaders")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--lane", default="cpu", help="lane of the server that tests share")
+    parser.addoption("--docs", action="store_true", help="run the pages' slow commands, too")
     parser.addoption("--clients", help="folder with the environments of other people's clients")
     parser.addoption("--harnesses", help="folder with the environments of evaluation harnesses")
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from nemotron_cli.main import VERBS, app
+from nemotron_cli.main import EXTRAS_OF_VERBS, VERBS, app
+from tests.waiting import WAIT
 
 LOADED_LIBRARIES = """
 import sys, nemotron_cli.main as main
@@ -72,3 +73,81 @@ def test_an_unknown_verb_is_wrong_usage() -> None:
     result = CliRunner().invoke(app, ["unknown"])
     assert result.exit_code == 2
     assert "No such command" in result.output
+
+
+def test_nemotron_alone_shows_the_way() -> None:
+    result = CliRunner().invoke(app, [])
+    assert result.exit_code == 0
+    named = re.findall(r"nemotron ([a-z]+)", result.output)
+    assert set(named) <= set(VERBS)
+    assert named[0] == "demo"
+    assert {"convert", "build", "serve", "chat"} <= set(named)
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_h_is_help_everywhere(verb: str) -> None:
+    result = CliRunner().invoke(app, [*verb.split(), "-h"])
+    assert result.exit_code == 0
+    assert "--help" in result.output
+
+
+def test_each_verb_names_the_extra_that_it_needs() -> None:
+    project = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    extras = set(re.findall(r"^([a-z]+) = \[$", project, re.MULTILINE))
+    assert set(EXTRAS_OF_VERBS.values()) <= extras
+    assert set(VERBS) - set(EXTRAS_OF_VERBS) == {"profiles"}
+    help_text = CliRunner().invoke(app, ["serve", "-h"]).output
+    assert "pip install 'nemotron-triton[cpu]'" in " ".join(help_text.split())
+
+
+BARE_INSTALLATION = """
+import sys
+from importlib.abc import MetaPathFinder
+
+MISSING = set(sys.argv[1].split(","))
+
+class Missing(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] in MISSING:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+sys.argv[:] = ["nemotron", *sys.argv[2:]]
+from nemotron_cli.main import main
+main()
+"""
+LIBRARIES = (
+    *("aiohttp", "google", "grpc", "httptools", "jinja2", "ml_dtypes", "msgspec", "numcodecs"),
+    *("openvino", "prometheus_client", "prompt_toolkit", "psutil", "safetensors", "sentencepiece"),
+    *("starlette", "tokenizers", "torch", "tritonclient", "uvicorn", "uvloop", "matplotlib"),
+)
+"""Modules that only the extras install."""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extra"),
+    [
+        ("inspect NEMO", "convert"),
+        ("convert NEMO -o out", "convert"),
+        ("plan --profile cpu", "convert"),
+        ("gateway", "gateway"),
+        ("chat Hello", "client"),
+        ("bench", "bench"),
+        ("doctor --profile cpu", "server"),
+    ],
+)
+def test_a_bare_installation_names_the_extra(arguments: str, extra: str, tmp_path: Path) -> None:
+    nemo = str(Path(__file__).parent / "tiny_nemotron" / "tiny_nemotron.nemo")
+    words = [nemo if word == "NEMO" else word for word in arguments.split()]
+    done = subprocess.run(
+        [sys.executable, "-c", BARE_INSTALLATION, ",".join(LIBRARIES), *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        timeout=WAIT,
+    )
+    assert done.returncode == 1
+    assert re.fullmatch(
+        rf"nemotron: \S+ is not installed: pip install 'nemotron-triton\[{extra}\]'\n", done.stderr
+    ), done.stderr

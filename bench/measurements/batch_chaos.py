@@ -29,7 +29,7 @@ import yaml
 from bench.measurements.machine import NEMOTRON
 from nemotron_build.engine_folder import build_engine
 from nemotron_build.profile import Profile, load_profile
-from nemotron_serve.server import choose_ports
+from nemotron_serve.ports import choose_ports
 from tests.tiny_nemotron.answers import load_answers
 
 POLL_SECONDS = 0.02

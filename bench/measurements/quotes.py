@@ -87,14 +87,14 @@ def _stress() -> Iterator[str]:
 
 
 QUOTES = (
-    Quote("README.md", "| speed of the CPU engine", lambda: [*_speed_of_the_cpu_engine()]),
-    Quote("README.md", "| `nemotron plan`", lambda: [*_fractions_of_the_limit()]),
-    Quote("README.md", "| `nemotron bench`", lambda: [*_load_over_perf_analyzer()]),
-    Quote("README.md", "| speed of the converter", lambda: [*_conversion()]),
-    Quote("README.md", "| CPU engine, BF16", lambda: [*_exact_answers("bf16")]),
-    Quote("README.md", "| CPU engine, FP8", lambda: [*_exact_answers("fp8")]),
+    Quote("docs/what-ran.md", "| speed of the CPU engine", lambda: [*_speed_of_the_cpu_engine()]),
+    Quote("docs/what-ran.md", "| `nemotron plan`", lambda: [*_fractions_of_the_limit()]),
+    Quote("docs/what-ran.md", "| `nemotron bench`", lambda: [*_load_over_perf_analyzer()]),
+    Quote("docs/what-ran.md", "| speed of the converter", lambda: [*_conversion()]),
+    Quote("docs/what-ran.md", "| CPU engine, BF16", lambda: [*_exact_answers("bf16")]),
+    Quote("docs/what-ran.md", "| CPU engine, FP8", lambda: [*_exact_answers("fp8")]),
     Quote(
-        "README.md",
+        "docs/what-ran.md",
         "| `nemotron batch`",
         lambda: [f"{Record.read('batch_chaos').arguments['rows']:,}"],
     ),

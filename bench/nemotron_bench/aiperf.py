@@ -43,11 +43,11 @@ def run_level(
         raise NemotronError(
             "AIPerf gives all answers one length", where="--output-tokens", remedy="use one number"
         )
-    tokens = settings.outputs.low
+    tokens, requests = settings.outputs.low, settings.requests_of(level)
     warm_up(settings, target, source)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        prompts = [json.dumps({"text": source.next()}) for _ in range(settings.requests)]
+        prompts = [json.dumps({"text": source.next()}) for _ in range(requests)]
         (folder / "prompts.jsonl").write_text("\n".join(prompts) + "\n")
         (folder / "tokenizer").mkdir()
         for file, content in TOKENIZER.items():
@@ -59,7 +59,7 @@ def run_level(
             *("--custom-dataset-type", "single_turn", "--use-server-token-count"),
             *("--tokenizer", str(folder / "tokenizer")),
             *("--extra-inputs", f"max_tokens:{tokens}", "--extra-inputs", f"min_tokens:{tokens}"),
-            *("--request-count", str(settings.requests), "--artifact-dir", str(folder / "out")),
+            *("--request-count", str(requests), "--artifact-dir", str(folder / "out")),
             *("--random-seed", str(settings.seed), "--ui-type", "none"),
             *("--no-gpu-telemetry", "--no-server-metrics"),
             *_load_options(level),

@@ -18,7 +18,8 @@ def run_level(
 ) -> LevelResult:
     """Run one load, after the warm-up requests. See `run.Generator`."""
     with _progress() as progress:
-        task = progress.add_task(str(level), total=settings.requests, rate="")
+        requests = settings.requests_of(level)
+        task = progress.add_task(str(level), total=requests, rate="")
         start, tokens = math.inf, 0
 
         def advance(outcome: Outcome) -> None:
@@ -32,7 +33,7 @@ def run_level(
             warm_up = Load(target, prompts, settings.outputs, settings.seed)
             warm_up.run(Level(concurrency=settings.warmup), settings.warmup)
         load = Load(target, prompts, settings.outputs, settings.seed, advance)
-        return measure(level, load.run(level, settings.requests), settings.limits)
+        return measure(level, load.run(level, requests), settings.limits)
 
 
 def _progress() -> Progress:

@@ -18,9 +18,9 @@ def bench(settings: BenchSettings) -> None:
         typer.echo(compare(*map(read_report, settings.compare)))
         return
     report = run(settings)
-    typer.echo(markdown(report))
+    typer.echo(report.model_dump_json(indent=1) if settings.as_json else markdown(report))
     if settings.output is not None:
         for path in write_reports(report, settings.output):
-            typer.echo(path)
+            typer.echo(path, err=settings.as_json)
     if any(level.errors for level in report.levels):
         raise typer.Exit(1)

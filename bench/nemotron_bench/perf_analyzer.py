@@ -32,7 +32,8 @@ def run_level(
         )
     tokens = settings.outputs.low
     warm_up(settings, target, source)
-    prompts = [source.next() for _ in range(settings.requests)]
+    requests = settings.requests_of(level)
+    prompts = [source.next() for _ in range(requests)]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         inputs = {"max_tokens": [tokens], "min_tokens": [tokens], "stream": [True]}
@@ -42,7 +43,7 @@ def run_level(
             settings.generator,
             *("-m", target.model, "-i", "grpc", "-u", target.host),
             *("--async", "--streaming", f"--input-data={folder / 'input.json'}"),
-            f"--request-count={settings.requests}",
+            f"--request-count={requests}",
             f"--profile-export-file={folder / 'profile.json'}",
             *_load_options(level),
         ]

@@ -7,14 +7,15 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from nemotron_bench.html_report import html
+from nemotron_bench.report_text import interval, quantiles
 from nemotron_bench.results import LevelResult, Report
 from nemotron_bench.statistics import LATENCIES, QUANTILES
+from nemotron_bench.sweep import knee_text
 from nemotron_core.errors import NemotronError
 
 HEAD = (
-    "load", "requests", "errors", "req/s", "tokens/s", "TTFT ms p50/p90/p99",
-    "ITL ms p50/p90/p99", "E2E ms p50/p90/p99", "goodput req/s",
+    "load", "requests", "errors", "req/s", "tokens/s [95 %]", "TTFT ms p50 [95 %] / p90 / p99",
+    "ITL ms p50 [95 %] / p90 / p99", "E2E ms p50 [95 %] / p90 / p99", "goodput req/s",
 )  # fmt: skip
 
 
@@ -23,6 +24,8 @@ def write_reports(report: Report, folder: Path) -> list[Path]:
 
     Returns their paths. Raises `NemotronError` if the operating system refuses.
     """
+    from nemotron_bench.html_report import html  # noqa: PLC0415  # with it comes matplotlib
+
     texts = {
         "bench.json": report.model_dump_json(indent=1) + "\n",
         "bench.md": markdown(report),
@@ -52,7 +55,10 @@ def read_report(path: Path) -> Report:
 def markdown(report: Report) -> str:
     """Return a report as a Markdown table, followed by what was measured and on what."""
     facts = [f"- {name}: {value}" for name, value in report.facts().items()]
-    return "\n".join([*table(HEAD, [_row(level) for level in report.levels]), "", *facts, ""])
+    lines = [*table(HEAD, [_row(level) for level in report.levels]), ""]
+    if report.knee is not None:
+        lines += [knee_text(report.knee, report.levels), ""]
+    return "\n".join([*lines, *facts, ""])
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -68,13 +74,8 @@ def _row(level: LevelResult) -> list[str]:
         str(level.requests),
         str(sum(level.errors.values())),
         f"{level.requests_per_second:.2f}",
-        f"{level.output_tokens_per_second:.1f}",
-        *(
-            " / ".join(f"{getattr(summary, quantile) * 1e3:.1f}" for quantile in QUANTILES)
-            if summary
-            else "–"
-            for summary in summaries
-        ),
+        f"{level.output_tokens_per_second:.1f}{interval(level.throughput_interval, 1)}",
+        *("–" if summary is None else quantiles(summary) for summary in summaries),
         "–" if level.goodput is None else f"{level.goodput:.2f}",
     ]
 
@@ -98,7 +99,21 @@ def compare(a_report: Report, b_report: Report) -> str:
         raise NemotronError("the two reports have no load in common", where="--compare")
     heads = [f"{name}: {report.target}, {report.started}"
              for name, report in (("A", a_report), ("B", b_report))]  # fmt: skip
-    return "\n".join([*heads, "", *lines])
+    unlike = [f"warning: {text}" for text in differences(a_report, b_report)]
+    return "\n".join([*heads, *unlike, "", *lines])
+
+
+def differences(a_report: Report, b_report: Report) -> list[str]:
+    """Return in what two runs differ beside their results, so that these may not be compared."""
+    a, b = (
+        {"generator": r.generator, **r.settings, **r.machine, **r.versions}
+        for r in (a_report, b_report)
+    )
+    return [
+        f"{name} is {a.get(name, 'unknown')} in A and {b.get(name, 'unknown')} in B"
+        for name in {**a, **b}
+        if a.get(name) != b.get(name)
+    ]
 
 
 def _numbers(a_level: LevelResult, b_level: LevelResult) -> dict[str, tuple[float, float]]:

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from nemotron_bench.load import Level, Outcome
-from nemotron_bench.statistics import LATENCIES, Summary, meets, summarize
+from nemotron_bench.statistics import LATENCIES, Summary, meets, summarize, throughput_interval
 
 
 class _Frozen(BaseModel):
@@ -34,6 +34,10 @@ class LevelResult(_Frozen):
     total_tokens_per_second: float
     goodput: float | None
     """Requests per second that met the SLO, or `None` without an SLO."""
+    throughput_interval: tuple[float, float] | None = None
+    """95 % confidence interval of the output tokens per second, from parts of the load's time."""
+    in_flight: float | None = None
+    """Mean number of requests in flight: that of the load, less what its end leaves out."""
     latencies: dict[str, Summary | None]
     """Summary by the names of `statistics.LATENCIES`, or `None` if no request has that latency."""
 
@@ -54,6 +58,8 @@ class Report(_Frozen):
     versions: dict[str, str]
     settings: dict[str, str | int | float | None]
     levels: list[LevelResult]
+    knee: int | None = None
+    """The load at which a sweep found that the server saturates, in requests in flight."""
 
     def facts(self) -> dict[str, str | int | float]:
         """Return what was measured and on what, by name, without settings that are `None`."""
@@ -95,5 +101,9 @@ def measure(
         output_tokens_per_second=outputs / seconds,
         total_tokens_per_second=(inputs + outputs) / seconds,
         goodput=good,
+        throughput_interval=throughput_interval(
+            [(outcome.start, outcome.end, outcome.output_tokens) for outcome in answered]
+        ),
+        in_flight=sum(outcome.end - outcome.start for outcome in outcomes) / seconds,
         latencies=latencies,
     )

@@ -11,6 +11,7 @@ from nemotron_bench.load import Level, Prompts
 from nemotron_bench.machine import machine, now, versions
 from nemotron_bench.results import LevelResult, Report
 from nemotron_bench.settings import BenchSettings
+from nemotron_bench.sweep import knee, sweep
 from nemotron_bench.targets import Target, open_target
 from nemotron_core.errors import NemotronError
 
@@ -41,6 +42,11 @@ def run(settings: BenchSettings) -> Report:
     with closing(open_target(settings.url, settings.model)) as target:
         # One source for all loads: a repeated prompt would be in the server's prefix cache.
         prompts = Prompts(target, settings.inputs, settings.seed)
+
+        def measure(level: Level) -> LevelResult:
+            return GENERATORS[name](settings, target, prompts, level)
+
+        levels = sweep(measure) if settings.sweep else [*map(measure, settings.levels)]
         return Report(
             generator=name,
             target=target.name,
@@ -48,7 +54,6 @@ def run(settings: BenchSettings) -> Report:
             machine=machine(),
             versions=versions(),
             settings=settings.facts(),
-            levels=[
-                GENERATORS[name](settings, target, prompts, level) for level in settings.levels
-            ],
+            levels=levels,
+            knee=knee(levels) if settings.sweep else None,
         )

@@ -14,6 +14,10 @@ from nemotron_bench.load import Level
 from nemotron_bench.statistics import Lengths, parse_slo
 from nemotron_core.errors import NemotronError
 
+USUAL_REQUESTS = 64
+REQUESTS_IN_A_ROW = 4
+"""Number of requests, of a load that has `USUAL_REQUESTS` or more, for each one in flight."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BenchSettings:
@@ -35,13 +39,26 @@ class BenchSettings:
     rate: Annotated[
         str | None, typer.Option(help="New requests per second at random times; several: 1,2,4.")
     ] = None
-    requests: Annotated[int, typer.Option(min=1, help="Number of requests of each load.")] = 64
+    sweep: Annotated[
+        bool,
+        typer.Option(
+            "--sweep", help="Double the requests in flight until the throughput no longer grows."
+        ),
+    ] = False
+    requests: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Number of requests of each load: by default 64, or 4 for each in flight."
+        ),
+    ] = None
     warmup: Annotated[int, typer.Option(min=0, help="Uncounted requests before each load.")] = 4
     input_tokens: Annotated[str, typer.Option(help="Tokens of a prompt: N or LOW-HIGH.")] = "128"
     output_tokens: Annotated[str, typer.Option(help="Tokens of an answer: N or LOW-HIGH.")] = "64"
     slo: Annotated[
         str | None,
-        typer.Option(help="Limits for goodput: ttft=SECONDS,itl=SECONDS,e2e=SECONDS."),
+        typer.Option(
+            "--slo", "--goodput", help="Limits for goodput: ttft=SECONDS,itl=SECONDS,e2e=SECONDS."
+        ),
     ] = None
     seed: Annotated[int, typer.Option(help="Seed of prompts, lengths and arrival times.")] = 1
     generator: Annotated[
@@ -56,12 +73,36 @@ class BenchSettings:
         typer.Option(metavar="A.json B.json", help="Measure nothing; compare two reports."),
     ] = None
 
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False
+
     def __post_init__(self) -> None:
-        _ = self.levels, self.inputs, self.outputs, self.limits
+        _ = self.inputs, self.outputs, self.limits
+        for level in self.levels:
+            self.requests_of(level)
+
+    def requests_of(self, level: Level) -> int:
+        """Return the number of requests of a load.
+
+        Raises `NemotronError` if they are fewer than the load has in flight: it would not be made.
+        """
+        in_flight = level.concurrency or 1
+        if self.requests is None:
+            return max(USUAL_REQUESTS, REQUESTS_IN_A_ROW * in_flight)
+        if self.requests < in_flight:
+            raise NemotronError(
+                f"{self.requests} requests cannot be {in_flight} at once",
+                where="--requests",
+                remedy=f"give at least {in_flight}, or leave it out",
+            )
+        return self.requests
 
     @cached_property
     def levels(self) -> tuple[Level, ...]:
-        """Loads to run, in order."""
+        """Loads to run, in order. With `--sweep`, the first of them."""
+        if self.sweep:
+            if self.rate is not None or self.concurrency is not None:
+                raise NemotronError("--sweep chooses the loads", remedy="leave out the others")
+            return (Level(concurrency=1),)
         if self.rate is not None and self.concurrency is not None:
             raise NemotronError("give --concurrency or --rate, not both")
         if self.rate is not None:
@@ -92,7 +133,7 @@ class BenchSettings:
         """Return the settings as the report lists them."""
         slo = ",".join(f"{name}={limit:g}" for name, limit in (self.limits or {}).items())
         return {
-            "requests per load": self.requests,
+            "requests per load": self.requests or f"{USUAL_REQUESTS}, {REQUESTS_IN_A_ROW} in a row",
             "warm-up requests": self.warmup,
             "input tokens": str(self.inputs),
             "output tokens": str(self.outputs),

@@ -9,6 +9,12 @@ from dataclasses import dataclass
 
 from nemotron_core.errors import NemotronError
 
+RISK = 0.05
+"""Probability that a confidence interval does not have the true value."""
+PARTS = 10
+STUDENT_T = 2.262
+"""0.975 quantile of Student's t with `PARTS` - 1 degrees of freedom."""
+
 
 def percentile(values: Sequence[float], fraction: float) -> float:
     """Return a percentile, interpolated linearly as NumPy does by default.
@@ -33,6 +39,8 @@ class Summary:
     p99: float
     min: float
     max: float
+    p50_interval: tuple[float, float] | None = None
+    """95 % confidence interval of the median. `None` for fewer than six values."""
 
 
 def summarize(values: Sequence[float]) -> Summary | None:
@@ -46,7 +54,57 @@ def summarize(values: Sequence[float]) -> Summary | None:
         p99=percentile(values, 0.99),
         min=min(values),
         max=max(values),
+        p50_interval=median_interval(values),
     )
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Return an interval that has the median of their distribution with 95 % confidence.
+
+    Its ends are two of the values, whatever their distribution is (H. A. David, Order Statistics,
+    7.1). Returns `None` if there are too few values for such an interval.
+
+    >>> median_interval([5.0, 1.0, 2.0, 3.0, 4.0, 6.0])
+    (1.0, 6.0)
+    """
+    count = len(values)
+    tail, low = 0.0, -1
+    while (tail := tail + math.comb(count, low + 1) / 2**count) <= RISK / 2:
+        low += 1
+    if low < 0:
+        return None
+    ordered = sorted(values)
+    return ordered[low], ordered[count - 1 - low]
+
+
+def throughput_interval(
+    requests: Sequence[tuple[float, float, int]],
+) -> tuple[float, float] | None:
+    """Return a 95 % confidence interval of the tokens per second of a load.
+
+    Each request has a start, an end and a number of tokens, which count as evenly spread over its
+    time. The time of the load is cut into `PARTS` parts, whose rates are taken for independent and
+    normally distributed. Returns `None` for fewer requests than parts.
+    """
+    if len(requests) < PARTS:
+        return None
+    start, end = min(r[0] for r in requests), max(r[1] for r in requests)
+    width = (end - start) / PARTS
+    if width <= 0:
+        return None
+    rates = []
+    for part in range(PARTS):
+        low, high = start + part * width, start + (part + 1) * width
+        tokens = math.fsum(
+            count * max(0.0, min(high, last) - max(low, first)) / (last - first)
+            for first, last, count in requests
+            if last > first
+        )
+        rates.append(tokens / width)
+    mean = math.fsum(rates) / PARTS
+    variance = math.fsum((rate - mean) ** 2 for rate in rates) / (PARTS - 1)
+    half = STUDENT_T * math.sqrt(variance / PARTS)
+    return max(0.0, mean - half), mean + half
 
 
 def arrivals(rate: float, seed: int) -> Iterator[float]:

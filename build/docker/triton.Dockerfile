@@ -30,6 +30,7 @@ COPY data data
 COPY evaluate evaluate
 COPY bench/nemotron_bench bench/nemotron_bench
 COPY model_repository model_repository
+COPY tests/tiny_nemotron/tiny_nemotron.nemo tests/tiny_nemotron/tiny_nemotron.nemo
 RUN python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM ubuntu:24.04

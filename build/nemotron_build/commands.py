@@ -1,4 +1,4 @@
-"""The verbs `plan` and `build`."""
+"""The verbs `profiles`, `plan` and `build`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,47 @@ from typing import Annotated, Literal
 import typer
 
 from nemotron_core.family import LARGEST
+
+
+def profiles(
+    name: Annotated[
+        str | None, typer.Argument(help="Profile to show: a shipped one, or the path of a .yaml.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="File to write the profile to, for your own changes."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the file if it exists.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the shipped profiles, or show or write one of them."""
+    import json
+
+    from nemotron_build.profile import load_profile, profile_text, shipped_profiles
+    from nemotron_build.profile_table import profile_rows, profile_table
+    from nemotron_core.errors import NemotronError
+    from nemotron_core.files import write_atomically
+
+    if name is None:
+        if output is not None:
+            raise NemotronError(
+                "no profile is named",
+                where="-o",
+                remedy=f"name one of {', '.join(shipped_profiles())}",
+            )
+        rows = profile_rows()
+        typer.echo(json.dumps(rows, indent=2) if as_json else profile_table(rows))
+        return
+    profile, text = load_profile(name), profile_text(name)
+    if output is not None:
+        if output.exists() and not overwrite:
+            raise NemotronError("the file exists", where=output, remedy="--overwrite replaces it")
+        write_atomically(output, text)
+        typer.echo(f"{output}: --profile {output} builds and serves with it")
+    else:
+        typer.echo(profile.model_dump_json(indent=2) if as_json else text.rstrip())
 
 
 def plan(
@@ -52,6 +93,9 @@ def build(
     reuse: Annotated[
         bool, typer.Option("--reuse", help="Keep a complete engine of the same profile.")
     ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an engine that is there.")
+    ] = False,
     wait: Annotated[
         float,
         typer.Option(
@@ -63,17 +107,35 @@ def build(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the command and the files, and build nothing.")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print engine.json.")] = False,
 ) -> None:
     """Build an engine from a checkpoint."""
-    from nemotron_build.engine_folder import build_engine, describe_build, reuse_or_build
+    from contextlib import nullcontext
+
+    from nemotron_build.engine_folder import (
+        ENGINE_NAME,
+        build_engine,
+        describe_build,
+        reuse_or_build,
+    )
     from nemotron_build.profile import load_profile, with_weights
+    from nemotron_core.errors import NemotronError
+    from nemotron_core.existing import replacing, require_choice
     from nemotron_core.folder import retry_until_ready
 
+    if reuse and overwrite:
+        raise NemotronError("give --reuse or --overwrite, not both")
     chosen = with_weights(load_profile(profile), weights)
+    if not reuse and not overwrite:
+        require_choice(output, ENGINE_NAME, "engine")
     if dry_run:
         typer.echo(describe_build(checkpoint, output, chosen))
         return
     run = reuse_or_build if reuse else build_engine
-    record = retry_until_ready(lambda: run(checkpoint, output, chosen), wait)
+    with replacing(output, ENGINE_NAME) if overwrite else nullcontext():
+        record = retry_until_ready(lambda: run(checkpoint, output, chosen), wait)
+    if as_json:
+        typer.echo(record.model_dump_json(indent=2))
+        return
     size = sum(entry.size for entry in record.files.values())
     typer.echo(f"{output}: {size:,} bytes, lane {record.lane}, {record.profile.dtype}")

@@ -244,10 +244,10 @@ def shipped_profiles() -> list[str]:
     return sorted(file.stem for file in profiles_folder().glob("*.yaml"))
 
 
-def load_profile(name_or_path: str) -> Profile:
-    """Return a shipped profile by its name, or any profile by its path (`….yaml`).
+def profile_path(name_or_path: str) -> Path:
+    """Return the file of a shipped profile by its name, or any other path (`….yaml`) as it is.
 
-    Raises `NemotronError` if the profile does not exist or has an error.
+    Raises `NemotronError` if no such profile is shipped.
     """
     path = Path(name_or_path)
     if path.suffix != ".yaml":
@@ -258,11 +258,32 @@ def load_profile(name_or_path: str) -> Profile:
                 where="--profile",
                 remedy=f"use one of {', '.join(shipped_profiles())}, or the path of a .yaml",
             )
+    return path
+
+
+def profile_text(name_or_path: str) -> str:
+    """Return the YAML of a profile, with its comments.
+
+    Raises `NemotronError` if the profile does not exist or cannot be read.
+    """
+    path = profile_path(name_or_path)
     try:
-        return _PROFILE.validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise NemotronError(f"cannot read: {error.strerror}", where=path) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise NemotronError(f"not plain YAML: {error}", where=path) from error
+
+
+def load_profile(name_or_path: str) -> Profile:
+    """Return a shipped profile by its name, or any profile by its path (`….yaml`).
+
+    Raises `NemotronError` if the profile does not exist or has an error.
+    """
+    path, text = profile_path(name_or_path), profile_text(name_or_path)
+    try:
+        return _PROFILE.validate_python(yaml.safe_load(text))
+    except yaml.YAMLError as error:
         raise NemotronError(f"not plain YAML: {error}", where=path) from error
     except ValidationError as error:
         first = error.errors()[0]

@@ -1,84 +1,84 @@
-"""A conversation in the terminal."""
+"""The chat in a terminal, or of the lines of standard input."""
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Generator
+from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 
-from nemotron_client.client import Client
-from nemotron_client.exceptions import RequestRefused
-from nemotron_core.generation import Generation
+from nemotron_cli.chat_commands import KEYS, ChatEnds, run_command, split_command
+from nemotron_cli.conversation import Conversation
+from nemotron_client.exceptions import ClientError
+from nemotron_core.errors import NemotronError
 
-HELP = "Ctrl-C stops an answer, /new starts a new conversation, /exit or Ctrl-D ends the chat."
-
-
-class Conversation:
-    """All turns so far. A turn is kept once its answer has any text, even if it was stopped."""
-
-    def __init__(self, client: Client, generation: Generation, system: str | None) -> None:
-        self._client = client
-        self._generation = generation
-        self._system = [{"role": "system", "content": system}] if system is not None else []
-        self._turns: list[dict[str, str]] = []
-
-    def restart(self) -> None:
-        """Forget every turn but the system message."""
-        self._turns = []
-
-    def answer(self, question: str) -> Generator[str, None, None]:
-        """Yield the text of the answer, piece by piece. Raises `ClientError`."""
-        turns = [*self._turns, {"role": "user", "content": question}]
-        text = ""
-        try:
-            for piece in self._client.stream_chat([*self._system, *turns], self._generation):
-                text += piece.text
-                yield piece.text
-        finally:
-            if text:
-                self._turns = [*turns, {"role": "assistant", "content": text}]
+HELP = f"{KEYS} /help lists the commands."
+STATE_FOLDER = Path("nemotron") / "chat_history"
+Show = Callable[[Conversation, str], None]
+"""Ask a question and show the answer while it is generated."""
 
 
 def ask(conversation: Conversation, question: str) -> None:
-    """Print the answer to one question while it is generated."""
+    """Print the answer to one question as plain text, while it is generated."""
+    is_empty = True
     with closing(conversation.answer(question)) as texts:
         for text in texts:
+            is_empty = False
             sys.stdout.write(text)
             sys.stdout.flush()
     sys.stdout.write("\n")
     sys.stdout.flush()
+    if is_empty:
+        print(f"nemotron: {conversation.why_empty()}", file=sys.stderr, flush=True)
 
 
-def talk(conversation: Conversation) -> None:
-    """Answer each line of standard input until it ends. On a terminal, show a prompt."""
-    interactive = sys.stdin.isatty()
-    if interactive:
-        import readline  # noqa: F401, PLC0415  # gives input() history and line editing
+def answer_lines(conversation: Conversation) -> None:
+    """Answer each line of standard input, until it ends. Raises `ClientError`."""
+    for line in sys.stdin:
+        try:
+            answer_line(conversation, line.strip(), ask)
+        except ChatEnds:
+            return
 
-        print(HELP)
+
+def answer_line(conversation: Conversation, line: str, show: Show) -> None:
+    """Carry out a command, or ask a question and `show` the answer.
+
+    Raises `ChatEnds`, `NemotronError` if a command fails, and `ClientError`.
+    """
+    if command := split_command(line):
+        shown = run_command(conversation, *command)
+        print(shown, file=sys.stdout if sys.stdin.isatty() else sys.stderr)
+    elif line:
+        show(conversation, line.removeprefix("/") if line.startswith("//") else line)
+
+
+def talk(conversation: Conversation, *, history: Path | None, markdown: bool) -> None:
+    """Talk in the terminal until `/exit` or Ctrl-D. `history` keeps the lines for the next time."""
+    from nemotron_cli.terminal import make_session, show_markdown  # noqa: PLC0415
+
+    show = show_markdown if markdown else ask
+    session = make_session(history)
+    print(HELP)
     while True:
         try:
-            line = input("> " if interactive else "").strip()
+            line = session.prompt("> ").strip()
+        except KeyboardInterrupt:  # it clears the input
+            continue
         except EOFError:
-            break
-        if line == "/exit":
-            break
-        if line == "/new":
-            conversation.restart()
-        elif line:
-            _turn(conversation, line, interactive=interactive)
-    if interactive:
-        print()
+            return
+        try:
+            answer_line(conversation, line, show)
+        except ChatEnds:
+            return
+        except KeyboardInterrupt:
+            print("[stopped]")
+        except (NemotronError, ClientError) as error:
+            print(f"[{error}]")
 
 
-def _turn(conversation: Conversation, line: str, *, interactive: bool) -> None:
-    try:
-        ask(conversation, line)
-    except KeyboardInterrupt:
-        if not interactive:
-            raise
-        print(" [stopped]")
-    except RequestRefused as error:
-        if not interactive:
-            raise
-        print(f"[{error}]")
+def history_path() -> Path:
+    """Return the usual file of the history, by the XDG base directories."""
+    folder = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(folder) / STATE_FOLDER

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
 from typing import Annotated, Any
@@ -23,9 +24,11 @@ os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 DISTRIBUTION = "nemotron-triton"
 VERBS = {
+    "demo": "nemotron_cli.commands",
     "inspect": "nemotron_convert.commands",
     "convert": "nemotron_convert.commands",
     "verify": "nemotron_convert.commands",
+    "profiles": "nemotron_build.commands",
     "plan": "nemotron_build.commands",
     "build": "nemotron_build.commands",
     "doctor": "nemotron_serve.commands",
@@ -45,6 +48,28 @@ VERBS = {
 FUNCTIONS = {"try": "try_model"}
 """Functions of verbs whose name Python has taken."""
 
+EXTRAS_OF_VERBS = {
+    "demo": "cpu",
+    "inspect": "convert",
+    "convert": "convert",
+    "verify": "calibrate",
+    "plan": "convert",
+    "build": "cpu",
+    "doctor": "server",
+    "serve": "cpu",
+    "try": "cpu",
+    "clean": "server",
+    "gateway": "gateway",
+    "chat": "client",
+    "batch": "batch",
+    "synthesize": "batch",
+    "compare": "evaluate",
+    "eval": "evaluate",
+    "redteam": "evaluate",
+    "bench": "bench",
+}
+"""Extra of this package that has everything a verb needs; a verb without an entry needs none."""
+
 EXTRAS = {
     "ml_dtypes": "convert",
     "torch": "calibrate",
@@ -63,6 +88,8 @@ EXTRAS = {
     "starlette": "gateway",
     "uvicorn": "gateway",
     "uvloop": "gateway",
+    "matplotlib": "bench",
+    "prompt_toolkit": "client",
     "openvino": "cpu",
     "openvino_genai": "cpu",
     "pytriton": "cpu",
@@ -86,15 +113,18 @@ class VerbGroup(TyperGroup):
             return None
         app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
         function = FUNCTIONS.get(cmd_name, cmd_name)
-        app.command(cmd_name)(getattr(import_module(VERBS[cmd_name]), function))
+        extra = EXTRAS_OF_VERBS.get(cmd_name)
+        # typer reads brackets as markup unless a backslash is in front of them
+        epilog = rf"Needs pip install '{DISTRIBUTION}\[{extra}]'." if extra else None
+        app.command(cmd_name, epilog=epilog)(getattr(import_module(VERBS[cmd_name]), function))
         return typer.main.get_command(app)
 
 
 app = typer.Typer(
     cls=VerbGroup,
     help="NVIDIA Nemotron-4-340B-Instruct from its .nemo checkpoint to tokens on the wire.",
-    no_args_is_help=True,
-    add_completion=False,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 
@@ -107,6 +137,7 @@ def _print_version(is_asked: bool) -> None:
 
 @app.callback()
 def _nemotron(
+    context: typer.Context,
     _version: Annotated[
         bool,
         typer.Option(
@@ -114,7 +145,11 @@ def _nemotron(
         ),
     ] = False,
 ) -> None:
-    """Make typer build a group, although it knows no command: all verbs come from the table."""
+    """Show the way through the verbs if none is named."""
+    if context.invoked_subcommand is None:
+        from nemotron_cli.journey import journey  # noqa: PLC0415
+
+        typer.echo(journey(sys.stdout.isatty()))
 
 
 def main() -> None:
@@ -126,10 +161,22 @@ def main() -> None:
     except NemotronError as error:
         _fail(str(error), error.exit_code)
     except ModuleNotFoundError as error:
-        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        extra = _missing_extra(error.name or "", sys.argv[1:])
         if extra is None:
             raise
-        _fail(f"{error.name} is not installed: pip install 'nemotron-triton[{extra}]'", 1)
+        _fail(f"{error.name} is not installed: pip install '{DISTRIBUTION}[{extra}]'", 1)
+
+
+def _missing_extra(module: str, arguments: Sequence[str]) -> str | None:
+    """Return the extra that installs a module, or else the one of the verb that needs it.
+
+    Returns `None` for a module of this package: that it is missing is a bug.
+    """
+    package = module.partition(".")[0]
+    if package.startswith("nemotron_"):
+        return None
+    verb = next((word for word in arguments if word in VERBS), "")
+    return EXTRAS_OF_VERBS.get(verb, EXTRAS.get(package))
 
 
 def _fail(message: str, exit_code: int) -> None:

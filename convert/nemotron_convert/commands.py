@@ -128,6 +128,9 @@ class ConvertArguments:
     reuse: Annotated[
         bool, Option("--reuse", help="Accept a finished output of this conversion, or resume it.")
     ] = False
+    overwrite: Annotated[
+        bool, Option("--overwrite", help="Replace an output that is there, finished or not.")
+    ] = False
     wait: Annotated[
         float, Option(min=0, help="Seconds to wait for another process that writes the output.")
     ] = 0
@@ -179,6 +182,7 @@ class ConvertArguments:
             help="Devices that calibrate: auto (all GPUs, else the CPU), cpu, or cuda:0,cuda:2.",
         ),
     ] = "auto"
+    json: Annotated[bool, Option("--json", help="Print the manifest as JSON.")] = False
 
     def options(self) -> Options:
         """Return the conversion's options. Raises `NemotronError` if they contradict each other."""
@@ -188,6 +192,8 @@ class ConvertArguments:
         from nemotron_convert.target.layout import Dtype, Format, Precision
         from nemotron_core.errors import NemotronError
 
+        if self.overwrite and (self.resume or self.reuse):
+            raise NemotronError("give --overwrite, --resume or --reuse, not two of them")
         if self.dtype == "bf16" and (self.calibrate or self.calibrate_ids or self.scales):
             raise NemotronError("there is nothing to calibrate in BF16", remedy="add --dtype fp8")
         return Options(
@@ -222,8 +228,12 @@ def convert(arguments: ConvertArguments) -> None:
     """
     # Adapters are merged by the threads that copy, so NumPy's products need none of their own.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from contextlib import nullcontext
+
     from nemotron_convert.convert import convert as run
+    from nemotron_convert.target.manifest import MANIFEST_NAME
     from nemotron_convert.team import open_team
+    from nemotron_core.existing import replacing, require_choice
     from nemotron_core.files import partial_path
     from nemotron_core.folder import retry_until_ready
 
@@ -232,21 +242,29 @@ def convert(arguments: ConvertArguments) -> None:
         return
     model, _ = _base_and_adapters(arguments.models, arguments.base, "convert")
     output, options = arguments.output, arguments.options()
+    must_be_new = not (options.resume or options.reuse or arguments.overwrite)
     if arguments.plan:
         from rich.console import Console
 
         from nemotron_convert.plan import make_plan
 
+        if must_be_new:
+            require_choice(output, MANIFEST_NAME, "checkpoint")
         conversion_plan = make_plan(model, output, options)
         conversion_plan.print(Console())
         conversion_plan.check()
         return
     with open_team() as team:
+        if team.is_leader and must_be_new:
+            require_choice(output, MANIFEST_NAME, "checkpoint", can_resume=True)
+        is_replaced = arguments.overwrite and team.is_leader
         try:
-            manifest = retry_until_ready(
-                lambda: run(model, output, options, team=team),
-                arguments.wait if team.size == 1 else 0,
-            )
+            with replacing(output, MANIFEST_NAME) if is_replaced else nullcontext():
+                team.barrier()
+                manifest = retry_until_ready(
+                    lambda: run(model, output, options, team=team),
+                    arguments.wait if team.size == 1 else 0,
+                )
         except KeyboardInterrupt:
             typer.echo(f"{partial_path(output)} is kept: --resume goes on from it", err=True)
             raise
@@ -255,6 +273,9 @@ def convert(arguments: ConvertArguments) -> None:
             typer.echo(f"warning: {name} holds NaN or Inf", err=True)
         if manifest.kv_cache_dtype == "fp8":
             typer.echo("warning: an FP8 KV cache costs this model accuracy; measure it", err=True)
+        if arguments.json:
+            typer.echo(manifest.model_dump_json(indent=2))
+            return
         size = sum(entry.size for entry in manifest.files.values())
         split = f" TP={manifest.tp} PP={manifest.pp}" if manifest.format == "trtllm" else ""
         merged = ", ".join(adapter.file for adapter in manifest.adapters)
@@ -264,8 +285,12 @@ def convert(arguments: ConvertArguments) -> None:
 
 
 def _convert_to_peft(arguments: ConvertArguments) -> None:
+    from contextlib import nullcontext
+
     from nemotron_convert.convert import convert_to_peft
+    from nemotron_convert.target.manifest import MANIFEST_NAME
     from nemotron_core.errors import NemotronError
+    from nemotron_core.existing import replacing
 
     if len(arguments.models) > 1:
         raise NemotronError(
@@ -279,7 +304,11 @@ def _convert_to_peft(arguments: ConvertArguments) -> None:
             where="--plan, --dtype, --tp, --pp",
             remedy="leave them out",
         )
-    manifest = convert_to_peft(arguments.models[0], arguments.output, arguments.base)
+    with replacing(arguments.output, MANIFEST_NAME) if arguments.overwrite else nullcontext():
+        manifest = convert_to_peft(arguments.models[0], arguments.output, arguments.base)
+    if arguments.json:
+        typer.echo(manifest.model_dump_json(indent=2))
+        return
     typer.echo(f"{arguments.output}: peft {manifest.dtype}, {manifest.adapters[0].details}")
 
 

@@ -117,7 +117,9 @@ class ModelReport(BaseModel):
             }
         console.print(_facts_table(facts))
         if self.tensors:
-            tensors = Table("tensor", "shape", "chunks", box=None)
+            tensors = Table(box=None)
+            for title in ("tensor", "shape", "chunks"):
+                tensors.add_column(title, overflow="fold")  # a whole name, however narrow it is
             for row in self.tensors:
                 tensors.add_row(row.name, _format_shape(row.shape), _format_shape(row.chunks))
             console.print("\n", tensors, sep="")

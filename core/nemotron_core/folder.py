@@ -173,6 +173,18 @@ def _lock(descriptor: int, folder: Path) -> None:
         raise _being_written(folder)
 
 
+def is_being_written(folder: Path) -> bool:
+    """Return whether another process has an unfinished folder open."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _being_written(folder: Path) -> NotReady:
     return NotReady("another process is writing it", where=folder, remedy="wait for it or end it")
 

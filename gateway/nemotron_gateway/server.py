@@ -34,9 +34,9 @@ def serve(settings: GatewaySettings, keys: Keys, port_file: Path | None = None) 
     """Run the gateway until SIGINT or SIGTERM.
 
     After the first signal running requests finish, and new ones are answered with status 503. A
-    second SIGINT ends the process at once.
-    `port_file` receives the port and the process id as JSON once the gateway listens. Raises
-    `NemotronError` if the port cannot be used.
+    second SIGINT ends the process at once. `port_file` receives JSON once the gateway listens: its
+    port, its process id, the model's name, and whether requests need a key. Raises `NemotronError`
+    if the port cannot be used.
     """
     logging.basicConfig(level=logging.WARNING, format="nemotron gateway: %(message)s")
     if not keys.are_required and settings.address not in LOOPBACK:
@@ -61,7 +61,7 @@ async def _serve(
     port = listener.getsockname()[1]
     try:
         if port_file is not None and not serving.done():
-            _write_port_file(port_file, port)
+            _write_port_file(port_file, port, settings.model, keys)
         if not serving.done():
             print(f"gateway: http://{settings.address}:{port}", file=sys.stderr, flush=True)
         await serving
@@ -132,5 +132,11 @@ def _listen(settings: GatewaySettings) -> socket.socket:
     return listener
 
 
-def _write_port_file(path: Path, port: int) -> None:
-    write_atomically(path, json.dumps({"pid": os.getpid(), "gateway": port}) + "\n")
+def _write_port_file(path: Path, port: int, model: str, keys: Keys) -> None:
+    content = {
+        "pid": os.getpid(),
+        "gateway": port,
+        "model": model,
+        "needs_key": keys.are_required,
+    }
+    write_atomically(path, json.dumps(content) + "\n")

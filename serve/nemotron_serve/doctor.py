@@ -16,8 +16,8 @@ from nemotron_build.profile import Profile
 from nemotron_core.errors import NemotronError
 from nemotron_serve.exposure import exposure, triton_version
 from nemotron_serve.hosts import MPIRUN
+from nemotron_serve.ports import choose_ports
 from nemotron_serve.ranks import SRUN
-from nemotron_serve.server import choose_ports
 from nemotron_serve.triton import find_triton, library_folder
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # where Triton's models and NCCL share memory

@@ -12,9 +12,10 @@ from nemotron_build.lanes import lane_of
 from nemotron_build.profile import Profile
 from nemotron_core.launcher import own_rank
 from nemotron_serve.engine_process import engine_command
+from nemotron_serve.ports import Endpoints
 from nemotron_serve.ranks import engine_launch
 from nemotron_serve.repository import ServerFiles, render_repository
-from nemotron_serve.server import Endpoints, leader_options
+from nemotron_serve.server import leader_options
 from nemotron_serve.triton import Triton, installed_triton
 
 SCRATCH = Path("/SCRATCH")

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from nemotron_core.launcher import without_launcher
 from nemotron_engine.client import check_hello
 from nemotron_engine.probe import Probe
 from nemotron_engine.protocol import Hello
+from nemotron_serve.loading import loading
 from nemotron_serve.triton import EXIT_SECONDS, die_with_parent, log_lines, log_tail, shield
 
 CHECK_SECONDS = 1.0
@@ -63,6 +64,8 @@ class EngineStart:
     tokenizer: Path
     """Tokenizer that the engine must have too."""
     log: Path
+    size: int = 0
+    """Bytes of the engine's files, for the progress of loading them. 0 shows none."""
     startup_seconds: float
     stall_seconds: float
     """Time without a step after which a process counts as stuck and is replaced."""
@@ -100,7 +103,9 @@ class EngineProcess:
     def __enter__(self) -> EngineProcess:
         try:
             self._launch()
-            self.hello = self._wait_until_loaded(self._give_up)
+            pid = None if self._process is None else self._process.pid
+            with loading(pid, self._start.size) as report:
+                self.hello = self._wait_until_loaded(self._give_up, report)
         except BaseException:
             self._kill()
             raise
@@ -166,7 +171,10 @@ class EngineProcess:
                     f"cannot start the engine: {error.strerror}", where=self._start.command[0]
                 ) from error
 
-    def _wait_until_loaded(self, give_up: threading.Event) -> Hello:
+    def _wait_until_loaded(
+        self, give_up: threading.Event, report: Callable[[], None] = lambda: None
+    ) -> Hello:
+        """Return the engine's description. `report` is called again and again meanwhile."""
         deadline = time.monotonic() + self._start.startup_seconds
         while time.monotonic() < deadline:
             with suppress(OSError), Probe(self._start.socket, PROBE_SECONDS) as probe:
@@ -180,6 +188,7 @@ class EngineProcess:
                     f"the engine's process ended with status {self._process.returncode}:"
                     f" {self._last_words()}"
                 )
+            report()
             if give_up.wait(0.05):
                 raise KeyboardInterrupt
         raise NemotronError(

@@ -9,11 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from nemotron_build.profile import Profile
 from nemotron_core.errors import NemotronError
 from nemotron_core.model_config import TOKENIZER_NAME
-from nemotron_serve.server import Endpoints
+from nemotron_serve.ports import Endpoints
 from nemotron_serve.triton import die_with_parent
 
 POLL_SECONDS = 0.05
@@ -55,7 +56,7 @@ def gateway_command(
 
 
 class Gateway:
-    """A running gateway, as a context manager. Inside the context, it listens on `port`.
+    """A running gateway, as a context manager. Inside, it has `port`, `model` and `needs_key`.
 
     Its access log and its errors go to this process's standard error. As for `nemotron gateway`
     itself, API keys come from the environment. `folder` is for temporary files, and `settings` the
@@ -83,7 +84,8 @@ class Gateway:
         self._port_file = folder / "gateway.json"
 
     def __enter__(self) -> Gateway:
-        self.port = self._start(self._profile.ports.gateway)
+        # Where any port will do, the gateway takes one itself: a chosen one may be taken meanwhile.
+        self._start(self._profile.ports.gateway and self._endpoints.gateway)
         return self
 
     def __exit__(self, *_error: object) -> None:
@@ -95,8 +97,8 @@ class Gateway:
         if self._process.poll() is not None:
             self._start(self.port)
 
-    def _start(self, port: int | None) -> int:
-        """Start the process. Return the port on which it listens."""
+    def _start(self, port: int | None) -> None:
+        """Start the process, and read what it says of itself: port, model, whether it has keys."""
         self._port_file.unlink(missing_ok=True)  # of one that was killed
         command = gateway_command(
             self._engine,
@@ -114,11 +116,14 @@ class Gateway:
             preexec_fn=die_with_parent,  # noqa: PLW1509  # only calls the kernel
         )
         try:
-            return self._wait_for_port()
+            description = self._wait_for_port()
         except BaseException:
             self._process.kill()
             self._process.wait()
             raise
+        self.port = int(description["gateway"])
+        self.model = str(description["model"])
+        self.needs_key = bool(description["needs_key"])
 
     def drain(self) -> None:
         """Refuse new requests. The gateway ends when all running requests are answered."""
@@ -128,7 +133,7 @@ class Gateway:
         """Wait until the gateway has ended by itself, which takes at most `timeouts.drain`."""
         self._process.wait()
 
-    def _wait_for_port(self) -> int:
+    def _wait_for_port(self) -> dict[str, Any]:
         deadline = time.monotonic() + self._profile.timeouts.startup
         while not self._port_file.exists():
             if self._process.poll() is not None:
@@ -136,4 +141,5 @@ class Gateway:
             if time.monotonic() > deadline:
                 raise NemotronError("the gateway does not start")
             time.sleep(POLL_SECONDS)
-        return int(json.loads(self._port_file.read_text(encoding="utf-8"))["gateway"])
+        description: dict[str, Any] = json.loads(self._port_file.read_text(encoding="utf-8"))
+        return description

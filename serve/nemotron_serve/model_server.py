@@ -17,10 +17,11 @@ from nemotron_core.errors import NemotronError
 from nemotron_core.model_config import TOKENIZER_NAME
 from nemotron_serve.engine_process import EngineProcess, EngineStart, engine_command
 from nemotron_serve.model_watch import ModelWatch
+from nemotron_serve.ports import choose_ports
 from nemotron_serve.ranks import EngineLaunch
 from nemotron_serve.repository import ServerFiles, render_repository
 from nemotron_serve.scratch import scratch_folder
-from nemotron_serve.server import TritonServer, choose_ports
+from nemotron_serve.server import TritonServer
 
 MAX_RESTARTS = 10
 RESTART_SECONDS = 60.0
@@ -37,6 +38,8 @@ class ServerOptions:
     """URL of an OpenTelemetry collector."""
     engine_socket: Path | None = None
     """Socket of an engine that others have started."""
+    free_ports: bool = False
+    """Whether another port is taken in place of one that is in use."""
     launch: EngineLaunch = field(default_factory=EngineLaunch)
     adapters: Mapping[str, Path] = field(default_factory=dict)
     """Folders of the LoRA adapters that the engine loads, by their names."""
@@ -68,7 +71,7 @@ class ModelServer:
 
     def __enter__(self) -> ModelServer:
         with ExitStack() as stack:
-            self.endpoints = choose_ports(self._profile)
+            self.endpoints = choose_ports(self._profile, take_free=self._options.free_ports)
             self.scratch = scratch = stack.enter_context(scratch_folder())
             self.log = self._options.log_file or scratch / "server.log"
             self._truncate_log()
@@ -160,6 +163,7 @@ class ModelServer:
             socket=files.engine_socket,
             tokenizer=self._folder / TOKENIZER_NAME,
             log=self.log,
+            size=sum(entry.size for entry in open_engine(self._folder).files.values()),
             startup_seconds=timeouts.startup,
             stall_seconds=timeouts.stall,
             environment=self._engine_environment(files),

@@ -40,6 +40,9 @@ class ServeOptions:
     metrics_port: Port = None
     health_port: Port = None
     gateway_port: Port = None
+    free_ports: Annotated[
+        bool, typer.Option("--free-ports", help="Take other ports in place of those in use.")
+    ] = False
     gateway: Annotated[
         bool, typer.Option("--gateway/--no-gateway", help="Start the HTTP gateway beside Triton.")
     ] = True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import signal
 import socket
 import sys
@@ -21,7 +20,6 @@ from nemotron_build.profile import Profile, load_profile
 from nemotron_core.errors import NemotronError
 from nemotron_core.files import write_atomically
 from nemotron_core.launcher import own_rank
-from nemotron_core.reward import ModelKind
 from nemotron_serve.engine_process import engine_command
 from nemotron_serve.exposure import exposure
 from nemotron_serve.gateway import Gateway, check_gateway
@@ -29,15 +27,15 @@ from nemotron_serve.health import Health
 from nemotron_serve.hosts import check_hosts, wait_until_known
 from nemotron_serve.model_server import ModelServer, ServerOptions
 from nemotron_serve.options import ServeOptions
+from nemotron_serve.ports import Endpoints
 from nemotron_serve.ranks import EngineLaunch, become_worker, check_launch, engine_launch
-from nemotron_serve.server import Endpoints
 from nemotron_serve.triton import DRAIN, STOP_SIGNALS
 from nemotron_serve.user_command import UserCommand, check_command
+from nemotron_serve.welcome import FrontEnd, welcome
 
 CHECK_SECONDS = 1.0
 """Time between two checks of Triton and of the gateway."""
 POLL_SECONDS = 0.02
-EXAMPLE_QUESTION, EXAMPLE_ANSWER = "Who are you?", "A reward model."
 
 
 def serve(options: ServeOptions) -> None:
@@ -88,6 +86,7 @@ def serve(options: ServeOptions) -> None:
         engine_socket=options.engine_socket,
         launch=launch,
         adapters=options.adapters,
+        free_ports=options.free_ports,
     )
     with ModelServer(options.engine, profile, server_options, signals.stop) as server:
         signals.ready = True
@@ -156,7 +155,8 @@ def _serve(server: ModelServer, profile: Profile, signals: Signals, options: Ser
             has_worked.set()
             if options.port_file is not None:
                 _write_port_file(options.port_file, endpoints)
-            _say(_welcome(options.engine, endpoints, server.kind))
+            front = FrontEnd(gateway.model, needs_key=gateway.needs_key) if gateway else None
+            _say(welcome(options.engine, profile, endpoints, server.kind, front))
             command = None
             if options.command:
                 command = stack.enter_context(UserCommand(options.command, endpoints))
@@ -215,40 +215,3 @@ def _say(text: str) -> None:
 def _write_port_file(path: Path, endpoints: Endpoints) -> None:
     content = {"host": socket.gethostname(), "pid": os.getpid(), **asdict(endpoints)}
     write_atomically(path, json.dumps(content) + "\n")
-
-
-def _welcome(engine: Path, endpoints: Endpoints, kind: ModelKind) -> str:
-    """Return the lines that say where the server listens and how to try it."""
-    address = endpoints.host
-    grpc, http = f"{address}:{endpoints.grpc}", f"http://{address}:{endpoints.http}"
-    lines = [
-        f"{engine} is ready; Ctrl-C drains and stops.",
-        f"  gRPC     {grpc}",
-        f"  HTTP     {http}",
-    ]
-    if endpoints.gateway:
-        page = ", and a page to chat on at /" if kind == "text" else ""
-        lines.append(f"  OpenAI   http://{address}:{endpoints.gateway}/v1{page}")
-    return "\n".join(
-        [
-            *lines,
-            f"  metrics  http://{address}:{endpoints.metrics}/metrics",
-            f"  health   http://{address}:{endpoints.health}/health/ready",
-            "Try it:",
-            *(f"  {shlex.join(command)}" for command in _examples(grpc, http, kind)),
-        ]
-    )
-
-
-def _examples(grpc: str, http: str, kind: ModelKind) -> list[list[str]]:
-    """Return commands that ask the server something."""
-    question = {"role": "user", "content": EXAMPLE_QUESTION}
-    if kind == "reward":
-        conversation = [question, {"role": "assistant", "content": EXAMPLE_ANSWER}]
-        body = {"messages": json.dumps(conversation)}
-        return [["curl", f"{http}/v2/models/reward/generate", "-d", json.dumps(body)]]
-    asked = {"messages": json.dumps([question]), "max_tokens": 100}
-    return [
-        ["nemotron", "chat", "--url", grpc, EXAMPLE_QUESTION],
-        ["curl", f"{http}/v2/models/ensemble/generate", "-d", json.dumps(asked)],
-    ]

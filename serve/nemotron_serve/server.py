@@ -7,20 +7,18 @@ import json
 import os
 import secrets
 import signal
-import socket
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from nemotron_build.lanes import lane_of
 from nemotron_build.profile import Profile
 from nemotron_core.errors import NemotronError
 from nemotron_serve.engine_process import EngineProcess
+from nemotron_serve.ports import Endpoints
 from nemotron_serve.repository import ServerFiles
 from nemotron_serve.scratch import remove_shared_memory, shared_memory_prefix
 from nemotron_serve.tcp import tcp_connections
@@ -42,24 +40,6 @@ LOAD_FAILURE = "failed to load "
 RESTRICTED_APIS = "shared-memory,model-repository,logging,trace"
 """APIs that no client needs. Triton takes their key only on its command line, which others can
 read. So the key has a control character, with which no client can send it."""
-
-
-@dataclass(frozen=True)
-class Endpoints:
-    """The address and the ports on which a server listens."""
-
-    address: str
-    http: int
-    grpc: int
-    metrics: int
-    health: int
-    gateway: int | None
-    """Port of the HTTP gateway. `None` means that there is no gateway."""
-
-    @property
-    def host(self) -> str:
-        """The address as it stands before a port."""
-        return f"[{self.address}]" if ":" in self.address else self.address
 
 
 class TritonServer:
@@ -282,27 +262,3 @@ def check_extra_options(options: Sequence[str], extra: Sequence[str]) -> None:
                 where="triton_args",
                 remedy="write --name=value; leave out what `serve --dry-run` shows already",
             )
-
-
-def choose_ports(profile: Profile) -> Endpoints:
-    """Return the profile's ports, with a free port in place of each 0.
-
-    Raises `NemotronError` if a port is in use.
-    """
-    chosen: dict[str, Any] = {"gateway": None}
-    with ExitStack() as stack:
-        for name, port in profile.ports.model_dump(exclude_none=True).items():
-            family = socket.AF_INET6 if ":" in profile.address else socket.AF_INET
-            listener = stack.enter_context(socket.socket(family))
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                listener.bind((profile.address, port))
-                listener.listen()  # otherwise two of these sockets could get the same port
-            except OSError as error:
-                raise NemotronError(
-                    f"the {name} port {port} cannot be used: {error.strerror}",
-                    where=f"{profile.address}:{port}",
-                    remedy=f"stop what listens there or choose another with --{name}-port",
-                ) from error
-            chosen[name] = listener.getsockname()[1]
-    return Endpoints(profile.address, **chosen)

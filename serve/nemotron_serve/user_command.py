@@ -13,7 +13,7 @@ from types import TracebackType
 
 from nemotron_core.errors import NemotronError
 from nemotron_core.launcher import without_rank
-from nemotron_serve.server import Endpoints
+from nemotron_serve.ports import Endpoints
 from nemotron_serve.triton import EXIT_SECONDS, die_with_parent
 
 SIGNAL_EXIT_CODE = 128

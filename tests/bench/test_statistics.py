@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import random
 from contextlib import closing
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
 from nemotron_bench.aiperf import read_outcomes as read_aiperf
-from nemotron_bench.html_report import html, nice_ticks
 from nemotron_bench.load import Level, Outcome
 from nemotron_bench.perf_analyzer import read_outcomes as read_perf_analyzer
 from nemotron_bench.report import compare, markdown, read_report, write_reports
@@ -141,44 +139,14 @@ def test_reports_are_written_read_and_compared(tmp_path: Path) -> None:
         compare(report(), other)
 
 
-class _Page(HTMLParser):
-    """Collects a page's elements and the addresses that it loads."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.addresses: list[str] = []
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.addresses += [str(v) for k, v in attributes if k in ("src", "href", "xlink:href")]
-
-
-def test_the_page_loads_nothing_and_escapes_texts() -> None:
-    page = _Page()
-    text = html(report())
-    page.feed(text)
-    assert page.addresses == []
-    assert not {"script", "link", "img", "iframe"} & set(page.tags)
-    assert "url(" not in text
-    assert page.tags.count("svg") == 5
-    assert "<b>" not in text
-
-
-@given(st.floats(1e-6, 1e9))
-def test_ticks_reach_the_highest_value(highest: float) -> None:
-    ticks = nice_ticks(highest)
-    assert ticks[0] == 0
-    assert ticks[-1] >= highest * (1 - 1e-9)
-    assert 2 <= len(ticks) <= 7
-
-
 def test_wrong_options_are_named() -> None:
     for wrong, name in (
         ({"concurrency": "0"}, "--concurrency"),
         ({"concurrency": "1.5"}, "--concurrency"),
         ({"rate": "x"}, "--rate"),
         ({"rate": "1", "concurrency": "1"}, "not both"),
+        ({"concurrency": "8", "requests": 7}, "7 requests cannot be 8 at once"),
+        ({"sweep": True, "concurrency": "8"}, "--sweep chooses"),
     ):
         with pytest.raises(NemotronError, match=name):
             BenchSettings(**wrong)
@@ -186,6 +154,8 @@ def test_wrong_options_are_named() -> None:
         run(BenchSettings(generator="ab"))
     levels = BenchSettings(rate="0.5,2").levels
     assert [str(level) for level in levels] == ["0.5 per second", "2 per second"]
+    usual = BenchSettings(concurrency="1,100")
+    assert [usual.requests_of(level) for level in usual.levels] == [64, 400]
     for url in ("ftp://a:1", "a", "http://", "grpc://a:port"):
         with pytest.raises(NemotronError, match="is no server"):
             open_target(url, None)

@@ -202,7 +202,7 @@ def test_another_option_is_refused(
 ) -> None:
     begin(NEMO, tmp_path / "out", TP8, monkeypatch)
     before = sorted((tmp_path / "out.partial").iterdir())
-    with pytest.raises(NemotronError, match=f"{what}.*leave out --resume"):
+    with pytest.raises(NemotronError, match=f"{what}.*--overwrite instead of --resume"):
         convert(NEMO, tmp_path / "out", options)
     assert sorted((tmp_path / "out.partial").iterdir()) == before
 

@@ -183,7 +183,9 @@ def test_it_says_how_to_talk_to_it(engine_bf16: Path, tmp_path: Path) -> None:
     assert "is ready; Ctrl-C drains and stops." in output
     assert f"http://127.0.0.1:{ports['gateway']}/v1" in output
     assert f"nemotron chat --url 127.0.0.1:{ports['grpc']} 'Who are you?'" in output
-    assert f"curl http://127.0.0.1:{ports['http']}/v2/models/ensemble/generate -d" in output
+    assert f"curl http://127.0.0.1:{ports['gateway']}/v1/chat/completions -H" in output
+    assert "model nemotron-4-340b-instruct\n" in output
+    assert "4,096 tokens of a prompt and its answer; 64 requests at once, 448 more wait" in output
 
 
 def test_it_listens_on_ipv6_alone(engine_bf16: Path, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def start(folder: Path, fingerprint: dict[str, object], *, resume: bool) -> Prog
         raise NemotronError(
             f"it was begun with another {', '.join(changed)}",
             where=folder,
-            remedy="use the same as before, or leave out --resume to begin again",
+            remedy="use the same as before, or --overwrite instead of --resume to begin again",
         )
     if (folder / MANIFEST_NAME).exists():
         return Progress(is_complete=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NO_SUITE = {"clean", "lock"}
 """Targets that check nothing."""
 ROW = re.compile(

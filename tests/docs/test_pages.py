@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import pytest
-import typer.main
-
-from nemotron_cli.main import app
-
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PACKAGES = ("core", "convert", "build", "engine", "serve", "gateway", "client", "data", "evaluate")
-PAGES = ("slurm.md", "customize.md", "first-hour.md", "troubleshooting.md", "evaluate.md")
 
 
 def texts() -> Iterator[str]:
@@ -45,31 +37,6 @@ def test_every_message_is_the_programs_own() -> None:
     messages = quoted_messages()
     assert len(messages) > 30
     assert [one for one in messages if one not in known] == []
-
-
-def commands() -> list[tuple[str, list[str]]]:
-    """Of the pages' shell blocks: each `nemotron VERB` and what follows it."""
-    found = []
-    for page in PAGES:
-        for block in re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL):
-            for line in block.replace("\\\n", " ").splitlines():
-                words = shlex.split(line, comments=True)
-                found += [
-                    (page, words[index + 1 :])
-                    for index, word in enumerate(words)
-                    if word == "nemotron"
-                ]
-    return found
-
-
-@pytest.mark.parametrize(("page", "words"), commands())
-def test_every_command_has_these_options(page: str, words: list[str]) -> None:
-    verb, *arguments = words
-    if "--" in arguments:
-        arguments = arguments[: arguments.index("--")]
-    command: Any = typer.main.get_command(app)
-    known = {name for one in command.get_command(None, verb).params for name in one.opts}
-    assert {word.partition("=")[0] for word in arguments if word.startswith("-")} <= known
 
 
 def test_clients_of_others_have_the_versions_that_were_tried() -> None:
