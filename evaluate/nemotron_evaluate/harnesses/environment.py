@@ -13,6 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import typer
+
 from nemotron_core.errors import NemotronError
 from nemotron_core.files import text_digest, write_atomically
 
@@ -108,6 +110,8 @@ class Environment:
         except OSError as error:
             raise NemotronError(f"cannot write: {error.strerror}", where=self.home) from error
         self._run("the environment", [sys.executable, "-m", "venv", str(self.home)])
+        count = self._lock.read_text(encoding="utf-8").count("==")
+        typer.echo(f"installing up to {count} packages, which takes minutes", err=True)
         pip = [str(self.program("python")), "-m", "pip", "install"]
         self._run("what builds packages", [*pip, *PIP, str(BUILD)])
         # Without isolation, sources are built with what was just installed by its hash.
