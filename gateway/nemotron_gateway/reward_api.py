@@ -62,7 +62,6 @@ class Rewards:
         """Answer `POST /v1/chat/completions` with the scores of the conversation's turns."""
         body = await read_body(request, record, self._settings, RewardRequest)
         name = (await self._models.find(body.model)).name
-        body.check_neutral_keys()
         messages = [message.as_dict() for message in body.messages]
         if messages[-1]["role"] != "assistant":
             raise bad_request(

@@ -15,6 +15,7 @@ from nemotron_core.generation import Piece
 from nemotron_core.openai.answer import AnswerOptions, ChatAnswer, CompletionAnswer
 from nemotron_core.openai.errors import HttpError
 from nemotron_core.openai.responses import ResponsesRequest
+from nemotron_core.openai.reward import RewardRequest
 from nemotron_core.openai.schema import ChatRequest, CompletionRequest
 from nemotron_core.text import Tokenizer
 from nemotron_gateway.nemo_schema import GenerateRequest
@@ -108,6 +109,7 @@ def test_long_sentences_are_tokenized_beside_the_others(
         (CompletionRequest, {"prompt": "a", "structured_outputs": {"choice": [1] * 1000}}),
         (CompletionRequest, {"prompt": "a", "logit_bias": {str(i): "a" for i in range(1000)}}),
         (ResponsesRequest, {"input": [1] * 1000}),
+        (RewardRequest, {"messages": [1] * 1000}),
         (TokenizeRequest, {"messages": [1] * 1000}),
         (DetokenizeRequest, {"tokens": ["a"] * 1000}),
         (GenerateRequest, {"sentences": [1] * 1000}),

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from nemotron_core.openai.keys import OpenModel, neutral_only, no_effect, taken
+from nemotron_core.openai.keys import ListOf, OpenModel, neutral_only, no_effect, taken
 from nemotron_core.openai.messages import Message
 from nemotron_core.reward import scores_text
 
@@ -21,7 +21,7 @@ class RewardRequest(OpenModel):
     """Body of `POST /v1/chat/completions` to a reward model."""
 
     model: str | None = taken("its name or one of its aliases; the only model without it")
-    messages: list[Message] = taken("the last one is the assistant's", ..., min_length=1)
+    messages: ListOf[Message] = taken("the last one is the assistant's", ..., min_length=1)
     turns: Literal["all", "last"] | None = taken(
         "ours: a choice for each of the assistant's turns, or for the last one (the default)"
     )
