@@ -33,6 +33,8 @@ class DemoServer:
         self._command = command
 
     def __enter__(self) -> DemoServer:
+        # What a change of the locks makes necessary is installed before there is no network.
+        subprocess.run(["make", "-s", ".venv/.user"], cwd=ROOT, env=ENVIRONMENT, check=True)
         inside = f"ip link set lo up && {self._command}"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
