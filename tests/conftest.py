@@ -71,6 +71,11 @@ LANE_FOLDERS = ("vllm", "loaders")
 """Folders of tests that need libraries of their own; `--lane` names the one that is run."""
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name bytes by their argument: compressed ones have the time in them, and processes differ."""
+    return argname if isinstance(val, bytes) else None
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--lane", default="cpu", help="lane of the server that tests share")
     parser.addoption("--docs", action="store_true", help="run the pages' slow commands, too")
