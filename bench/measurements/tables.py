@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from bench.measurements.batch_tables import batch_slow, batch_speed
+from bench.measurements.convert_tables import convert_index, hashing
 from bench.measurements.cpu_peers import OURS
 from bench.measurements.records import Record, conditions
 from bench.measurements.serving_tables import hangups, hops, leaving, serving
@@ -255,6 +256,8 @@ TABLES: Mapping[str, Callable[[], list[str]]] = {
     "perf_analyzer_check_tiny": partial(perf_analyzer, "perf_analyzer_check_tiny"),
     "convert": convert,
     "convert_scaling": convert_scaling,
+    "convert_index": convert_index,
+    "hashing": hashing,
     "fp8_quantize": fp8_quantize,
     "fp8_accuracy": fp8_accuracy,
     "calibrate_memory": calibrate_memory,
