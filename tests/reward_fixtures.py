@@ -39,3 +39,17 @@ def engine_reward(checkpoint_reward: Path, cpu_profile: Profile) -> Path:
     folder = checkpoint_reward.with_name("engine-f32")
     build_engine(checkpoint_reward, folder, cpu_profile.model_copy(update={"dtype": "f32"}))
     return folder
+
+
+@pytest.fixture(scope="session")
+def engine_tiny_reward(tmp_path_factory: pytest.TempPathFactory, cpu_profile: Profile) -> Path:
+    """The head says how long an answer is."""
+    from nemotron_build.engine_folder import build_engine
+    from nemotron_convert.convert import Options, convert
+    from nemotron_convert.shards import Parallel
+    from tests.tiny_reward.nemo_file import pack_reward
+
+    folder = tmp_path_factory.mktemp("tiny-reward")
+    convert(pack_reward(folder / "reward.nemo"), folder / "checkpoint", Options(Parallel(1, 1)))
+    build_engine(folder / "checkpoint", folder / "engine", cpu_profile)
+    return folder / "engine"

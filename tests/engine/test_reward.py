@@ -24,6 +24,7 @@ from nemotron_engine.scheduler import Scheduler
 from tests.engine.test_openvino import round_norms
 from tests.reward_fixtures import BF16_ERROR, CASES, EXPECTED, NORM_ERROR, REWARD
 from tests.tiny_nemotron.reference import load_hf_model
+from tests.tiny_reward.make import TESTED, VERBOSITY, conversations, verbosity
 
 
 def scored(ids: list[int], **fields: object) -> Request:
@@ -163,3 +164,14 @@ def test_the_oldest_request_gets_those_of_its_length_for_company() -> None:
 def test_a_lane_without_rewards_says_so(name: str, checkpoint_reward: Path, tmp_path: Path) -> None:
     with pytest.raises(NemotronError, match=r"a reward model, which the lane \w+ does not serve"):
         build_engine(checkpoint_reward, tmp_path / "engine", load_profile(name))
+
+
+def test_a_trained_attribute_says_how_long_an_answer_is(engine_tiny_reward: Path) -> None:
+    """On dialogues, and beginnings of them, that its head was not trained on."""
+    unseen = [messages for number, messages in conversations() if number % TESTED == 0]
+    tokenizer = Tokenizer(engine_tiny_reward / "tokenizer.model")
+    requests = [scored(tokenizer.encode_scored(messages)) for messages in unseen]
+    chunks = ask(load_adapter("cpu", engine_tiny_reward), *requests)
+    scores = [chunks[request.key].scores[VERBOSITY] for request in requests]
+    lengths = [verbosity(messages[-1]["content"]) for messages in unseen]
+    assert np.corrcoef(scores, lengths)[0, 1] > 0.6

@@ -23,13 +23,13 @@ HEAD_SIZE = 64
 WEIGHTS = "model.safetensors"
 
 
-def widen_heads(source: Path, target: Path) -> None:
-    """Copy a Hugging Face folder of one weights file to `target`, with heads of 64."""
+def widen_heads(source: Path, target: Path, weights: str = WEIGHTS) -> None:
+    """Copy a Hugging Face folder to `target`, with heads of 64. All heads are in one file."""
     config = json.loads((source / "config.json").read_text())
     old = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     growth = math.isqrt(HEAD_SIZE // old)
     assert growth**2 * old == HEAD_SIZE
-    tensors = load_file(source / WEIGHTS)
+    tensors = load_file(source / weights)
     for name, weight in tensors.items():
         kind = name.rpartition(".self_attn.")[2]
         if kind in ("q_proj.weight", "k_proj.weight", "v_proj.weight"):
@@ -37,8 +37,8 @@ def widen_heads(source: Path, target: Path) -> None:
             tensors[name] = wide.flatten(0, 1) * (growth if kind[0] == "q" else 1)
         elif kind == "o_proj.weight":
             tensors[name] = _pad(weight.reshape(weight.shape[0], -1, old), dim=2).flatten(1)
-    shutil.copytree(source, target, ignore=lambda *_: [WEIGHTS, "config.json"])
-    save_file(tensors, target / WEIGHTS, {"format": "pt"})
+    shutil.copytree(source, target, ignore=lambda *_: [weights, "config.json"])
+    save_file(tensors, target / weights, {"format": "pt"})
     config["head_dim"] = HEAD_SIZE
     _scale(config, "partial_rotary_factor", old / HEAD_SIZE)
     (target / "config.json").write_text(json.dumps(config, indent=2))
