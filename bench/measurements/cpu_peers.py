@@ -66,18 +66,19 @@ def golden_tokenizer() -> bytes:
         return stream.read()
 
 
-def large_tokenizer() -> bytes:
+def large_tokenizer(vocabulary: int = SHAPE.vocab) -> bytes:
     """Return the tests' tokenizer with pieces added until each id of the model has a text.
 
     Serialized protobuf can be appended to. `pieces` is field 1; its text is field 1, its score 2.
     """
     model = golden_tokenizer()
     pieces = SentencePieceProcessor(model_proto=model).vocab_size()
-    for number in range(pieces, SHAPE.vocab):
+    added = []
+    for number in range(pieces, vocabulary):
         text = f"▁w{number}".encode()
         piece = bytes([0x0A, len(text)]) + text + b"\x15" + struct.pack("<f", -1e6 - number)
-        model += bytes([0x0A, len(piece)]) + piece
-    return model
+        added.append(bytes([0x0A, len(piece)]) + piece)
+    return model + b"".join(added)
 
 
 def prepare(folder: Path) -> None:

@@ -22,9 +22,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench.measurements.cpu_peers import run_worker
+from bench.measurements.cpu_peers import large_tokenizer, run_worker
 from bench.measurements.machine import ROOT
-from bench.measurements.random_nemo import Shape, random_tokenizer, write_nemo
+from bench.measurements.random_nemo import Shape, write_nemo
 from bench.measurements.timing import in_turn, summary
 from nemotron_build.engine_folder import build_engine
 from nemotron_build.hardware import Hardware
@@ -40,7 +40,7 @@ from nemotron_core.family import FAMILY, VOCABULARY
 MODEL = "nemotron-mini-4b-instruct"
 WEIGHTS: tuple[Weights, ...] = ("bf16", "int8", "int4")
 TINY = ROOT / "tests" / "tiny_nemotron"
-PROFILE = "laptop"
+PROFILE = "cpu"
 QUANTIZED = "Q4_K_M"
 
 
@@ -88,7 +88,7 @@ def prepare(folder: Path, layers: int) -> None:
             mlp=shape.intermediate_size,
             head_size=shape.head_size,
         )
-        tokenizer = random_tokenizer(VOCABULARY)
+        tokenizer = large_tokenizer(VOCABULARY)
         source = write_nemo(folder / "source", sizes, tokenizer, small=True)
         convert(source, folder / "checkpoint", Options(Parallel(1, 1)))
         convert(source, folder / "hf", Options(Parallel(1, 1), Format.HF))
