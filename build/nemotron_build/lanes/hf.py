@@ -8,10 +8,11 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from nemotron_build.lanes.lane import BuildPlan, BuiltEngine, Lane, require_options
 from nemotron_build.profile import PyTorchProfile, VllmProfile
+from nemotron_convert.target.json_files import parse_json
 from nemotron_convert.target.manifest import Manifest, read_manifest, require_unchanged
 from nemotron_convert.target.trtllm_config import CONFIG_NAME
 from nemotron_core.engine_settings import HFEngineSettings
@@ -68,13 +69,7 @@ class HFLane(Lane):
 
 def _read_manifest(checkpoint: Path, profile: PyTorchProfile | VllmProfile) -> Manifest:
     """Return the checkpoint's manifest. Raises `NemotronError` if it does not fit the profile."""
-    manifest = read_manifest(checkpoint)
-    if manifest.format != "hf":
-        raise NemotronError(
-            f"this is a folder of the format {manifest.format}",
-            where=checkpoint,
-            remedy="convert with --format hf",
-        )
+    manifest = read_manifest(checkpoint, "hf")
     require_options(
         checkpoint, manifest, dtype=profile.dtype, kv_cache_dtype=profile.kv_cache_dtype
     )
@@ -84,9 +79,9 @@ def _read_manifest(checkpoint: Path, profile: PyTorchProfile | VllmProfile) -> M
 def _read_config(checkpoint: Path) -> _HFConfig:
     path = checkpoint / CONFIG_NAME
     try:
-        return _HFConfig.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise NemotronError("cannot be read", where=path, remedy="convert again") from error
+        return parse_json(_HFConfig, path.read_bytes(), path, remedy="convert again")
+    except OSError as error:
+        raise NemotronError(f"cannot read: {error.strerror}", where=path) from error
 
 
 class _HFConfig(BaseModel):

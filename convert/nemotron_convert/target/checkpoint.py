@@ -44,13 +44,7 @@ class Checkpoint:
 
         Raises `NemotronError` if a file is missing or not valid, or a tensor has a wrong shape.
         """
-        manifest = read_manifest(folder)
-        if manifest.format != "trtllm":
-            raise NemotronError(
-                f"this is a folder of the format {manifest.format}",
-                where=folder,
-                remedy="convert with --format trtllm",
-            )
+        manifest = read_manifest(folder, "trtllm")
         path = folder / CONFIG_NAME
         try:
             config = parse_json(TrtLlmConfig, path.read_bytes(), path)

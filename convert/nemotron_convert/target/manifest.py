@@ -105,8 +105,12 @@ class Manifest(BaseModel):
         write_json(folder / MANIFEST_NAME, self.model_dump())
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Read the manifest of a folder. Raises `NemotronError` if it is missing or not valid."""
+def read_manifest(folder: Path, required_format: str | None = None) -> Manifest:
+    """Read the manifest of a folder.
+
+    Raises `NemotronError` if it is missing or not valid, or if the folder has another format than
+    the required one.
+    """
     path = folder / MANIFEST_NAME
     try:
         data = path.read_bytes()
@@ -117,7 +121,14 @@ def read_manifest(folder: Path) -> Manifest:
             where=folder,
             remedy="name a folder that `nemotron convert` has written",
         ) from error
-    return parse_json(Manifest, data, path)
+    manifest = parse_json(Manifest, data, path)
+    if required_format not in (None, manifest.format):
+        raise NemotronError(
+            f"this is a folder of the format {manifest.format}",
+            where=folder,
+            remedy=f"convert with --format {required_format}",
+        )
+    return manifest
 
 
 def require_no_nemo(path: Path) -> None:
