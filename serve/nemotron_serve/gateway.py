@@ -21,14 +21,22 @@ POLL_SECONDS = 0.05
 LIBRARIES = ("starlette", "uvicorn", "prometheus_client", "httptools", "msgspec", "sentencepiece")
 
 
-def check_gateway(profile: Profile) -> None:
-    """Raise `NemotronError` if the profile has a gateway whose libraries are not installed."""
+def check_gateway(profile: Profile, settings: Path | None = None) -> None:
+    """Raise `NemotronError` if the profile's gateway has no libraries or its file cannot be read.
+
+    `settings` is the gateway's own file of settings.
+    """
     missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
     if profile.ports.gateway is not None and missing:
         raise NemotronError(
             f"the gateway needs {', '.join(missing)}",
             remedy="pip install 'nemotron-triton[gateway]', or serve with --no-gateway",
         )
+    try:
+        if settings is not None:
+            settings.read_bytes()
+    except OSError as error:
+        raise NemotronError(f"cannot read: {error.strerror}", where=settings) from error
 
 
 def gateway_command(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import glob
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -18,7 +19,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PREFIX = "nemotron-"
-LOCK_NAME = "lock"
+LOCK_NAME = "nemotron-serve.lock"
+"""A name that nobody else gives to a file: what lies beside it is removed."""
+UNNAMED_LOCK = f"{LOCK_NAME}.new"
+FOLDER_NAME = re.compile(rf"{PREFIX}[a-z0-9_]{{8}}")
+"""Name that `mkdtemp` gives to a folder. People have folders with such names too."""
+MEMORY_NAME = re.compile(rf"({FOLDER_NAME.pattern})(-[0-9a-f]+){{5}}")
+"""Name of a server's shared memory: that of its folder, and a UUID by Triton."""
 START_SECONDS = 60.0
 """Age of a folder without a lock, and of shared memory that nobody uses, after which it is no part
 of a server that only begins."""
@@ -37,7 +44,7 @@ def scratch_folder() -> Iterator[Path]:
     remove_leftovers()
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_parent()))
     # The lock gets its name when it is held, so that no other start takes this for a leftover.
-    unnamed = folder / f"{LOCK_NAME}.new"
+    unnamed = folder / UNNAMED_LOCK
     lock = os.open(unnamed, os.O_CREAT | os.O_RDWR, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
     unnamed.rename(folder / LOCK_NAME)
@@ -52,12 +59,13 @@ def remove_leftovers() -> list[Path]:
     """Remove what this user's killed servers have left, and return it.
 
     That is each folder whose lock nobody holds, with its shared memory, and shared memory whose
-    folder is gone and which no process uses.
+    folder is gone and which no process uses. Files and folders of other programs stay, whatever
+    their names.
     """
     folders = [folder for folder in _parent().glob(f"{PREFIX}*") if _is_left(folder)]
     for folder in folders:
         _remove(folder)
-    memory = [file for file in SHARED_MEMORY.glob(f"{PREFIX}*") if _is_old(file)]
+    memory = [file for file in SHARED_MEMORY.glob(f"{PREFIX}*") if _has_no_folder(file)]
     used = _mapped_files() if memory else set()
     unused = [file for file in memory if str(file) not in used]
     for file in unused:
@@ -70,10 +78,13 @@ def _is_left(folder: Path) -> bool:
         status = folder.lstat()
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
             return False
-        file = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_NOFOLLOW)
-    except FileNotFoundError:  # of a server that was killed, or begins, before it held its lock
-        return _is_old(folder)
-    except OSError:
+        lock = folder / LOCK_NAME
+        if not lock.exists():  # of a server that was killed, or begins, before it held its lock
+            content = {path.name for path in folder.iterdir()}
+            is_ours = FOLDER_NAME.fullmatch(folder.name) and content <= {UNNAMED_LOCK}
+            return bool(is_ours) and _is_old(folder)
+        file = os.open(lock, os.O_RDWR | os.O_NOFOLLOW)
+    except OSError:  # removed meanwhile, or not for us to open
         return False
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -82,6 +93,12 @@ def _is_left(folder: Path) -> bool:
     finally:
         os.close(file)
     return True
+
+
+def _has_no_folder(memory: Path) -> bool:
+    """Return whether this is the shared memory of a server whose folder is gone."""
+    name = MEMORY_NAME.fullmatch(memory.name)
+    return name is not None and _is_old(memory) and not (_parent() / name[1]).exists()
 
 
 def _is_old(path: Path) -> bool:

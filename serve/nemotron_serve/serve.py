@@ -60,7 +60,7 @@ def serve(options: ServeOptions) -> None:
     if options.engine_socket is None:
         check_versions(options.engine, record, profile)
         lane.check_machine(profile)
-    check_gateway(profile)
+    check_gateway(profile, options.gateway_settings)
     check_command(options.command or ())
     deployment = lane.deployment(profile)
     place, hosts = own_rank(), options.host_names

@@ -6,6 +6,7 @@ import mmap
 import os
 import secrets
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ def test_a_name_with_wildcards_names_nothing_else(parent: Path) -> None:
     others = parent / "shm" / f"{NAME}abc-region"
     others.touch()
     scratch.remove_leftovers()
-    assert others.exists()  # it is younger than a server takes to lock its folder
+    assert others.exists()
     assert not (parent / (NAME + "*")).exists()
 
 
@@ -73,19 +74,22 @@ def aged(path: Path) -> Path:
 
 
 def test_what_was_killed_before_it_held_its_lock(parent: Path) -> None:
-    begins, dead = parent / (NAME + "begins"), parent / (NAME + "dead")
+    begins, dead = parent / (NAME + "begins_1"), parent / (NAME + "killed_1")
     for folder in (begins, dead):
         folder.mkdir()
-        (folder / "lock.new").touch()
+        (folder / scratch.UNNAMED_LOCK).touch()
     aged(dead)
     assert scratch.remove_leftovers() == [dead]
     assert begins.exists()
 
 
+def memory(parent: Path, name: str) -> Path:
+    """Return where Triton puts shared memory of the server whose folder has this name."""
+    return parent / "shm" / f"{NAME}{name}-{uuid.uuid4()}"
+
+
 def test_memory_without_a_folder_goes_unless_it_is_used(parent: Path) -> None:
-    unused = parent / "shm" / f"{NAME}gone-region"
-    used = parent / "shm" / f"{NAME}used-region"
-    young = parent / "shm" / f"{NAME}young-region"
+    unused, used, young = (memory(parent, name) for name in ("unused_1", "inside_1", "recent_1"))
     for file in (unused, used, young):
         file.write_bytes(b"x")
     aged(unused)
@@ -94,4 +98,26 @@ def test_memory_without_a_folder_goes_unless_it_is_used(parent: Path) -> None:
         assert scratch.remove_leftovers() == [unused]
         assert used.exists()
     assert young.exists()
+    (parent / f"{NAME}inside_1").mkdir()  # of a server that others' processes serve
+    assert scratch.remove_leftovers() == []
+    (parent / f"{NAME}inside_1").rmdir()
     assert scratch.remove_leftovers() == [used]
+
+
+def test_what_people_call_nemotron_stays(parent: Path) -> None:
+    """Weights in /tmp or staged in /dev/shm, with names like those of servers' own."""
+    theirs = []
+    for folder in (parent, parent / "shm"):
+        for name in ("340b-texts", "instruct", "instruct-bf16"):
+            place = folder / (NAME + name)
+            place.mkdir()
+            theirs.append(place / "weights")
+        theirs.append(folder / f"{NAME}instruct.nemo")
+    for file in theirs:
+        file.touch()
+        aged(file)
+        aged(file.parent)
+    (parent / f"{NAME}instruct" / "lock").touch()
+    aged(parent / f"{NAME}instruct")
+    assert scratch.remove_leftovers() == []
+    assert all(file.exists() for file in theirs)

@@ -76,8 +76,13 @@ def test_a_signal_before_it_is_ready_ends_it_at_once(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("option", ["--log-file", "--port-file"])
-def test_a_file_that_cannot_be_written(option: str, engine_bf16: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("option", "verb"),
+    [("--log-file", "write"), ("--port-file", "write"), ("--gateway-settings", "read")],
+)
+def test_a_file_that_cannot_be_used(
+    option: str, verb: str, engine_bf16: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "none" / "file"
     done = subprocess.run(
         [NEMOTRON, "serve", str(engine_bf16), *FREE_PORTS, "--no-gateway", option, str(path)],
@@ -88,7 +93,7 @@ def test_a_file_that_cannot_be_written(option: str, engine_bf16: Path, tmp_path:
         env=os.environ | {"TMPDIR": str(tmp_path)},
     )
     assert done.returncode == 1
-    assert done.stderr == f"nemotron: cannot write: No such file or directory [{path}]\n"
+    assert done.stderr == f"nemotron: cannot {verb}: No such file or directory [{path}]\n"
     assert list(tmp_path.iterdir()) == []
 
 
