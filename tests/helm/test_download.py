@@ -255,6 +255,12 @@ def test_a_mirror_of_a_hub(model: Path, tmp_path: Path) -> None:
         pod = converts(documents, tmp_path, {"HF_TOKEN": TOKEN})
         check(pod, model)
         source = source_folder(pod)
+        killed = pod.start("check-download")
+        killed.process.kill()  # at any moment: it changes nothing of the download
+        killed.process.wait()
+        shutil.rmtree(source / ".cache")  # as of files that were copied here
+        pod.run("check-download")
+        assert {path.name for path in source.parent.iterdir()} == {source.name}
         (source / "old").touch()
         with pytest.raises(AssertionError, match="old"):
             pod.run("check-download")

@@ -41,19 +41,19 @@
 - name: check-download
   {{- include "nemotron.container" . | nindent 2 }}
   image: {{ include "nemotron.imageOf" (list . "cpu") }}
-  # The notes of `hf download` are no files of the repository, as versions before 2 would say.
+  # In a folder of links without the notes of `hf download`, which are no files of the repository.
   command:
     - sh
-    - -c
+    - -ec
     - >-
-      rm -rf "$1.cache"; mv "$1/.cache" "$1.cache"; folder=$1; shift;
-      hf cache verify "$@"; status=$?; mv "$folder.cache" "$folder/.cache"; exit $status
+      rm -rf /tmp/download; cp -rs "$1/." /tmp/download; rm -rf /tmp/download/.cache; shift;
+      exec hf cache verify "$@"
     - check
   args:
     - {{ $folder }}
     - {{ $source.huggingFace.repository }}
     - --revision={{ $source.huggingFace.revision }}
-    - --local-dir={{ $folder }}
+    - --local-dir=/tmp/download
     - --fail-on-missing-files
     - --fail-on-extra-files
   {{- include "nemotron.fetchRest" . | nindent 2 }}
