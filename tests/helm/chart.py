@@ -20,6 +20,11 @@ PARTS = ("prometheus-adapter", "openshift")
 VALUES = [path for path in EXAMPLES if path.stem not in PARTS]
 HELMS = ("helm3", "helm4")
 TINY = CHART / "examples" / "cpu.yaml"
+ONE_NODE = CHART / "examples" / "h100-fp8.yaml"
+TWO_NODES = CHART / "examples" / "two-nodes.yaml"
+PRODUCTION = CHART / "examples" / "production.yaml"
+SOURCE: dict[str, object] = {"model__source__path": "/models/model.nemo"}
+"""A value without which the chart's own values name no weights."""
 SEVERAL_PODS: dict[str, object] = {
     "storage__accessMode": "ReadWriteMany",
     "convert__place": "job",

@@ -10,11 +10,18 @@ import pytest
 import yaml
 
 from tests.helm.api_server import Object, api_server, named, secret
-from tests.helm.chart import CHART, HELMS, TINY, Document, find, helm, refusal
+from tests.helm.chart import (
+    CHART,
+    HELMS,
+    PRODUCTION,
+    TINY,
+    TWO_NODES,
+    Document,
+    find,
+    helm,
+    refusal,
+)
 
-PRODUCTION = CHART / "examples" / "production.yaml"
-TWO_NODES = CHART / "examples" / "two-nodes.yaml"
-ONE_NODE = CHART / "examples" / "h100-fp8.yaml"
 MONITORING = {"monitoring.coreos.com/v1": ("PodMonitor", "ServiceMonitor", "PrometheusRule")}
 KINDS = MONITORING | {
     "keda.sh/v1alpha1": ("ScaledObject",),

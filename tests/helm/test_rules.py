@@ -14,12 +14,11 @@ import yaml
 from nemotron_build.profile import load_profile
 from nemotron_core import metrics
 from nemotron_serve.model_server import ModelServer
-from tests.helm.chart import CHART, find, render
+from tests.helm.chart import CHART, PRODUCTION, find, render
 from tests.serve.wire import stream
 from tests.tools import debian_program
 from tests.waiting import WAIT, until
 
-PRODUCTION = CHART / "examples" / "production.yaml"
 POD = 'namespace="models",pod="demo-nemotron-server-0"'
 OTHER = 'namespace="models",pod="other-nemotron-server-0"'
 

@@ -27,7 +27,7 @@ import pytest
 
 from nemotron_build.engine_folder import ENGINE_NAME, open_engine
 from nemotron_build.profile import profiles_folder
-from nemotron_client import Client, ClientError, Generation
+from nemotron_client import Client, ClientError, Generation, Piece
 from nemotron_serve.exposure import WHEEL_VERSION
 from tests.waiting import WAIT, until_written
 
@@ -76,6 +76,29 @@ def ask_gateway(ports: dict[str, int], **more: int) -> http.client.HTTPResponse:
     return response
 
 
+@contextmanager
+def answering(
+    engine: Path, tmp_path: Path, *, tokens: int
+) -> Iterator[tuple[subprocess.Popen[str], Client, Iterator[Piece], http.client.HTTPResponse]]:
+    """Yield a server with a client and two answers of so many tokens that have begun.
+
+    One answer is sent over gRPC, the other by the gateway.
+    """
+    with (
+        serving(engine, tmp_path) as (process, ports),
+        Client(f"127.0.0.1:{ports['grpc']}") as client,
+    ):
+        pieces = client.stream_complete(PROMPT, Generation(max_tokens=tokens, end_id=0))
+        assert next(pieces).num_output_tokens < tokens
+        yield process, client, pieces, ask_gateway(ports, max_tokens=tokens, min_tokens=tokens)
+
+
+def until_draining(process: subprocess.Popen[str]) -> None:
+    """Wait until a server says that it drains."""
+    assert process.stdout
+    assert any("draining" in line for line in iter(process.stdout.readline, ""))
+
+
 def shared_memory(process: subprocess.Popen[str]) -> Callable[[], list[Path]]:
     """Return a function that lists the shared memory of the Triton below `process`."""
     children = psutil.Process(process.pid).children()
@@ -88,24 +111,16 @@ def shared_memory(process: subprocess.Popen[str]) -> Callable[[], list[Path]]:
 def test_a_signal_lets_a_running_answer_finish(
     number: int, engine_bf16: Path, tmp_path: Path
 ) -> None:
-    with (
-        serving(engine_bf16, tmp_path) as (process, ports),
-        Client(f"127.0.0.1:{ports['grpc']}") as client,
-    ):
-        pieces = client.stream_complete(PROMPT, Generation(max_tokens=3000, end_id=0))
-        first = next(pieces)
-        over_http = ask_gateway(ports, max_tokens=3000, min_tokens=3000)
+    with answering(engine_bf16, tmp_path, tokens=3000) as (process, client, pieces, over_http):
         left_behind = shared_memory(process)
         assert left_behind()
         process.send_signal(number)
-        assert process.stdout
-        assert any("draining" in line for line in iter(process.stdout.readline, ""))
+        until_draining(process)
         with pytest.raises(ClientError, match="server shutting down"):
             client.complete(PROMPT)
         rest = list(pieces)
         assert rest[-1].finish_reason == "length"
         assert rest[-1].num_output_tokens == 3000
-        assert first.num_output_tokens < 3000
         assert over_http.read().decode().endswith("data: [DONE]\n\n")
         output, _ = process.communicate(timeout=WAIT)
         assert process.returncode == 0
@@ -125,19 +140,12 @@ def step(process: subprocess.Popen[str]) -> list[psutil.Process]:
 def test_a_signal_to_every_process_drains_too(
     number: int, engine_bf16: Path, tmp_path: Path
 ) -> None:
-    with (
-        serving(engine_bf16, tmp_path) as (process, ports),
-        Client(f"127.0.0.1:{ports['grpc']}") as client,
-    ):
-        pieces = client.stream_complete(PROMPT, Generation(max_tokens=600, end_id=0))
-        next(pieces)
-        over_http = ask_gateway(ports, max_tokens=600, min_tokens=600)
+    with answering(engine_bf16, tmp_path, tokens=600) as (process, _client, pieces, over_http):
         processes = step(process)
         assert {"tritonserver", "triton_python_backend_stub"} <= {one.name() for one in processes}
         for one in processes:
             one.send_signal(number)
-        assert process.stdout
-        assert any("draining" in line for line in iter(process.stdout.readline, ""))
+        until_draining(process)
         process.send_signal(signal.SIGTERM)  # a batch system may send another one
         assert list(pieces)[-1].num_output_tokens == 600
         assert over_http.read().decode().endswith("data: [DONE]\n\n")
@@ -222,8 +230,7 @@ def test_a_second_interrupt_ends_at_once(engine_bf16: Path, tmp_path: Path) -> N
         next(pieces)
         left_behind = shared_memory(process)
         process.send_signal(signal.SIGTERM)
-        assert process.stdout
-        assert any("draining" in line for line in iter(process.stdout.readline, ""))
+        until_draining(process)
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=WAIT)
         assert process.returncode == 130
@@ -253,8 +260,7 @@ def test_health_while_it_serves_and_drains(engine_bf16: Path, tmp_path: Path) ->
         pieces = client.stream_complete(PROMPT, Generation(max_tokens=3000, end_id=0))
         next(pieces)
         process.send_signal(signal.SIGTERM)
-        assert process.stdout
-        assert any("draining" in line for line in iter(process.stdout.readline, ""))
+        until_draining(process)
         assert [health(ports, what) for what in ("live", "ready")] == [200, 503]
         assert list(pieces)[-1].finish_reason == "length"
         process.communicate(timeout=WAIT)

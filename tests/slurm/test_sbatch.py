@@ -280,6 +280,26 @@ def test_what_is_missing_is_named_at_once(
     assert list((tmp_path / "work").iterdir()) == []
 
 
+def tensorrt_lane(site: Site, tmp_path: Path, *, nodes: int) -> tuple[Path, dict[str, str]]:
+    """Return the WORK of a converted model and the settings to build and serve it.
+
+    It has TP=8 and one pipeline stage for each node. The GPUs and TensorRT-LLM are stand-ins.
+    """
+    tensorrt = make_container(tmp_path / "container", gpu=H100, version="1.2.1")
+    profile = profile_file(
+        tmp_path,
+        split={"tp": 8, "pp": nodes, "nodes": nodes, "gpus_per_node": 8},
+        triton=str(tensorrt.triton),
+        ports=dict.fromkeys(PORTS, 0),
+        **BF16_TP8,
+    )
+    paths = os.pathsep.join([str(tensorrt.root / "bin"), site.cluster.environment["PATH"]])
+    work = tmp_path / "work"
+    convert(NEMO, work / "checkpoint-own", Options(Parallel(8, nodes)))
+    own = {"PATH": paths, "PROFILE": profile, "STEPS": "build serve"}
+    return work, tensorrt.environment | own
+
+
 def test_sixteen_ranks_of_the_tensorrt_lane(
     site: Site, tmp_path: Path, single: ExactAnswer
 ) -> None:
@@ -287,18 +307,7 @@ def test_sixteen_ranks_of_the_tensorrt_lane(
 
     In the first job the command ends, in the second a rank dies.
     """
-    tensorrt = make_container(tmp_path / "container", gpu=H100, version="1.2.1")
-    profile = profile_file(
-        tmp_path,
-        split={"tp": 8, "pp": 2, "nodes": 2, "gpus_per_node": 8},
-        triton=str(tensorrt.triton),
-        ports=dict.fromkeys(PORTS, 0),
-        **BF16_TP8,
-    )
-    paths = os.pathsep.join([str(tensorrt.root / "bin"), site.cluster.environment["PATH"]])
-    settings = tensorrt.environment | {"PATH": paths, "PROFILE": profile, "STEPS": "build serve"}
-    work = tmp_path / "work"
-    convert(NEMO, work / "checkpoint-own", Options(Parallel(8, 2)))
+    work, settings = tensorrt_lane(site, tmp_path, nodes=2)
     question = single.question.messages[0].content
     job = site.submit(work, COMMAND=f"nemotron chat '{question}' && exit 3", **settings)
     assert job.wait_until_ended() == ("FAILED", 3), job.output
@@ -329,20 +338,9 @@ def test_an_engine_of_one_node_does_not_see_slurm(
     site: Site, tmp_path: Path, single: ExactAnswer
 ) -> None:
     """The library starts ranks by MPI, whose singletons fail in a step: mpirun starts the first."""
-    tensorrt = make_container(tmp_path / "container", gpu=H100, version="1.2.1")
-    profile = profile_file(
-        tmp_path,
-        split={"tp": 8, "pp": 1, "nodes": 1, "gpus_per_node": 8},
-        triton=str(tensorrt.triton),
-        ports=dict.fromkeys(PORTS, 0),
-        **BF16_TP8,
-    )
-    paths = os.pathsep.join([str(tensorrt.root / "bin"), site.cluster.environment["PATH"]])
-    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    settings = tensorrt.environment | root | {"PATH": paths, "PROFILE": profile}
-    work = tmp_path / "work"
-    convert(NEMO, work / "checkpoint-own", Options(Parallel(8, 1)))
-    job = site.submit(work, FEW_TASKS, "--nodes=1", COMMAND="", STEPS="build serve", **settings)
+    work, settings = tensorrt_lane(site, tmp_path, nodes=1)
+    settings |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    job = site.submit(work, FEW_TASKS, "--nodes=1", COMMAND="", **settings)
     ports = site.wait_until_ready(job, work)
     engine = lone_engine(site)
     assert engine is not None
