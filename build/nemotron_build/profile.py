@@ -127,6 +127,8 @@ class _Served(_Strict):
     timeouts: Timeouts
     ports: Ports
     engine: EngineOptions = EngineOptions()
+    triton: Path | None = None
+    """Folder in which Triton is installed. `None` means the server in the wheel nvidia-pytriton."""
     triton_args: list[str] = []
     """Further options of `tritonserver`."""
 
@@ -211,8 +213,6 @@ class VllmProfile(_Served):
     """Number of tokens in the KV cache, on a CPU."""
     lora: LoraLimits | None = None
     """Room for LoRA adapters that are served by name. `None` means that there are none."""
-    triton: Path | None = None
-    """Folder in which Triton is installed. `None` means the server in the wheel nvidia-pytriton."""
 
     @model_validator(mode="after")
     def _has_its_memory(self) -> VllmProfile:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,24 +78,48 @@ class Pod:
         else:
             path = self.folder / volume["name"]
         path.mkdir(exist_ok=True)
-        sources = volume.get("projected", {}).get("sources", [volume])
+        self._publish(volume, path)
+        return path
+
+    def refresh(self) -> None:
+        """Write changed Secrets and ConfigMaps into the volumes, as the kubelet does at times."""
+        for volume in self.spec.get("volumes", []):
+            self._publish(volume, self.volumes[volume["name"]])
+
+    def _publish(self, volume: dict[str, Any], path: Path) -> None:
+        """Write what a volume projects, in the kubelet's layout: one link replaces all files."""
+        content = self._content(volume, path)
+        if not content:
+            return
+        place = Path(tempfile.mkdtemp(prefix="..", dir=path))
+        for name, text in content.items():
+            (place / name).write_text(text)
+            (place / name).chmod(0o600)  # on this machine its owner reads it
+            if not (path / name).is_symlink():
+                (path / name).symlink_to(Path("..data", name))
+        published, new = path / "..data", path / "..data_tmp"
+        replaced = published.resolve() if published.is_symlink() else None
+        new.symlink_to(place.name)
+        new.rename(published)
+        if replaced is not None:
+            shutil.rmtree(replaced)
+
+    def _content(self, volume: dict[str, Any], path: Path) -> dict[str, str]:
+        """Return the texts of a volume's Secrets and ConfigMaps by their names."""
         mounts = {
             mount["mountPath"]: path
             for container in self.spec["containers"]
             for mount in container["volumeMounts"]
             if mount["name"] == volume["name"]
         }
-        for source in sources:
-            content: dict[str, str] = {}
+        content: dict[str, str] = {}
+        for source in volume.get("projected", {}).get("sources", [volume]):
             if "configMap" in source:
-                content = self.cluster.config(source["configMap"]["name"])
+                content |= self.cluster.config(source["configMap"]["name"])
             elif "secret" in source:
                 secret = source["secret"]
-                content = self.cluster.secrets[secret.get("secretName") or secret["name"]]
-            for name, text in content.items():
-                (path / name).write_text(self.mapped(text, mounts))
-                (path / name).chmod(0o600)  # on this machine its owner reads it
-        return path
+                content |= self.cluster.secrets[secret.get("secretName") or secret["name"]]
+        return {name: self.mapped(text, mounts) for name, text in content.items()}
 
     def container(self, name: str) -> dict[str, Any]:
         containers = [*self.spec.get("initContainers", []), *self.spec["containers"]]

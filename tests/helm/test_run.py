@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ import pytest
 from nemotron_client import Client, Generation
 from tests.helm.chart import SEVERAL_PODS, TINY, Document, find, pod_templates, render
 from tests.helm.cluster import IMAGE_MODEL, Cluster, Container, Pod
+from tests.standins.container import make_triton
 from tests.tiny_nemotron.answers import ExactAnswer
 from tests.tiny_nemotron.nemo_file import NEMO
 from tests.waiting import until
 
-KEYS = "first-key\nsecond-key\n"
+FIRST_KEY, SECOND_KEY = "first-key", "second-key"
 
 
 def free_ports(*names: str) -> dict[str, int]:
@@ -56,7 +58,7 @@ def documents(values: dict[str, Any]) -> list[Document]:
 
 @pytest.fixture(scope="module")
 def cluster(documents: list[Document], tmp_path_factory: pytest.TempPathFactory) -> Cluster:
-    secrets = {"keys": {"keys": KEYS}}
+    secrets = {"keys": {"keys": f"{FIRST_KEY}\n{SECOND_KEY}\n"}}
     image = {IMAGE_MODEL: NEMO}
     return Cluster(tmp_path_factory.mktemp("cluster"), documents, secrets, image)
 
@@ -118,8 +120,7 @@ def test_from_the_first_start_to_the_last_drain(built: Cluster, answers: list[Ex
         assert gateway.probe("livenessProbe")
         with urllib.request.urlopen(f"{url(gateway)}/metrics") as page:
             assert b"nemotron_gateway_requests_total" in page.read()
-        with pytest.raises(urllib.error.HTTPError, match="401"):
-            urllib.request.urlopen(f"{url(gateway)}/v1/models")
+        assert get_models(gateway, "another-key")[0] == 401
         assert models(gateway) == ["nemotron-by-its-settings", ALIAS]
         gateway.terminate()
         server.terminate()
@@ -129,20 +130,51 @@ def test_from_the_first_start_to_the_last_drain(built: Cluster, answers: list[Ex
     assert leftovers == ["triton.log"]
 
 
-def models(container: Container) -> list[str]:
+def get_models(container: Container, key: str) -> tuple[int, bytes]:
+    """Return the status and the body of what a container's gateway answers about its models."""
+    headers = {"Authorization": f"Bearer {key}"}
+    request = urllib.request.Request(f"{url(container)}/v1/models", headers=headers)
+    try:
+        with urllib.request.urlopen(request) as response:
+            return response.status, response.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
+
+
+def models(container: Container, key: str = FIRST_KEY) -> list[str]:
     """Return the names of the models of a container's gateway."""
-    key = {"Authorization": f"Bearer {KEYS.split(maxsplit=1)[0]}"}
-    request = urllib.request.Request(f"{url(container)}/v1/models", headers=key)
-    with urllib.request.urlopen(request) as response:
-        return [model["id"] for model in json.load(response)["data"]]
+    status, body = get_models(container, key)
+    assert status == 200, body
+    return [model["id"] for model in json.loads(body)["data"]]
+
+
+def revoke_the_first_key(pod: Pod, container: Container) -> None:
+    """Change the Secret. The gateway, which is not restarted, then takes the other key only."""
+    assert get_models(container, FIRST_KEY)[0] != 401
+    pod.cluster.secrets["keys"] = {"keys": f"{SECOND_KEY}\n"}
+    pod.refresh()
+    until(lambda: get_models(container, FIRST_KEY)[0] == 401)
+    assert get_models(container, SECOND_KEY)[0] != 401
+    assert container.process.poll() is None
+
+
+def test_a_key_that_is_revoked_no_longer_counts(cluster: Cluster) -> None:
+    own_secrets = replace(cluster, root=cluster.root / "revoked", secrets=dict(cluster.secrets))
+    gateways = pod(own_secrets, "Deployment")
+    with gateways.start("gateway") as gateway:
+        gateway.wait_for("startupProbe")
+        revoke_the_first_key(gateways, gateway)
 
 
 def test_engine_and_triton_in_two_containers(
-    built: Cluster, values: dict[str, Any], answers: list[ExactAnswer]
+    built: Cluster, values: dict[str, Any], answers: list[ExactAnswer], tmp_path: Path
 ) -> None:
     """A restart of one leaves the other alone, and both drain together."""
     changes = values | {"server__engine__separate": True, "gateway__placement": "beside"}
-    cluster = Cluster(built.root, render(TINY, **changes), built.secrets, built.image)
+    make_triton(tmp_path / "tritonserver")
+    image = built.image | {"/opt/tritonserver": tmp_path / "tritonserver"}
+    cluster = Cluster(built.root, render(TINY, **changes), dict(built.secrets), image)
     ((_, template),) = pod_templates([find(cluster.documents, "StatefulSet")])
     split = Pod(cluster, template, "split-0")
     test = Pod(cluster, find(cluster.documents, "Pod", "-test"), "test-split")
@@ -162,6 +194,8 @@ def test_engine_and_triton_in_two_containers(
         server.wait_for("readinessProbe")
         asks()
         assert models(server) == ["nemotron-by-its-settings", ALIAS]
+        revoke_the_first_key(split, server)
+        assert models(server, SECOND_KEY) == ["nemotron-by-its-settings", ALIAS]
 
         server.process.kill()
         server.process.wait()

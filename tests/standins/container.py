@@ -38,16 +38,20 @@ class Container:
 def make_container(root: Path, *, gpu: str, gpus: int = 8, version: str) -> Container:
     """`gpu` is one line of `nvidia-smi`: name, MiB, compute capability."""
     container = Container(root)
-    real = find_triton(None, root)  # its backends are arranged in root/backends
-    container.triton.mkdir(parents=True)
-    (root / "backends").rename(container.triton / "backends")
-    exports = [f'export {name}="{text}"' for name, text in real.environment.items()]
-    _script(container.triton / "bin" / "tritonserver", *exports, f'exec "{real.program}" "$@"')
+    make_triton(container.triton)
     _script(root / "bin" / "nvidia-smi", *[f"echo '{gpu}'"] * gpus)
     _script(root / "bin" / "trtllm-build", f'exec {sys.executable} {HERE}/trtllm_build.py "$@"')
     shutil.copy(HERE / "trtllm-llmapi-launch", root / "bin")
     add_library(root / "packages", version)
     return container
+
+
+def make_triton(folder: Path) -> None:
+    """Lay out the Triton of the wheel nvidia-pytriton as NVIDIA's images have theirs."""
+    folder.mkdir(parents=True)
+    real = find_triton(None, folder)  # its backends are arranged in folder/backends
+    exports = [f'export {name}="{text}"' for name, text in real.environment.items()]
+    _script(folder / "bin" / "tritonserver", *exports, f'exec "{real.program}" "$@"')
 
 
 def add_library(packages: Path, version: str) -> None:

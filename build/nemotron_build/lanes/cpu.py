@@ -68,7 +68,7 @@ class CpuLane(Lane):
         return BuiltEngine(source.hash, settings.max_seq_len, settings.vocab_size)
 
     def deployment(self, profile: CpuProfile) -> Deployment:
-        return Deployment(shared_memory=SHARED_MEMORY)
+        return Deployment(shared_memory=SHARED_MEMORY, triton=profile.triton)
 
     def sizing(self, profile: CpuProfile) -> Sizing:
         tokens = profile.limits.kv_cache_tokens

@@ -19,7 +19,7 @@ app.kubernetes.io/managed-by: {{ (index . 0).Release.Service }}
 helm.sh/chart: {{ (index . 0).Chart.Name }}-{{ (index . 0).Chart.Version }}
 {{- end -}}
 
-{{/* The profile as the server reads it: the shipped file, with a startup time that allows for reading the weights, and with profileOverride. */}}
+{{/* The profile as the server reads it: the shipped file, with a startup time that allows for reading the weights, the Triton of its image, and with profileOverride. */}}
 {{- define "nemotron.profile" -}}
 {{- $profile := .Files.Get (printf "profiles/%s.yaml" .Values.profile) | fromYaml -}}
 {{- $size := mulf .Values.model.sizeGiB (ternary 0.5 1.0 (eq $profile.dtype "fp8")) -}}
@@ -27,6 +27,7 @@ helm.sh/chart: {{ (index . 0).Chart.Name }}-{{ (index . 0).Chart.Version }}
 {{- $reading := divf $share .Values.server.readGiBPerSecond | ceil | int -}}
 {{- $_ := set $profile.timeouts "startup" (add $profile.timeouts.startup $reading) -}}
 {{- $_ := set $profile "address" .Values.address -}}
+{{- if .Values.server.engine.separate -}}{{- $_ := set $profile "triton" "/opt/tritonserver" -}}{{- end -}}
 {{- mustMergeOverwrite $profile .Values.profileOverride | toYaml -}}
 {{- end -}}
 
