@@ -19,8 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PREFIX = "nemotron-"
-LOCK_NAME = "nemotron-serve.lock"
-"""A name that nobody else gives to a file: what lies beside it is removed."""
+LOCK_NAME = "lock"
+LOCK_TEXT = b"nemotron serve\n"
+"""Text in the file of a lock. Only beside it, everything is removed."""
 UNNAMED_LOCK = f"{LOCK_NAME}.new"
 FOLDER_NAME = re.compile(rf"{PREFIX}[a-z0-9_]{{8}}")
 """Name that `mkdtemp` gives to a folder. People have folders with such names too."""
@@ -47,6 +48,7 @@ def scratch_folder() -> Iterator[Path]:
     unnamed = folder / UNNAMED_LOCK
     lock = os.open(unnamed, os.O_CREAT | os.O_RDWR, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
+    os.write(lock, LOCK_TEXT)
     unnamed.rename(folder / LOCK_NAME)
     try:
         yield folder
@@ -88,11 +90,11 @@ def _is_left(folder: Path) -> bool:
         return False
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.read(file, len(LOCK_TEXT)) == LOCK_TEXT
     except OSError:
         return False
     finally:
         os.close(file)
-    return True
 
 
 def _has_no_folder(memory: Path) -> bool:

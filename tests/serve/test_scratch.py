@@ -27,7 +27,7 @@ def parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def left_behind(parent: Path, name: str) -> Path:
     folder = parent / name
     folder.mkdir()
-    (folder / scratch.LOCK_NAME).touch()
+    (folder / scratch.LOCK_NAME).write_bytes(scratch.LOCK_TEXT)
     return folder
 
 
