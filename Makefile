@@ -16,7 +16,7 @@ LOADERS_INSTALL := $(INSTALL:$(BIN)/python=.tools/transformers4/bin/python)
 CONTRACT_TESTS := $(addprefix tests/serve/test_,contract.py ensemble.py plain_infer.py batches.py \
   token_model.py streams.py sampling.py refusals.py classic_clients.py)
 
-.PHONY: demo test test-docs test-wheel site test-standins test-vllm test-clients test-loaders test-eval check lint unit lock mutants fuzz loaded-test clean
+.PHONY: demo test test-docs test-wheel site test-standins test-vllm test-clients test-loaders test-eval test-images check lint unit lock mutants fuzz loaded-test clean
 # DEMO=--exit ends after the answers; DEMO=--free-ports takes other ports than those in use.
 demo: $(VENV)/.user
 	$(BIN)/nemotron demo $(DEMO)
@@ -60,6 +60,14 @@ test-loaders: $(VENV)/.dev $(VENV)/.vllm $(VENV)/.loaders
 HARNESSES ?= .tools/harnesses
 test-eval: $(VENV)/.dev $(VENV)/.harnesses
 	$(BIN)/pytest --harnesses $(HARNESSES) tests/harnesses
+
+# The images, built by buildah and run by podman in a store of their own, as root on Debian. Where the
+# store lacks a base, it gets a stand-in of Debian and this Python 3.12: 4 GB, some minutes.
+IMAGES ?= demo/images
+IMAGE_PYTHON ?= python3.12
+test-images: $(VENV)/.dev
+	scripts/debian_packages.sh tests/containers/debian.list
+	$(BIN)/pytest --lane containers --images $(IMAGES) --image-python $(IMAGE_PYTHON) tests/containers
 
 # Lint, types, import contracts and the fast tests, in less than a minute.
 check: lint unit

@@ -5,19 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-mapfile -t packages < <(sed 's/#.*//' tests/tools/debian.list | xargs -n 1)
-missing=()
-for package in "${packages[@]}"; do
-  dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
-done
-if [ ${#missing[@]} -gt 0 ]; then
-  if command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
-    apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
-  else
-    printf '\n*** Not Debian, or not root: tests that need these are SKIPPED: %s ***\n\n' "${missing[*]}" >&2
-  fi
-fi
+scripts/debian_packages.sh tests/tools/debian.list
 
 # The registry's plain PyTorch carries gigabytes of CUDA; see the Makefile.
 install() { # HOME REQUIREMENTS

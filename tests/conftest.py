@@ -67,8 +67,9 @@ pytest_plugins = ["tests.standins.fixtures", "tests.vllm.fixtures", "tests.rewar
 NOT_SLOW = "not slow"
 FIRST = ("slurm", "helm", "docs/test_readme.py", "data", "gateway", "docker", "convert")
 """Folders and files that take longest, in the order in which two processes begin them."""
-LANE_FOLDERS = ("vllm", "loaders")
-"""Folders of tests that need libraries of their own; `--lane` names the one that is run."""
+LANE_FOLDERS = ("vllm", "loaders", "containers")
+"""Folders of tests that need libraries or programs of their own; `--lane` names the one that is
+run."""
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
@@ -79,6 +80,8 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--lane", default="cpu", help="lane of the server that tests share")
     parser.addoption("--docs", action="store_true", help="run the pages' slow commands, too")
+    parser.addoption("--images", help="folder with a store of images")
+    parser.addoption("--image-python", help="Python 3.12 of stand-ins for the images' bases")
     parser.addoption("--clients", help="folder with the environments of other people's clients")
     parser.addoption("--harnesses", help="folder with the environments of evaluation harnesses")
 

@@ -29,8 +29,14 @@ FROM python:3.12-slim-bookworm
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin nemotron
 COPY --from=packages /opt/venv /opt/venv
 COPY tests/tiny_nemotron/tiny_nemotron.nemo /opt/nemotron/tiny_nemotron.nemo
+# The list of what is in the image's environment (CycloneDX), by a tool that does not stay.
 RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
-    /opt/venv/bin/pip install --no-cache-dir --no-deps /wheels/*.whl
+    /opt/venv/bin/pip install --no-cache-dir --no-deps /wheels/*.whl \
+    && python -m venv /opt/cyclonedx \
+    && /opt/cyclonedx/bin/python -m pip install --no-cache-dir cyclonedx-bom==7.5.0 \
+    && /opt/cyclonedx/bin/python -m cyclonedx_py environment --output-file /opt/nemotron/sbom.cdx.json \
+       /opt/venv/bin/python \
+    && rm -r /opt/cyclonedx
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="nemotron-triton, CPU lane and gateway" \

@@ -35,11 +35,15 @@ COPY pyproject.toml /src/
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 RUN python3 -m pip list --format=freeze --exclude pip --exclude setuptools > /tmp/image.txt \
     && python3 -m pip install --no-cache-dir --break-system-packages --constraint /tmp/image.txt 'uv>=0.9,<1' \
-    && python3 -m uv pip install --system --break-system-packages --no-cache --constraint /tmp/image.txt \
-       --requirements /src/pyproject.toml --extra server --extra calibrate \
+    && python3 -m uv pip install --system --break-system-packages --no-cache --compile-bytecode \
+       --constraint /tmp/image.txt --requirements /src/pyproject.toml --extra server --extra calibrate \
     && rm -r /tmp/image.txt /src
+# The list of what is in the image's Python (CycloneDX), by a tool that does not stay.
 RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
-    python3 -m pip install --no-cache-dir --break-system-packages --no-deps /wheels/*.whl
+    python3 -m pip install --no-cache-dir --break-system-packages --no-deps /wheels/*.whl \
+    && mkdir /opt/nemotron \
+    && python3 -m uv tool run --no-cache --from cyclonedx-bom==7.5.0 cyclonedx-py environment \
+       --output-file /opt/nemotron/sbom.cdx.json "$(command -v python3)"
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="nemotron-triton, TensorRT lane" \

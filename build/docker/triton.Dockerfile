@@ -42,7 +42,7 @@ RUN apt-get update \
     && python3 -m venv /opt/venv
 COPY pyproject.toml /src/
 RUN /opt/venv/bin/pip install --no-cache-dir 'uv>=0.9,<1' \
-    && /opt/venv/bin/uv pip install --python /opt/venv/bin/python --no-cache \
+    && /opt/venv/bin/uv pip install --python /opt/venv/bin/python --no-cache --compile-bytecode \
        --requirements /src/pyproject.toml --extra server \
     && rm -r /src
 COPY --from=triton /opt/tritonserver/bin /opt/tritonserver/bin
@@ -50,8 +50,12 @@ COPY --from=triton /opt/tritonserver/lib /opt/tritonserver/lib
 COPY --from=triton /opt/tritonserver/backends/python /opt/tritonserver/backends/python
 COPY --from=triton /opt/tritonserver/TRITON_VERSION /opt/tritonserver/TRITON_VERSION
 COPY --from=triton /libraries /opt/tritonserver/libraries
+# The list of what is in the image's environment (CycloneDX), by a tool that does not stay.
 RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
-    /opt/venv/bin/pip install --no-cache-dir --no-deps /wheels/*.whl
+    /opt/venv/bin/pip install --no-cache-dir --no-deps /wheels/*.whl \
+    && mkdir /opt/nemotron \
+    && /opt/venv/bin/uv tool run --no-cache --from cyclonedx-bom==7.5.0 cyclonedx-py environment \
+       --output-file /opt/nemotron/sbom.cdx.json /opt/venv/bin/python
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="nemotron-triton, Triton without an engine" \

@@ -25,8 +25,6 @@ from tests.waiting import WAIT, until_written
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "build" / "docker").glob("*.Dockerfile"))
-LAYERED = [path for path in FILES if path.stem != "vllm"]
-"""The files in which packages come before the code; vLLM's installs both at once."""
 CPU = ROOT / "build" / "docker" / "cpu.Dockerfile"
 MOUNTS = ("/src", "/opt", "/tmp", "/locks", "/wheels")
 
@@ -98,7 +96,7 @@ def test_what_is_copied_is_there_and_let_through(path: Path) -> None:
                 assert f"!{source}" in let_through
 
 
-@pytest.mark.parametrize("path", LAYERED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_change_of_code_leaves_the_large_layers(path: Path) -> None:
     """In the image itself, what depends on the code or on its version comes last, and is small."""
     texts = [
@@ -116,6 +114,18 @@ def test_a_change_of_code_leaves_the_large_layers(path: Path) -> None:
         "COPY pyproject.toml /src/",
         "COPY tests/tiny_nemotron/tiny_nemotron.nemo /opt/nemotron/tiny_nemotron.nemo",
     }
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_each_image_lists_its_packages(path: Path) -> None:
+    """The last layer of each image, which is made when its code changes, writes the list."""
+    (code,) = (i.text for i in instructions(path) if "--no-deps /wheels/*.whl" in i.text)
+    tool = (ROOT / "tests" / "tools" / "cyclonedx.txt").read_text().strip()
+    assert tool in code
+    environments = code.count("--no-deps /wheels/*.whl")
+    assert (
+        len(re.findall(r"--output-file /opt/nemotron/sbom[a-z-]*\.cdx\.json", code)) == environments
+    )
 
 
 def test_the_packages_of_the_cpu_image_are_locked() -> None:
@@ -150,7 +160,12 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
         check=True,
     ).stdout.strip()
     python = Path(sys.executable).parent
-    environment = {"PATH": f"{python}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": packages}
+    lists_packages = python_tool("cyclonedx", "cyclonedx-py").parents[1]
+    (own,) = lists_packages.glob("lib/python3*/site-packages")
+    environment = {
+        "PATH": f"{python}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": f"{packages}{os.pathsep}{own}",
+    }
     place = root
     for instruction in instructions(CPU):
         if instruction.name == "WORKDIR":
@@ -209,6 +224,10 @@ def test_the_image_holds_the_project_itself(image: Path) -> None:
     assert run(image, "python", "-c", code).startswith(str(image))
     entrypoint = json.loads(last(CPU, "ENTRYPOINT"))
     assert "serve" in run(image, *entrypoint, *json.loads(last(CPU, "CMD")))
+    listed = json.loads(inside(image, "/opt/nemotron/sbom.cdx.json").read_text())
+    versions = {entry["name"]: entry["version"] for entry in listed["components"]}
+    assert run(image, *entrypoint, "--version") == f"nemotron {versions['nemotron-triton']}\n"
+    assert f"VERSION={versions['nemotron-triton']}" in {i.text for i in instructions(CPU)}
 
 
 def test_the_image_serves(image: Path, answers: list[ExactAnswer]) -> None:

@@ -21,7 +21,6 @@ from tests.helm.chart import (
     render,
 )
 
-
 GPUS = {"cpu": None, "laptop": None, "laptop-gpu": 1, "one-gpu": 1, "one-gpu-fp8": 1}
 """GPUs of a pod by profile, where they are not eight."""
 
