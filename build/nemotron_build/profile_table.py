@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nemotron_build.profile import CpuProfile, Profile, load_profile, profile_text, shipped_profiles
+from nemotron_build.profile import Profile, load_profile, profile_text, shipped_profiles
 
 HEAD = ("profile", "lane", "runs on", "weights", "requests at once", "tokens a request")
 
@@ -40,7 +40,7 @@ def _row(name: str, profile: Profile) -> dict[str, str | int]:
         "profile": name,
         "lane": profile.lane,
         "runs_on": _machines(profile),
-        "weights": profile.weights if isinstance(profile, CpuProfile) else profile.dtype,
+        "weights": getattr(profile, "weights", profile.dtype),
         "max_batch_size": limits.max_batch_size,
         "max_seq_len": limits.max_seq_len,
         "about": profile_text(name).partition("\n")[0].removeprefix("# "),
@@ -48,9 +48,9 @@ def _row(name: str, profile: Profile) -> dict[str, str | int]:
 
 
 def _machines(profile: Profile) -> str:
-    if isinstance(profile, CpuProfile) or profile.gpu is None:
+    gpu, split = getattr(profile, "gpu", None), getattr(profile, "split", None)
+    if gpu is None or split is None:
         return "any CPU"
-    split, gpu = profile.split, profile.gpu
     newer = " or newer" if gpu.or_newer else ""
     nodes = f"{split.nodes} nodes of " if split.nodes > 1 else ""
     return f"{nodes}{split.gpus_per_node} × {gpu.name} {gpu.memory_gib} GB{newer}"
