@@ -21,10 +21,13 @@ from nemotron_core.text import Tokenizer
 from nemotron_engine.protocol import KEY_BYTES, Request
 from tests.engine.process import Connection, engine_process
 from tests.engine.requests import request
-from tests.reward_fixtures import BF16_ERROR, CASES
+from tests.reward_fixtures import CASES
 from tests.tiny_reward.nemo_file import pack_reward
 from tests.vllm.fixtures import PYTHON
 from tests.vllm.wide_heads import widen_heads
+
+ROUNDING = 0.05
+"""Largest difference that BF16 makes: the tiny head has larger weights than the golden one."""
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +67,7 @@ def test_scores_are_those_of_transformers_and_the_bias(
         with torch.inference_mode():
             logits = model(input_ids=torch.tensor([sent.input_ids])).logits[0].numpy()
         scores = np.array(connection.whole(sent).scores)
-        assert np.abs(scores - (logits + bias)).max() < BF16_ERROR
+        assert np.abs(scores - (logits + bias)).max() < ROUNDING
 
 
 def test_it_says_what_it_is_and_refuses_text(connection: Connection) -> None:
