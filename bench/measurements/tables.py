@@ -243,6 +243,23 @@ def gateway_overhead() -> list[str]:
     return [*table(head, rows), "", conditions(record)]
 
 
+def idle_connections() -> list[str]:
+    """Return the time of a chat request without and with hundreds of other connections."""
+    record = Record.read("idle_connections")
+    results = record.results
+    ways = {"alone": "none", "beside": f"{record.arguments['connections']}"}
+    rows = [
+        [name, spread(results["seconds"][way], ".1f", 1e3), ratio]
+        for (way, name), ratio in zip(
+            ways.items(), ("", spread(results["ratio"], ".2f")), strict=True
+        )
+    ]
+    head = ["other connections", "a request's median, ms", "over none, in the same run"]
+    closed = spread(results["closed_after_seconds"], ".1f")
+    ends = f"{results['failures']} requests failed; a connection was closed after {closed} s."
+    return [*table(head, rows), "", ends, "", conditions(record)]
+
+
 TABLES: Mapping[str, Callable[[], list[str]]] = {
     "plan": plan,
     "serving": partial(serving, "serving"),
@@ -262,6 +279,7 @@ TABLES: Mapping[str, Callable[[], list[str]]] = {
     "fp8_accuracy": fp8_accuracy,
     "calibrate_memory": calibrate_memory,
     "gateway_overhead": gateway_overhead,
+    "idle_connections": idle_connections,
     "batch_speed": batch_speed,
     "batch_slow": batch_slow,
 }
