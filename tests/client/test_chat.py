@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 import threading
@@ -206,6 +207,12 @@ def test_failures_of_a_server_of_openais_api(openai_url: str) -> None:
         OpenAIChat("http://127.0.0.1:9")
 
 
+def take_terminal() -> None:
+    """Let this process be interrupted from its terminal, also if the tests ignore that."""
+    os.close(os.open(os.ttyname(0), os.O_RDWR))
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_stops_the_answer_and_not_the_chat(openai_url: str, tmp_path: Path) -> None:
     OpenAIServer.events, OpenAIServer.is_endless = [piece_event("It goes on")], True
     master, slave = pty.openpty()
@@ -215,7 +222,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(openai_url: str, tmp_path: Pat
         stdout=slave,
         stderr=slave,
         start_new_session=True,
-        preexec_fn=lambda: os.close(os.open(os.ttyname(0), os.O_RDWR)),  # noqa: PLW1509
+        preexec_fn=take_terminal,  # noqa: PLW1509
         env=os.environ | {"XDG_STATE_HOME": str(tmp_path), "TERM": "xterm"},
     )
     os.close(slave)
