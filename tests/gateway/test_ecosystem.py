@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from nemotron_convert.shards import Parallel
 from tests.gateway.process import MODEL, Running
 from tests.tiny_nemotron.answers import ExactAnswer
 from tests.tiny_nemotron.nemo_file import NEMO
-from tests.tools import debian_program, python_tool
+from tests.tools import python_tool
 
 ROOT = Path(__file__).parents[2]
 OFFLINE = {
@@ -153,27 +152,3 @@ def test_garak(gateway: Running, tmp_path: Path) -> None:
     evals = [line for line in lines if line["entry_type"] == "eval"]
     assert len(evals) == 4
     assert "completion" in {line["entry_type"] for line in lines}
-
-
-def test_the_docs_own_curl(gateway: Running) -> None:
-    """Every `curl` on the gateway's page and in the README runs as written, but for the port."""
-    debian_program("curl")
-    pages = [ROOT / "README.md", ROOT / "docs" / "gateway.md"]
-    blocks = [
-        block
-        for page in pages
-        for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
-        if "curl " in block and ":1424" in block
-    ]
-    assert len(blocks) >= 4
-    for block in blocks:
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", block.replace(":1424", f":{gateway.port}")],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
-        assert done.returncode == 0, f"{block}\n{done.stderr}"
-        assert '"error"' not in done.stdout, f"{block}\n{done.stdout}"
-        assert done.stdout

@@ -35,7 +35,9 @@ from tests.waiting import WAIT, until
 LEADER = "demo-nemotron-server-0"
 WORKER = f"{LEADER}-1.demo-nemotron-server"
 RANK = re.compile(r"python3 -m tensorrt_llm\.llmapi\.mgmn_(leader|worker)_node")
-HERE, THERE = "10.213.87.1", "10.213.87.2"
+SUBNET = f"10.213.{secrets.randbelow(256)}"
+"""Another one each time, because a run that was killed leaves its network behind."""
+HERE, THERE = f"{SUBNET}.1", f"{SUBNET}.2"
 
 
 @dataclass(frozen=True)

@@ -326,8 +326,9 @@ def test_a_port_in_use(engine_bf16: Path, tmp_path: Path) -> None:
         listener.listen()
         port = listener.getsockname()[1]
         error = refused([str(engine_bf16), *FREE_PORTS, "--grpc-port", str(port)], tmp_path)
-    assert f"the grpc port {port} cannot be used: Address already in use" in error
-    assert "choose another with --grpc-port" in error
+    assert f"the grpc port {port} cannot be used: " in error
+    assert f", process {os.getpid()} listens there" in error
+    assert "or serve with --grpc-port" in error
 
 
 def test_an_engine_of_another_lane(engine_bf16: Path, tmp_path: Path) -> None:

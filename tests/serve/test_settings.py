@@ -45,6 +45,7 @@ LACKING: dict[str, tuple[Any, Any]] = {
     "embedding_bias_weights": ([1.0], [0.0]),
     "bias_token_ids": ([5], None),
     "bias_values": ([1.0], [0.0]),
+    "lora_name": ("polite", ""),
     "lora_task_id": (1, None),
 }
 

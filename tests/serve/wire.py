@@ -322,8 +322,8 @@ def metric(server: ModelServer, name: str) -> float:
 
 def running(server: ModelServer) -> int:
     """Return how many requests the engine itself has."""
-    count = server.engine.running()
-    assert count is not None
+    while (count := server.engine.running()) is None:
+        """It does not say in the middle of a long step."""
     return count
 
 
