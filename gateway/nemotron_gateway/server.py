@@ -75,6 +75,7 @@ class _Server(uvicorn.Server):
         self._gateway = gateway
         self._drain_seconds = settings.timeouts.drain
         self._draining: asyncio.Task[None] | None = None
+        self._interrupts = 0
         super().__init__(
             uvicorn.Config(
                 gateway,
@@ -93,10 +94,12 @@ class _Server(uvicorn.Server):
     def handle_exit(self, number: int, _frame: FrameType | None) -> None:
         """Drain after the first signal, and end at once after a second Ctrl-C.
 
-        SIGTERM may come twice, from Slurm and from `nemotron serve`. Unlike uvicorn's own method,
-        this does not raise the signal again at the end, because a drained gateway has exit code 0.
+        A signal to every process of a server comes here twice, once by way of `nemotron serve` as
+        SIGTERM, in any order. Unlike uvicorn's own method, this does not raise the signal again at
+        the end, because a drained gateway has exit code 0.
         """
-        if self._gateway.draining and number == signal.SIGINT:
+        self._interrupts += number == signal.SIGINT
+        if self._interrupts > 1:
             self.should_exit = self.force_exit = True
         self._gateway.draining = True
 

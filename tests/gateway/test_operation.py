@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -192,7 +193,8 @@ def test_a_full_gateway_and_limits(triton: str, server: ModelServer, tmp_path: P
         assert (refused.status, refused.headers["retry-after"]) == (429, "1")
         assert refused.json["error"]["code"] == "overloaded"
         assert gateway.metric("nemotron_gateway_requests_running") == 2
-        gateway.process.send_signal(signal.SIGTERM)  # and they finish all the same
+        for number in (signal.SIGTERM, signal.SIGINT):  # one that every process gets comes twice
+            gateway.process.send_signal(number)  # and they finish all the same
         for thread in threads:
             thread.join()
         assert [answer.status for answer in answers] == [200, 200], answers
@@ -229,15 +231,24 @@ def test_deadlines(triton: str, tmp_path: Path) -> None:
             assert slow.recv(100).startswith(b"HTTP/1.1 408 ")
 
 
-def test_a_drain_has_an_end(triton: str, server: ModelServer, tmp_path: Path) -> None:
-    with running(tmp_path, triton, "--drain-timeout", "1") as gateway:
+@pytest.mark.parametrize(
+    ("seconds", "signals"),
+    [("1", [signal.SIGTERM]), ("3600", [signal.SIGINT, signal.SIGINT])],
+    ids=["its time", "a second Ctrl-C"],
+)
+def test_a_drain_has_an_end(
+    seconds: str, signals: list[signal.Signals], triton: str, server: ModelServer, tmp_path: Path
+) -> None:
+    with running(tmp_path, triton, "--drain-timeout", seconds) as gateway:
         body = {"model": MODEL, "prompt": GO, "stream": True, "temperature": 0} | ENDLESS
         headers = {"Content-Type": "application/json"}
         connections = [gateway.connect() for _ in range(8)]
         for connection in connections:
             connection.request("POST", "/v1/completions", json.dumps(body), headers)
             assert connection.getresponse().readline()
-        gateway.process.send_signal(signal.SIGTERM)
+        for number in signals:
+            gateway.process.send_signal(number)
+            time.sleep(0.2)  # two at once are one
         gateway.process.wait(WAIT)
         for connection in connections:
             connection.close()
