@@ -147,7 +147,7 @@ async def measure_route(route: str, stack: Stack, streams: int, tokens: int) -> 
 async def request(port: int, path: str, body: dict[str, Any]) -> tuple[float, int]:
     """Return the seconds to the first event, and the number of events."""
     data = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Length: {len(data)}\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n"
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     start, first, events, is_whole = time.monotonic(), 0.0, 0, False
     writer.write(f"{head}Content-Type: application/json\r\n\r\n".encode() + data)
