@@ -21,9 +21,9 @@ CONTRACT_TESTS := $(addprefix tests/serve/test_,contract.py ensemble.py plain_in
 demo: $(VENV)/.user
 	$(BIN)/nemotron demo $(DEMO)
 
-# Two processes, because tests that serve wait most of the time.
+# Three processes, because tests that serve wait most of the time.
 test: $(VENV)/.dev $(VENV)/.tools
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # The pages' slow commands too.
 test-docs: $(VENV)/.dev
