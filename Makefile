@@ -82,7 +82,7 @@ lint: $(VENV)/.dev
 	$(BIN)/codespell
 
 unit: $(VENV)/.dev
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -n 3 -m "not slow"
 
 lock: $(VENV)/.python
 	scripts/lock.sh
