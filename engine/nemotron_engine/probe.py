@@ -115,7 +115,7 @@ class Probe:
         self._socket.sendall(frame(message))
         answer = self._next(Loras)
         if answer.error:
-            raise NemotronError(answer.error)
+            raise NemotronError(answer.error, kind=ErrorKind[answer.error_kind])
         return answer.names
 
     def drain(self) -> None:

@@ -239,6 +239,8 @@ class Loras(msgspec.Struct, array_like=True, frozen=True, tag=14):
 
     names: list[str]
     error: str = ""
+    error_kind: str = ""
+    """Name of an `ErrorKind`."""
 
 
 ClientMessage = Ask | Cancel | Query | Drain | LoadLora | UnloadLora

@@ -210,7 +210,7 @@ class EngineServer:
             else:
                 self._scheduler.unload_lora(message.name)
         except NemotronError as error:
-            return Loras(self._scheduler.loras, str(error))
+            return Loras(self._scheduler.loras, str(error), error.kind.name)
         return Loras(self._scheduler.loras)
 
     def _flush(self, client: _Client) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -58,15 +59,13 @@ class Adapters:
         self._asking = asyncio.Lock()
 
     async def names(self) -> list[str]:
-        """Return the names of the adapters. There are none if the engine cannot be asked now."""
+        """Return the names of the adapters: the last known ones if the engine cannot be asked."""
         if self._socket is None:
             return []
         async with self._asking:
             if time.monotonic() - self._time > NAMES_SECONDS:
-                try:
+                with suppress(HttpError):
                     self._names = await self._ask(lambda probe: probe.load().loras, ANSWER_SECONDS)
-                except HttpError:
-                    self._names = []
                 self._time = time.monotonic()
             return self._names
 
@@ -88,7 +87,9 @@ class Adapters:
         try:
             names = await self._ask(change, LOAD_SECONDS)
         except NemotronError as error:
-            raise bad_request(str(error), param) from error
+            if error.kind is ErrorKind.REFUSED:
+                raise bad_request(str(error), param) from error
+            raise HttpError.of_kind(error.kind, str(error)) from error
         self._time = float("-inf")
         return JsonResponse({"adapters": names})
 

@@ -51,6 +51,12 @@ def serve(options: ServeOptions) -> None:
     record = open_engine(options.engine)
     profile = choose_profile(record, options)
     lane = lane_of(profile)
+    if record.model in options.adapters:
+        raise NemotronError(
+            f"{record.model!r} is the model's own name",
+            where="--adapter",
+            remedy="give the adapter another one",
+        )
     if options.engine_socket is not None and options.adapters:
         raise NemotronError(
             "the engine's process has its own adapters",

@@ -131,9 +131,14 @@ def test_an_adapter_of_every_projection_fits(
         ({"bias": "all"}, "bias is 'all'"),
         ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save is"),
-        ({"r": 16}, "its rank is 16, and the engine takes up to 4"),
-        ({"rank_pattern": {"q_proj": 16}}, "and the engine takes up to 4"),
-        ({"r": None}, "its rank is None"),
+        ({"r": 16}, r"its ranks are \[16\], and the engine takes 1 to 4"),
+        ({"rank_pattern": {"q_proj": 16}}, "and the engine takes 1 to 4"),
+        ({"r": None}, "its ranks are"),
+        ({"r": True}, "its ranks are"),
+        ({"lora_alpha": None}, "lora_alpha is"),
+        ({"lora_alpha": "8"}, "lora_alpha is"),
+        ({"lora_alpha": 0}, "lora_alpha is"),
+        ({"alpha_pattern": ["x"]}, "lora_alpha is"),
     ],
 )
 def test_configurations_that_are_refused(
@@ -158,6 +163,11 @@ def test_configurations_that_are_refused(
         ("model.layers.0.self_attn.k_proj.lora_B.weight", (64, 4), "size there is 32"),
         ("model.layers.0.mlp.down_proj.lora_A.weight", (4, 32), "size there is 48"),
         ("model.layers.0.self_attn.q_proj.lora_magnitude_vector", (64,), "belongs to"),
+        ("model.layers.0.self_attn.up_proj.lora_A.weight", (4, 32), "belongs to no"),
+        ("model.layers.0.self_attn.q_proj.lora_A.weight", (3, 32), "the rank that its config"),
+        ("model.layers.0.self_attn.q_proj.lora_A.weight", (4,), "the rank that its config"),
+        ("model.layers.0.self_attn.q_proj.lora_A.weight", (), "the rank that its config"),
+        ("model.layers.0.self_attn.q_proj.lora_A.weight", (4, 32), "are not pairs"),
     ],
 )
 def test_tensors_that_are_refused(
@@ -171,6 +181,14 @@ def test_tensors_that_are_refused(
     folder = write_adapter(tmp_path / "a", model, ALL[:1], seed=1)
     save_file({f"base_model.model.{key}": torch.zeros(shape)}, folder / "adapter_model.safetensors")
     with pytest.raises(NemotronError, match=words):
+        check_peft_folder(folder, model_folder, max_rank=4)
+
+
+def test_an_adapter_without_tensors(
+    model: NemotronForCausalLM, model_folder: Path, tmp_path: Path
+) -> None:
+    folder = write_adapter(tmp_path / "a", model, (), seed=1)
+    with pytest.raises(NemotronError, match="it has no tensors"):
         check_peft_folder(folder, model_folder, max_rank=4)
 
 

@@ -152,7 +152,7 @@ FORMAT: list[tuple[ClientMessage | EngineMessage, list[object]]] = [
     (Failed("gone"), [13, "gone"]),
     (LoadLora("polite", "/a"), [5, "polite", "/a"]),
     (UnloadLora("polite"), [6, "polite"]),
-    (Loras(["polite"]), [14, ["polite"], ""]),
+    (Loras(["polite"]), [14, ["polite"], "", ""]),
 ]
 """Each message without what may be left out, and what it is on the wire."""
 

@@ -6,6 +6,7 @@ Engines end for everyone, or compute something else without a word, when an adap
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,9 +27,9 @@ PLAIN: Mapping[str, tuple[object, ...]] = {
     "fan_in_fan_out": (False, None),
 }
 """Values of the configuration with which an adapter is nothing but two factors of some weights."""
-TENSOR = re.compile(
-    r"base_model\.model\.model\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)\.lora_([AB])\.weight"
-)
+TENSOR = re.compile(r"base_model\.model\.model\.layers\.(\d+)\.(\w+\.\w+)\.lora_([AB])\.weight")
+Weight = tuple[int, str]
+"""A weight of the model that an adapter changes: its layer, and its name there."""
 
 
 def check_peft_folder(folder: Path, model: Path, max_rank: int) -> None:
@@ -41,50 +42,82 @@ def check_peft_folder(folder: Path, model: Path, max_rank: int) -> None:
                 where=folder / CONFIG_NAME,
                 remedy="merge it into the model",
             )
-    ranks = [config.get("r"), *(config.get("rank_pattern") or {}).values()]
+    ranks = _numbers(config, "r", "rank_pattern")
     if not all(isinstance(rank, int) and 1 <= rank <= max_rank for rank in ranks):
         raise NemotronError(
-            f"its rank is {ranks[0]}, and the engine takes up to {max_rank}",
+            f"its ranks are {ranks}, and the engine takes 1 to {max_rank}",
             where=folder / CONFIG_NAME,
             remedy="raise lora.max_rank in the profile and build again",
         )
-    for name, shape in _shapes(folder / WEIGHTS_NAME).items():
-        _check_tensor(name, shape, _read_json(model / "config.json", "no model"), folder)
-
-
-def _check_tensor(name: str, shape: list[int], model: dict[str, Any], folder: Path) -> None:
-    match = TENSOR.fullmatch(name)
-    sizes = _sizes(model)
-    if match is None or match[2] not in sizes or int(match[1]) >= model["num_hidden_layers"]:
+    alphas = _numbers(config, "lora_alpha", "alpha_pattern")
+    if not all(0 < alpha < math.inf for alpha in alphas):
         raise NemotronError(
-            f"its tensor {name} belongs to no projection of this model",
-            where=folder / WEIGHTS_NAME,
-            remedy="train it on attention and MLP projections only, or merge it into the model",
+            f"lora_alpha is {alphas}",
+            where=folder / CONFIG_NAME,
+            remedy="write the number with which the adapter was trained",
         )
-    inner, outer = sizes[match[2]]
-    # A is [rank, in], B is [out, rank].
-    size, expected = (shape[1:], inner) if match[3] == "A" else (shape[:1], outer)
-    if len(shape) != 2 or size != [expected]:
+    sizes = _sizes(_read_json(model / "config.json", "it is no Hugging Face folder"))
+    _check_factors(_shapes(folder / WEIGHTS_NAME), sizes, set(ranks), folder / WEIGHTS_NAME)
+
+
+def _check_factors(
+    shapes: Mapping[str, list[int]],
+    sizes: Mapping[Weight, tuple[int, int]],
+    ranks: set[float],
+    path: Path,
+) -> None:
+    """Raise `NemotronError` unless the tensors are pairs of factors of the model's weights."""
+    factors: dict[str, dict[Weight, int]] = {"A": {}, "B": {}}
+    for name, shape in shapes.items():
+        match = TENSOR.fullmatch(name)
+        weight = (int(match[1]), match[2]) if match else (-1, "")
+        if match is None or weight not in sizes:
+            raise NemotronError(
+                f"its tensor {name} belongs to no projection of this model",
+                where=path,
+                remedy="train it on attention and MLP projections only, or merge it into the model",
+            )
+        inner, outer = sizes[weight]
+        # A is [rank, in], B is [out, rank].
+        expected, axis = (inner, 0) if match[3] == "A" else (outer, 1)
+        if len(shape) != 2 or shape[1 - axis] != expected or shape[axis] not in ranks:
+            raise NemotronError(
+                f"its tensor {name} has the shape {shape}, and the model's size there is"
+                f" {expected}",
+                where=path,
+                remedy="use an adapter of this model, with the rank that its configuration says",
+            )
+        factors[match[3]][weight] = shape[axis]
+    if not shapes or factors["A"] != factors["B"]:
         raise NemotronError(
-            f"its tensor {name} has the shape {shape}, and the model's size there is {expected}",
-            where=folder / WEIGHTS_NAME,
-            remedy="use an adapter of this model",
+            "its factors A and B are not pairs" if shapes else "it has no tensors",
+            where=path,
+            remedy="save it again",
         )
 
 
-def _sizes(model: dict[str, Any]) -> dict[str, tuple[int, int]]:
+def _numbers(config: Mapping[str, Any], key: str, pattern: str) -> list[float]:
+    """Return a number of the configuration and its exceptions; what is no number becomes NaN."""
+    exceptions = config.get(pattern) or {}
+    values = [config.get(key), *(exceptions.values() if isinstance(exceptions, dict) else [None])]
+    return [value if type(value) in (int, float) else math.nan for value in values]
+
+
+def _sizes(model: dict[str, Any]) -> dict[Weight, tuple[int, int]]:
     """Return the numbers of inputs and of outputs of each projection of a Nemotron."""
     hidden, heads = model["hidden_size"], model["num_attention_heads"]
     head = model.get("head_dim") or hidden // heads
     kv = (model.get("num_key_value_heads") or heads) * head
-    return {
-        "q_proj": (hidden, heads * head),
-        "k_proj": (hidden, kv),
-        "v_proj": (hidden, kv),
-        "o_proj": (heads * head, hidden),
-        "up_proj": (hidden, model["intermediate_size"]),
-        "down_proj": (model["intermediate_size"], hidden),
+    sizes = {
+        "self_attn.q_proj": (hidden, heads * head),
+        "self_attn.k_proj": (hidden, kv),
+        "self_attn.v_proj": (hidden, kv),
+        "self_attn.o_proj": (heads * head, hidden),
+        "mlp.up_proj": (hidden, model["intermediate_size"]),
+        "mlp.down_proj": (model["intermediate_size"], hidden),
     }
+    layers = range(model["num_hidden_layers"])
+    return {(layer, name): size for layer in layers for name, size in sizes.items()}
 
 
 def _shapes(path: Path) -> dict[str, list[int]]:
@@ -101,7 +134,7 @@ def _shapes(path: Path) -> dict[str, list[int]]:
 def _read_json(path: Path, meaning: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise NemotronError(f"{meaning}: {error}", where=path) from error
     if not isinstance(content, dict):
         raise NemotronError(meaning, where=path)
