@@ -54,6 +54,25 @@ def test_conversations_for_supervised_training(tmp_path: Path) -> None:
     assert row["conversations"][-1]["value"] == "Good bye"
 
 
+@pytest.mark.parametrize("form", ["messages", "sharegpt", "nemo"])
+def test_a_turn_of_somebody_else_is_refused(form: str, tmp_path: Path) -> None:
+    tool = {"role": "tool", "content": "42"}
+    with pytest.raises(NemotronError, match="no messages of system, user, assistant that end"):
+        outputs(tmp_path, form, {"messages": [CONVERSATION[1], tool, CONVERSATION[2]]})
+
+
+@pytest.mark.parametrize("value", ["\ud800", 2**70])
+def test_what_parquet_cannot_hold(value: object, tmp_path: Path) -> None:
+    with pytest.raises(NemotronError, match="cannot write: "):
+        outputs(tmp_path, "columns", {"value": value}, name="out.parquet")
+    assert not list((tmp_path / "out").glob("*out.parquet*"))
+
+
+def test_columns_that_are_null_are_left_out(tmp_path: Path) -> None:
+    (row,) = outputs(tmp_path, "messages", ROW | {"provenance": None, "verdicts": None})
+    assert not {"provenance", "verdicts"} & row.keys()
+
+
 def test_attributes_as_helpsteer2_has_them(tmp_path: Path) -> None:
     short = {"messages": CONVERSATION[1:3], "scores": SCORES}
     first, second = outputs(tmp_path, "helpsteer2", short, ROW)

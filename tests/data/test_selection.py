@@ -36,7 +36,7 @@ def test_a_filter_keeps_what_is_true_and_the_best_of_each_prompt(tmp_path: Path)
     assert step(tmp_path, content, *given) == (["a"], {"not the best": 4})
     with pytest.raises(NemotronError, match=r"'score' is undefined .*filter\.where"):
         step(tmp_path, {"filter": {"where": "score > 1"}}, *given)
-    with pytest.raises(NemotronError, match=r"'a' is no number .*filter\.by"):
+    with pytest.raises(NemotronError, match=r"a is no finite number .*filter\.by"):
         step(tmp_path, {"filter": {"best": 1, "by": "answer"}}, *given)
 
 
@@ -81,6 +81,17 @@ def test_known_answers(truth: str, reference: str, good: str, bad: str, tmp_path
     step(tmp_path, {"score": score}, *given)
     expected = [1.0, 0.0] if reference != "none" else [0.0, 0.0]
     assert [row["reward"] for row in rows(tmp_path)] == expected
+
+
+def test_odd_values_end_in_an_error_that_names_the_step(tmp_path: Path) -> None:
+    given = answer("q", "a = 1/" + "3" * 5000)
+    step(tmp_path, {"score": {"truth": "number", "reference": "1"}}, given)
+    assert [row["reward"] for row in rows(tmp_path)] == [0.0]
+    with pytest.raises(NemotronError, match=r"no regular expression: .*steps\.a\.score"):
+        step(tmp_path, {"score": {"truth": "regex", "reference": "[a"}}, given)
+    for number in ("1e308 * 10", "1e308 * 10 - 1e308 * 10", "10 ** 400"):
+        with pytest.raises(NemotronError, match=r"is no finite number .*filter\.by"):
+            step(tmp_path, {"filter": {"best": 1, "by": number}}, given)
 
 
 def test_constraints_are_counted(tmp_path: Path) -> None:
@@ -146,5 +157,8 @@ def test_pairs_of_the_best_and_the_worst(tmp_path: Path) -> None:
         "rejected_reward": 0.0,
         "provenance": [],
     }
-    with pytest.raises(NemotronError, match="the row has no messages that end with an answer"):
+    with pytest.raises(
+        NemotronError,
+        match="the row has no messages of system, user, assistant that end with an answer",
+    ):
         step(tmp_path, {"pairs": {}}, {"text": "x", "reward": 1})

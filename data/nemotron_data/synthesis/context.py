@@ -55,4 +55,4 @@ class Context:
 def provenance(row: Row, stage: str, reply: Reply) -> list[dict[str, str]]:
     """Return where a row comes from: each model's answer that it is made of."""
     entry = {"stage": stage, "model": reply.model, "request": reply.request}
-    return [*row.get("provenance", ()), entry]
+    return [*(row.get("provenance") or ()), entry]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import cast
 
 from nemotron_core.errors import NemotronError
-from nemotron_core.files import partial_path, write_atomically
+from nemotron_core.files import partial_path, sync, write_atomically
 from nemotron_core.text.prompt import CONTROL_PREFIX, Message, render_prompt
 from nemotron_data.extra import require
 from nemotron_data.rows.row import canonical
@@ -117,7 +117,7 @@ def records(rows: Rows, name: str) -> Iterator[Row]:
     for row in rows:
         record = record_of(row)
         digest = blake2b(canonical(record), digest_size=8).hexdigest()
-        extras = {key: row[key] for key in EXTRAS if key in row and key not in record}
+        extras = {key: row[key] for key in EXTRAS if row.get(key) is not None and key not in record}
         yield {"id": digest, **record, **extras}
 
 
@@ -139,8 +139,10 @@ def write(path: Path, rows: Rows, name: str) -> None:
         with parquet.ParquetWriter(partial, schema, compression="zstd") as writer:
             for batch in _batches(rows, name):
                 writer.write_table(pyarrow.Table.from_pylist(batch, schema=schema))
+        sync(partial)
         partial.replace(path)
-    except (OSError, pyarrow.ArrowException) as error:
+        sync(path.parent)
+    except (OSError, OverflowError, UnicodeError, pyarrow.ArrowException) as error:
         reason = (isinstance(error, OSError) and error.strerror) or error
         raise NemotronError(f"cannot write: {reason}", where=path) from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,9 @@ def transcript(messages: Sequence[dict[str, str]]) -> str:
     >>> transcript([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}])
     'User: Hi\n\nAssistant: Hello!'
     """
-    return "\n\n".join(f"{NAMES[turn['role']]}: {turn['content']}" for turn in messages)
+    return "\n\n".join(
+        f"{NAMES.get(turn['role'], turn['role'])}: {turn['content']}" for turn in messages
+    )
 
 
 add_filter("transcript", transcript)
@@ -57,9 +60,13 @@ class Value:
     def number(self, row: Row) -> float:
         """Return the value for a row, which must be a number."""
         value = self.of(row)
-        if isinstance(value, bool | int | float):
-            return float(value)
-        raise failure(ValueError(f"{value!r} is no number"), self._where, row)
+        try:
+            number = float(value) if isinstance(value, bool | int | float) else math.nan
+        except OverflowError:
+            number = math.inf
+        if math.isfinite(number):
+            return number
+        raise failure(ValueError(f"{str(value)[:100]} is no finite number"), self._where, row)
 
 
 class Prompt:
@@ -100,12 +107,13 @@ def conversation(row: Row, where: str) -> Messages:
         if (
             messages
             and messages[-1]["role"] == "assistant"
-            and isinstance(messages[-1]["content"], str)
+            and all(turn["role"] in NAMES and isinstance(turn["content"], str) for turn in messages)
         ):
             return list(messages)
     except (LookupError, TypeError):
         pass
-    raise failure(ValueError("the row has no messages that end with an answer"), where, row)
+    reason = f"the row has no messages of {', '.join(NAMES)} that end with an answer"
+    raise failure(ValueError(reason), where, row)
 
 
 def failure(error: Exception, where: str, row: Row) -> NemotronError:

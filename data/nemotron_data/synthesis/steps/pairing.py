@@ -101,7 +101,7 @@ def pair_of(chosen: Row, rejected: Row, where: str) -> Row:
         "rejected": [bad],
         "chosen_model": chosen.get("model"),
         "rejected_model": rejected.get("model"),
-        "provenance": [*chosen.get("provenance", ()), *rejected.get("provenance", ())],
+        "provenance": [*(chosen.get("provenance") or ()), *(rejected.get("provenance") or ())],
     }
 
 
@@ -139,7 +139,7 @@ def _judged(judge: Judge, name: str, pairs: Rows, where: str, context: Context) 
             judge.attempts,
         )
         for row, reply in context.replies(name, stage, rows, lambda row: asked(row, order)):
-            yield row | {"verdicts": [*row.get("verdicts", ()), verdict(reply.text)]}
+            yield row | {"verdicts": [*(row.get("verdicts") or ()), verdict(reply.text)]}
 
     order = ("chosen", "rejected")
     once = context.table(f"{name}.once", verdicts(f"{name}.once", order, pairs))

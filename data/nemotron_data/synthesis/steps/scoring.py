@@ -45,9 +45,15 @@ def _judge(settings: Truth | Constraints, where: str) -> Callable[[Row], Row]:
     """Return a function from a row to the columns of its score."""
     if isinstance(settings, Truth):
         compare, reference = COMPARISONS[settings.truth], Text(settings.reference, where)
-        return lambda row: {
-            "reward": float(compare(_answer(row, where), reference.of(row))),
-        }
+
+        def compared(row: Row) -> Row:
+            try:
+                return {"reward": float(compare(_answer(row, where), reference.of(row)))}
+            except re.error as error:
+                reason = ValueError(f"the reference is no regular expression: {error}")
+                raise failure(reason, where, row) from error
+
+        return compared
     return lambda row: _constrained(row, settings.constraints, where)
 
 
@@ -133,7 +139,7 @@ def last_number(text: str) -> Fraction | None:
     try:
         numerator, _slash, denominator = found[-1].replace(",", "").partition("/")
         return Fraction(Decimal(numerator)) / int(denominator or 1)
-    except (InvalidOperation, ZeroDivisionError):
+    except (InvalidOperation, ZeroDivisionError, ValueError):  # more digits than Python reads
         return None
 
 
