@@ -1,4 +1,4 @@
-"""The lock on an output: one process at a time, and no file that stays open."""
+"""The lock on an output or a folder: one process at a time, and no file that stays open."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from nemotron_core.errors import NemotronError
+from nemotron_data.batch.lock import LOCK, held
 from nemotron_data.batch.results import ResultFile
 from tests.data.outputs import ids, line, loaded
 
@@ -72,3 +73,18 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
         ResultFile(path)
     with ResultFile(path) as results:
         assert results.is_empty
+
+
+def test_a_folder_is_held_until_the_block_ends(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "run"
+    before = open_descriptors()
+    with held(folder):
+        with pytest.raises(NemotronError, match="another process is writing it"), held(folder):
+            pass
+        assert open_descriptors() == before + 1
+    with held(folder):
+        assert (folder / LOCK).exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(NemotronError, match="cannot write: File exists"), held(tmp_path / "file"):
+        pass
+    assert open_descriptors() == before

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from nemotron_core.errors import NemotronError
+from nemotron_data.batch.lock import LOCK
 from nemotron_data.options import SynthesisOptions
 from nemotron_data.synthesis.run import synthesize
 from nemotron_serve.model_server import ModelServer
@@ -151,6 +152,7 @@ def test_nothing_is_written_if_the_recipe_is_wrong(standin: ChatServer, tmp_path
     assert not (tmp_path / "out").exists()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").touch()
+    (tmp_path / "out" / LOCK).touch()  # other verbs hold their folders, too
     with pytest.raises(NemotronError, match="holds something that is no run"):
         run(tmp_path, pipeline(standin.url))
 

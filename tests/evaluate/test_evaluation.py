@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from nemotron_cli.main import app
 from nemotron_core.errors import NemotronError
+from nemotron_data.batch.lock import LOCK, held
 from nemotron_evaluate.harnesses.environment import INSTALLED, LOCKS
 from tests.standins import lm_eval
 from tests.standins.chat_server import ChatServer, Reply, refused, said
@@ -127,6 +128,14 @@ def test_a_stopped_run_goes_on_and_a_finished_one_asks_nothing(
         assert server.requests == 8 - 5
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["benchmarks"]["own"]["scores"]["accuracy"]["estimate"]["value"] == 75
+
+
+def test_one_process_at_a_time_in_a_folder(run: Callable[..., Result], tmp_path: Path) -> None:
+    with ChatServer(answer, model=ENGINE) as server, held(tmp_path / "run"):
+        done = run(server)
+        assert "another process is writing it" in str(done.exception)
+        assert server.requests == 0
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
 
 
 def test_another_engine_or_another_suite_is_refused(

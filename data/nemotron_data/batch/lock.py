@@ -1,12 +1,34 @@
-"""A lock on a file, which ends with the process that holds it."""
+"""Locks on files and folders, which end with the process that holds them."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from nemotron_core.errors import NemotronError
+
+LOCK = ".lock"
+"""File in a folder by whose lock the folder is held."""
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Make a folder and hold it for this process until the block ends.
+
+    Raises `NemotronError` if it cannot be made or another process holds it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = open_locked(folder / LOCK)
+    except OSError as error:
+        raise NemotronError(f"cannot write: {error.strerror}", where=folder) from error
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def open_locked(path: Path) -> int:

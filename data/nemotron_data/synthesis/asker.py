@@ -30,6 +30,8 @@ from nemotron_data.synthesis.recipe import Recipe
 from nemotron_data.synthesis.tables import to_line
 from nemotron_data.transport.protocol import API_KEYS
 
+ASKED = "asked"
+"""Folder of questions and answers, in the run's."""
 NAME_BYTES = 12
 """Length of the hash in a question's name."""
 
@@ -62,7 +64,7 @@ class Asker:
 
     def __init__(self, recipe: Recipe, folder: Path, options: SynthesisOptions) -> None:
         self._recipe, self._options = recipe, options
-        self.folder = folder / "asked"
+        self.folder = folder / ASKED
         self.servers: dict[str, dict[str, Any]] = {}
         """What the servers of each model say about themselves."""
 

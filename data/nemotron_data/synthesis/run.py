@@ -9,17 +9,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from nemotron_core.errors import NemotronError
-from nemotron_data.batch.lock import open_locked
+from nemotron_data.batch.lock import LOCK, held
 from nemotron_data.options import SynthesisOptions
 from nemotron_data.synthesis import formats
-from nemotron_data.synthesis.asker import Asker
+from nemotron_data.synthesis.asker import ASKED, Asker
 from nemotron_data.synthesis.card import write_card
 from nemotron_data.synthesis.context import Context
 from nemotron_data.synthesis.fields import Inputs
@@ -48,6 +46,8 @@ from nemotron_data.synthesis.steps.selection import decontaminate, deduplicate, 
 from nemotron_data.synthesis.tables import Combined, FileRows, Limited, Row, Rows, Table
 from nemotron_data.transport.factory import server_urls
 
+STEPS = "steps"
+"""Folder of the rows of each step, in the run's."""
 PREVIEW = "preview"
 """Folder inside the run's for a preview, whose answers are no part of the run."""
 
@@ -81,7 +81,8 @@ def synthesize(options: SynthesisOptions) -> Manifest:
     sources = dict(recipe.inputs(path.parent))
     _check_sources(recipe, path.parent, sources)
     folder = folder_of(options)
-    with _locked(folder):
+    _check_folder(folder)
+    with held(folder):
         return RecipeRun(recipe, path.parent, folder, options).run(sources)
 
 
@@ -97,7 +98,7 @@ class RecipeRun:
         self, recipe: Recipe, recipe_folder: Path, folder: Path, options: SynthesisOptions
     ) -> None:
         self._recipe, self._folder, self._options = recipe, folder, options
-        self._context = Context(Asker(recipe, folder, options), folder / "steps", recipe_folder)
+        self._context = Context(Asker(recipe, folder, options), folder / STEPS, recipe_folder)
         self._tables: dict[str, Table] = {}
 
     def run(self, sources: dict[str, list[str | Path]]) -> Manifest:
@@ -159,26 +160,18 @@ class Counted:
             yield row
 
 
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Make the folder and hold it for this process. Raises `NemotronError` if it has other data."""
-    lock = folder / ".lock"
+def _check_folder(folder: Path) -> None:
+    """Raise `NemotronError` if the folder has data of something else."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        others = {path.name for path in folder.iterdir()} - {PREVIEW}
-        if not lock.exists() and others:
-            raise NemotronError(
-                "the folder holds something that is no run of a recipe",
-                where=folder,
-                remedy="name another one",
-            )
-        descriptor = open_locked(lock)
+        found = {path.name for path in folder.iterdir()} if folder.exists() else set()
     except OSError as error:
         raise NemotronError(f"cannot write: {error.strerror}", where=folder) from error
-    try:
-        yield
-    finally:
-        os.close(descriptor)
+    if found - {PREVIEW, LOCK} and not found & {STEPS, ASKED}:
+        raise NemotronError(
+            "the folder holds something that is no run of a recipe",
+            where=folder,
+            remedy="name another one",
+        )
 
 
 def _pairs(option: str, values: list[str] | None) -> dict[str, list[str]]:

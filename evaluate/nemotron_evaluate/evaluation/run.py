@@ -8,6 +8,7 @@ import typer
 
 from nemotron_core.errors import NemotronError
 from nemotron_core.files import write_atomically
+from nemotron_data.batch.lock import held
 from nemotron_evaluate.evaluation.folder import RunFolder, RunRecord
 from nemotron_evaluate.evaluation.html_report import html
 from nemotron_evaluate.evaluation.pairs import compare
@@ -97,7 +98,6 @@ def _run(options: EvalOptions, folder: RunFolder) -> RunRecord:
         data=None if options.data is None else str(options.data.absolute()),
         benchmarks=benchmarks,
     )
-    before = folder.record()
     settings = {
         name: Setting(
             name=name,
@@ -116,17 +116,19 @@ def _run(options: EvalOptions, folder: RunFolder) -> RunRecord:
     }
     for environment in environments.values():
         environment.check()
-    record = folder.joined(now)
-    todo = [name for name in settings if before is None or folder.items(name) is None]
-    for name in todo:  # what is missing is said before the first hour of work
-        folder.folder(name)
-        harnesses[name].check(benchmarks[name], settings[name])
-    folder.begin(record)
-    for number, name in enumerate(todo, 1):
-        typer.echo(f"{number}/{len(todo)} {benchmarks[name].title}", err=True)
-        items = harnesses[name].run(benchmarks[name], settings[name])
-        _check_engine(options.url, identity, name)
-        folder.finish(name, items)
+    with held(folder.path):
+        before = folder.record()
+        record = folder.joined(now)
+        todo = [name for name in settings if before is None or folder.items(name) is None]
+        for name in todo:  # what is missing is said before the first hour of work
+            folder.folder(name)
+            harnesses[name].check(benchmarks[name], settings[name])
+        folder.begin(record)
+        for number, name in enumerate(todo, 1):
+            typer.echo(f"{number}/{len(todo)} {benchmarks[name].title}", err=True)
+            items = harnesses[name].run(benchmarks[name], settings[name])
+            _check_engine(options.url, identity, name)
+            folder.finish(name, items)
     return record
 
 

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from nemotron_core.errors import NemotronError
 from nemotron_core.files import write_atomically
+from nemotron_data.batch.lock import held
 from nemotron_evaluate.harnesses.environment import Environment, default_folder
 from nemotron_evaluate.harnesses.process import OutOfTime, api_key, run_harness
 from nemotron_evaluate.options import RedteamOptions
@@ -60,6 +61,18 @@ def run(options: RedteamOptions) -> RedteamReport:
         max_tokens=options.max_tokens,
         prompts=options.prompts,
     )
+    with held(options.output):
+        return _attack(options, environment, probes, url, record)
+
+
+def _attack(
+    options: RedteamOptions,
+    environment: Environment,
+    probes: list[str],
+    url: str,
+    record: RunRecord,
+) -> RedteamReport:
+    """Run the probes that are left, in the run's folder, and write the report."""
     folder = options.output
     reports = folder.absolute() / REPORTS
     _begin(folder, record)
@@ -67,7 +80,7 @@ def run(options: RedteamOptions) -> RedteamReport:
     todo = [probe for probe in probes if probe not in finished]
     if todo:
         prefix = f"run-{len(list(reports.glob('*.report.jsonl'))) + 1}"
-        settings = _settings(options, url, identity["model"] or "", todo, reports, prefix)
+        settings = _settings(options, url, record.server["model"] or "", todo, reports, prefix)
         path = folder.absolute() / SETTINGS
         write_atomically(path, yaml.safe_dump(settings, sort_keys=False))
         typer.echo(f"{len(todo)} probes, at most {options.minutes:g} minutes", err=True)
@@ -81,10 +94,10 @@ def run(options: RedteamOptions) -> RedteamReport:
             )
         except OutOfTime:
             typer.echo("the time is over; the same command goes on with the rest", err=True)
-        _check_engine(options.url, identity)
+        _check_engine(options.url, record.server)
         findings, finished = _read(reports)
     report = RedteamReport(
-        server=identity,
+        server=record.server,
         lock=record.lock,
         findings=[finding for finding in findings if finding.probe in probes],
         unfinished=[probe for probe in probes if probe not in finished],
