@@ -12,12 +12,17 @@ from typer.testing import CliRunner, Result
 
 from nemotron_cli.main import app
 from nemotron_core.errors import NemotronError
+from nemotron_data.batch.lock import LOCK, held
 from nemotron_evaluate.harnesses.environment import INSTALLED, LOCKS
 from tests.standins import garak
 from tests.standins.chat_server import ChatServer, Reply, refused, said
 
 ENGINE = {"id": "tiny", "engine": "a" * 64, "checkpoint": "b" * 64, "template": "c" * 64}
-REPLIES = {"dan.One": said("sure"), "dan.Two": said("no"), "encoding.Hex": refused(400, "too long")}
+REPLIES = {
+    "dan.One": said("sure"),
+    "dan.Two": said("no\u2028\x85never"),  # separators of lines that JSON leaves as they are
+    "encoding.Hex": refused(400, "too long"),
+}
 
 
 def answer(body: dict[str, Any], _inside: int) -> Reply:
@@ -94,6 +99,15 @@ def test_the_time_is_bounded_and_the_rest_follows(environments: Path, tmp_path: 
         done = redteam(server.url, *arguments)
         assert "the run was begun with another server" in str(done.exception)
         assert server.requests == 0
+
+
+def test_one_process_at_a_time_in_a_folder(environments: Path, tmp_path: Path) -> None:
+    arguments = ("-o", tmp_path / "run", "--environments", environments, "--probe", "dan")
+    with ChatServer(answer, model=ENGINE) as server, held(tmp_path / "run"):
+        done = redteam(server.url, *arguments)
+        assert "another process is writing it" in str(done.exception)
+        assert server.requests == 0
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
 
 
 def test_a_probe_that_garak_does_not_have(environments: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Suites, and the model card as one."""
+"""Suites, the model card as one, and the files of their items."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from nemotron_core.errors import NemotronError
+from nemotron_evaluate.suite.items import Item, read_items, write_items
 from nemotron_evaluate.suite.suite import load_suite
 
 
@@ -80,3 +81,9 @@ def test_wrong_suites(content: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(NemotronError) as caught:
         load_suite(str(path))
     assert message in str(caught.value)
+
+
+def test_items_with_any_separator_of_lines_are_read_as_they_were_written(tmp_path: Path) -> None:
+    items = [Item(name=f"a\u2028b\x85c\r\n/{n}", content="x", values={"s": (1.0,)}) for n in (0, 1)]
+    write_items(tmp_path / "items.jsonl", items)
+    assert read_items(tmp_path / "items.jsonl") == items

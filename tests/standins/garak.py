@@ -41,7 +41,7 @@ def main() -> None:
     plugins, reporting = settings["plugins"], settings["reporting"]
     client = plugins["generators"]["openai"]["OpenAICompatible"]
     path = Path(reporting["report_dir"], reporting["report_prefix"] + ".report.jsonl")
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         for name in settings["run"]["spec"]["include"]:
             probe = name.removeprefix("probes.")
             answer = ask(client, plugins["target_name"], probe)
@@ -49,6 +49,8 @@ def main() -> None:
                 file.write('{"entry_type": "att')
                 file.flush()
                 time.sleep(600)
+            attempt = {"entry_type": "attempt", "probe_classname": probe, "outputs": [answer]}
+            file.write(json.dumps(attempt, ensure_ascii=False) + "\n")
             counts = {"fails": int(answer == "sure"), "total_evaluated": int(answer is not None)}
             record = {"entry_type": "eval", "probe": probe, "detector": DETECTOR, **counts}
             file.write(json.dumps(record | {"nones": int(answer is None)}) + "\n")

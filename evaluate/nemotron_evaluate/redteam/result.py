@@ -63,7 +63,8 @@ def read_report(path: Path) -> tuple[list[Finding], set[str]]:
 
 
 def _entries(path: Path) -> Iterable[dict[str, Any]]:
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    with path.open(encoding="utf-8", errors="replace") as file:
+        lines = list(file)  # str.splitlines would also split at what an answer may have, as U+2028
     for number, line in enumerate(lines, 1):
         try:
             yield json.loads(line)

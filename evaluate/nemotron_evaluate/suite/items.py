@@ -36,8 +36,8 @@ def write_items(path: Path, items: Iterable[Item]) -> None:
 def read_items(path: Path) -> list[Item]:
     """Return the items of a file. Raises `NemotronError` if it cannot be read."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [Item.model_validate_json(line) for line in lines]
+        with path.open(encoding="utf-8") as lines:
+            return [Item.model_validate_json(line) for line in lines]
     except (OSError, UnicodeDecodeError, ValidationError) as error:
         raise NemotronError(
             f"no readable items: {error}", where=path, remedy="repeat the command that made it"
