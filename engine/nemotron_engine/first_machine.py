@@ -37,5 +37,7 @@ def _wait(connection: socket.socket, shut_down: Callable[[], object]) -> None:
     except OSError:
         """The machine is gone."""
     print("nemotron_engine: the engine's first machine has ended", file=sys.stderr, flush=True)
-    shut_down()
-    os._exit(0)
+    try:
+        shut_down()
+    finally:
+        os._exit(0)

@@ -90,7 +90,8 @@ class Adapters:
             if error.kind is ErrorKind.REFUSED:
                 raise bad_request(str(error), param) from error
             raise HttpError.of_kind(error.kind, str(error)) from error
-        self._time = float("-inf")
+        async with self._asking:  # nobody who asked before keeps the old names
+            self._names, self._time = names, time.monotonic()
         return JsonResponse({"adapters": names})
 
     async def _ask(self, question: Callable[[Probe], list[str]], seconds: float) -> list[str]:

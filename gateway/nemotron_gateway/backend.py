@@ -30,6 +30,8 @@ CANARY_SECONDS = 1.0
 """Seconds for which the result of that request is used again."""
 FACTS_SECONDS, OLD_FACTS_SECONDS = 2.0, 5.0
 """Ages after which facts about the model are read again, and after which requests wait for it."""
+FAILURE_SECONDS = 1.0
+"""Seconds for which a failure to read them is used again: who waits does not wait in turn."""
 IDENTITY_PARAMETERS = ("engine", "checkpoint", "template")
 
 
@@ -69,6 +71,8 @@ class Backend:
         self._facts: ModelFacts | None = None
         self._configuration: Configuration | None = None
         self._facts_time = float("-inf")
+        self._failure: tuple[float, HttpError] | None = None
+        """Time and reason of the last failure to read the facts."""
         self._asking = asyncio.Lock()
         self._refresh: asyncio.Task[None] | None = None
         self._piece_time = float("-inf")
@@ -180,7 +184,14 @@ class Backend:
         async with self._asking:
             if self._facts is not None and time.monotonic() - self._facts_time <= seconds:
                 return
-            configuration = await self._triton.configuration()
+            if self._failure is not None and time.monotonic() - self._failure[0] < FAILURE_SECONDS:
+                raise self._failure[1]  # of a request that waited before this one
+            try:
+                configuration = await self._triton.configuration()
+            except HttpError as error:
+                self._failure = time.monotonic(), error
+                raise
+            self._failure = None
             if self._facts is None or configuration != self._configuration:
                 self._facts = await self._facts_of(configuration)
                 self._configuration = configuration

@@ -65,7 +65,8 @@ class Models:
         """Answer `GET /v1/models`."""
         kind = (await self._backend.facts()).kind
         models = [ServedModel(name) for name in self._names[kind]]
-        models += [ServedModel(name, name) for name in await self._adapters.names()]
+        adapters = await self._adapters.names()
+        models += [ServedModel(name, name) for name in adapters if name not in self._names[kind]]
         data = [await self._describe(model) for model in models]
         return JsonResponse({"object": "list", "data": data})
 

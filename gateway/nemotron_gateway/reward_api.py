@@ -79,7 +79,12 @@ class Rewards:
         if any(message["role"] == "system" for message in messages):
             record.ignored_keys = [*record.ignored_keys, SYSTEM_KEY]
         tokens = sum(estimate_tokens(message["content"]) for message in messages)
-        with self._admission.admit(record.key, 1, tokens):
+        count = 1  # each scored turn is a sequence of its own, with all that stands before it
+        if body.turns == "all":
+            count = sum(message["role"] == "assistant" for message in messages)
+        if count > (most := self._settings.limits.answers):
+            raise bad_request(f"at most {most} turns are scored in one request", "turns")
+        with self._admission.admit(record.key, count, tokens * count):
             work = self._backend.score(messages, body.turns or "last", body.timeout)
             turns = await while_connected(request.receive, work)
         record.count_tokens(sum(turn.num_tokens for turn in turns), 0)

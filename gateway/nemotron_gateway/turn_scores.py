@@ -33,6 +33,9 @@ def read_turns(content: bytes) -> list[TurnScores]:
         for number in (answer.reward, answer.num_input_tokens)
     )
     width = len(SCORED)
+    if len(answer.scores) != width * len(rewards) or len(tokens) != len(rewards):
+        message = "Triton sent scores of another number of turns"
+        raise HttpError.of_kind(ErrorKind.FAILED, message)
     return [
         TurnScores(
             dict(zip(SCORED, answer.scores[turn * width : (turn + 1) * width], strict=True)),

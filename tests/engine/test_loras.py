@@ -158,6 +158,8 @@ def test_configurations_that_are_refused(
     [
         ("lm_head.lora_A.weight", (4, 32), "belongs to no projection"),
         ("model.layers.2.self_attn.q_proj.lora_A.weight", (4, 32), "belongs to no"),
+        ("model.layers.00.self_attn.q_proj.lora_A.weight", (4, 32), "belongs to no"),
+        (f"model.layers.{'1' * 5000}.self_attn.q_proj.lora_A.weight", (4, 32), "belongs to no"),
         ("model.layers.0.mlp.gate_proj.lora_A.weight", (4, 32), "belongs to no"),
         ("model.layers.0.self_attn.q_proj.lora_A.weight", (4, 33), "size there is 32"),
         ("model.layers.0.self_attn.k_proj.lora_B.weight", (64, 4), "size there is 32"),

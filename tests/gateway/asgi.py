@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from nemotron_core.generation import Generation, Piece, Prompt
+from nemotron_core.reward import ModelKind
 from nemotron_core.text import Tokenizer
 from nemotron_gateway.app import Gateway
 from nemotron_gateway.backend import Backend, ModelFacts
@@ -30,12 +31,13 @@ class ScriptedEngine:
 
     script: Sequence[Piece | Exception | asyncio.Event | float] = ()
     tokenizer: Tokenizer | None = None
+    kind: ModelKind = "text"
     running: int = 0
     """Number of generations that have begun and not ended."""
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         async def facts(_backend: Backend) -> ModelFacts:
-            return ModelFacts(4096, 8, self.tokenizer, {"engine": "0123456789abcdef0"})
+            return ModelFacts(4096, 8, self.tokenizer, {"engine": "0123456789abcdef0"}, self.kind)
 
         async def generate(
             _backend: Backend,

@@ -11,7 +11,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 # The texts of a row are values and never templates. The sandbox also keeps a template from reaching
 # anything but the row.
 _ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
-_ERRORS = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError)
+# A constant that overflows becomes the unknown name `inf` in the code that Jinja makes.
+_ERRORS = (TemplateError, TypeError, NameError, ValueError, ArithmeticError, LookupError)
 Expression = Callable[[dict[str, Any]], Any]
 
 

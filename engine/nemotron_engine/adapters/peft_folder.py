@@ -27,7 +27,9 @@ PLAIN: Mapping[str, tuple[object, ...]] = {
     "fan_in_fan_out": (False, None),
 }
 """Values of the configuration with which an adapter is nothing but two factors of some weights."""
-TENSOR = re.compile(r"base_model\.model\.model\.layers\.(\d+)\.(\w+\.\w+)\.lora_([AB])\.weight")
+TENSOR = re.compile(
+    r"base_model\.model\.model\.layers\.(0|[1-9][0-9]{0,5})\.([a-z_]+\.[a-z_]+)\.lora_([AB])\.weight"
+)
 Weight = tuple[int, str]
 """A weight of the model that an adapter changes: its layer, and its name there."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ class VllmLoras:
         try:
             self._engine.add_lora(request)
         except Exception as error:  # whatever it is, the engine goes on without this adapter
+            with suppress(Exception):  # it may have got as far as its place
+                self._engine.remove_lora(request.lora_int_id)
             raise NemotronError(f"vLLM cannot load it: {error}", where=folder) from error
         self._requests[name] = request
 

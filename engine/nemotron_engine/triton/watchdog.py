@@ -15,7 +15,9 @@ TRITON = "tritonserver"
 POLL_SECONDS = 1.0
 LOCKED_SECONDS = 20.0
 """Time without any Python code after which the process ends. Triton's functions hold the
-interpreter's lock while they wait for Triton, for ever if it is killed meanwhile."""
+interpreter's lock while they wait for Triton, for ever if it is killed meanwhile. A process that
+was stopped for as long, as by `docker pause`, may end too when it continues; `nemotron serve` then
+starts Triton again."""
 FINALIZE_SECONDS = 5.0
 """Time that a model has to end by itself after its Triton has ended."""
 
