@@ -9,6 +9,7 @@ from http import HTTPStatus
 from starlette.requests import Request
 from starlette.responses import Response
 
+from nemotron_core.family import LARGEST
 from nemotron_core.openai.errors import HttpError
 from nemotron_core.openai.schema import ALIASES
 from nemotron_core.reward import NAMES as REWARD_NAMES
@@ -17,7 +18,7 @@ from nemotron_gateway.adapters import Adapters
 from nemotron_gateway.backend import Backend
 from nemotron_gateway.json_response import JsonResponse
 from nemotron_gateway.request_record import RequestRecord
-from nemotron_gateway.settings import MODEL, GatewaySettings
+from nemotron_gateway.settings import GatewaySettings
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Models:
         self._names: dict[ModelKind, tuple[str, ...]] = dict.fromkeys(
             ("text", "reward"), (settings.model, *settings.aliases)
         )
-        if settings.model == MODEL and settings.aliases == ALIASES:
+        if settings.model == LARGEST and settings.aliases == ALIASES:
             self._names["reward"] = REWARD_NAMES
         self._created = int(time.time())
 

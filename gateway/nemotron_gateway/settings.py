@@ -10,12 +10,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
 from nemotron_core.errors import NemotronError
-from nemotron_core.family import aliases
+from nemotron_core.family import LARGEST, aliases
 from nemotron_core.openai.schema import ALIASES
 
 PORT = 1424
 """Port of the model card's server."""
-MODEL = "nemotron-4-340b-instruct"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -80,7 +79,7 @@ class GatewaySettings(_Strict):
     address: str = "127.0.0.1"
     port: int = Field(default=PORT, ge=0, le=65535)
     """Port to listen on. 0 takes a free port."""
-    model: str = MODEL
+    model: str = LARGEST
     """Name of the model in OpenAI's API. A reward model has its own, unless there is one here."""
     aliases: tuple[str, ...] = ALIASES
     """Other names that clients may use for it."""

@@ -18,7 +18,7 @@ from nemotron_build.engine_folder import EngineRecord, check_versions, open_engi
 from nemotron_build.lanes import lane_of
 from nemotron_build.profile import Profile, load_profile
 from nemotron_core.errors import NemotronError
-from nemotron_core.family import aliases
+from nemotron_core.family import LARGEST, aliases
 from nemotron_core.files import write_atomically
 from nemotron_core.launcher import own_rank
 from nemotron_serve.engine_process import engine_command
@@ -52,7 +52,8 @@ def serve(options: ServeOptions) -> None:
     record = open_engine(options.engine)
     profile = choose_profile(record, options)
     lane = lane_of(profile)
-    own_names = {record.model, *aliases(record.model or "")}
+    model = record.model or LARGEST
+    own_names = {model, *aliases(model)}
     if taken := own_names & options.adapters.keys():
         raise NemotronError(
             f"{taken.pop()!r} is the model's own name",
