@@ -138,6 +138,27 @@ def test_one_process_at_a_time_in_a_folder(run: Callable[..., Result], tmp_path:
     assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
 
 
+@pytest.mark.parametrize(
+    ("name", "target", "message"),
+    [
+        ("lm-eval.log", "/dev/full", "cannot write: No space left on device"),
+        ("results", "task.yaml", "cannot write: "),  # a file in the place of a folder
+    ],
+)
+def test_a_full_disk_is_one_error_and_the_same_command_goes_on(
+    name: str, target: str, message: str, run: Callable[..., Result], tmp_path: Path
+) -> None:
+    path = tmp_path / "run" / "own" / name
+    path.parent.mkdir(parents=True)
+    path.symlink_to(tmp_path / target)
+    with ChatServer(answer, model=ENGINE) as server:
+        done = run(server)
+        assert message in str(done.exception)
+        assert str(path.parent) in str(done.exception)
+        path.unlink()
+        assert run(server).exit_code == 0
+
+
 def test_another_engine_or_another_suite_is_refused(
     run: Callable[..., Result], suite: Path, tmp_path: Path
 ) -> None:
@@ -235,6 +256,10 @@ def test_data_of_the_users_own(environments: Path, tmp_path: Path) -> None:
         path.write_text('{"question": "q0", "answer": "aab"}\n')
         assert "a row has no choices, subject" in str(evaluate(*arguments).exception)
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        tasks = tmp_path / "run" / "mmlu-generative" / "tasks"
+        tasks.touch()
+        assert "cannot write: File exists" in str(evaluate(*arguments).exception)
+        tasks.unlink()
         done = evaluate(*arguments)
     assert done.exit_code == 0, done.exception
     report = json.loads((tmp_path / "run" / "report.json").read_text())

@@ -11,6 +11,7 @@ from nemotron_core.errors import NemotronError
 from nemotron_core.files import write_atomically
 from nemotron_evaluate.suite.benchmark import Benchmark, Strict
 from nemotron_evaluate.suite.items import Item, read_items, write_items
+from nemotron_evaluate.writing import make_folder
 
 RUN, ITEMS = "run.json", "items.jsonl"
 
@@ -83,13 +84,13 @@ class RunFolder:
 
     def begin(self, record: RunRecord) -> None:
         """Write what the run is begun with. Raises `NemotronError` if it cannot be written."""
-        _make(self.path)
+        make_folder(self.path)
         write_atomically(self.path / RUN, record.model_dump_json(indent=2) + "\n")
 
     def folder(self, name: str) -> Path:
         """Return the folder of a benchmark, and make it. Raises `NemotronError` if that fails."""
         path = self.path / name
-        _make(path)
+        make_folder(path)
         return path
 
     def items(self, name: str) -> list[Item] | None:
@@ -100,13 +101,6 @@ class RunFolder:
     def finish(self, name: str, items: list[Item]) -> None:
         """Write the items of a benchmark, which ends it."""
         write_items(self.folder(name) / ITEMS, items)
-
-
-def _make(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise NemotronError(f"cannot write: {error.strerror}", where=path) from error
 
 
 def _differences(

@@ -20,6 +20,7 @@ from nemotron_evaluate.harnesses.sandbox import check_sandbox, run_programs
 from nemotron_evaluate.harnesses.setting import Harness, Setting
 from nemotron_evaluate.suite.benchmark import Benchmark, Data
 from nemotron_evaluate.suite.items import Item
+from nemotron_evaluate.writing import make_folder
 
 NAME = "lm-eval-code"
 LEFT_OUT = ("filter_list", "metric_list", "unsafe_code", "include", "tag", *OWN_KEYS)
@@ -125,7 +126,7 @@ def _write_task(benchmark: Benchmark, setting: Setting) -> str:
     task["generation_kwargs"] = task.get("generation_kwargs", {}) | going_on
     task["metric_list"] = [{"metric": "exact_match"}]  # of no use, but one is needed
     path = setting.folder / TASKS / f"{setting.name}.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_atomically(path, yaml.safe_dump(task))
     return str(path)
 

@@ -20,6 +20,7 @@ from nemotron_evaluate.harnesses.process import api_key, run_harness
 from nemotron_evaluate.harnesses.setting import Harness, Setting
 from nemotron_evaluate.suite.benchmark import Benchmark, Endpoint, Score
 from nemotron_evaluate.suite.items import Item
+from nemotron_evaluate.writing import writing
 
 NAME = "lm-eval"
 RETRIES = 6
@@ -62,7 +63,8 @@ def start(benchmark: Benchmark, setting: Setting, tasks: list[str]) -> tuple[dic
     """
     results = setting.folder / RESULTS
     if results.exists():
-        shutil.rmtree(results)  # of a run that was stopped; its answers are in the cache
+        with writing(results):
+            shutil.rmtree(results)  # of a run that was stopped; its answers are in the cache
     config = setting.folder / CONFIG
     write_atomically(config, yaml.safe_dump(_config(benchmark, setting, tasks), sort_keys=False))
     run_harness(

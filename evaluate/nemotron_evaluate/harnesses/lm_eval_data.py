@@ -16,6 +16,7 @@ import yaml
 from nemotron_core.errors import NemotronError
 from nemotron_core.files import write_atomically
 from nemotron_evaluate.suite.benchmark import Benchmark, Data
+from nemotron_evaluate.writing import make_folder
 
 TASKS = "tasks"
 """Folder of the tasks' files, and of their rows, in the folder of a benchmark."""
@@ -48,7 +49,7 @@ def local_tasks(
     path = data / f"{name}.jsonl"
     rows = read_rows(path, settings)
     target = folder / TASKS
-    target.mkdir(parents=True, exist_ok=True)
+    make_folder(target)
     paths = []
     for part, part_rows in _parts(rows, settings).items():
         source = package / "tasks" / settings.tasks.format(part)

@@ -8,13 +8,15 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import typer
+
 from nemotron_core.errors import NemotronError
 from nemotron_data.transport.protocol import API_KEYS
+from nemotron_evaluate.writing import writing
 
 END_SECONDS = 10.0
 """Time in which an interrupted harness may end by itself."""
@@ -44,11 +46,12 @@ def run_harness(
     """Run a harness to its end in `folder`. Its output goes to the file `log` and to stderr.
 
     Lines of the output with one of the words `telling` say best why a harness failed. Raises
-    `NemotronError`, which quotes such a line, if the harness fails, `OutOfTime` if it was stopped
-    after `seconds`, and `KeyboardInterrupt` after the harness has ended, too.
+    `NemotronError`, which quotes such a line, if the harness fails, or if its output cannot be
+    written, `OutOfTime` if it was stopped after `seconds`, and `KeyboardInterrupt`. After each of
+    them the harness has ended, too.
     """
     end = math.inf if seconds is None else time.monotonic() + seconds
-    with log.open("ab") as file:
+    with writing(log), log.open("ab") as file:
         try:
             process = subprocess.Popen(
                 command,
@@ -70,8 +73,8 @@ def run_harness(
             while data := _read(process.stdout.fileno(), end):
                 file.write(data)
                 file.flush()
-                sys.stderr.buffer.write(data)
-                sys.stderr.flush()
+                with writing("stderr"):
+                    typer.echo(data, nl=False, err=True)
             process.wait()
         finally:
             _end(process)

@@ -23,6 +23,7 @@ from nemotron_evaluate.redteam.probes import DEFAULT, chosen_probes
 from nemotron_evaluate.redteam.result import Finding, RedteamReport, markdown, read_report
 from nemotron_evaluate.server import Server
 from nemotron_evaluate.suite.benchmark import Strict
+from nemotron_evaluate.writing import make_folder
 
 NAME = "garak"
 RUN, LOG, SETTINGS = "run.json", "garak.log", "garak.yaml"
@@ -109,8 +110,8 @@ def _attack(
 
 def _begin(folder: Path, record: RunRecord) -> None:
     path = folder / RUN
+    make_folder(folder / REPORTS)
     try:
-        (folder / REPORTS).mkdir(parents=True, exist_ok=True)
         before = RunRecord.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         write_atomically(path, record.model_dump_json(indent=2) + "\n")
