@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -58,7 +58,9 @@ class ChatOptions:
         ),
     ] = None
     system: Annotated[str | None, typer.Option(help="System message.")] = None
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 1024
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer in tokens; 1024 if unset.")
+    ] = None
     temperature: Annotated[
         float | None, typer.Option(help="Sampling temperature; greedy if unset.")
     ] = None
@@ -103,6 +105,7 @@ class ChatOptions:
 def chat(options: ChatOptions) -> None:
     """Talk with the model. Without a question, each line of input is a turn."""
     import sys
+    from dataclasses import replace
 
     from nemotron_cli.chat import answer_lines, ask, history_path, talk
     from nemotron_cli.conversation import Conversation
@@ -110,18 +113,20 @@ def chat(options: ChatOptions) -> None:
     from nemotron_core.errors import NemotronError
     from nemotron_core.generation import Generation
 
-    generation = Generation(
-        max_tokens=options.max_tokens,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        seed=options.seed,
-        stop_words=tuple(options.stop or ()),
-    )
+    given = {
+        "max_tokens": options.max_tokens,
+        "temperature": options.temperature,
+        "top_p": options.top_p,
+        "seed": options.seed,
+        "stop_words": tuple(options.stop) if options.stop else None,
+    }
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     try:
         with options.open_server() as server:
-            conversation = Conversation(server, generation, options.system)
+            conversation = Conversation(server, Generation(), options.system)
             if options.load is not None:
                 conversation.load(options.load)
+            conversation.generation = replace(conversation.generation, **changes)
             if options.question is not None:
                 ask(conversation, options.question)
             elif sys.stdin.isatty():

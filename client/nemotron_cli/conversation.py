@@ -61,6 +61,7 @@ class Conversation:
         """Yield the text of the answer, piece by piece. Raises `ClientError`."""
         asked: Message = {"role": "user", "content": question}
         text, self.finish_reason = "", ""
+        self.tokens.prompt = self.tokens.answer = 0
         try:
             for piece in self.server.stream_chat([*self.messages, asked], self.generation):
                 text += piece.text
@@ -84,22 +85,15 @@ class Conversation:
 
     def change(self, name: str, text: str) -> None:
         """Change a setting; the text `none` leaves it to the server. Raises `NemotronError`."""
-        where = f"/set {name}"
         if name == "stop":
             words = () if text == "none" else (*self.generation.stop_words, text)
             self.generation = replace(self.generation, stop_words=words)
-            return
-        if name not in SETTINGS:
-            known = ", ".join((*SETTINGS, "stop"))
-            raise NemotronError("no such setting", where=where, remedy=f"use one of {known}")
-        if text == "none":
-            self._set(name, getattr(Generation(), name))
-            return
-        try:
-            value = SETTINGS[name](text)
-        except ValueError as error:
-            raise NemotronError(f"{text!r} is no {SETTINGS[name].__name__}", where=where) from error
-        self._set(name, value)
+        elif text == "none" and name in SETTINGS:
+            default = getattr(Generation(), name)
+            self.generation = replace(self.generation, **{name: default})
+        else:
+            value = _value(name, text, f"/set {name}")
+            self.generation = replace(self.generation, **{name: value})
 
     def settings(self) -> dict[str, object]:
         """Return the settings that are set."""
@@ -113,7 +107,11 @@ class Conversation:
         write_atomically(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
     def load(self, path: Path) -> None:
-        """Replace the turns and the system message by those of a file. Raises `NemotronError`."""
+        """Replace the turns, the system message and the settings by those of a file.
+
+        A file without settings changes none. Raises `NemotronError`, after which nothing is
+        changed.
+        """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
@@ -127,16 +125,41 @@ class Conversation:
                 where=path,
                 remedy='it is {"messages": [{"role": …, "content": …}]}',
             )
+        if "settings" in content:
+            self.generation = _generation(content["settings"], path)
         self.system = next((m["content"] for m in messages if m["role"] == "system"), None)
         self.turns = [m for m in messages if m["role"] != "system"]
-
-    def _set(self, name: str, value: Any) -> None:
-        self.generation = replace(self.generation, **{name: value})
 
     def _count(self, piece: Piece) -> None:
         self.finish_reason = piece.finish_reason or self.finish_reason
         self.tokens.prompt = piece.num_input_tokens or self.tokens.prompt
         self.tokens.answer = piece.num_output_tokens or self.tokens.answer
+
+
+def _value(name: str, text: str, where: object) -> Any:
+    """Return the value of a setting of `SETTINGS`. Raises `NemotronError`."""
+    if name not in SETTINGS:
+        known = ", ".join((*SETTINGS, "stop"))
+        raise NemotronError("no such setting", where=where, remedy=f"use one of {known}")
+    try:
+        return SETTINGS[name](text)
+    except ValueError as error:
+        raise NemotronError(f"{text!r} is no {SETTINGS[name].__name__}", where=where) from error
+
+
+def _generation(settings: object, path: Path) -> Generation:
+    """Return the parameters that a file's settings stand for. Raises `NemotronError`."""
+    if not isinstance(settings, dict):
+        raise NemotronError("the settings are no object of JSON", where=path)
+    words = settings.get("stop", [])
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise NemotronError("stop is no list of texts", where=path)
+    values: dict[str, Any] = {
+        name: _value(name, str(value), f"{path}, {name}")
+        for name, value in settings.items()
+        if name != "stop"
+    }
+    return replace(Generation(stop_words=tuple(words)), **values)
 
 
 def _is_message(message: object) -> bool:

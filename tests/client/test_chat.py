@@ -19,9 +19,11 @@ import pytest
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
+from typer.testing import CliRunner
 
 from nemotron_cli.chat_commands import COMMANDS, ChatEnds, run_command
 from nemotron_cli.conversation import Conversation
+from nemotron_cli.main import app
 from nemotron_cli.terminal import make_session
 from nemotron_client.exceptions import ConnectionFailed, RequestRefused, ServerFailed
 from nemotron_client.openai_chat import OpenAIChat, speaks_openai
@@ -70,10 +72,14 @@ def test_commands_change_the_conversation(tmp_path: Path) -> None:
     path = tmp_path / "talk.json"
     run_command(talk, "save", str(path))
     run_command(talk, "reset", "")
+    run_command(talk, "set", "temperature 0.9")
+    run_command(talk, "set", "seed 5")
+    run_command(talk, "set", "stop none")
     assert "".join(talk.answer("second")) == "two"
     assert [m["content"] for m in server.requests[1]] == ["Be brief.", "second"]
     run_command(talk, "load", str(path))
     list(talk.answer("third"))
+    assert server.generations[2] == server.generations[0]
     assert [m["content"] for m in server.requests[2]] == ["Be brief.", "first", "one", "third"]
     run_command(talk, "set", "temperature none")
     assert "temperature" not in talk.settings()
@@ -98,12 +104,44 @@ def test_wrong_commands_say_what_is_wrong(name: str, argument: str, what: str) -
         run_command(conversation()[0], name, argument)
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"messages": [{"role": "tool", "content": "x"}]}'])
-def test_a_file_that_is_no_conversation(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("", "no JSON"),
+        ("[]", "no conversation"),
+        ('{"messages": [{"role": "tool", "content": "x"}]}', "no conversation"),
+        ('{"messages": [], "settings": [1]}', "the settings are no object"),
+        ('{"messages": [], "settings": {"beams": 4}}', "no such setting"),
+        ('{"messages": [], "settings": {"seed": 1.5}}', "'1.5' is no int"),
+        ('{"messages": [], "settings": {"max_tokens": null}}', "'None' is no int"),
+        ('{"messages": [], "settings": {"stop": "END"}}', "stop is no list of texts"),
+    ],
+)
+def test_a_file_that_is_no_conversation(tmp_path: Path, text: str, what: str) -> None:
     (tmp_path / "talk.json").write_text(text)
-    talk, _ = conversation()
-    with pytest.raises(NemotronError):
+    talk, _ = conversation("one")
+    list(talk.answer("first"))
+    before = (talk.messages, talk.generation)
+    with pytest.raises(NemotronError, match=what):
         run_command(talk, "load", str(tmp_path / "talk.json"))
+    assert (talk.messages, talk.generation) == before
+
+
+def test_a_file_without_settings_changes_none(tmp_path: Path) -> None:
+    (tmp_path / "talk.json").write_text('{"messages": []}')
+    talk, _ = conversation()
+    run_command(talk, "set", "seed 5")
+    run_command(talk, "load", str(tmp_path / "talk.json"))
+    assert talk.generation == Generation(seed=5)
+
+
+def test_an_answer_that_fails_has_no_tokens() -> None:
+    talk, _ = conversation("one")
+    list(talk.answer("first"))
+    for _ in range(2):
+        with pytest.raises(IndexError):  # the script is at its end
+            list(talk.answer("second"))
+    assert run_command(talk, "tokens", "") == "last prompt 0, last answer 0, all answers 3 tokens"
 
 
 def test_help_lists_every_command() -> None:
@@ -195,6 +233,20 @@ def test_a_server_of_openais_api(openai_url: str) -> None:
     (body,) = OpenAIServer.bodies
     assert (body["model"], body["max_tokens"], body["temperature"]) == ("stand-in", 9, 0.0)
     assert speaks_openai(openai_url)
+
+
+def test_options_go_before_the_settings_of_a_loaded_file(openai_url: str, tmp_path: Path) -> None:
+    path = tmp_path / "talk.json"
+    path.write_text(
+        '{"messages": [], "settings": {"max_tokens": 7, "temperature": 0.5, "seed": 5}}'
+    )
+    arguments = ["chat", "Hello", "--url", openai_url, "--api-key", "secret"]
+    for more in ([], ["--load", str(path)], ["--load", str(path), "--temperature", "0.9"]):
+        done = CliRunner().invoke(app, [*arguments, *more])
+        assert done.exit_code == 0, done.exception
+    assert [
+        (body["max_tokens"], body["temperature"], body.get("seed")) for body in OpenAIServer.bodies
+    ] == [(1024, 0.0, None), (7, 0.5, 5), (7, 0.9, 5)]
 
 
 def test_failures_of_a_server_of_openais_api(openai_url: str) -> None:
