@@ -37,24 +37,29 @@ def sweep(measure: Callable[[Level], LevelResult]) -> list[LevelResult]:
 def knee(levels: Sequence[LevelResult]) -> int | None:
     """Return the smallest number of requests in flight with `ENOUGH` of the highest throughput.
 
-    Loads with failed requests do not count. Returns `None` if there is no other.
+    Loads with failed requests do not count. Returns `None` if no other has any throughput.
     """
-    speeds = {
-        level.concurrency: level.output_tokens_per_second
-        for level in levels
-        if level.concurrency and not level.errors
-    }
-    if not speeds:
+    speeds = _speeds(levels)
+    highest = max(speeds.values(), default=0.0)
+    if highest <= 0:
         return None
-    return min(count for count, speed in speeds.items() if speed >= ENOUGH * max(speeds.values()))
+    return min(count for count, speed in speeds.items() if speed >= ENOUGH * highest)
 
 
 def knee_text(count: int, levels: Sequence[LevelResult]) -> str:
     """Return the sentence of a report about the knee."""
-    (level,) = (level for level in levels if level.concurrency == count)
-    highest = max(level.output_tokens_per_second for level in levels)
-    fraction = level.output_tokens_per_second / highest
+    speeds = _speeds(levels)
+    fraction = speeds[count] / max(speeds.values())
     return (
         f"Knee: {count} at once give {fraction:.0%} of the highest throughput; more requests at"
         " once mostly wait longer."
     )
+
+
+def _speeds(levels: Sequence[LevelResult]) -> dict[int, float]:
+    """Return the throughput of each load without failed requests."""
+    return {
+        level.concurrency: level.output_tokens_per_second
+        for level in levels
+        if level.concurrency and not level.errors
+    }

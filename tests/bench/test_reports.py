@@ -16,7 +16,7 @@ from nemotron_bench.load import Level
 from nemotron_bench.report import compare, differences, markdown
 from nemotron_bench.results import LevelResult, measure
 from nemotron_bench.statistics import median_interval, throughput_interval
-from nemotron_bench.sweep import knee, sweep
+from nemotron_bench.sweep import knee, knee_text, sweep
 from tests.bench.test_statistics import outcome, report
 
 
@@ -68,6 +68,20 @@ def test_a_sweep_ends_at_failures_and_its_knee_is_below() -> None:
     assert [one.concurrency for one in levels] == [1, 2, 4]
     assert knee(levels) == 2
     assert knee(levels[2:]) is None
+
+
+def test_the_knees_fraction_is_of_loads_without_failures() -> None:
+    levels = [level(1, 95), level(2, 50), level(4, 50, errors=1)]
+    assert levels[2].output_tokens_per_second > levels[1].output_tokens_per_second
+    assert knee(levels) == 1
+    assert "1 at once give 95% of the highest throughput" in knee_text(1, levels)
+
+
+def test_answers_without_tokens_have_no_knee() -> None:
+    levels = sweep(lambda load: level(load.concurrency or 0, 0))
+    assert knee(levels) is None
+    text = markdown(report().model_copy(update={"levels": levels, "knee": knee(levels)}))
+    assert "Knee" not in text
 
 
 def test_the_number_of_requests_in_flight_is_measured() -> None:
