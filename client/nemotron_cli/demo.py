@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import signal
@@ -17,6 +18,7 @@ import typer
 
 from nemotron_core.errors import NemotronError
 from nemotron_core.resources import resource
+from nemotron_core.safe_path import SAFE_PATH
 
 MODEL = "tiny_nemotron.nemo"
 ENGINE = "engine"
@@ -72,6 +74,7 @@ def _server(
     _say_command(words)
     server = subprocess.Popen(
         _command(*words, *("--port-file", str(ports), "--log-file", str(folder / "server.log"))),
+        env=os.environ | SAFE_PATH,
     )
     try:
         while not ports.exists():
@@ -96,6 +99,7 @@ def _step(*words: str) -> None:
 def _run(*words: str, stdin: str | None = None) -> None:
     done = subprocess.run(
         _command(*words),
+        env=os.environ | SAFE_PATH,
         input=stdin.encode() if stdin is not None else None,
         stdin=subprocess.DEVNULL if stdin is None else None,
         check=False,

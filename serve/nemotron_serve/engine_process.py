@@ -18,6 +18,7 @@ import psutil
 from nemotron_build.profile import Profile
 from nemotron_core.errors import NemotronError
 from nemotron_core.launcher import without_launcher
+from nemotron_core.safe_path import SAFE_PATH
 from nemotron_engine.client import check_hello
 from nemotron_engine.probe import Probe
 from nemotron_engine.protocol import Hello
@@ -162,6 +163,7 @@ class EngineProcess:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     env=(os.environ if self._start.keeps_rank else without_launcher())
+                    | SAFE_PATH
                     | self._start.environment,
                     start_new_session=True,  # a terminal's Ctrl-C is for `serve`, which drains
                     preexec_fn=preexec,  # noqa: PLW1509  # only calls the kernel

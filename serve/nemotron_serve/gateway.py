@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 from nemotron_build.profile import Profile
 from nemotron_core.errors import NemotronError
 from nemotron_core.model_config import TOKENIZER_NAME
+from nemotron_core.safe_path import SAFE_PATH
 from nemotron_serve.ports import Endpoints
 from nemotron_serve.triton import die_with_parent
 
@@ -119,6 +121,7 @@ class Gateway:
         )
         self._process = subprocess.Popen(
             [*command, f"--port={port}"],
+            env=os.environ | SAFE_PATH,
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # a terminal's Ctrl-C is for `serve`, which drains
             preexec_fn=die_with_parent,  # noqa: PLW1509  # only calls the kernel

@@ -32,6 +32,7 @@ from nemotron_core.files import text_digest
 from nemotron_core.folder import existing_folder
 from nemotron_core.memory import free_memory
 from nemotron_core.model_config import ModelConfig
+from nemotron_core.safe_path import SAFE_PATH
 from nemotron_serve.options import ServeOptions, TryOptions
 from nemotron_serve.serve import serve
 
@@ -251,6 +252,7 @@ def _nemotron(*arguments: str, capture: bool = False) -> str:
     """Run another verb. Raises `NemotronError` with its own message if it fails."""
     done = subprocess.run(
         [sys.executable, "-m", "nemotron_cli", *arguments],
+        env=os.environ | SAFE_PATH,
         stdout=subprocess.PIPE if capture else None,
         stderr=subprocess.PIPE if capture else None,
         check=False,

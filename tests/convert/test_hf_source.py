@@ -139,6 +139,21 @@ def test_keys_that_are_missing_have_transformers_defaults(tmp_path: Path) -> Non
     assert inspect(folder).config == inspect(HF_TINY).config
 
 
+@pytest.mark.parametrize("key", sorted(json.loads((HF_TINY / "config.json").read_text())))
+def test_null_is_a_missing_key(key: str, tmp_path: Path) -> None:
+    def read(folder: Path) -> object:
+        try:
+            return inspect(folder).config
+        except NemotronError as error:
+            return error.what
+
+    rope = {"rope_theta": None, "partial_rotary_factor": None, "rope_type": None}
+    null = edit_config(copy_tiny(tmp_path / "null"), **{key: None}, rope_parameters=rope)
+    absent = copy_tiny(tmp_path / "absent")
+    edit_json(absent / "config.json", lambda config: config.pop(key))
+    assert read(null) == read(absent)
+
+
 def test_an_engine_of_the_cpu_lane(tmp_path: Path) -> None:
     """The graph of a shape whose heads are wider than its hidden states computes its logits."""
     import openvino

@@ -17,7 +17,7 @@ from nemotron_convert.convert import Options, convert
 from nemotron_convert.shards import Parallel
 from nemotron_convert.target.layout import Format
 from nemotron_core.errors import NemotronError
-from nemotron_serve.trial import cached, clean, find_source, make_trial
+from nemotron_serve.trial import _nemotron, cached, clean, find_source, make_trial
 from tests.tiny_nemotron.nemo_file import NEMO
 from tests.waiting import until_written
 
@@ -121,3 +121,12 @@ def test_what_cannot_be_tried_says_why(environment: Path, tmp_path: Path) -> Non
     )
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
+
+
+def test_modules_in_the_current_folder_are_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nemotron_cli.py").write_text("open('was_run', 'w')")
+    monkeypatch.chdir(tmp_path)
+    assert "laptop" in _nemotron("profiles", capture=True)
+    assert not (tmp_path / "was_run").exists()

@@ -7,6 +7,7 @@ Jinja's sandbox and with limits of time and memory; only its texts come back.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from typing import Any
 from nemotron_convert.source.archive import Archive, read_bytes
 from nemotron_convert.source.hf_config import read_json
 from nemotron_core.errors import NemotronError
+from nemotron_core.safe_path import SAFE_PATH
 from nemotron_core.text.prompt import Message, render_prompt
 
 TEMPLATE_NAME = "chat_template.jinja"
@@ -24,6 +26,9 @@ TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 TOKENIZER_CONFIG_LIMIT = 64 << 20
 TEMPLATE_LIMIT = 1 << 18
 """Largest size in bytes of a template."""
+TRIAL_MODULE = "nemotron_convert.source.template_trial"
+ISOLATED = [] if sys.version_info >= (3, 11) else ["-I"]
+"""What keeps the current folder out of the path of a Python that does not know `SAFE_PATH`."""
 SECONDS = 60
 """Limit of a run on a machine that has no processor free."""
 SHOWN_CHARACTERS = 160
@@ -113,8 +118,9 @@ def _find_template(archive: Archive, config: dict[str, Any]) -> str | None:
         return read_bytes(archive, TEMPLATE_NAME, limit=TEMPLATE_LIMIT).decode(errors="replace")
     template = config.get("chat_template")
     if isinstance(template, list):
-        named = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
-        template = named.get("default")
+        entries = [one for one in template if isinstance(one, dict)]
+        named = [one.get("template") for one in entries if one.get("name") == "default"]
+        template = named[-1] if named else None
     if isinstance(template, str) and len(template) > TEMPLATE_LIMIT:
         raise NemotronError(
             f"a chat template of {len(template)} characters",
@@ -123,32 +129,26 @@ def _find_template(archive: Archive, config: dict[str, Any]) -> str | None:
     return template if isinstance(template, str) else None
 
 
+def _token_text(token: object) -> object:
+    """Return what stands for a token's text: itself, or the content of transformers' object."""
+    return token.get("content") if isinstance(token, dict) else token
+
+
 def _compare(template: str, config: dict[str, Any]) -> TemplateReport:
     every = (*ORDINARY, *UNUSUAL)
     tokens = {
-        key: value["content"] if isinstance(value, dict) else value
-        for key, value in config.items()
-        if key in ("bos_token", "eos_token", "unk_token", "pad_token") and value
+        key: text
+        for key in ("bos_token", "eos_token", "unk_token", "pad_token")
+        if isinstance(text := _token_text(config.get(key)), str) and text
     }
     request = {
         "template": template,
-        "tokens": {key: str(value) for key, value in tokens.items()},
+        "tokens": tokens,
         "conversations": [[one.messages, one.answer_follows] for one in every],
     }
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "nemotron_convert.source.template_trial"],
-            input=json.dumps(request),
-            capture_output=True,
-            timeout=SECONDS,
-            check=False,
-            encoding="utf-8",
-        )
-        results = json.loads(done.stdout) if done.returncode == 0 else None
-    except (subprocess.TimeoutExpired, ValueError):
-        results = None
-    if results is None:
-        return TemplateReport("the chat template takes too long or too much memory")
+    results = _try(json.dumps(request))
+    if isinstance(results, str):
+        return TemplateReport(results)
     notes = []
     for one, (text, error) in zip(every, results, strict=True):
         expected = render_prompt(one.messages, answer_follows=one.answer_follows)
@@ -160,3 +160,30 @@ def _compare(template: str, config: dict[str, Any]) -> TemplateReport:
             return TemplateReport(f"for {one.what}, the chat template {shown}")
         notes.append(f"{one.what}: the folder's chat template {found[:SHOWN_CHARACTERS]}")
     return TemplateReport(notes=tuple(notes))
+
+
+def _try(request: str) -> list[tuple[str | None, str | None]] | str:
+    """Return what the other process answers, or why there is no answer."""
+    excess = "the chat template takes too long or too much memory"
+    try:
+        done = subprocess.run(
+            [sys.executable, *ISOLATED, "-m", TRIAL_MODULE],
+            input=request,
+            capture_output=True,
+            timeout=SECONDS,
+            check=False,
+            encoding="utf-8",
+            errors="replace",
+            env=os.environ | SAFE_PATH,
+        )
+    except subprocess.TimeoutExpired:
+        return excess
+    lines = done.stderr.split("\n")
+    reason = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    if done.returncode < 0 or reason.startswith("MemoryError"):
+        return excess
+    if done.returncode:
+        status = reason[:SHOWN_CHARACTERS] or f"its process ends with status {done.returncode}"
+        return f"the chat template cannot be tried: {status}"
+    results: list[tuple[str | None, str | None]] = json.loads(done.stdout)
+    return results

@@ -33,7 +33,7 @@ KEYS = {
 }
 """Keys of transformers' `NemotronConfig`, and those of the same meaning in a `.nemo`."""
 DEFAULTS = {"partial_rotary_factor": 0.5, "hidden_act": "relu2"}
-"""What `NemotronConfig` takes for keys that are missing, where a `.nemo` has another default."""
+"""What `NemotronConfig` takes for keys that are missing or null, where a `.nemo` has another default."""
 NO_SETTINGS = (
     *("architectures", "model_type", "transformers_version", "dtype", "torch_dtype"),
     *("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "_name_or_path"),
@@ -96,11 +96,11 @@ def read_hf_settings(archive: Archive, config: Mapping[str, Any], tokenizer: str
     """
     rope = config.get(ROPE)
     rope = rope if isinstance(rope, dict) else {}
-    flat = DEFAULTS | dict(config)
-    flat |= {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
+    flat = DEFAULTS | {key: value for key, value in config.items() if value is not None}
+    rotary = {key: rope.get(key) for key in ("rope_theta", "partial_rotary_factor")}
+    flat |= {key: value for key, value in rotary.items() if value is not None}
     from_nemo = flat.pop("kv_channels", None)  # what NeMo's exporter calls head_dim
-    if flat.get("head_dim") is None:
-        flat["head_dim"] = from_nemo
+    flat.setdefault("head_dim", from_nemo)
     raw = {KEYS.get(key, key): value for key, value in flat.items() if key not in NO_SETTINGS}
     raw |= {
         "activation": {"relu2": "squared-relu"}.get(str(flat["hidden_act"]), flat["hidden_act"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 
 from nemotron_core.errors import ErrorKind, NemotronError
 from nemotron_core.openvino import openvino_genai
+from nemotron_core.safe_path import SAFE_PATH
 from nemotron_engine.protocol import GUIDE_TYPES, Request
 
 VOCABULARY_NAME = "openvino_detokenizer.xml"
@@ -119,7 +121,11 @@ class GuideTrials:
 
     def _start(self) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
+            self._command,
+            env=os.environ | SAFE_PATH,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
         )
         if _answer(process):
             return process
