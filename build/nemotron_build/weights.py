@@ -17,6 +17,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from nemotron_core.errors import NemotronError
+
 Weights = Literal["bf16", "int8", "int4"]
 INT8_MAX, INT4_MAX = 127, 7
 GROUPS = (128, 64, 32)
@@ -49,7 +51,7 @@ def quantize(matrix: NDArray[Any], group: int, largest: int) -> Quantized:
     """Return a matrix [R, C] with `group` columns to a scale, and numbers up to `largest`.
 
     `group` must divide C. Of the fractions in `SHRINKS`, each scale has the one with the smallest
-    sum of squared errors.
+    sum of squared errors. Raises `NemotronError` if the matrix holds NaN or Inf.
     """
     rows, columns = matrix.shape
     numbers = np.empty((rows, columns // group, group), np.int8)
@@ -59,11 +61,15 @@ def quantize(matrix: NDArray[Any], group: int, largest: int) -> Quantized:
         block = slice(first, first + BLOCK_ROWS)
         values = matrix[block].astype(np.float32).reshape(-1, columns // group, group)
         peaks = np.abs(values).max(-1, keepdims=True)
+        if not np.isfinite(peaks).all():
+            raise NemotronError("it holds NaN or Inf, which have no number in INT8 or INT4")
+        units = np.where(peaks > 0, peaks, np.float32(1))  # squares of the weights may overflow
         best = np.full_like(peaks, np.inf)
         for shrink in SHRINKS if largest == INT4_MAX else SHRINKS[-1:]:
-            scale = np.where(peaks > 0, peaks * shrink / largest, np.float32(1))
+            scale = peaks * shrink / largest
+            scale = np.where(scale > 0, scale, np.float32(1))
             rounded = np.clip(np.rint(values / scale), -largest, largest)
-            error = np.square(rounded * scale - values).sum(-1, keepdims=True)
+            error = np.square(rounded * (scale / units) - values / units).sum(-1, keepdims=True)
             is_better = error < best
             best = np.where(is_better, error, best)
             scales[block] = np.where(is_better, scale, scales[block])
@@ -75,12 +81,19 @@ def quantize(matrix: NDArray[Any], group: int, largest: int) -> Quantized:
 
 
 def quantize_weight(name: str, matrix: NDArray[Any], weights: Weights) -> Quantized | None:
-    """Return a weight as an engine of these `weights` has it, or `None` if it stays BF16."""
+    """Return a weight as an engine of these `weights` has it, or `None` if it stays BF16.
+
+    Raises `NemotronError` with its name if it holds NaN or Inf.
+    """
     if weights == "bf16":
         return None
     columns = matrix.shape[1]
     group = _group(name, columns, weights)
-    return quantize(matrix, group, INT8_MAX if group == columns else INT4_MAX)
+    try:
+        return quantize(matrix, group, INT8_MAX if group == columns else INT4_MAX)
+    except NemotronError as error:
+        remedy = "convert a model whose weights are finite; `--weights bf16` keeps them as they are"
+        raise NemotronError(error.what, where=name, remedy=remedy) from error
 
 
 def packed_bytes(name: str, shape: Sequence[int], weights: Weights) -> int:

@@ -8,6 +8,7 @@ SteerLM, of which the released model was trained on the last five.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,14 +67,21 @@ class RewardHead:
                 head = cls(
                     file.get_tensor("weight"),
                     file.get_tensor("bias"),
-                    tuple(json.loads(names["attributes"])),
-                    tuple(json.loads(names["weights"])),
+                    _texts(json.loads(names["attributes"])),
+                    _numbers(json.loads(names["weights"])),
                 )
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+        except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
             raise NemotronError(
                 f"cannot be read: {error}", where=path, remedy="convert the reward model again"
             ) from error
         count = len(head.attributes)
+        if len(head.weights) != count or len(set(head.attributes)) != count:
+            raise NemotronError(
+                f"{len(head.weights)} weights and {len(set(head.attributes))} names for {count} "
+                "attributes",
+                where=path,
+                remedy="convert the reward model again",
+            )
         is_f32 = head.weight.dtype == head.bias.dtype == np.float32
         if not is_f32 or not (head.weight.shape[:-1] == head.bias.shape == (count,)):
             raise NemotronError(
@@ -86,7 +94,7 @@ class RewardHead:
 
     def write(self, folder: Path) -> None:
         """Write `reward_head.safetensors`. Raises `NemotronError` if that is not possible."""
-        from safetensors.numpy import save_file  # noqa: PLC0415
+        from safetensors.numpy import save  # noqa: PLC0415
 
         names = {
             "attributes": json.dumps(self.attributes),
@@ -94,13 +102,27 @@ class RewardHead:
         }
         path = folder / HEAD_NAME
         try:
-            save_file({"weight": self.weight, "bias": self.bias}, path, names)
+            path.write_bytes(save({"weight": self.weight, "bias": self.bias}, names))
         except OSError as error:
             raise NemotronError(f"cannot write: {error.strerror}", where=path) from error
 
     def scores(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the scores [N, attributes] of hidden states [N, hidden size], in F32."""
         return hidden.astype(np.float32) @ self.weight.T + self.bias
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(text, str) and text for text in value):
+        raise ValueError("the attributes are no list of names")
+    return tuple(value)
+
+
+def _numbers(value: object) -> tuple[float, ...]:
+    if not isinstance(value, list) or not all(
+        type(number) in (int, float) and abs(number) < sys.float_info.max for number in value
+    ):
+        raise ValueError("the weights are no list of finite numbers")
+    return tuple(map(float, value))
 
 
 def scores_text(scores: Mapping[str, float]) -> str:

@@ -67,6 +67,24 @@ def test_zeros_stay_zeros() -> None:
         assert np.isfinite(quantized.scales).all()
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(bad: float) -> None:
+    weights = matrix(300, 256)
+    weights[280, 3] = bad
+    for kind in ("int8", "int4"):
+        with pytest.raises(NemotronError, match=rf"holds NaN or Inf.*\[{LINEAR}\]"):
+            quantize_weight(LINEAR, weights, kind)
+
+
+@pytest.mark.parametrize("largest", [INT4_MAX, INT8_MAX])
+@pytest.mark.parametrize("size", [3e38, 1e-38, 1e-40])
+def test_very_large_and_small_weights_are_rounded_like_others(size: float, largest: int) -> None:
+    values = np.linspace(-1, 1, 128, dtype=np.float32)[None] * np.float32(size)
+    quantized = quantize(values, 128, largest)
+    error = np.abs(quantized.values / np.float32(size) - values / np.float32(size))
+    assert error.max() < 0.25 if largest == INT4_MAX else error.max() < 0.01
+
+
 def test_the_head_and_odd_rows_stay_at_eight_bits() -> None:
     for name, columns, largest in ((LINEAR, 256, 7), (HEAD, 256, 127), (LINEAR, 100, 127)):
         quantized = quantize_weight(name, matrix(8, columns), "int4")
@@ -115,6 +133,22 @@ def test_the_plan_counts_the_bytes_that_are_stored() -> None:
     assert read["int8"] == pytest.approx(linear + head, rel=5e-3)
     assert read["int4"] == pytest.approx(linear * (0.5 + 4 / 128) + head, rel=5e-3)
     assert packed_bytes("norm", (3072,), "int4") == 2 * 3072
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+@pytest.mark.parametrize(("name", "columns"), [(LINEAR, 256), (LINEAR, 96), (HEAD, 256)])
+def test_the_bytes_of_a_weight_are_those_of_its_constants(
+    weights: Weights, name: str, columns: int
+) -> None:
+    values = matrix(6, columns)
+    node = weight_node(name, values, weights, marked=False)
+    constants = [
+        node
+        for node in openvino.Model([opset13.result(node)], [], "weight").get_ops()
+        if node.get_type_name() == "Constant" and node.get_element_type() != openvino.Type.i64
+    ]  # those of 64 bits are shapes
+    stored = sum(constant.get_byte_size() for constant in constants)
+    assert stored == packed_bytes(name, values.shape, weights)
 
 
 def test_only_the_cpu_lane_changes_weights(checkpoint_fp8: Path, tmp_path: Path) -> None:

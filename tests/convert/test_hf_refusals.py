@@ -201,6 +201,18 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
         set_dtype(torch.float32),
         "mlp.up_proj.weight is F32, .* is BF16.*one dtype",
     ),
+    "reward model": (
+        config(reward_model_type="regression"),
+        "model.rm_head.weight is not read from a Hugging Face folder.*from a .nemo",
+    ),
+    "reward model's head": (
+        tensors(lambda t: t.update({"model.rm_head.weight": torch.zeros(9, 128)})),
+        "model.rm_head.weight is not read from a Hugging Face folder.*from a .nemo",
+    ),
+    "prompt": (
+        tensors(lambda t: t.update({"model.ptuning_adapter.x": torch.zeros(2)})),
+        "this is a P-tuning prompt, which this version does not convert",
+    ),
     "int8": (set_dtype(torch.int8), "up_proj.weight is I8.*BF16, F16, F32"),
     "float64": (set_dtype(torch.float64), "up_proj.weight is F64"),
     "not JSON": (

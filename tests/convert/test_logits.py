@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -34,3 +35,20 @@ def test_equal_logits_have_no_divergence() -> None:
     logits = 30 * torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
     report = join([VocabularySlice.of(logits, logits, 0)])
     assert (report.mean_kl, report.top1, report.error) == (0, 1, 0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_logits_that_are_not_finite_are_not_called_equal(bad: float) -> None:
+    expected = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
+    actual = expected.clone()
+    actual[35, 6] = bad
+    halves = [slice(0, 4), slice(4, 8)]
+    report = join([VocabularySlice.of(actual[:, s], expected[:, s], s.start) for s in halves])
+    assert not math.isfinite(report.mean_kl)
+    assert report.error == math.inf
+
+
+def test_a_head_of_zeros() -> None:
+    zeros, ones = torch.zeros(3, 8), torch.ones(3, 8)
+    assert join([VocabularySlice.of(zeros, zeros, 0)]).error == 0
+    assert join([VocabularySlice.of(ones, zeros, 0)]).error == math.inf

@@ -23,10 +23,12 @@ NEMOTRON = str(Path(sys.executable).with_name("nemotron"))
 FREE_PORTS = [f"--{name}-port=0" for name in ("http", "grpc", "metrics", "health", "gateway")]
 
 
-def test_a_proxy_of_the_environment_is_not_asked(
-    engine_bf16: Path, cpu_profile: Profile, monkeypatch: pytest.MonkeyPatch
+def test_the_engine_asks_neither_a_proxy_nor_the_current_folder(
+    engine_bf16: Path, cpu_profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    (tmp_path / "openvino.py").write_text("raise SystemExit('of the current folder')")
+    monkeypatch.chdir(tmp_path)
     with ModelServer(engine_bf16, cpu_profile) as server:
         endpoints = server.endpoints
         assert len({endpoints.http, endpoints.grpc, endpoints.metrics}) == 3

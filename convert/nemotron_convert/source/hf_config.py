@@ -33,7 +33,8 @@ KEYS = {
 }
 """Keys of transformers' `NemotronConfig`, and those of the same meaning in a `.nemo`."""
 DEFAULTS = {"partial_rotary_factor": 0.5, "hidden_act": "relu2"}
-"""What `NemotronConfig` takes for keys that are missing or null, where a `.nemo` has another default."""
+"""What `NemotronConfig` takes for keys that are missing or null, where a `.nemo` has another
+default."""
 NO_SETTINGS = (
     *("architectures", "model_type", "transformers_version", "dtype", "torch_dtype"),
     *("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "_name_or_path"),

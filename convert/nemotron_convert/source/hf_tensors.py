@@ -58,10 +58,19 @@ class HfTensors:
     def open(self, rule: TensorRule) -> StoredArray:
         """Return the source tensor of a rule.
 
-        Raises `NemotronError` if a part of it is missing, or has another shape or type.
+        Raises `NemotronError` if a part of it is missing, or has another shape or type, or if a
+        folder has no such tensor, such as a reward model's head.
         """
+        parts = [part for part in HF_MAP if part.source == rule.source]
+        if not parts:
+            raise NemotronError(
+                f"{rule.source} is not read from a Hugging Face folder",
+                where=self.archive.path,
+                remedy="reward models and prompts are read from a .nemo; if this is another model, "
+                "correct the settings in config.json or the names of its tensors",
+            )
         layers = self.config.num_layers if rule.stacked else 1
-        array = self._join([part for part in HF_MAP if part.source == rule.source], rule, layers)
+        array = self._join(parts, rule, layers)
         check_cover(array, stacked=rule.stacked)
         if rule.source == HEAD and self.is_tied and LM_HEAD in self.weights:
             self._require_tied(array)

@@ -25,11 +25,11 @@ def write_hf_index(folder: Path, layout: Layout, head: RewardHead | None) -> Non
     weight_map = {tensor: name for name in layout.files for tensor in layout.files[name]}
     sizes = [spec.nbytes for tensors in layout.files.values() for spec in tensors.values()]
     if head is not None:
-        from safetensors.numpy import save_file  # noqa: PLC0415  # only reward models need it
+        from safetensors.numpy import save  # noqa: PLC0415  # only reward models need it
 
         path = folder / shard_names(len(layout.files) + 1)[-1]
         try:
-            save_file({SCORE: head.weight}, path, {"format": "pt"})
+            path.write_bytes(save({SCORE: head.weight}, {"format": "pt"}))
         except OSError as error:
             raise NemotronError(f"cannot write: {error.strerror}", where=path) from error
         weight_map[SCORE] = path.name

@@ -18,12 +18,12 @@ class LogitsReport:
     """How far the checkpoint's logits are from the source's."""
 
     error: float
-    """Relative error over all logits."""
+    """Relative error over all logits; infinity if it is not finite."""
     top1: float
     """Fraction of the tokens whose most probable next token is the same."""
     mean_kl: float
     """Mean over the tokens of the divergence in nats of the checkpoint's distribution from the
-    source's, over the whole vocabulary."""
+    source's, over the whole vocabulary; NaN if logits are."""
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,18 @@ def join(slices: Sequence[VocabularySlice]) -> LogitsReport:
     mass = (parts[0] - log_sums[0]).exp()
     excess = (mass * torch.stack([part.excess for part in slices])).sum(0)
     kl = excess - log_sums[0] + log_sums[1]
-    squares = sum(part.square for part in slices)
+    mean_kl = float(kl.mean())
     return LogitsReport(
-        error=math.sqrt(sum(part.difference for part in slices) / squares),
+        error=_error(
+            math.sqrt(sum(part.difference for part in slices)),
+            math.sqrt(sum(part.square for part in slices)),
+        ),
         top1=float((top_ids[0] == top_ids[1]).double().mean()),
-        mean_kl=max(0.0, float(kl.mean())),
+        mean_kl=0.0 if mean_kl < 0 else mean_kl,  # by rounding; `max` would take NaN for 0
     )
+
+
+def _error(difference: float, size: float) -> float:
+    if not math.isfinite(difference):
+        return math.inf
+    return difference / size if size else (math.inf if difference else 0.0)
