@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -112,20 +113,18 @@ def convert_to_peft(adapter_path: Path, output: Path, base_path: Path | None = N
     from nemotron_convert.target.peft_folder import write_peft_folder  # noqa: PLC0415
 
     check_output(output, source=adapter_path)
-    with Contents.open(adapter_path) as contents:
+    with Contents.open(adapter_path, scratch=Path(tempfile.gettempdir())) as contents:
         require_adapter(contents.kind, adapter_path)
         config, base = contents.settings.model, contents.base or ""
-    if base_path is not None:
-        with Contents.open(base_path) as contents:
-            require_whole(contents.kind, base_path, contents.base)
-            config, base = contents.settings.model, base_path.name
-    with (
-        Adapter.open(adapter_path, config) as adapter,
-        new_folder(output) as folder,
-    ):
-        manifest = write_peft_folder(adapter, folder, base)
-        adapter.contents.require_unchanged()
-        return manifest
+        if base_path is not None:
+            with Contents.open(base_path) as whole:
+                require_whole(whole.kind, base_path, whole.base)
+                config, base = whole.settings.model, base_path.name
+        adapter = Adapter.of(contents, config)
+        with new_folder(output) as folder:
+            manifest = write_peft_folder(adapter, folder, base)
+            contents.require_unchanged()
+            return manifest
 
 
 def _scratch(output: Path, options: Options) -> Path | None:

@@ -299,6 +299,10 @@ REFUSED: dict[str, tuple[Change, str]] = {
     ),
     "tied layers": (tuned(weight_tying=True), "share their factors"),
     "an alpha that is none": (tuned(alpha="${x}"), r"alpha: \$\{x\} is no positive number"),
+    "a stretched base": (
+        lambda _, config: config.update(rope_scaling={"type": "linear"}),
+        "rope_scaling: a dict changes the rotary embedding",
+    ),
     "a rank that is none": (tuned(adapter_dim="many"), "adapter_dim: many is no rank"),
     "DoRA": (
         added(LAYERS + "0.self_attention.linear_qkv.adapter.weight_magnitude", 512),

@@ -111,6 +111,16 @@ def set_dtype(dtype: torch.dtype) -> Callable[[Path], None]:
     return tensors(lambda t: t.update({name: t[name].to(dtype)}))
 
 
+def damaged_json(folder: Path) -> None:
+    content = {"model": {}, "added_tokens": [{"id": float("inf"), "content": "x"}]}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
+def damaged_model(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "tokenizer.model").write_bytes(b"\xff" * 20)
+
+
 def added_token(folder: Path) -> None:
     added = {"id": 512, "content": "<|im_end|>", "special": True}
     content = {"model": {"type": "BPE"}, "added_tokens": [added]}
@@ -169,6 +179,8 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "Git-LFS pointer": (pointer, "Git-LFS pointer.*git lfs pull"),
     "no tokenizer": (remove("tokenizer.model"), r"no tokenizer in it.*tokenizer\.json there"),
     "added token": (added_token, r"token 512, '<\|im_end\|>', is in tokenizer.json only"),
+    "damaged tokenizer.json": (damaged_json, r"infinity.*tokenizer\.json.*copy it again"),
+    "damaged tokenizer.model": (damaged_model, r"tokenizer\.model.*copy it again"),
     "bias of attention": (config(attention_bias=True), "attention_bias or mlp_bias: True, but"),
     "bias of the MLP": (config(mlp_bias=True), "attention_bias or mlp_bias: True, but"),
     "other activation": (config(hidden_act="silu"), "hidden_act: 'silu', but Nemotron-4 has"),
@@ -299,6 +311,21 @@ TOKENIZERS = {
     "no spaces": ({"normalizer": None, "pre_tokenizer": None}, "does not escape spaces"),
     "gap": ({"added_tokens": [{"id": 9999, "content": "x"}]}, "has no token"),
     "no model": ({"model": None}, "not a tokenizer of a known form"),
+    "half a character": (
+        {"added_tokens": [{"id": 512, "content": "\ud800"}]},
+        r"not a tokenizer of a known form: .*surrogates not allowed.*tokenizer\.json.*copy it again",
+    ),
+    "endless id": (
+        {"added_tokens": [{"id": float("inf"), "content": "x"}]},
+        r"not a tokenizer of a known form: .*infinity.*tokenizer\.json.*copy it again",
+    ),
+    "huge score": (
+        {
+            "model": {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["▁", 1e39]]},
+            "added_tokens": [],
+        },
+        r"not a tokenizer of a known form: .*tokenizer\.json.*copy it again",
+    ),
 }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from torch import Tensor
 
 from nemotron_convert.convert import Options, convert, convert_to_peft
@@ -21,6 +22,7 @@ from tests.convert.adapters import (
     ALL,
     BASE,
     CANONICAL,
+    HEAD,
     QKV,
     Tensors,
     ia3,
@@ -31,7 +33,7 @@ from tests.convert.adapters import (
     write_adapter,
 )
 from tests.convert.nemo import NEMO as OTHER_BASE
-from tests.convert.test_adapters import nemotron
+from tests.convert.test_adapters import FIRST, nemotron
 from tests.tiny_nemotron.reference import load_hf_model
 
 # peft asks for an attribute that this transformers has renamed.
@@ -140,3 +142,16 @@ def test_what_has_no_such_form(tmp_path: Path) -> None:
     with pytest.raises(NemotronError, match="hidden_size is 256, the base model has 128"):
         convert_to_peft(QKV, tmp_path / "out", OTHER_BASE)
     assert not list(tmp_path.glob("out*"))
+
+
+def test_factors_of_two_types_are_not_rounded(tmp_path: Path) -> None:
+    tensors = read_adapter(QKV)
+    for name in tensors:
+        tensors[name] = tensors[name].bfloat16() if "linear_in" in name else tensors[name] / 3
+    folder = write_adapter(tmp_path / "lora", tensors, read_config(QKV))
+    manifest = convert_to_peft(folder, tmp_path / "out")
+    assert (manifest.dtype, manifest.source_dtypes) == ("f32", ["BF16", "F32"])
+    written = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    query = written["base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"]
+    fused = tensors[FIRST + "linear_out.weight"]
+    assert torch.equal(query[:HEAD], fused[:HEAD])

@@ -61,6 +61,7 @@ class Adapter:
         """Return the checked adapter of `open`; it takes over the open archive."""
         path = contents.archive.path
         require_adapter(contents.kind, path)
+        contents.settings.require_known(path)
         own = contents.settings.model
         for key in COMPARED:
             if getattr(own, key) != getattr(base, key):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from nemotron_convert.source.archive import Archive, read_bytes
 from nemotron_convert.source.config_file import ModelSettings
 from nemotron_convert.source.tokenizer_json import (
@@ -38,13 +41,10 @@ def read_tokenizer(archive: Archive, settings: ModelSettings, vocab_size: int) -
     data = read_bytes(archive, name, limit=TOKENIZER_LIMIT)
     if not data:
         raise NemotronError("the tokenizer is empty", where=where, remedy="copy it again")
-    try:
+    with _named(archive, name):
         if name.endswith(".json"):
             data = sentencepiece_model(data)
         pieces = SentencePieceModel.count_pieces(data)
-    except NemotronError as error:
-        remedy = error.remedy or "copy it again"
-        raise NemotronError(error.what, where=where, remedy=remedy) from error
     factors = [settings.raw.get(DIVISOR), settings.raw.get(TP)]
     padding = 1
     for factor in factors:
@@ -81,11 +81,26 @@ def find_tokenizer(archive: Archive) -> str:
     return models[0]
 
 
+@contextmanager
+def _named(archive: Archive, name: str) -> Iterator[None]:
+    """Add the file and what to do to the errors of the block, which reads the file's content."""
+    try:
+        yield
+    except NemotronError as error:
+        where = error.where or f"{archive.path}: {name}"
+        raise NemotronError(
+            error.what, where=where, remedy=error.remedy or "copy it again"
+        ) from error
+
+
 def _require_same_tokens(archive: Archive, model: str) -> None:
     """Raise `NemotronError` if `tokenizer.json` has added tokens that the other file lacks."""
     data = read_bytes(archive, TOKENIZER_JSON_NAME, limit=TOKENIZER_LIMIT)
-    pieces = SentencePieceModel.parse(read_bytes(archive, model, limit=TOKENIZER_LIMIT)).pieces
-    for number, text in sorted(added_tokens(data).items()):
+    with _named(archive, TOKENIZER_JSON_NAME):
+        added = added_tokens(data)
+    with _named(archive, model):
+        pieces = SentencePieceModel.parse(read_bytes(archive, model, limit=TOKENIZER_LIMIT)).pieces
+    for number, text in sorted(added.items()):
         if number >= len(pieces) or pieces[number].text != text:
             raise NemotronError(
                 f"token {number}, {text[:40]!r}, is in {TOKENIZER_JSON_NAME} only",

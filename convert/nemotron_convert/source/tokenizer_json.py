@@ -42,6 +42,8 @@ TEXTS = (
     "",
 )
 """Texts that are tokenized for comparison."""
+FAULTS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+"""What reading and writing a file of another form raises."""
 
 
 def sentencepiece_model(data: bytes) -> bytes:
@@ -52,18 +54,21 @@ def sentencepiece_model(data: bytes) -> bytes:
     """
     try:
         model = _model(json.loads(data))
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        serialized = serialize(model)
+    except FAULTS as error:
         raise NemotronError(f"not a tokenizer of a known form: {error}"[:200]) from error
-    serialized = serialize(model)
     _compare(data, serialized, model)
     return serialized
 
 
 def added_tokens(data: bytes) -> dict[int, str]:
-    """Return the tokens that a `tokenizer.json` has beside its vocabulary, by id."""
+    """Return the tokens that a `tokenizer.json` has beside its vocabulary, by id.
+
+    Raises `NemotronError` if it is not valid.
+    """
     try:
         return {int(token["id"]): str(token["content"]) for token in _added(json.loads(data))}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except FAULTS as error:
         raise NemotronError(f"not a tokenizer of a known form: {error}"[:200]) from error
 
 

@@ -74,8 +74,8 @@ class _Module:
 def write_peft_folder(adapter: Adapter, folder: Path, base: str) -> Manifest:
     """Write a LoRA into an empty folder and return its manifest, which is written, too.
 
-    The factors keep their type; F16 becomes F32. `base` names the base model. Raises
-    `NemotronError` if the adapter has no LoRA or has more than PEFT can express.
+    The factors are BF16 if all are so in the adapter, and F32 otherwise. `base` names the base
+    model. Raises `NemotronError` if the adapter has no LoRA or has more than PEFT can express.
     """
     modules = list(_modules(adapter))
     names = [module.name for module in modules]
@@ -85,7 +85,12 @@ def write_peft_folder(adapter: Adapter, folder: Path, base: str) -> Manifest:
             where=adapter.contents.archive.path,
             remedy="merge it into its base model: leave out --format peft",
         )
-    arrays = [a for part in adapter.lora_parts for a in part.inputs.values()]
+    arrays = [
+        array
+        for part in adapter.lora_parts
+        for side in (part.inputs, part.outputs)
+        for array in side.values()
+    ]
     is_bf16 = all(array.dtype is WeightType.BF16 for array in arrays)
     entry = _write_weights(folder / WEIGHTS_NAME, adapter, modules, is_bf16=is_bf16)
     write_json(folder / CONFIG_NAME, _config(adapter, adapter.lora, modules, base))
