@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from nemotron_cli.main import EXTRAS_OF_VERBS, VERBS, app
+from nemotron_data.transport.protocol import API_KEYS
 from tests.waiting import WAIT
 
 LOADED_LIBRARIES = """
@@ -52,6 +53,12 @@ def test_help_lists_every_verb_in_order() -> None:
     assert result.exit_code == 0
     first_words = [line.strip("│ ").partition(" ")[0] for line in result.output.splitlines()]
     assert [word for word in first_words if word in VERBS] == list(VERBS)
+
+
+@pytest.mark.parametrize("verb", ["batch", "synthesize", "compare", "eval", "redteam"])
+def test_help_names_the_variables_of_the_key(verb: str) -> None:
+    text = CliRunner().invoke(app, [verb, "--help"], env={"COLUMNS": "200"}).output
+    assert [name for name in API_KEYS if name not in text] == []
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -32,7 +32,7 @@ def eval(options: EvalOptions) -> None:
     """Run benchmarks with the field's harnesses. The same command again continues the run.
 
     `nemotron eval install HARNESS` installs a harness in an environment of its own. The server's
-    API key is read from the environment variable NEMOTRON_API_KEY.
+    API key is read from the environment variable NEMOTRON_API_KEY or OPENAI_API_KEY.
     """
     from nemotron_core.errors import NemotronError
     from nemotron_data.batch.run import Interrupted
@@ -57,7 +57,7 @@ def redteam(options: RedteamOptions) -> None:
     """Attack a server with garak's probes. The same command again goes on with what is left.
 
     `nemotron eval install garak` installs it. The server's API key is read from the environment
-    variable NEMOTRON_API_KEY.
+    variable NEMOTRON_API_KEY or OPENAI_API_KEY.
     """
     from nemotron_data.batch.run import Interrupted
     from nemotron_evaluate.redteam.result import markdown

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import httpx
 
 from nemotron_core.errors import ErrorKind, NemotronError
-from nemotron_data.transport.protocol import API_KEYS, identity
+from nemotron_data.transport.protocol import API_KEYS, api_key, identity
 
 SECONDS = 30.0
 """Longest time for one request."""
@@ -24,7 +23,7 @@ class Server:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
-        key = next(filter(None, map(os.environ.get, API_KEYS)), None)
+        key = api_key()
         headers = {"authorization": f"Bearer {key}"} if key else {}
         try:
             self._client = httpx.Client(base_url=self.url, headers=headers, timeout=SECONDS)
@@ -101,6 +100,16 @@ class Server:
             message = _message(content) or f"HTTP {response.status_code}"
             raise NemotronError(f"{path}: {message}", where=self.url)
         return content
+
+
+def check_same_server(url: str, before: Mapping[str, str | None], during: str, remedy: str) -> None:
+    """Raise `NemotronError` if the server became another one during a run than it was before."""
+    with Server(url) as server:
+        now = server.identity()
+    if now != before:
+        raise NemotronError(
+            f"the server became another one during {during}: {now}", where=url, remedy=remedy
+        )
 
 
 def _message(content: Any) -> str | None:

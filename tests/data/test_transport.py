@@ -15,7 +15,7 @@ from nemotron_core.errors import ErrorKind, NemotronError
 from nemotron_data.options import MODEL
 from nemotron_data.rows.row import CHAT, COMPLETION, Row
 from nemotron_data.transport.factory import open_transport, scheme_of
-from nemotron_data.transport.protocol import Answer, Failure, Transport
+from nemotron_data.transport.protocol import API_KEYS, Answer, Failure, Transport, api_key
 from nemotron_data.transport.triton import parse_request
 from tests.standins.chat_server import ChatServer, Reply, refused, said
 
@@ -35,6 +35,18 @@ def send(url: str, timeout: float = 60) -> Answer:
             await transport.aclose()
 
     return asyncio.run(main())
+
+
+def test_the_key_is_of_the_first_variable_that_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in API_KEYS:
+        monkeypatch.delenv(name, raising=False)
+    assert api_key() is None
+    monkeypatch.setenv(API_KEYS[1], "second")
+    monkeypatch.setenv(API_KEYS[0], "")
+    assert api_key() == "second"
+    monkeypatch.setenv(API_KEYS[0], "first")
+    assert api_key() == "first"
+    assert api_key(API_KEYS[1:]) == "second"
 
 
 def failure_of(url: str, timeout: float = 60) -> Failure:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from nemotron_core.errors import NemotronError
-from nemotron_data.transport.protocol import Transport
+from nemotron_data.transport.protocol import Transport, api_key
 
 
 def scheme_of(url: str) -> str:
@@ -56,14 +55,14 @@ def open_transport(url: str, *, timeout: float, key_variables: tuple[str, ...]) 
     environment variables `key_variables` that is set. Raises `NemotronError` for any other URL.
     Must be called inside a running event loop.
     """
-    api_key = next(filter(None, map(os.environ.get, key_variables)), None)
+    key = api_key(key_variables)
     scheme = scheme_of(url)
     # Each transport needs a library of its own, so it is imported only where it is used.
     if scheme in ("grpc", "grpcs"):
         from nemotron_data.transport.triton import TritonTransport  # noqa: PLC0415
 
         address, secure = urlsplit(url).netloc, scheme == "grpcs"
-        return TritonTransport(address, secure=secure, api_key=api_key, timeout=timeout)
+        return TritonTransport(address, secure=secure, api_key=key, timeout=timeout)
     from nemotron_data.transport.openai import OpenAITransport  # noqa: PLC0415
 
-    return OpenAITransport(url, api_key, key_variables=key_variables, timeout=timeout)
+    return OpenAITransport(url, key, key_variables=key_variables, timeout=timeout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -14,10 +15,13 @@ from nemotron_data.rows.row import Row
 API_KEYS = ("NEMOTRON_API_KEY", "OPENAI_API_KEY")
 """Environment variables with the server's API key; the first one that is set is used. The key is
 never written anywhere."""
-
-
 HASHES = ("engine", "checkpoint", "template")
 """Hashes by which a server identifies what its answers are made with."""
+
+
+def api_key(variables: Sequence[str] = API_KEYS) -> str | None:
+    """Return the key in the first of the environment variables that is set, or `None`."""
+    return next(filter(None, map(os.environ.get, variables)), None)
 
 
 class Message(msgspec.Struct):

@@ -18,7 +18,7 @@ from nemotron_evaluate.harnesses import answers, code, lm_eval
 from nemotron_evaluate.harnesses.environment import Environment, default_folder
 from nemotron_evaluate.harnesses.setting import Harness, Setting
 from nemotron_evaluate.options import EvalOptions
-from nemotron_evaluate.server import Server
+from nemotron_evaluate.server import Server, check_same_server
 from nemotron_evaluate.suite.benchmark import Benchmark
 from nemotron_evaluate.suite.items import Item
 from nemotron_evaluate.suite.suite import load_suite
@@ -127,7 +127,8 @@ def _run(options: EvalOptions, folder: RunFolder) -> RunRecord:
         for number, name in enumerate(todo, 1):
             typer.echo(f"{number}/{len(todo)} {benchmarks[name].title}", err=True)
             items = harnesses[name].run(benchmarks[name], settings[name])
-            _check_engine(options.url, identity, name)
+            remedy = f"begin a new run, or remove the folder {name} and restore the server"
+            check_same_server(options.url, identity, name, remedy)
             folder.finish(name, items)
     return record
 
@@ -155,18 +156,6 @@ def _benchmarks(options: EvalOptions) -> dict[str, Benchmark]:
         for name, benchmark in benchmarks.items()
         if (not options.only or name in options.only) and name not in (options.skip or ())
     }
-
-
-def _check_engine(url: str, before: dict[str, str | None], name: str) -> None:
-    """Raise `NemotronError` if the server was replaced by another one during a benchmark."""
-    with Server(url) as server:
-        now = server.identity()
-    if now != before:
-        raise NemotronError(
-            f"the server became another one during {name}: {now}",
-            where=url,
-            remedy=f"begin a new run, or remove the folder {name} and restore the server",
-        )
 
 
 def _recorded(folder: RunFolder) -> RunRecord:

@@ -15,8 +15,9 @@ import yaml
 
 from nemotron_core.errors import NemotronError
 from nemotron_core.files import write_atomically
+from nemotron_data.transport.protocol import api_key
 from nemotron_evaluate.harnesses.lm_eval_data import local_tasks
-from nemotron_evaluate.harnesses.process import api_key, run_harness
+from nemotron_evaluate.harnesses.process import run_harness
 from nemotron_evaluate.harnesses.setting import Harness, Setting
 from nemotron_evaluate.suite.benchmark import Benchmark, Endpoint, Score
 from nemotron_evaluate.suite.items import Item

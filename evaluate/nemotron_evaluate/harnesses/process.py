@@ -15,7 +15,6 @@ from pathlib import Path
 import typer
 
 from nemotron_core.errors import NemotronError
-from nemotron_data.transport.protocol import API_KEYS
 from nemotron_evaluate.writing import writing
 
 END_SECONDS = 10.0
@@ -27,11 +26,6 @@ READ_SIZE = 1 << 16
 
 class OutOfTime(NemotronError):
     """A harness was stopped at the end of its time."""
-
-
-def api_key() -> str | None:
-    """Return the server's API key, or `None` if there is none."""
-    return next(filter(None, map(os.environ.get, API_KEYS)), None)
 
 
 def run_harness(

@@ -16,12 +16,13 @@ from pydantic import ValidationError
 from nemotron_core.errors import NemotronError
 from nemotron_core.files import write_atomically
 from nemotron_data.batch.lock import held
+from nemotron_data.transport.protocol import api_key
 from nemotron_evaluate.harnesses.environment import Environment, default_folder
-from nemotron_evaluate.harnesses.process import OutOfTime, api_key, run_harness
+from nemotron_evaluate.harnesses.process import OutOfTime, run_harness
 from nemotron_evaluate.options import RedteamOptions
 from nemotron_evaluate.redteam.probes import DEFAULT, chosen_probes
 from nemotron_evaluate.redteam.result import Finding, RedteamReport, markdown, read_report
-from nemotron_evaluate.server import Server
+from nemotron_evaluate.server import Server, check_same_server
 from nemotron_evaluate.suite.benchmark import Strict
 from nemotron_evaluate.writing import make_folder
 
@@ -95,7 +96,8 @@ def _attack(
             )
         except OutOfTime:
             typer.echo("the time is over; the same command goes on with the rest", err=True)
-        _check_engine(options.url, record.server)
+        remedy = "begin a new run in another folder"
+        check_same_server(options.url, record.server, "the run", remedy)
         findings, finished = _read(reports)
     report = RedteamReport(
         server=record.server,
@@ -173,14 +175,3 @@ def _variables(reports: Path) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "PYTHONNOUSERSITE": "1",
     }
-
-
-def _check_engine(url: str, before: dict[str, str | None]) -> None:
-    with Server(url) as server:
-        now = server.identity()
-    if now != before:
-        raise NemotronError(
-            f"the server became another one during the run: {now}",
-            where=url,
-            remedy="begin a new run in another folder",
-        )
