@@ -47,8 +47,8 @@ def clean(
     ] = False,
 ) -> None:
     """Remove what `nemotron try` has made and kept."""
-    from nemotron_serve.trial import cached
-    from nemotron_serve.trial import clean as run
+    from nemotron_serve.trial_cache import cached
+    from nemotron_serve.trial_cache import clean as run
 
     for path, size in cached() if dry_run else run():
         typer.echo(f"{'would remove' if dry_run else 'removed'} {path}: {size:,} bytes")

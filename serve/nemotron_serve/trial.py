@@ -16,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 import webbrowser
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,10 @@ from nemotron_core.memory import free_memory
 from nemotron_core.model_config import ModelConfig
 from nemotron_core.safe_path import SAFE_PATH
 from nemotron_serve.options import ServeOptions, TryOptions
+from nemotron_serve.ports import listening_process, next_free_port
 from nemotron_serve.serve import serve
+from nemotron_serve.trial_cache import CACHE_VARIABLE, cache_folder, held
 
-CACHE_VARIABLE = "NEMOTRON_CACHE"
-"""Environment variable with the folder of the cache, instead of `~/.cache/nemotron`."""
 HUB_VARIABLE = "HF_HUB_CACHE"
 DIGEST_CHARACTERS = 12
 SERVER_BYTES = 1 << 30
@@ -45,6 +45,8 @@ SERVER_BYTES = 1 << 30
 POLL_SECONDS = 0.5
 PORT_FILE = "server.json"
 """File in a trial's folder while it is served."""
+ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # a key, and no address to bind
+"""Where a browser finds what listens on every address of this machine."""
 DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")
 """Environment variables of which one is there if a browser can open a window."""
 
@@ -129,35 +131,60 @@ class Trial:
 def try_model(options: TryOptions) -> None:
     """Convert, build and serve a model, and open the chat page.
 
-    Raises `NemotronError` if the source cannot be converted or the machine is too small.
+    Raises `NemotronError` if the source cannot be converted, the machine is too small, the port is
+    in use, or another process makes or serves the same.
     """
     trial = make_trial(find_source(options.model), options.profile, options.weights)
     print("\n".join(trial.lines()), flush=True)
     trial.check()
     if options.dry_run:
         return
-    if not (trial.engine / ENGINE_NAME).exists():
-        _make(trial)
-    print(f"cached in {trial.folder}; `nemotron clean` removes it", flush=True)
-    port_file = trial.folder / PORT_FILE
-    if options.browser and any(map(os.environ.get, DISPLAYS)):
-        threading.Thread(target=_open_page, args=(port_file,), daemon=True).start()
-    serve(
-        ServeOptions(
-            engine=trial.engine,
-            http_port=0,
-            grpc_port=0,
-            metrics_port=0,
-            health_port=0,
-            gateway_port=options.port,
-            port_file=port_file,
+    if options.port:
+        check_port(trial.profile.address, options.port)
+    with held(trial.folder) as lock:
+        port_file = trial.folder / PORT_FILE
+        port_file.unlink(missing_ok=True)  # of a server that was killed
+        if not (trial.engine / ENGINE_NAME).exists():
+            _make(trial, lock)
+        print(f"cached in {trial.folder}; `nemotron clean` removes it", flush=True)
+        if options.browser and any(map(os.environ.get, DISPLAYS)):
+            threading.Thread(target=_open_page, args=(port_file,), daemon=True).start()
+        serve(
+            ServeOptions(
+                engine=trial.engine,
+                http_port=0,
+                grpc_port=0,
+                metrics_port=0,
+                health_port=0,
+                gateway_port=options.port,
+                free_ports=options.port is None,
+                port_file=port_file,
+            )
         )
+
+
+def check_port(address: str, port: int) -> None:
+    """Raise `NemotronError` if the page's port cannot be used, before anything is converted."""
+    free = next_free_port(address, port - 1, set())
+    if free == port:
+        return
+    process = listening_process(port)
+    raise NemotronError(
+        f"the port {port} cannot be used" + (f": {process} listens there" if process else ""),
+        where=f"{address}:{port}",
+        remedy=f"stop what listens there, or use --port {free or 0}",
     )
 
 
 def make_trial(source: Path, profile_name: str, weights: Weights | None) -> Trial:
     """Look at a source and return what it takes. Raises `NemotronError` if it is not converted."""
     profile = with_weights(load_profile(profile_name), weights)
+    if profile.ports.gateway is None:
+        raise NemotronError(
+            "`try` needs a gateway",
+            where=profile_name,
+            remedy="give `gateway` a port under `ports`",
+        )
     report = json.loads(_nemotron("inspect", str(source), "--json", capture=True))
     if "convertible" not in report:
         raise NemotronError(
@@ -200,55 +227,22 @@ def find_source(model: str) -> Path:
     )
 
 
-def cache_folder() -> Path:
-    """Return the folder in which trials are kept."""
-    root = os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "nemotron"
-    return Path(root) / "try"
+def _make(trial: Trial, lock: int) -> None:
+    """Convert and build; an interrupted conversion goes on where it was.
 
-
-def cached() -> list[tuple[Path, int]]:
-    """Return the folder of each trial, with its bytes."""
-    folder = cache_folder()
-    return [
-        (path, sum(file.lstat().st_size for file in path.rglob("*") if file.is_file()))
-        for path in (sorted(folder.iterdir()) if folder.is_dir() else [])
-    ]
-
-
-def clean() -> list[tuple[Path, int]]:
-    """Remove everything that trials have made. Returns what was removed, with its bytes.
-
-    Raises `NemotronError` if a trial is served just now, or if something cannot be removed.
+    The verbs have the lock too: if only this process is killed, they go on writing.
     """
-    trials = cached()
-    for path, _ in trials:
-        if (path / PORT_FILE).exists():
-            raise NemotronError(
-                "this engine is being served",
-                where=path,
-                remedy=f"end that server first; if it was killed, remove {PORT_FILE} there",
-            )
-    for path, _ in trials:
-        try:
-            shutil.rmtree(path)
-        except OSError as error:
-            raise NemotronError(f"cannot remove: {error.strerror}", where=path) from error
-    return trials
-
-
-def _make(trial: Trial) -> None:
-    """Convert and build; an interrupted conversion goes on where it was."""
-    trial.folder.mkdir(parents=True, exist_ok=True)
     options = lane_of(trial.profile).conversion(trial.profile)
-    _nemotron("convert", str(trial.source), "-o", str(trial.checkpoint), "--reuse", *options)
+    convert = ("-o", str(trial.checkpoint), "--reuse", *options)
+    _nemotron("convert", str(trial.source), *convert, descriptors=[lock])
     profile = trial.folder / "profile.yaml"
     profile.write_text(trial.profile.model_dump_json(exclude_none=True), encoding="utf-8")
-    build = ("--profile", str(profile), "--reuse")
-    _nemotron("build", str(trial.checkpoint), "-o", str(trial.engine), *build)
+    build = ("-o", str(trial.engine), "--profile", str(profile), "--reuse")
+    _nemotron("build", str(trial.checkpoint), *build, descriptors=[lock])
     shutil.rmtree(trial.checkpoint)  # the engine holds everything
 
 
-def _nemotron(*arguments: str, capture: bool = False) -> str:
+def _nemotron(*arguments: str, capture: bool = False, descriptors: Sequence[int] = ()) -> str:
     """Run another verb. Raises `NemotronError` with its own message if it fails."""
     done = subprocess.run(
         [sys.executable, "-m", "nemotron_cli", *arguments],
@@ -257,6 +251,7 @@ def _nemotron(*arguments: str, capture: bool = False) -> str:
         stderr=subprocess.PIPE if capture else None,
         check=False,
         encoding="utf-8",
+        pass_fds=descriptors,
     )
     if done.returncode:
         message = (done.stderr or "").strip().removeprefix("nemotron: ")
@@ -279,13 +274,23 @@ def _open_page(port_file: Path) -> None:
     """Open the chat page in the user's browser once the gateway listens."""
     while True:
         try:
-            port = json.loads(port_file.read_text(encoding="utf-8"))["gateway"]
-            url = f"http://127.0.0.1:{port}"
+            url = page_url(json.loads(port_file.read_text(encoding="utf-8")))
             with urllib.request.urlopen(f"{url}/health", timeout=POLL_SECONDS):  # noqa: S310
                 break
         except (OSError, ValueError, KeyError, urllib.error.URLError):
             time.sleep(POLL_SECONDS)
     webbrowser.open(url)
+
+
+def page_url(server: Mapping[str, Any]) -> str:
+    """Return the URL of the page for a browser on this machine, from what a server says of itself.
+
+    >>> page_url({"address": "0.0.0.0", "gateway": 8080})
+    'http://127.0.0.1:8080'
+    """
+    address = ANY_ADDRESS.get(server["address"], server["address"])
+    host = f"[{address}]" if ":" in address else address
+    return f"http://{host}:{server['gateway']}"
 
 
 def _total_memory() -> int:
