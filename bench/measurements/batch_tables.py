@@ -23,10 +23,6 @@ def _spread(values: Sequence[float], form: str) -> str:
     return f"{values[0]:{form}}" if len(values) == 1 else spread(summary(values), form)
 
 
-def _conditions(record: Record) -> str:
-    return conditions(record).replace("1 runs, median (lowest–highest)", "one run")
-
-
 def batch_speed() -> list[str]:
     record = Record.read("batch_speed")
     runs: list[dict[str, Any]] = record.results["speed"]
@@ -55,11 +51,11 @@ def batch_speed() -> list[str]:
                 f"{values_of['cpu']:.2f} CPU s.",
                 "",
             ]
-    return [*lines, _conditions(record)]
+    return [*lines, conditions(record)]
 
 
 def batch_slow() -> list[str]:
     record = Record.read("batch_speed_slow")
     seconds = record.results["slow"]
     rows = [[NAMES[name], f"{seconds[name]:.1f}"] for name in CLIENTS if name in seconds]
-    return [*table(["client", "seconds"], rows), "", _conditions(record)]
+    return [*table(["client", "seconds"], rows), "", conditions(record)]

@@ -42,8 +42,9 @@ class Record:
 
 def conditions(record: Record) -> str:
     """Return the machine and the number of runs of a record as one line."""
-    machine = record.machine
+    machine, runs = record.machine, record.arguments["runs"]
+    count = "one run" if runs == 1 else f"{runs} runs, median (lowest–highest)"
     return (
         f"{machine['cores']} cores of {machine['cpu']}, {machine['memory'] / 2**30:.0f} GiB, "
-        f"Python {machine['python']}; {record.arguments['runs']} runs, median (lowest–highest)."
+        f"Python {machine['python']}; {count}."
     )

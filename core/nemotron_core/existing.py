@@ -45,35 +45,37 @@ def replacing(output: Path, marker: str) -> Iterator[None]:
     """Put a finished output out of the way, for a block that makes a new one.
 
     If the block raises, the old output comes back. After a kill it stays under `output` +
-    ".replaced". Raises `NemotronError` if `output` is a folder that has not the file `marker`:
-    nothing that this program has not written is removed.
+    ".replaced", until the next call has made a new one or puts it back. Raises `NemotronError` if
+    either folder has not the file `marker`: nothing that this program has not written is removed.
     """
-    is_there = output.exists() and (not output.is_dir() or any(output.iterdir()))
-    if is_there and not (output / marker).is_file():
-        raise NemotronError(
-            f"the output has no {marker}, so it is not replaced",
-            where=output,
-            remedy="name another with -o or remove it",
-        )
-    if not is_there:
-        yield
-        return
     if output.is_symlink():
         raise NemotronError(
             "the output is a symbolic link", where=output, remedy="name the folder itself with -o"
         )
     output = output.resolve()
     aside = output.with_name(output.name + REPLACED)
+    for folder in (output, aside):
+        if _has_content(folder) and not (folder / marker).is_file():
+            raise NemotronError(
+                f"the output has no {marker}, so it is not replaced",
+                where=folder,
+                remedy="name another with -o or remove it",
+            )
     try:
-        if aside.exists():
-            shutil.rmtree(aside)
-        output.rename(aside)
+        if _has_content(output):
+            if aside.exists():
+                shutil.rmtree(aside)
+            output.rename(aside)
     except OSError as error:
         raise NemotronError(f"cannot replace it: {error.strerror}", where=output) from error
     try:
         yield
     except BaseException:
-        if not output.exists():
+        if aside.exists() and not output.exists():
             aside.rename(output)
         raise
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def _has_content(path: Path) -> bool:
+    return path.exists() and (not path.is_dir() or any(path.iterdir()))

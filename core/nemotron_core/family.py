@@ -102,8 +102,9 @@ def model_name(source: Path, *, has_own_name: bool) -> str | None:
     snapshot = path.parent.name == "snapshots"
     own = path.parents[1].name.rpartition("--")[2] if snapshot else path.name
     name = re.sub(r"[^a-z0-9._-]+", "-", own.removesuffix(".nemo").lower()).strip("-.")
-    known = next((model for model in FAMILY if model in name.replace("_", "-")), None)
-    return known or (name or None if has_own_name else None)
+    if (known := name.replace("_", "-")) in FAMILY:
+        return known
+    return name or None if has_own_name else None
 
 
 def aliases(name: str) -> tuple[str, ...]:

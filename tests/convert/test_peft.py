@@ -121,11 +121,13 @@ def test_the_command(tmp_path: Path) -> None:
     assert (report.format, report.adapters[0].partition(":")[0]) == ("peft", QKV.name)
     with pytest.raises(NemotronError, match="of the format peft"):
         Checkpoint.open(tmp_path / "out")
-    done = nemotron(
-        *("convert", QKV, "-o", "o2", "--format", "peft", "--dtype", "fp8"), cwd=tmp_path
-    )
+    done = nemotron("convert", QKV, "-o", "out", "--format", "peft", cwd=tmp_path)
     assert done.returncode == 1
-    assert "never FP8" in done.stderr
+    assert "the output exists" in done.stderr
+    extra = ("--dtype", "fp8", "--tp", "2", "--strict", "--ignore-tensor", "x", "--wait", "1")
+    done = nemotron("convert", QKV, "-o", "o2", "--format", "peft", *extra, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "never FP8 [--tp, --wait, --strict, --ignore-tensor, --dtype]" in done.stderr
     done = nemotron("convert", QKV, ALL, "-o", "o3", "--format", "peft", cwd=tmp_path)
     assert done.returncode == 1
     assert "2 adapters" in done.stderr

@@ -52,12 +52,31 @@ def test_an_output_comes_back_if_there_is_no_new_one(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [output]
 
 
+def test_after_a_kill_the_old_output_waits_for_the_next_run(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    finished(tmp_path / "out.replaced")
+    with pytest.raises(KeyboardInterrupt), replacing(output, MARKER):
+        raise KeyboardInterrupt
+    assert (output / MARKER).read_text() == "old"
+    output.rename(tmp_path / "out.replaced")
+    with replacing(output, MARKER):
+        finished(output, "new")
+    assert (output / MARKER).read_text() == "new"
+    assert list(tmp_path.iterdir()) == [output]
+
+
 def test_nothing_else_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "1.jpg").touch()
     with (
         pytest.raises(NemotronError, match=r"has no manifest\.json, so it is not replaced"),
         replacing(tmp_path / "photos", MARKER),
+    ):
+        pass
+    (tmp_path / "photos").rename(tmp_path / "new.replaced")
+    with (
+        pytest.raises(NemotronError, match=r"new\.replaced"),
+        replacing(tmp_path / "new", MARKER),
     ):
         pass
     (tmp_path / "link").symlink_to(finished(tmp_path / "out"))

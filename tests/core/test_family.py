@@ -14,6 +14,8 @@ NAMES = {
     ("nemotron_4_340b_instruct", False): "nemotron-4-340b-instruct",
     ("model.nemo", False): None,
     ("Minitron-8B-Base", True): "minitron-8b-base",
+    ("my-minitron-8b-base-sft", True): "my-minitron-8b-base-sft",
+    ("nemotron-4-340b-instruct-sft.nemo", False): None,
     ("my tuned Minitron!", True): "my-tuned-minitron",
     ("models--nvidia--Nemotron-Mini-4B-Instruct/snapshots/0a1", True): "nemotron-mini-4b-instruct",
     ("models--me--tuned/snapshots/0a1", True): "tuned",
