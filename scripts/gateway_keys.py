@@ -7,11 +7,12 @@ from collections import defaultdict
 
 from pydantic import BaseModel
 
+from nemotron_core.openai.generation_request import StreamOptions
 from nemotron_core.openai.guides import StructuredOutputs
 from nemotron_core.openai.keys import NEUTRAL_ONLY, NO_EFFECT, REFUSED, TAKEN, Key, keys_of
 from nemotron_core.openai.messages import Message
 from nemotron_core.openai.responses import ResponsesRequest, TextOptions
-from nemotron_core.openai.schema import ChatRequest, CompletionRequest, StreamOptions
+from nemotron_core.openai.schema import ChatRequest, CompletionRequest
 
 REQUESTS = {"chat": ChatRequest, "completions": CompletionRequest, "responses": ResponsesRequest}
 PARTS: dict[str, tuple[type[BaseModel], str]] = {

@@ -10,11 +10,12 @@ from typing import Any, Literal
 from pydantic import field_validator
 
 from nemotron_core.generation import Piece
-from nemotron_core.openai.answer import Usage
+from nemotron_core.openai.generation_request import MAX_INT
 from nemotron_core.openai.guides import JsonSchema
 from nemotron_core.openai.keys import NO_TOOLS, ListOf, OpenModel, neutral_only, no_effect, taken
 from nemotron_core.openai.messages import Message
-from nemotron_core.openai.schema import MAX_INT, ChatRequest
+from nemotron_core.openai.schema import ChatRequest
+from nemotron_core.openai.usage import Usage
 
 NOT_STORED = "nothing is stored: send the whole conversation with each request"
 NO_REASONING = "this model does not reason before it answers"
