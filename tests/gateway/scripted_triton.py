@@ -11,6 +11,8 @@ from typing import Any
 
 HEAD = b"HTTP/1.1 %d Scripted\r\nContent-Type: %s\r\n%s\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
+LONG = 3600.0
+"""A pause that no test waits for, in seconds."""
 CLOSE = None
 """Step of a script that closes the connection."""
 
