@@ -97,6 +97,7 @@ class Connection:
             raise
         self._messages = self._receive()
         self._kept: dict[bytes, list[Chunk]] = {}
+        self._hello: Hello | None = None
 
     def __enter__(self) -> Connection:
         return self
@@ -117,7 +118,8 @@ class Connection:
         self.send(Cancel(list(keys), list(request_ids)))
 
     def hello(self) -> Hello:
-        return self.next(Hello)
+        """Return what the engine said first, however late this is asked."""
+        return self._hello or self.next(Hello)
 
     def load(self) -> Load:
         self.send(Query())
@@ -126,6 +128,8 @@ class Connection:
     def next(self, message_type: type[Message]) -> Message:
         """Return the next message of a type. Chunks that come before it are kept."""
         for message in self._messages:
+            if isinstance(message, Hello):
+                self._hello = message
             if isinstance(message, message_type):
                 return message
             if isinstance(message, Step):
