@@ -344,7 +344,7 @@ def test_vllm_knows_every_argument(tmp_path: Path, checkpoint_hf64: Path) -> Non
         for name in shipped_profiles()
         if isinstance(profile := load_profile(name), VllmProfile)
     }
-    assert len(profiles) == 4
+    assert len(profiles) == 6
     nodes = {}
     for name, profile in profiles.items():
         build_engine(checkpoint_hf64, tmp_path / name, profile.model_copy(update=dtypes))
