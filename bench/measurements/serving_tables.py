@@ -88,7 +88,7 @@ def hangups() -> list[str]:
 
 def leaving() -> list[str]:
     """Return the times until the engine is free of a request whose client has left."""
-    record = Record.read("hangups_leaving")
+    record = Record.read("hangups")
     rows = [
         [way, *(f"{values[name] * 1e3:,.0f}" for name in ("p50", "p99", "max"))]
         for way, values in record.results["seconds_to_free"].items()
