@@ -48,6 +48,7 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "convert_modelopt": Measurement("`nemotron convert` against NVIDIA ModelOpt's converter", 5),
     "fp8_quantize": Measurement("quantizing BF16 to E4M3 on one core, against PyTorch", 9),
     "fp8_accuracy": Measurement("log-probabilities of the tiny model's answers by precision"),
+    "fp8_compare": Measurement("`nemotron compare` of the tiny model in FP8 and BF16"),
     "calibrate_speed": Measurement("a layer of calibration against the disk and its products", 3),
     "calibrate_memory": Measurement("peak RSS and time of calibration over the layers", 3),
     "cpu_peers": Measurement("the CPU engine against transformers, vLLM and the memory limit", 3),

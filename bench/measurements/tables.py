@@ -9,6 +9,7 @@ from typing import Any
 from bench.measurements.batch_tables import batch_slow, batch_speed
 from bench.measurements.convert_tables import convert_index, hashing
 from bench.measurements.cpu_peers import OURS
+from bench.measurements.fp8_tables import fp8_accuracy, fp8_compare
 from bench.measurements.records import Record, conditions
 from bench.measurements.serving_tables import hangups, hops, leaving, serving
 from bench.measurements.timing import spread
@@ -183,24 +184,6 @@ def fp8_quantize() -> list[str]:
     return [*table(["method, on one core", "GB/s of BF16 input"], rows), "", conditions(record)]
 
 
-def fp8_accuracy() -> list[str]:
-    results = Record.read("fp8_accuracy").results
-    rows = [
-        [
-            row["dtype"].upper(),
-            f"{row['exact_answers']} of {row['answers']}",
-            f"{row['mean_log_prob']:.5f}".replace("-", "−"),
-            f"{row['exact_top1']:.2%} of {row['tokens']:,}",
-        ]
-        for row in results["rows"]
-    ]
-    head = [
-        *("", "answers exactly right", "mean log-probability of their tokens"),
-        "tokens that greedy decoding also chooses",
-    ]
-    return table(head, rows)
-
-
 def calibrate_memory() -> list[str]:
     record = Record.read("calibrate_memory")
     by_layers: dict[int, list[Mapping[str, Any]]] = {}
@@ -277,6 +260,7 @@ TABLES: Mapping[str, Callable[[], list[str]]] = {
     "hashing": hashing,
     "fp8_quantize": fp8_quantize,
     "fp8_accuracy": fp8_accuracy,
+    "fp8_compare": fp8_compare,
     "calibrate_memory": calibrate_memory,
     "gateway_overhead": gateway_overhead,
     "idle_connections": idle_connections,

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bench.measurements.fp8_accuracy import Accuracy, measure_accuracy
+from bench.measurements.fp8_compare import whole_divergence
 from nemotron_build.engine_folder import build_engine
 from nemotron_build.openvino_model import build_model
 from nemotron_build.profile import Profile
@@ -118,3 +119,19 @@ def test_log_probability_beside_bf16(accuracies: list[Accuracy]) -> None:
     assert bf16.tokens == fp8.tokens > 5000
     assert fp8.exact_top1 >= 0.98
     assert abs(fp8.mean_log_prob - bf16.mean_log_prob) < 0.02
+
+
+def test_the_divergence_over_the_vocabulary(
+    checkpoint_tp8: Path,
+    checkpoint_fp8: Path,
+    answers: list[ExactAnswer],
+    tokenizer: Tokenizer,
+) -> None:
+    texts = [
+        [*prompt_ids(tokenizer, exact.question.messages), *exact.token_ids]
+        for exact in answers[::80]
+    ]
+    assert whole_divergence((checkpoint_tp8, checkpoint_tp8), texts) == (0, 1)
+    mean_kl, top1 = whole_divergence((checkpoint_tp8, checkpoint_fp8), texts)
+    assert 1e-6 < mean_kl < 0.01
+    assert 0.95 < top1 <= 1
