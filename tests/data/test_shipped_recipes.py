@@ -1,4 +1,5 @@
-"""The shipped recipes from end to end: the tiny model answers, and a stand-in gives the rewards."""
+"""The shipped recipes from end to end: the tiny model answers, and stand-ins give the rewards and
+judge what is safe."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from nemotron_data.synthesis.recipe import RECIPES
 from nemotron_data.synthesis.run import synthesize
 from nemotron_serve.model_server import ModelServer
 from tests.data.runs import read
-from tests.standins.chat_server import ChatServer
+from tests.standins.chat_server import ChatServer, Reply, said
 from tests.standins.reward_server import reward_server
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
@@ -29,6 +30,17 @@ no end of their own."""
 @pytest.fixture
 def scorer() -> Iterator[ChatServer]:
     with reward_server() as standin:
+        yield standin
+
+
+@pytest.fixture
+def guard() -> Iterator[ChatServer]:
+    """A safety model that finds everything safe but what is about basil."""
+
+    def judge(body: dict[str, Any], _inside: int) -> Reply:
+        return said("unsafe\nO3" if "basil" in str(body["messages"]) else "safe")
+
+    with ChatServer(judge) as standin:
         yield standin
 
 
@@ -62,11 +74,13 @@ def run(name: str, folder: Path, urls: list[str], rows: list[str] | None = None)
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_recipe_makes_data(
-    name: str, server: ModelServer, scorer: ChatServer, tmp_path: Path
+    name: str, server: ModelServer, scorer: ChatServer, guard: ChatServer, tmp_path: Path
 ) -> None:
     generator = f"grpc://{server.endpoints.address}:{server.endpoints.grpc}"
     recipe = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
-    url_of = {"generator": generator, "judge": generator, "reward": scorer.url}
+    url_of = {
+        "generator": generator, "judge": generator, "reward": scorer.url, "guard": guard.url
+    }  # fmt: skip
     urls = [f"{model}={url_of[model]}" for model in recipe["models"]]
     manifest = run(name, tmp_path, urls)
     folder = tmp_path / name / "preview"
@@ -87,6 +101,9 @@ def test_each_recipe_makes_data(
                 assert record["chosen"] != record["rejected"]
     if "reward" in recipe["models"]:
         assert scorer.requests > 0
+    if "guard" in recipe["models"]:
+        assert guard.requests == 2 * 2  # each question, and its answer
+        assert manifest.steps["safe"].left_out == {"unsafe: O3": 1}
     # The same run asks nothing, so it needs no server.
     nowhere = [f"{model}=http://127.0.0.1:1" for model in recipe["models"]]
     failed = any("failed" in counts.left_out for counts in manifest.steps.values())
