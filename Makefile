@@ -42,9 +42,11 @@ test-standins: $(VENV)/.dev
 	$(BIN)/pytest --lane tensorrt $(CONTRACT_TESTS)
 	$(BIN)/pytest --lane pytorch $(CONTRACT_TESTS)
 
-# The contract on a real vLLM, which takes two gigabytes in .tools/vllm and Python 3.11 or later.
-test-vllm: $(VENV)/.dev $(VENV)/.vllm
-	$(BIN)/pytest --lane vllm tests/vllm $(CONTRACT_TESTS)
+# The contract on a real vLLM, which takes two gigabytes in .tools/vllm and Python 3.11 or later, and
+# lm-eval by log-likelihood.
+test-vllm: $(VENV)/.dev $(VENV)/.vllm $(VENV)/.harness-lm-eval
+	$(BIN)/pytest --lane vllm --harnesses $(HARNESSES) tests/vllm $(CONTRACT_TESTS) \
+	  tests/harnesses/test_lm_eval.py::test_by_log_likelihood
 
 # Clients of others, unmodified, each in an environment of its own: 0.8 GB in .tools/clients.
 CLIENT_TOOLS ?= .tools/clients
@@ -58,7 +60,8 @@ test-loaders: $(VENV)/.dev $(VENV)/.vllm $(VENV)/.loaders
 
 # The harnesses of `nemotron eval` and `nemotron redteam` on the real stack.
 HARNESSES ?= .tools/harnesses
-test-eval: $(VENV)/.dev $(VENV)/.harnesses
+test-eval: $(VENV)/.dev $(addprefix $(VENV)/.harness-,lm-eval garak mt-bench) \
+  $(addprefix $(VENV)/.tried-,guardrails inspect)
 	$(BIN)/pytest --harnesses $(HARNESSES) tests/harnesses
 
 # The images, built by buildah and run by podman in a store of their own, as root on Debian. Where the
@@ -143,10 +146,14 @@ $(VENV)/.loaders: $(VENV)/.dev tests/loaders/requirements.txt tests/loaders/fetc
 	$(BIN)/python tests/loaders/fetch_llama_cpp.py .tools/llama_cpp
 	touch $@
 
-$(VENV)/.harnesses: $(VENV)/.dev tests/harnesses/guardrails.txt $(wildcard evaluate/nemotron_evaluate/harnesses/locks/*.txt)
-	for name in lm-eval garak; do $(BIN)/nemotron eval install $$name --environments $(HARNESSES) || exit 1; done
-	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(HARNESSES)/guardrails
-	$(INSTALL:$(BIN)/python=$(HARNESSES)/guardrails/bin/python) --requirements tests/harnesses/guardrails.txt
+# Each harness by its lock, and beside them what only the tests run.
+$(VENV)/.harness-%: $(VENV)/.dev evaluate/nemotron_evaluate/harnesses/locks/%.txt
+	$(BIN)/nemotron eval install $* --environments $(HARNESSES)
+	touch $@
+
+$(VENV)/.tried-%: $(VENV)/.dev tests/harnesses/%.txt
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(HARNESSES)/$*
+	$(INSTALL:$(BIN)/python=$(HARNESSES)/$*/bin/python) --requirements tests/harnesses/$*.txt
 	touch $@
 
 $(VENV)/.mutants: $(VENV)/.dev tests/mutants/requirements.txt

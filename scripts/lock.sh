@@ -1,6 +1,6 @@
 #!/bin/bash
 # Pin every package of `make demo` and `make test` by version and hash: locks/demo.txt, locks/test.txt;
-# and those of each harness of `nemotron eval`: NAME.in to NAME.txt beside it.
+# and those of each harness of `nemotron eval`: NAME.in to NAME.txt beside it, without NAME.excludes.
 # What is pinned stays unless pyproject.toml no longer allows it; --upgrade takes the newest of everything.
 # --check changes nothing and fails if a lock does not fit pyproject.toml; a test compares the harnesses' locks with
 # their sources. PyTorch is not in the locks.
@@ -35,6 +35,8 @@ if [ "$mode" = --check ]; then
   done
 else
   for source in "$harnesses"/*.in; do
-    compile "$source" "${source%.in}.txt" "${upgrade[@]}"
+    excludes=()
+    [ -e "${source%.in}.excludes" ] && excludes=(--excludes "${source%.in}.excludes")
+    compile "$source" "${source%.in}.txt" "${excludes[@]}" "${upgrade[@]}"
   done
 fi

@@ -38,7 +38,8 @@ SLOW = (
     *("convert/test_output.py", "convert/test_types.py", "convert/test_understanding.py"),
     "convert/test_reward.py",
     *("evaluate/test_real_server.py", "evaluate/test_environment.py", "evaluate/test_answers.py"),
-    *("evaluate/test_evaluation.py", "evaluate/test_redteam.py"),
+    *("evaluate/test_evaluation.py", "evaluate/test_mt_bench.py", "evaluate/test_redteam.py"),
+    "evaluate/test_tfeval.py",
     *("data/test_batch.py", "data/test_stops.py", "data/test_synthesize.py"),
     *("gateway/test_ecosystem.py", "gateway/test_operation.py", "gateway/test_page"),
 )

@@ -32,7 +32,8 @@ def eval(options: EvalOptions) -> None:
     """Run benchmarks with the field's harnesses. The same command again continues the run.
 
     `nemotron eval install HARNESS` installs a harness in an environment of its own. The server's
-    API key is read from the environment variable NEMOTRON_API_KEY or OPENAI_API_KEY.
+    API key is read from the environment variable NEMOTRON_API_KEY or OPENAI_API_KEY, a judge's
+    from NEMOTRON_JUDGE_API_KEY or OPENAI_API_KEY.
     """
     from nemotron_core.errors import NemotronError
     from nemotron_data.batch.run import Interrupted

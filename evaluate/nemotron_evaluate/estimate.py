@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from nemotron_evaluate.statistics import Interval, bootstrap, wilson
+from nemotron_evaluate.statistics import Interval, Sums, bootstrap, wilson
 
 
 class Estimate(BaseModel):
@@ -45,8 +45,18 @@ class Estimate(BaseModel):
         """
         if all(is_trial(cluster) for cluster in clusters):
             return cls.fraction(sum(value == 1 for (value,) in clusters), len(clusters))
-        totals = [math.fsum(cluster) for cluster in clusters]
-        return cls.of(totals, [float(len(cluster)) for cluster in clusters])
+        return cls.resampled(clusters)
+
+    @classmethod
+    def resampled(cls, clusters: Sequence[Sequence[float]]) -> Estimate:
+        """Return the mean of all values, which are no trials, such as ratings."""
+        return cls.of(*sums(clusters))
+
+    @classmethod
+    def change(cls, before: Sequence[Sequence[float]], now: Sequence[Sequence[float]]) -> Estimate:
+        """Return the mean of all values `now` minus that `before`, of the same clusters."""
+        mean_before, mean_now = (math.fsum(t) / math.fsum(c) for t, c in map(sums, (before, now)))
+        return cls._of(mean_now - mean_before, bootstrap(*sums(now), before=sums(before)))
 
     @classmethod
     def _of(cls, value: float, interval: Interval | None) -> Estimate:
@@ -75,6 +85,11 @@ class Estimate(BaseModel):
     def _mapped(self, numbers: Iterable[float]) -> Estimate:
         value, *ends = numbers
         return self._of(value, Interval(*ends) if ends else None)
+
+
+def sums(clusters: Sequence[Sequence[float]]) -> Sums:
+    """Return the sum of each cluster's values, and how many these are."""
+    return [math.fsum(cluster) for cluster in clusters], [float(len(c)) for c in clusters]
 
 
 def is_trial(cluster: Sequence[float]) -> bool:

@@ -102,6 +102,13 @@ class EvalOptions:
         int, typer.Option(min=1, help="Prompts in one request, where answers are compared.")
     ] = 1
     timeout: Annotated[int, typer.Option(min=1, help="Seconds for one request.")] = 3600
+    judge_url: Annotated[
+        str | None, typer.Option(help="URL of the server with the model that judges MT-Bench.")
+    ] = None
+    judge_model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Its name there; the card's judge is "
+                                 "gpt-4-0125-preview.")
+    ] = None  # fmt: skip
     environments: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Where the harnesses are installed.")
     ] = None

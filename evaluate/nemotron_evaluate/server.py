@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -18,12 +18,14 @@ SECONDS = 30.0
 class Server:
     """An OpenAI-compatible server at `url`, which may end with `/v1`; a context manager.
 
-    Every method raises `NemotronError` if the server does not answer or refuses.
+    The first of the environment's `variables` that is set has its key. Every method raises
+    `NemotronError` if the server does not answer or refuses.
     """
 
-    def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/").removesuffix("/v1")
-        key = api_key()
+    def __init__(self, url: str, variables: Sequence[str] = API_KEYS) -> None:
+        self.url = base_url(url)
+        self._variables = variables
+        key = api_key(variables)
         headers = {"authorization": f"Bearer {key}"} if key else {}
         try:
             self._client = httpx.Client(base_url=self.url, headers=headers, timeout=SECONDS)
@@ -71,7 +73,14 @@ class Server:
 
     def complete(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Return the first choice of the answer to a completion."""
-        content = self._ask("POST", "/v1/completions", body)
+        return self._first_choice("/v1/completions", body)
+
+    def chat(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the first choice of the answer to a chat."""
+        return self._first_choice("/v1/chat/completions", body)
+
+    def _first_choice(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        content = self._ask("POST", path, body)
         try:
             return dict(content["choices"][0])
         except (LookupError, TypeError, ValueError) as error:
@@ -94,12 +103,21 @@ class Server:
             raise NemotronError(
                 f"the server refuses the key ({response.status_code})",
                 where=self.url,
-                remedy=f"set {' or '.join(API_KEYS)}",
+                remedy=f"set {' or '.join(self._variables)}",
             )
         if response.status_code != httpx.codes.OK:
             message = _message(content) or f"HTTP {response.status_code}"
             raise NemotronError(f"{path}: {message}", where=self.url)
         return content
+
+
+def base_url(url: str) -> str:
+    """Return a server's URL without `/v1`.
+
+    >>> base_url("http://127.0.0.1:1424/v1/")
+    'http://127.0.0.1:1424'
+    """
+    return url.rstrip("/").removesuffix("/v1")
 
 
 def check_same_server(url: str, before: Mapping[str, str | None], during: str, remedy: str) -> None:

@@ -18,6 +18,8 @@ CONFIDENCE = 0.95
 """Confidence level of every interval."""
 RESAMPLES = 10_000
 """Number of samples that a bootstrap draws."""
+Sums = tuple[Sequence[float], Sequence[float]]
+"""The sum of each cluster's values, and how many these are."""
 _CHUNK = 1 << 22
 """Number of drawn indices that are held in memory at once."""
 
@@ -44,12 +46,19 @@ def wilson(successes: float, count: int) -> Interval:
 
 
 def bootstrap(
-    totals: Sequence[float], counts: Sequence[float], *, resamples: int = RESAMPLES, seed: int = 0
+    totals: Sequence[float],
+    counts: Sequence[float],
+    *,
+    before: Sums | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> Interval | None:
     """Return the percentile interval of sum(totals) / sum(counts), resampled by cluster.
 
     `totals` and `counts` have one number for each cluster: the sum of its values, and how many
-    these are. Returns `None` for fewer than two clusters, which have no spread.
+    these are. With those of the same clusters `before`, it is the interval of the difference, for
+    which the same clusters are drawn on both sides. Returns `None` for fewer than two clusters,
+    which have no spread.
 
     >>> bootstrap([3.0], [4])
     >>> bootstrap([2.0, 2.0, 2.0], [2, 2, 2])
@@ -57,15 +66,20 @@ def bootstrap(
     """
     if len(totals) < 2:
         return None
-    means = _resampled(totals, counts, resamples, seed)
+    means = _resampled((totals, counts), before, resamples, seed)
     low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(float(low), float(high))
 
 
 def bootstrap_p_value(
-    totals: Sequence[float], counts: Sequence[float], *, resamples: int = RESAMPLES, seed: int = 0
+    totals: Sequence[float],
+    counts: Sequence[float],
+    *,
+    before: Sums | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> float:
-    """Return the two-sided p-value of a mean of 0, from the bootstrap of `bootstrap`.
+    """Return the two-sided p-value of a mean, or a difference, of 0, as `bootstrap` resamples it.
 
     It is twice the smaller fraction of resampled means on one side of 0, 0 itself included, with
     the observed mean counted as a sample, so it is never 0. A single cluster tells nothing: 1.
@@ -77,23 +91,29 @@ def bootstrap_p_value(
     """
     if len(totals) < 2:
         return 1.0
-    means = _resampled(totals, counts, resamples, seed)
+    means = _resampled((totals, counts), before, resamples, seed)
     side = min(int(np.sum(means <= 0)), int(np.sum(means >= 0)))
     return min(1.0, 2 * (side + 1) / (resamples + 1))
 
 
 def _resampled(
-    totals: Sequence[float], counts: Sequence[float], resamples: int, seed: int
+    sums: Sums, before: Sums | None, resamples: int, seed: int
 ) -> npt.NDArray[np.float64]:
-    size = len(totals)
-    values, weights = np.asarray(totals, float), np.asarray(counts, float)
+    size = len(sums[0])
     rng = np.random.default_rng(seed)
     means = np.empty(resamples)
     step = max(1, _CHUNK // size)
     for start in range(0, resamples, step):
         drawn = rng.integers(size, size=(min(step, resamples - start), size))
-        means[start : start + step] = values[drawn].sum(axis=1) / weights[drawn].sum(axis=1)
+        part = _means(sums, drawn)
+        means[start : start + step] = part if before is None else part - _means(before, drawn)
     return means
+
+
+def _means(sums: Sums, drawn: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    totals, counts = (np.asarray(numbers, float)[drawn].sum(axis=1) for numbers in sums)
+    # A sample may have drawn only clusters without values.
+    return np.divide(totals, counts, out=np.zeros_like(totals), where=counts > 0)
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

@@ -17,8 +17,6 @@ from tests.standins.chat_server import ChatServer, Reply, said
 ENGINE = {"id": "org/tiny", "engine": "a" * 64}
 ARENA = [{"question_id": "u1", "turns": [{"content": "one"}]},
          {"question_id": "u2", "turns": [{"content": "two"}]}]  # fmt: skip
-MT_BENCH = [{"question_id": 81, "category": "writing", "turns": ["a", "b"]},
-            {"question_id": 101, "category": "reasoning", "turns": ["c", "d"]}]  # fmt: skip
 ALPACA = [{"instruction": "x", "dataset": "d"}, {"instruction": "y", "dataset": "d"}]
 
 
@@ -32,7 +30,7 @@ def echo(body: dict[str, Any], _inside: int) -> Reply:
 def data(tmp_path: Path) -> Path:
     folder = tmp_path / "data"
     folder.mkdir()
-    for name, rows in (("arena-hard", ARENA), ("mt-bench", MT_BENCH), ("alpaca-eval", ALPACA)):
+    for name, rows in (("arena-hard", ARENA), ("alpaca-eval", ALPACA)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -48,12 +46,12 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def test_each_judge_gets_its_own_form(data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    names = ("arena-hard", "mt-bench", "alpaca-eval")
+    names = ("arena-hard", "alpaca-eval")
     with ChatServer(echo, model=ENGINE) as server:
         report = evaluate(server, folder, data, *names)
-        assert server.requests == 2 + 4 + 2
+        assert server.requests == 2 + 2
         evaluate(server, folder, data, *names)
-        assert server.requests == 8  # all of it is there
+        assert server.requests == 4  # all of it is there
     assert lines(folder / "arena-hard" / "org_tiny.jsonl") == [
         {
             "question_id": row["question_id"],
@@ -63,9 +61,6 @@ def test_each_judge_gets_its_own_form(data: Path, tmp_path: Path) -> None:
         }
         for row, text in zip(ARENA, ("one", "two"), strict=True)
     ]
-    first, second = lines(folder / "mt-bench" / "org_tiny.jsonl")
-    assert first["choices"][0]["turns"] == ["(a)@0.7", "(a+(a)@0.7+b)@0.7"]
-    assert second["choices"][0]["turns"] == ["(c)@0.0", "(c+(c)@0.0+d)@0.0"]
     assert json.loads((folder / "alpaca-eval" / "model_outputs.json").read_text()) == [
         {"instruction": "x", "output": "(x)@0.0", "generator": "org/tiny"},
         {"instruction": "y", "output": "(y)@0.0", "generator": "org/tiny"},
@@ -79,7 +74,7 @@ def test_without_data_the_others_run(tmp_path: Path) -> None:
     with ChatServer(echo, model=ENGINE) as server:
         report = evaluate(server, tmp_path / "run", None, "arena-hard")
         assert server.requests == 0
-    assert report.benchmarks["arena-hard"].remarks[0].startswith("not asked, because there is no ")
+    assert report.benchmarks["arena-hard"].remarks[0].startswith("not run, because there is no ")
 
 
 @pytest.mark.parametrize(

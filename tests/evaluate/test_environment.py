@@ -84,7 +84,7 @@ def test_what_cannot_be_installed(name: str, message: str, locks: Path, tmp_path
 
 def test_every_lock_is_shipped_with_hashes() -> None:
     names = environment.harness_names()
-    assert names == ["garak", "lm-eval"]
+    assert names == ["garak", "lm-eval", "mt-bench"]
     for name in (*names, "build"):
         text = (environment.LOCKS / f"{name}.txt").read_text()
         requirements = [line for line in text.splitlines() if "==" in line]

@@ -100,7 +100,7 @@ def test_the_report(run: Callable[..., Result], tmp_path: Path) -> None:
     assert letters["verdict"] is None
     assert own["remarks"][0] == "8 of the benchmark's 9 items"
     assert own["remarks"][1].startswith("n = 8 is too small to tell a difference below ")
-    assert report["benchmarks"]["tfeval"]["remarks"][0].startswith("not run here; needs ")
+    assert report["benchmarks"]["tfeval"]["remarks"][0].startswith("not run, because ")
     markdown = (tmp_path / "run" / "report.md").read_text()
     assert markdown.strip() == done.stdout.strip()
     assert "| Own | 75.00 | 40.93 to 92.85 | 8 | 30.00 | above the card's value |" in markdown

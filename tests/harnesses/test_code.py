@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from nemotron_evaluate.evaluation.result import BenchmarkResult
 from nemotron_evaluate.evaluation.run import run
 from nemotron_evaluate.harnesses.code import program
 from nemotron_evaluate.harnesses.environment import Environment
@@ -16,6 +17,7 @@ from nemotron_evaluate.harnesses.sandbox import passes, run_programs
 from nemotron_evaluate.options import EvalOptions
 from nemotron_evaluate.suite.suite import load_suite
 from tests.gateway.process import Running
+from tests.standins.chat_server import ChatServer, Reply, said
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +61,44 @@ def test_the_164_solutions_pass_and_other_code_does_not(problems: list[dict[str,
 def test_what_a_program_cannot_do(text: str, gateway: Running) -> None:
     assert passes("pass")
     assert not passes(text.format(port=gateway.port))
+
+
+def test_mbpp_through_the_harness(gateway: Running, environments: Path, tmp_path: Path) -> None:
+    """Rows of ours in the form of the set; a **stand-in** for a model solves two of three."""
+    tests = ["assert double(2) == 4", "assert double(0) == 0", "assert double(-1) == -2"]
+    rows = [
+        {"task_id": number, "text": f"Write a function to double a number, {number}.",
+         "code": "", "test_list": tests, "test_setup_code": "", "challenge_test_list": []}
+        for number in range(11, 14)
+    ]  # fmt: skip
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "mbpp.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lengths = set()
+
+    def solve(body: dict[str, Any], _inside: int) -> Reply:
+        lengths.add(body["max_tokens"])
+        question, opened = (message["content"] for message in body["messages"][-2:])
+        assert tests[2] in question
+        assert "You are an expert Python programmer" not in question.partition(tests[0])[2]
+        assert opened.strip() == "```python"
+        factor = 3 if "number, 12" in question else 2
+        return said(f"def double(x):\n    return {factor} * x\n```\nThat is all.")
+
+    def result(url: str, name: str) -> BenchmarkResult:
+        options = EvalOptions(suite="card", url=url, output=tmp_path / name, only=["mbpp"],
+                              data=data, environments=environments)  # fmt: skip
+        return run(options).benchmarks["mbpp"]
+
+    with ChatServer(solve) as server:
+        solved = result(server.url, "stand-in")
+    assert solved.items == 3
+    assert solved.scores["pass"].estimate.value == pytest.approx(200 / 3)
+    assert lengths == {512}
+    before = len(gateway.lines())
+    assert result(gateway.url, "run").scores["pass"].estimate.value == 0
+    chats = [line for line in gateway.lines()[before:] if line["path"] == "/v1/chat/completions"]
+    assert [line["status"] for line in chats] == [200] * 3
 
 
 def test_through_the_harness(gateway: Running, environments: Path, tmp_path: Path) -> None:

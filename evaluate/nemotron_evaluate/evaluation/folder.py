@@ -26,6 +26,8 @@ class RunRecord(Strict):
     """SHA-256 of the lock of each harness's environment."""
     data: str | None
     """Folder of `--data`."""
+    judge: str | None = None
+    """Model that judges answers; `None` if there is none yet."""
     benchmarks: dict[str, Benchmark]
 
 
@@ -51,7 +53,7 @@ class RunFolder:
             ) from error
 
     def joined(self, now: RunRecord) -> RunRecord:
-        """Return the record to go on with: benchmarks may be added, nothing else may differ.
+        """Return the record to go on with: benchmarks and a judge may be added, not changed.
 
         Raises `NemotronError` that names what differs. What a server did not report in one of the
         runs is not compared.
@@ -62,6 +64,7 @@ class RunFolder:
                 *_differences("the server's", before.server, now.server),
                 *_differences("the lock of", before.harnesses, now.harnesses),
                 *(["--data"] if before.data != now.data else []),
+                *_differences("the", {"judge": before.judge}, {"judge": now.judge}),
                 *(
                     f"the benchmark {name}"
                     for name, benchmark in now.benchmarks.items()
@@ -78,6 +81,7 @@ class RunFolder:
                 update={
                     "harnesses": before.harnesses | now.harnesses,
                     "benchmarks": before.benchmarks | now.benchmarks,
+                    "judge": now.judge or before.judge,
                 }
             )
         return now
@@ -94,7 +98,10 @@ class RunFolder:
         return path
 
     def items(self, name: str) -> list[Item] | None:
-        """Return the items of a benchmark, or `None` if it did not come to its end."""
+        """Return the items of a benchmark, or `None` if it did not come to its end.
+
+        There are no items if its answers are not judged yet.
+        """
         path = self.path / name / ITEMS
         return read_items(path) if path.exists() else None
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 from nemotron_core.errors import NemotronError
-from nemotron_evaluate.estimate import Estimate, is_trial
+from nemotron_evaluate.estimate import Estimate, is_trial, sums
 from nemotron_evaluate.statistics import bootstrap_p_value, holm, mcnemar
-from nemotron_evaluate.suite.benchmark import Benchmark, Score, Strict
+from nemotron_evaluate.suite.benchmark import Benchmark, Kind, Score, Strict
 from nemotron_evaluate.suite.items import Item
 
 
@@ -72,39 +72,50 @@ def _common(name: str, first: list[Item], second: list[Item]) -> list[tuple[Item
     return common
 
 
-def _pair(name: str, title: str, key: str, score: Score, common: list[tuple[Item, Item]]) -> Pair:
+def _clusters(
+    name: str, key: str, score: Score, common: list[tuple[Item, Item]]
+) -> list[tuple[tuple[float, ...], tuple[float, ...]]]:
+    """Return the values of each item in both runs, without those that only one could be given."""
     try:
         clusters = [(a.values[key], b.values[key]) for a, b in common]
-        differences = [
-            [b - a for a, b in zip(first, second, strict=True)] for first, second in clusters
-        ]
-    except (KeyError, ValueError) as error:
-        raise NemotronError(
-            f"the runs have different values of {key}",
-            where=name,
-            remedy="run both with the same suite",
-        ) from error
-    totals = [math.fsum(cluster) for cluster in differences]
-    counts = [float(len(cluster)) for cluster in differences]
+    except KeyError as error:
+        raise _differing(name, key) from error
+    if score.kind is Kind.F1:
+        return clusters
+    paired = [(a, b) for a, b in clusters if len(a) == len(b) > 0]
+    if not paired or (score.kind is Kind.RATE and len(paired) < len(clusters)):
+        raise _differing(name, key)
+    return paired
+
+
+def _differing(name: str, key: str) -> NemotronError:
+    return NemotronError(
+        f"the runs have different values of {key}",
+        where=name,
+        remedy="run both with the same suite",
+    )
+
+
+def _pair(name: str, title: str, key: str, score: Score, common: list[tuple[Item, Item]]) -> Pair:
+    clusters = _clusters(name, key, score, common)
+    first, second = ([pair[side] for pair in clusters] for side in (0, 1))
     only_first = only_second = None
-    if all(is_trial(a) and is_trial(b) for a, b in clusters):
-        only_first = sum(total < 0 for total in totals)
-        only_second = sum(total > 0 for total in totals)
+    if score.kind is Kind.RATE and all(map(is_trial, (*first, *second))):
+        only_first = sum(a > b for a, b in clusters)
+        only_second = sum(a < b for a, b in clusters)
         p_value = mcnemar(only_first, only_second)
     else:
-        p_value = bootstrap_p_value(totals, counts)
-    means = [
-        score.scale * math.fsum(math.fsum(pair[side]) for pair in clusters) / math.fsum(counts)
-        for side in (0, 1)
-    ]
+        p_value = bootstrap_p_value(*sums(second), before=sums(first))
+    means = [score.scale * math.fsum(totals) / math.fsum(counts)
+             for totals, counts in map(sums, (first, second))]  # fmt: skip
     return Pair(
         benchmark=name,
         score=key,
         title=f"{title}, {score.title}" if score.title else title,
-        items=len(common),
+        items=len(clusters),
         first=means[0],
         second=means[1],
-        difference=Estimate.of(totals, counts).scaled(score.scale),
+        difference=Estimate.change(first, second).scaled(score.scale),
         only_first=only_first,
         only_second=only_second,
         p_value=p_value,

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from nemotron_evaluate.estimate import Estimate
 from nemotron_evaluate.evaluation.pairs import Pair
-from nemotron_evaluate.suite.benchmark import Benchmark, Score, Strict
+from nemotron_evaluate.suite.benchmark import Benchmark, Kind, Score, Strict
 from nemotron_evaluate.suite.items import Item
 
 Verdict = Literal["inside", "below", "above"]
@@ -28,7 +28,7 @@ class ScoreResult(Strict):
     title: str
     estimate: Estimate
     count: int
-    """Number of values that the estimate is the mean of."""
+    """Number of values that the estimate is the mean of; of an F1, the conversations."""
     card: float | None
     verdict: Verdict | None
     """`None` without a value of the card or without an interval."""
@@ -59,10 +59,26 @@ class Report(Strict):
     pairs: list[Pair] = Field(default_factory=list)
 
 
-def benchmark_result(benchmark: Benchmark, items: list[Item]) -> BenchmarkResult:
-    """Return the scores of a benchmark with at least one item."""
+def benchmark_result(
+    benchmark: Benchmark, items: list[Item], judge: str | None = None
+) -> BenchmarkResult:
+    """Return the scores of a benchmark with at least one item, of which each score has a value.
+
+    `judge` is the model that judged the answers. A score by another judge than the card's is not
+    compared with the card's value.
+    """
     scores = {key: _score(key, score, items) for key, score in benchmark.scores.items()}
     remarks = []
+    if benchmark.judge is not None and judge is not None:
+        remarks.append(f"judged by {judge}")
+        unread = sum(not all(item.values[name] for name in scores) for item in items)
+        if unread:
+            remarks.append(f"ratings that could not be read are left out, of {unread:,} items")
+        if judge != benchmark.judge:
+            remarks.append(f"the card's judge is {benchmark.judge}: its values say nothing here")
+            scores = {
+                name: score.model_copy(update={"verdict": None}) for name, score in scores.items()
+            }
     if benchmark.items is not None and len(items) != benchmark.items:
         remarks.append(f"{len(items):,} of the benchmark's {benchmark.items:,} items")
     widths = [width for score in scores.values() if (width := score.estimate.half_width)]
@@ -78,12 +94,13 @@ def benchmark_result(benchmark: Benchmark, items: list[Item]) -> BenchmarkResult
 
 
 def _score(name: str, score: Score, items: list[Item]) -> ScoreResult:
-    values = [item.values[name] for item in items]
-    estimate = Estimate.mean(values).scaled(score.scale)
+    values = [cluster for item in items if (cluster := item.values[name])]
+    mean = Estimate.mean if score.kind is Kind.RATE else Estimate.resampled
+    estimate = mean(values).scaled(score.scale)
     return ScoreResult(
         title=score.title,
         estimate=estimate,
-        count=sum(map(len, values)),
+        count=len(items) if score.kind is Kind.F1 else sum(map(len, values)),
         card=score.card,
         verdict=_verdict(estimate, score.card),
     )

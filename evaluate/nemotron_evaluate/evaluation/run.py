@@ -14,25 +14,24 @@ from nemotron_evaluate.evaluation.html_report import html
 from nemotron_evaluate.evaluation.pairs import compare
 from nemotron_evaluate.evaluation.report import markdown
 from nemotron_evaluate.evaluation.result import BenchmarkResult, Report, benchmark_result
-from nemotron_evaluate.harnesses import answers, code, lm_eval
+from nemotron_evaluate.harnesses import answers, code, lm_eval, mt_bench, tfeval
 from nemotron_evaluate.harnesses.environment import Environment, default_folder
-from nemotron_evaluate.harnesses.setting import Harness, Setting
+from nemotron_evaluate.harnesses.setting import Harness, Judge, Setting
 from nemotron_evaluate.options import EvalOptions
-from nemotron_evaluate.server import Server, check_same_server
+from nemotron_evaluate.server import Server, base_url, check_same_server
 from nemotron_evaluate.suite.benchmark import Benchmark
 from nemotron_evaluate.suite.items import Item
 from nemotron_evaluate.suite.suite import load_suite
 
 INSTALL = "install"
 """Word in the place of a suite that installs a harness."""
-BY_HAND = "by-hand"
-"""Name in the place of a harness for what is not run here."""
 HARNESSES: dict[str, Harness] = {
     lm_eval.NAME: lm_eval.HARNESS,
     code.NAME: code.HARNESS,
     answers.NAME: answers.HARNESS,
+    mt_bench.NAME: mt_bench.HARNESS,
+    tfeval.NAME: tfeval.HARNESS,
 }
-"""Harnesses that are run here."""
 DEFAULT_CONTEXT = 4096
 """Context in tokens of a server that does not report it: that of Nemotron-4."""
 JSON, MARKDOWN, HTML = "report.json", "report.md", "report.html"
@@ -68,6 +67,12 @@ def run(options: EvalOptions) -> Report:
     if options.against is not None:
         other = RunFolder(options.against)
         before = _recorded(other)
+        if None not in (record.judge, before.judge) and record.judge != before.judge:
+            raise NemotronError(
+                f"its judge is {before.judge}, that of this run is {record.judge}",
+                where=options.against,
+                remedy="have both judged by the same model",
+            )
         pairs = compare(record.benchmarks, _items(other, before), items)
         report = report.model_copy(update={"against": before.server, "pairs": pairs})
     write_atomically(folder.path / MARKDOWN, markdown(report))
@@ -83,9 +88,9 @@ def _run(options: EvalOptions, folder: RunFolder) -> RunRecord:
     harnesses = {
         name: HARNESSES[benchmark.harness]
         for name, benchmark in benchmarks.items()
-        if benchmark.harness in HARNESSES
-        and (options.data is not None or not HARNESSES[benchmark.harness].needs_data)
+        if options.data is not None or not HARNESSES[benchmark.harness].needs_data
     }
+    judge = _judge(options)
     environments = {
         name: Environment(name, options.environments or default_folder())
         for name in sorted({harness.environment or "" for harness in harnesses.values()} - {""})
@@ -97,6 +102,7 @@ def _run(options: EvalOptions, folder: RunFolder) -> RunRecord:
         harnesses={name: environment.digest for name, environment in environments.items()},
         data=None if options.data is None else str(options.data.absolute()),
         benchmarks=benchmarks,
+        judge=None if judge is None else judge.model,
     )
     settings = {
         name: Setting(
@@ -111,6 +117,7 @@ def _run(options: EvalOptions, folder: RunFolder) -> RunRecord:
             concurrency=options.concurrency,
             batch=options.batch,
             timeout=options.timeout,
+            judge=judge,
         )
         for name, harness in harnesses.items()
     }
@@ -119,7 +126,9 @@ def _run(options: EvalOptions, folder: RunFolder) -> RunRecord:
     with held(folder.path):
         before = folder.record()
         record = folder.joined(now)
-        todo = [name for name in settings if before is None or folder.items(name) is None]
+        todo = list(settings)
+        if before is not None:
+            todo = [name for name in settings if _is_left(name, harnesses[name], judge, folder)]
         for name in todo:  # what is missing is said before the first hour of work
             folder.folder(name)
             harnesses[name].check(benchmarks[name], settings[name])
@@ -133,6 +142,21 @@ def _run(options: EvalOptions, folder: RunFolder) -> RunRecord:
     return record
 
 
+def _judge(options: EvalOptions) -> Judge | None:
+    if options.judge_url is None and options.judge_model is None:
+        return None
+    if options.judge_url is None or options.judge_model is None:
+        raise NemotronError(
+            "a judge has a URL and a model", where="--judge-url, --judge-model", remedy="name both"
+        )
+    return Judge(url=base_url(options.judge_url), model=options.judge_model)
+
+
+def _is_left(name: str, harness: Harness, judge: Judge | None, folder: RunFolder) -> bool:
+    items = folder.items(name)
+    return items is None or (not items and harness.judges and judge is not None)
+
+
 def _benchmarks(options: EvalOptions) -> dict[str, Benchmark]:
     benchmarks = load_suite(options.suite or "").benchmarks
     named = [*(options.only or ()), *(options.skip or ())]
@@ -143,7 +167,7 @@ def _benchmarks(options: EvalOptions) -> dict[str, Benchmark]:
             where=options.suite,
             remedy=f"it has {', '.join(benchmarks)}",
         )
-    wrong = [b.harness for b in benchmarks.values() if b.harness not in {*HARNESSES, BY_HAND}]
+    wrong = [b.harness for b in benchmarks.values() if b.harness not in HARNESSES]
     if wrong:
         raise NemotronError(
             f"there is no harness {wrong[0]}",
@@ -176,14 +200,11 @@ def _items(folder: RunFolder, record: RunRecord) -> dict[str, list[Item]]:
 
 def _result(benchmark: Benchmark, items: list[Item] | None, record: RunRecord) -> BenchmarkResult:
     if items:
-        return benchmark_result(benchmark, items)
-    harness = HARNESSES.get(benchmark.harness)
+        return benchmark_result(benchmark, items, record.judge)
     if items is not None:
         remark = f"answered; needs {benchmark.needs}"
-    elif harness is None:
-        remark = f"not run here; needs {benchmark.needs}"
-    elif harness.needs_data and record.data is None:
-        remark = f"not asked, because there is no --data; needs {benchmark.needs}"
+    elif HARNESSES[benchmark.harness].needs_data and record.data is None:
+        remark = f"not run, because there is no --data; needs {benchmark.needs}"
     else:
         remark = "did not come to its end"
     return BenchmarkResult(benchmark=benchmark, remarks=[remark])

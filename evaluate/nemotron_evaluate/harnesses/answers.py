@@ -1,7 +1,7 @@
 """Answers for benchmarks that a judge scores: a batch for each turn, and the judge's own file.
 
 What is judged with whose money is the user's decision. So this ends with the file of answers that
-the benchmark's own program takes.
+the benchmark's own program takes, which for MT-Bench can go on from there.
 """
 
 from __future__ import annotations
@@ -93,24 +93,12 @@ FORMS = {
 
 def check(benchmark: Benchmark, setting: Setting) -> None:
     """Raise `NemotronError` if the questions are missing."""
-    _questions(benchmark, setting)
+    questions(benchmark, _path(setting))
 
 
 def run(benchmark: Benchmark, setting: Setting) -> list[Item]:
     """Ask the questions and write the judge's file. There are no items, for nothing is scored."""
-    rows = _questions(benchmark, setting)
-    form = _form(benchmark)
-    questions = [form.turns(row) for row in rows]
-    answers: list[list[str]] = [[] for _ in rows]
-    for turn in range(max(map(len, questions))):
-        asked = [number for number, texts in enumerate(questions) if turn < len(texts)]
-        requests = [
-            _request(number, questions[number][: turn + 1], answers[number], rows[number])
-            for number in asked
-        ]
-        for number, answer in zip(asked, _batch(benchmark, setting, turn, requests), strict=True):
-            answers[number].append(answer)
-    form.write(setting.folder, setting.model, rows, answers)
+    ask(benchmark, setting, questions(benchmark, _path(setting)))
     return []
 
 
@@ -127,11 +115,38 @@ def _form(benchmark: Benchmark) -> Form:
     return FORMS[benchmark.task]
 
 
-def _questions(benchmark: Benchmark, setting: Setting) -> list[dict[str, Any]]:
-    form = _form(benchmark)
+def _path(setting: Setting) -> Path:
     if setting.data is None:
         raise AssertionError("a run without data has no such benchmark")
-    path = setting.data / f"{setting.name}.jsonl"
+    return setting.data / f"{setting.name}.jsonl"
+
+
+def ask(benchmark: Benchmark, setting: Setting, rows: list[dict[str, Any]]) -> Path:
+    """Ask the questions of the rows, turn by turn, and return the file of the answers.
+
+    What an earlier run has an answer to is not asked again. Raises `NemotronError` if a question
+    has no answer.
+    """
+    form = _form(benchmark)
+    asked = [form.turns(row) for row in rows]
+    answers: list[list[str]] = [[] for _ in rows]
+    for turn in range(max(map(len, asked))):
+        numbers = [number for number, texts in enumerate(asked) if turn < len(texts)]
+        requests = [
+            _request(number, asked[number][: turn + 1], answers[number], rows[number])
+            for number in numbers
+        ]
+        for number, answer in zip(numbers, _batch(benchmark, setting, turn, requests), strict=True):
+            answers[number].append(answer)
+    return form.write(setting.folder, setting.model, rows, answers)
+
+
+def questions(benchmark: Benchmark, path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file of questions, as many as the benchmark's limit allows.
+
+    Raises `NemotronError` if the file is missing or has another form.
+    """
+    form = _form(benchmark)
     rows = read_rows(path, benchmark.data or Data(columns=()))
     for number, row in enumerate(rows, 1):
         try:
@@ -160,7 +175,7 @@ def _request(
 def _batch(
     benchmark: Benchmark, setting: Setting, turn: int, requests: list[dict[str, Any]]
 ) -> list[str]:
-    """Return the answers of one turn. What has an answer from an earlier run is not asked again."""
+    """Return the answers of one turn."""
     source = setting.folder / f"turn-{turn + 1}.rows.jsonl"
     output = setting.folder / f"turn-{turn + 1}.answers.jsonl"
     write_atomically(source, (json.dumps(request) + "\n" for request in requests))

@@ -113,8 +113,7 @@ def _write_task(benchmark: Benchmark, setting: Setting) -> str:
     if setting.data is not None:
         rows = setting.data / f"{setting.name}.jsonl"
     elif settings.package is not None:
-        name, _, inside = settings.package.partition("/")
-        rows = setting.installed.package(name) / inside
+        rows = setting.packaged(settings.package)
     if rows is None:
         task["dataset_name"] = harness_task.get("dataset_name")
     else:
@@ -123,7 +122,8 @@ def _write_task(benchmark: Benchmark, setting: Setting) -> str:
         task["dataset_kwargs"] = {"data_files": {settings.split: str(rows.absolute())}}
     # The answer goes on after the opened fence: the assistant's message that the task ends with.
     going_on = {"continue_final_message": True, "add_generation_prompt": False}
-    task["generation_kwargs"] = task.get("generation_kwargs", {}) | going_on
+    length = {} if benchmark.max_tokens is None else {"max_gen_toks": benchmark.max_tokens}
+    task["generation_kwargs"] = task.get("generation_kwargs", {}) | going_on | length
     task["metric_list"] = [{"metric": "exact_match"}]  # of no use, but one is needed
     path = setting.folder / TASKS / f"{setting.name}.yaml"
     make_folder(path.parent)

@@ -12,6 +12,15 @@ from nemotron_evaluate.suite.items import Item
 
 
 @dataclass(frozen=True, kw_only=True)
+class Judge:
+    """A model behind OpenAI's API that judges answers."""
+
+    url: str
+    """The server's URL, without `/v1`."""
+    model: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Setting:
     """The server and the folders of one benchmark's run."""
 
@@ -35,6 +44,8 @@ class Setting:
     """Number of prompts in one request, where answers are compared."""
     timeout: int = 3600
     """Seconds for one request."""
+    judge: Judge | None = None
+    """`None` leaves answers unjudged."""
 
     @property
     def installed(self) -> Environment:
@@ -42,6 +53,11 @@ class Setting:
         if self.environment is None:
             raise AssertionError(f"{self.name} has no environment")
         return self.environment
+
+    def packaged(self, file: str) -> Path:
+        """Return the path of a file, `PACKAGE/PATH`, of a package of the harness's environment."""
+        package, _, path = file.partition("/")
+        return self.installed.package(package) / path
 
 
 @dataclass(frozen=True)
@@ -56,3 +72,5 @@ class Harness:
     """Run the benchmark, or what is left of it after an interruption, and return its items."""
     needs_data: bool = False
     """Whether the questions come from `--data` only."""
+    judges: bool = False
+    """Whether it scores the answers if there is a judge, and has no items without one."""

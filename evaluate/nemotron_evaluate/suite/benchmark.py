@@ -25,6 +25,17 @@ class Endpoint(enum.Enum):
     """`POST /v1/completions` with `echo` and `logprobs`: given answers are compared."""
 
 
+class Kind(enum.Enum):
+    """What the values of a score are, which decides on its interval."""
+
+    RATE = "rate"
+    """Right or wrong, 1 or 0: Wilson's interval where each item has one."""
+    RATING = "rating"
+    """A judge's rating; an item whose rating cannot be read has none."""
+    F1 = "f1"
+    """The F1 of a class, as a mean: two ones for each true positive, a zero for each false one."""
+
+
 class Score(Strict):
     """One number of a benchmark."""
 
@@ -36,6 +47,7 @@ class Score(Strict):
     """What is scored, for a benchmark with several scores."""
     card: float | None = None
     """The model card's value, in points."""
+    kind: Kind = Kind.RATE
     scale: float = Field(100.0, gt=0)
     """Points of the harness's value 1: 100 for percent, 1 for a judge's scale."""
 
@@ -87,7 +99,7 @@ class Benchmark(Strict):
     """Longest answer in tokens, for tasks that do not say it themselves."""
     scores: dict[str, Score] = Field(min_length=1)
     judge: str | None = None
-    """The model that judges the answers, as on the card."""
+    """Name of the model that judged the answers on the card."""
     data: Data | None = None
     needs: str = ""
     """What it takes besides a server: a judge, a sandbox, another harness."""

@@ -25,7 +25,8 @@ class Item(Strict):
     content: str
     """Hash of the item's content, by which two runs know that they asked the same."""
     values: dict[str, tuple[float, ...]]
-    """Values for each of the benchmark's scores, as the harness counts: mostly 0 or 1."""
+    """Values for each of the benchmark's scores, as the harness counts: mostly 0 or 1. There is
+    none where a judge's rating could not be read."""
 
 
 def write_items(path: Path, items: Iterable[Item]) -> None:
