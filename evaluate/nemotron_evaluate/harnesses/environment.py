@@ -23,6 +23,8 @@ BUILD = LOCKS / "build.txt"
 """What builds the packages that exist as sources only."""
 OLDEST_PYTHON = re.compile(r"^# Python (\d+)\.(\d+)$", re.MULTILINE)
 """Line of a `.in` with the oldest Python that a harness runs on."""
+PINNED = re.compile(r"^[\w.-]+==", re.MULTILINE)
+"""Begin of a package's line in a lock."""
 INSTALLED = "installed.txt"
 """The lock that an environment was made from, written when it is complete."""
 PIP = ("--quiet", "--disable-pip-version-check", "--no-deps", "--require-hashes", "--requirement")
@@ -110,7 +112,7 @@ class Environment:
         except OSError as error:
             raise NemotronError(f"cannot write: {error.strerror}", where=self.home) from error
         self._run("the environment", [sys.executable, "-m", "venv", str(self.home)])
-        count = self._lock.read_text(encoding="utf-8").count("==")
+        count = len(PINNED.findall(self._lock.read_text(encoding="utf-8")))
         typer.echo(f"installing up to {count} packages, which takes minutes", err=True)
         pip = [str(self.program("python")), "-m", "pip", "install"]
         self._run("what builds packages", [*pip, *PIP, str(BUILD)])

@@ -24,7 +24,7 @@ for number, file in enumerate(files):
     )
 done = eval(tasks, model=model, temperature=0, max_tokens=200, log_dir=logs, display="none")
 results = {
-    log.eval.task: [log.status, len(log.samples), log.results.scores[0].metrics["accuracy"].value]
+    log.eval.task: [log.status, len(log.samples), log.results.scores[0].metrics["mean"].value]
     for log in done
 }
 print(json.dumps([results[name] for name in sorted(results)]))
