@@ -113,7 +113,10 @@ def _resampled(
 def _means(sums: Sums, drawn: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     totals, counts = (np.asarray(numbers, float)[drawn].sum(axis=1) for numbers in sums)
     # A sample may have drawn only clusters without values.
-    return np.divide(totals, counts, out=np.zeros_like(totals), where=counts > 0)
+    means: npt.NDArray[np.float64] = np.divide(
+        totals, counts, out=np.zeros_like(totals), where=counts > 0
+    )
+    return means
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
