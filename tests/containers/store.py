@@ -62,8 +62,9 @@ class Store:
     def in_folder(cls, folder: Path) -> Store:
         """Return the store in a folder, which may have images of before."""
         folder.mkdir(parents=True, exist_ok=True)
+        folder = folder.resolve()  # buildah begins other processes elsewhere
         for name, text in SETTINGS.items():
-            filled = text.format(folder=folder.resolve(), limits=json.dumps(LIMITS))
+            filled = text.format(folder=folder, limits=json.dumps(LIMITS))
             (folder / name).write_text(filled)
         store = cls(folder)
         store.errors.write_text("")
