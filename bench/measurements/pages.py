@@ -12,6 +12,7 @@ from bench.measurements.plots import PLOTS
 from bench.measurements.tables import TABLES
 
 DOCS = Path(__file__).parents[2] / "docs"
+IMAGES = DOCS / "images"
 PAGES = [DOCS / f"{name}.md" for name in ("performance", "convert", "fp8", "gateway")]
 MARKERS = re.compile(r"<!-- (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 
@@ -30,7 +31,7 @@ def write_pages() -> None:
     for page in PAGES:
         page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
     for name, plot in PLOTS.items():
-        (DOCS / name).write_text(plot(), encoding="utf-8")
+        (IMAGES / name).write_text(plot(), encoding="utf-8")
 
 
 if __name__ == "__main__":

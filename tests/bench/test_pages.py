@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from bench.measurements.pages import DOCS, PAGES, with_tables
+from bench.measurements.pages import DOCS, IMAGES, PAGES, with_tables
 from bench.measurements.plots import PLOTS
 from bench.measurements.quotes import QUOTES, Quote, missing_numbers, text_of
 from bench.measurements.records import RESULTS, Record
@@ -22,7 +22,8 @@ def test_the_tables_are_those_of_the_records() -> None:
 
 @pytest.mark.parametrize("name", PLOTS)
 def test_the_plots_are_those_of_the_records(name: str) -> None:
-    assert (DOCS / name).read_text() == PLOTS[name]()
+    assert (IMAGES / name).read_text() == PLOTS[name]()
+    assert sum(f"images/{name})" in page.read_text() for page in DOCS.glob("*.md")) == 1
 
 
 @pytest.mark.parametrize("quote", QUOTES, ids=lambda quote: f"{quote.page}:{quote.anchor}")
