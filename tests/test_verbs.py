@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -146,12 +147,23 @@ LIBRARIES = (
 def test_a_bare_installation_names_the_extra(arguments: str, extra: str, tmp_path: Path) -> None:
     nemo = str(Path(__file__).parent / "tiny_nemotron" / "tiny_nemotron.nemo")
     words = [nemo if word == "NEMO" else word for word in arguments.split()]
+    assert_named(words, LIBRARIES, extra, tmp_path)
+
+
+def test_what_draws_the_report_is_missed_before_the_load(tmp_path: Path) -> None:
+    """Nothing listens at this address, which nobody is told because it is not asked."""
+    words = ["bench", "--url", "grpc://127.0.0.1:9", "-o", "report"]
+    assert_named(words, ("matplotlib",), "bench", tmp_path)
+
+
+def assert_named(words: Sequence[str], missing: Sequence[str], extra: str, folder: Path) -> None:
+    """Run a command without some modules: it must end with the extra that has them."""
     done = subprocess.run(
-        [sys.executable, "-c", BARE_INSTALLATION, ",".join(LIBRARIES), *words],
+        [sys.executable, "-c", BARE_INSTALLATION, ",".join(missing), *words],
         capture_output=True,
         text=True,
         check=False,
-        cwd=tmp_path,
+        cwd=folder,
         timeout=WAIT,
     )
     assert done.returncode == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -19,8 +20,21 @@ HEAD = (
 )  # fmt: skip
 
 
+def prepare_folder(folder: Path) -> None:
+    """Create the folder of the reports before the load, and load the library of their plots.
+
+    So a long measurement does not end without its reports. Raises `NemotronError` if the operating
+    system refuses, and `ModuleNotFoundError` without matplotlib.
+    """
+    import_module("nemotron_bench.html_report")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NemotronError(f"cannot write: {error.strerror}", where=folder) from error
+
+
 def write_reports(report: Report, folder: Path) -> list[Path]:
-    """Write `bench.json`, `bench.md` and `bench.html` to `folder`, which is created.
+    """Write `bench.json`, `bench.md` and `bench.html` to `folder`.
 
     Returns their paths. Raises `NemotronError` if the operating system refuses.
     """
@@ -32,7 +46,6 @@ def write_reports(report: Report, folder: Path) -> list[Path]:
         "bench.html": html(report),
     }
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
     except OSError as error:

@@ -44,7 +44,7 @@ SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 RUN python3 -m pip list --format=freeze --exclude pip --exclude setuptools > /tmp/image.txt \
     && python3 -m pip install --no-cache-dir --break-system-packages --constraint /tmp/image.txt 'uv>=0.9,<1' \
     && python3 -m uv pip install --system --break-system-packages --no-cache --compile-bytecode \
-       --constraint /tmp/image.txt --requirements /src/pyproject.toml --extra server --extra calibrate \
+       --constraint /tmp/image.txt --requirements /src/pyproject.toml --extra server --extra calibrate --extra bench \
     && rm -r /tmp/image.txt /src
 # The list of what is in the image's Python (CycloneDX), by a tool that does not stay.
 RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \

@@ -38,7 +38,7 @@ RUN python3 -m pip list --format=freeze --exclude pip --exclude setuptools > /tm
     && python3 -m pip install --no-cache-dir --break-system-packages --constraint /tmp/image.txt 'uv>=0.9,<1' \
     && python3 -m uv pip install --system --break-system-packages --no-cache --compile-bytecode \
        --constraint /tmp/image.txt \
-       --requirements /src/pyproject.toml --extra server --extra calibrate --extra mpi \
+       --requirements /src/pyproject.toml --extra server --extra calibrate --extra bench --extra mpi \
     && python3 -m venv /opt/vllm \
     && python3 -m uv pip install --python /opt/vllm/bin/python --no-cache --compile-bytecode \
        vllm==0.32.0 --requirements /src/pyproject.toml --extra engine \

@@ -107,7 +107,9 @@ class ConvertArguments:
             help="Devices that calibrate: auto (all GPUs, else the CPU), cpu, or cuda:0,cuda:2.",
         ),
     ] = "auto"
-    json: Annotated[bool, Option("--json", help="Print the manifest as JSON.")] = False
+    json: Annotated[
+        bool, Option("--json", help="Print JSON: the manifest, or with --plan the plan.")
+    ] = False
 
     def require_peft(self) -> None:
         """Raise `NemotronError` if there is an argument that a PEFT folder does not take."""

@@ -123,7 +123,10 @@ def convert(arguments: ConvertArguments) -> None:
         if must_be_new:
             require_choice(output, MANIFEST_NAME, "checkpoint")
         conversion_plan = make_plan(model, output, options)
-        conversion_plan.print(Console())
+        if arguments.json:
+            typer.echo(conversion_plan.to_json())
+        else:
+            conversion_plan.print(Console())
         conversion_plan.check()
         return
     with open_team() as team:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -109,6 +110,34 @@ class Plan:
         """Raise `NemotronError` if the output cannot be made or the disk is too small."""
         check_output(self.output, source=Path(self.source))
         require_space(self.disk, self.free, self.output.parent)
+
+    def to_json(self) -> str:
+        """Return the plan as one JSON object: bytes, seconds, and bytes or operations per second.
+
+        `files` has the bytes of the tensors in each file.
+        """
+        cost = self.calibration
+        return json.dumps(
+            {
+                "source": self.source,
+                "adapters": self.adapters,
+                "output": str(self.output),
+                "files": {
+                    name: sum(spec.nbytes for spec in tensors.values())
+                    for name, tensors in self.layout.files.items()
+                },
+                "read": self.to_read,
+                "write": self.to_write,
+                "disk": self.disk,
+                "free": self.free,
+                "memory": self.memory,
+                "read_rate": self.read_rate,
+                "write_rate": self.write_rate,
+                "seconds": self.seconds,
+                "calibration": cost and asdict(cost) | {"seconds": cost.seconds(self.read_rate)},
+            },
+            indent=2,
+        )
 
     def print(self, console: Console) -> None:
         """Print tables of the tensors, the sizes and, for a TensorRT-LLM checkpoint, the GPUs."""

@@ -16,7 +16,7 @@ from tritonclient.grpc import service_pb2
 from nemotron_bench.aiperf import read_outcomes as read_aiperf
 from nemotron_bench.load import Level, Outcome
 from nemotron_bench.perf_analyzer import read_outcomes as read_perf_analyzer
-from nemotron_bench.report import compare, markdown, read_report, write_reports
+from nemotron_bench.report import compare, markdown, prepare_folder, read_report, write_reports
 from nemotron_bench.results import Report, measure
 from nemotron_bench.run import run
 from nemotron_bench.settings import BenchSettings
@@ -123,6 +123,7 @@ def report(factor: float = 1.0) -> Report:
 
 
 def test_reports_are_written_read_and_compared(tmp_path: Path) -> None:
+    prepare_folder(tmp_path / "out")
     written = write_reports(report(), tmp_path / "out")
     assert [path.name for path in written] == ["bench.json", "bench.md", "bench.html"]
     assert read_report(written[0]) == report()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -105,6 +106,10 @@ def test_the_command_prints_the_plan_and_fails_early(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     for word in ("model.output_layer.weight", "lm_head.weight", "H200", "free", "memory", "time"):
         assert word in done.stdout
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
+    facts = json.loads(done.stdout)
+    assert sum(facts["files"].values()) == facts["write"]
+    assert facts["disk"] <= facts["free"] and facts["calibration"] is None
     assert not (tmp_path / "out").exists()
     (tmp_path / "out").write_text("mine")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
