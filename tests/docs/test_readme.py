@@ -62,12 +62,15 @@ def test_ctrl_c_drains_and_stops(demo: DemoServer) -> None:
     assert said[-1] == "stopped"
 
 
-def test_the_badges_are_true() -> None:
+def test_the_badges_are_true_and_versions_agree() -> None:
     text = (ROOT / "README.md").read_text()
     project = (ROOT / "pyproject.toml").read_text()
     (version,) = re.findall(r'^version = "(.+)"$', project, re.MULTILINE)
     assert f'alt="version {version}"' in text
     assert f"badge/version-{version}-" in text
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    chart = (ROOT / "helm" / "nemotron" / "Chart.yaml").read_text()
+    assert re.findall(r'^appVersion: "?([^"\n]+)', chart, re.MULTILINE) == [version]
     makefile = (ROOT / "Makefile").read_text()
     versions = re.findall(r"\(3, (\d+)\)", makefile)
     assert f'alt="Python 3.{versions[0]} to 3.{versions[-1]}"' in text
