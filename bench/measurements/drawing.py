@@ -1,7 +1,7 @@
 """Panels of a page's plots, drawn by matplotlib as SVG.
 
-The same values give the same bytes: texts stay texts, and nothing is placed by the width of one,
-which changes with the version of the library and its fonts.
+The same values give the same bytes with one version of matplotlib, and hardly differ with others:
+texts stay texts, and nothing is placed by the width of one.
 """
 
 from __future__ import annotations

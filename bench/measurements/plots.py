@@ -60,7 +60,7 @@ def hops() -> str:
 
 def leaving() -> str:
     """Return the times until the engine is free of a request whose client has left."""
-    times = Record.read("hangups_leaving").results["seconds_to_free"]
+    times = Record.read("hangups").results["seconds_to_free"]
     return svg(
         Ranges(
             "Until the engine is free",
