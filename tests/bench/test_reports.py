@@ -31,6 +31,7 @@ def test_a_medians_interval_has_the_median_in_19_of_20_samples() -> None:
     assert median_interval([1.0] * 5) is None
 
 
+@pytest.mark.slow
 def test_a_throughputs_interval_has_the_mean_of_a_steady_load() -> None:
     rng = random.Random(5)
     hits = 0
@@ -121,6 +122,7 @@ class _Page(HTMLParser):
         self.addresses += [str(v) for k, v in attributes if k in ("src", "href", "xlink:href")]
 
 
+@pytest.mark.slow
 def test_the_page_loads_nothing_and_escapes_texts() -> None:
     page = _Page()
     text = html(report())

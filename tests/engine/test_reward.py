@@ -166,6 +166,7 @@ def test_a_lane_without_rewards_says_so(name: str, checkpoint_reward: Path, tmp_
         build_engine(checkpoint_reward, tmp_path / "engine", load_profile(name))
 
 
+@pytest.mark.slow
 def test_a_trained_attribute_says_how_long_an_answer_is(engine_tiny_reward: Path) -> None:
     """On dialogues, and beginnings of them, that its head was not trained on."""
     unseen = [messages for number, messages in conversations() if number % TESTED == 0]
