@@ -42,9 +42,11 @@ test-standins: $(VENV)/.dev
 	$(BIN)/pytest --lane tensorrt $(CONTRACT_TESTS)
 	$(BIN)/pytest --lane pytorch $(CONTRACT_TESTS)
 
-# The contract on a real vLLM, which takes two gigabytes in .tools/vllm and Python 3.11 or later.
-test-vllm: $(VENV)/.dev $(VENV)/.vllm
-	$(BIN)/pytest --lane vllm tests/vllm $(CONTRACT_TESTS)
+# The contract on a real vLLM, which takes two gigabytes in .tools/vllm and Python 3.11 or later, and
+# lm-eval by log-likelihood.
+test-vllm: $(VENV)/.dev $(VENV)/.vllm $(VENV)/.harness-lm-eval
+	$(BIN)/pytest --lane vllm --harnesses $(HARNESSES) tests/vllm $(CONTRACT_TESTS) \
+	  "tests/harnesses/test_lm_eval.py::test_by_log_likelihood[HF tokenizer, 4 at once]"
 
 # Clients of others, unmodified, each in an environment of its own: 0.8 GB in .tools/clients.
 CLIENT_TOOLS ?= .tools/clients

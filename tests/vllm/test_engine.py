@@ -48,6 +48,8 @@ for word in sys.argv[1:]:
         flag = name.replace("_", "-")
         if isinstance(value, bool):
             command.append("--" + ("" if value else "no-") + flag)
+        elif isinstance(value, list):
+            command += ["--" + flag, *value]
         else:
             command += ["--" + flag, json.dumps(value) if isinstance(value, dict) else str(value)]
     parsed = EngineArgs.add_cli_args(FlexibleArgumentParser()).parse_args(command)
@@ -156,6 +158,30 @@ def test_log_probabilities_are_those_of_transformers(client: Connection) -> None
         assert entries[0][0] == id_
         assert entries[0][1] == pytest.approx(float(expected[position][id_]), abs=0.3)
         assert entries[1][0] == int(expected[position].argmax())
+
+
+def test_prompts_that_are_scored_at_once(
+    client: Connection, answers: list[ExactAnswer], tokenizer: Tokenizer
+) -> None:
+    """Each has the values that it has alone, whichever share a step with it."""
+    asked = []
+    for exact in answers[:24]:
+        ids = [*prompt_ids(tokenizer, exact.question.messages), *exact.token_ids]
+        asked.append(request(ids, max_tokens=1, end_ids=[], log_probs=True, prompt_log_probs=1))
+    client.ask(*asked)
+    together = [client.chunks(one)[0].prompt_log_probs for one in asked]
+    for one, scores in zip(asked[:4], together, strict=False):
+        again = request(one.input_ids, max_tokens=1, end_ids=[], log_probs=True, prompt_log_probs=1)
+        client.ask(again)
+        alone = client.chunks(again)[0].prompt_log_probs
+        assert len(alone) == len(scores) == len(one.input_ids)
+        for (id_, value), (other_id, other) in zip(
+            (entries[0] for entries in alone[1:]),
+            (entries[0] for entries in scores[1:]),
+            strict=True,
+        ):
+            assert id_ == other_id
+            assert value == pytest.approx(other, abs=0.3)  # batches round otherwise in BF16
 
 
 def test_seeds(client: Connection) -> None:

@@ -30,6 +30,11 @@ PLAIN: Mapping[str, tuple[object, ...]] = {
 TENSOR = re.compile(
     r"base_model\.model\.model\.layers\.(0|[1-9][0-9]{0,5})\.([a-z_]+\.[a-z_]+)\.lora_([AB])\.weight"
 )
+PROJECTIONS = {
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), "self_attn"),
+    **dict.fromkeys(("up_proj", "down_proj"), "mlp"),
+}
+"""The weights of a layer that an adapter may change, and the part that each belongs to."""
 Weight = tuple[int, str]
 """A weight of the model that an adapter changes: its layer, and its name there."""
 
@@ -111,15 +116,16 @@ def _sizes(model: dict[str, Any]) -> dict[Weight, tuple[int, int]]:
     head = model.get("head_dim") or hidden // heads
     kv = (model.get("num_key_value_heads") or heads) * head
     sizes = {
-        "self_attn.q_proj": (hidden, heads * head),
-        "self_attn.k_proj": (hidden, kv),
-        "self_attn.v_proj": (hidden, kv),
-        "self_attn.o_proj": (heads * head, hidden),
-        "mlp.up_proj": (hidden, model["intermediate_size"]),
-        "mlp.down_proj": (model["intermediate_size"], hidden),
+        "q_proj": (hidden, heads * head),
+        "k_proj": (hidden, kv),
+        "v_proj": (hidden, kv),
+        "o_proj": (heads * head, hidden),
+        "up_proj": (hidden, model["intermediate_size"]),
+        "down_proj": (model["intermediate_size"], hidden),
     }
+    names = {name: f"{part}.{name}" for name, part in PROJECTIONS.items()}
     layers = range(model["num_hidden_layers"])
-    return {(layer, name): size for layer in layers for name, size in sizes.items()}
+    return {(layer, names[name]): sizes[name] for layer in layers for name in names}
 
 
 def _shapes(path: Path) -> dict[str, list[int]]:

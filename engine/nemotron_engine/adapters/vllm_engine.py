@@ -12,6 +12,7 @@ from nemotron_core.engine_settings import VllmEngineSettings
 from nemotron_core.errors import NemotronError
 from nemotron_core.launcher import first_machine, own_rank
 from nemotron_core.reward import HEAD_NAME
+from nemotron_engine.adapters.peft_folder import PROJECTIONS
 from nemotron_engine.first_machine import end_with
 from nemotron_engine.worker_watch import workers_watched
 
@@ -128,6 +129,9 @@ def engine_arguments(
             "max_loras": places,
             "max_cpu_loras": places,
             "max_lora_rank": _lora_rank(settings.lora.max_rank),
+            # Not the head: its layer for adapters takes one position of each request, and the
+            # engine ends when those of several prompts are to be scored (vLLM 0.32).
+            "lora_target_modules": list(PROJECTIONS),
         }
     if settings.kv_cache_tokens is not None:
         arguments["enforce_eager"] = True
