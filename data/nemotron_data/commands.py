@@ -17,8 +17,8 @@ def batch(options: BatchOptions) -> None:
     The server's API key is read from the environment variable NEMOTRON_API_KEY or OPENAI_API_KEY.
     """
     from nemotron_core.errors import NemotronError
+    from nemotron_data.batch.interruption import Interrupted
     from nemotron_data.batch.job import Job
-    from nemotron_data.batch.run import Interrupted
     from nemotron_data.batch.target import target_of
     from nemotron_data.rows.source import STREAM
 
@@ -45,7 +45,7 @@ def synthesize(options: SynthesisOptions) -> None:
     """
     from rich.console import Console
 
-    from nemotron_data.batch.run import Interrupted
+    from nemotron_data.batch.interruption import Interrupted
     from nemotron_data.synthesis.preview import preview_table
     from nemotron_data.synthesis.run import folder_of
     from nemotron_data.synthesis.run import synthesize as run

@@ -14,7 +14,7 @@ def compare(options: CompareOptions) -> None:
 
     The servers' API key is read from the environment variable NEMOTRON_API_KEY or OPENAI_API_KEY.
     """
-    from nemotron_data.batch.run import Interrupted
+    from nemotron_data.batch.interruption import Interrupted
     from nemotron_evaluate.comparison.report import markdown
     from nemotron_evaluate.comparison.run import check_limits, run
 
@@ -36,7 +36,7 @@ def eval(options: EvalOptions) -> None:
     from NEMOTRON_JUDGE_API_KEY or OPENAI_API_KEY.
     """
     from nemotron_core.errors import NemotronError
-    from nemotron_data.batch.run import Interrupted
+    from nemotron_data.batch.interruption import Interrupted
     from nemotron_evaluate.evaluation.report import markdown
     from nemotron_evaluate.evaluation.run import INSTALL, install, run
 
@@ -60,7 +60,7 @@ def redteam(options: RedteamOptions) -> None:
     `nemotron eval install garak` installs it. The server's API key is read from the environment
     variable NEMOTRON_API_KEY or OPENAI_API_KEY.
     """
-    from nemotron_data.batch.run import Interrupted
+    from nemotron_data.batch.interruption import Interrupted
     from nemotron_evaluate.redteam.result import markdown
     from nemotron_evaluate.redteam.run import run
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from starlette.applications import Starlette
@@ -26,6 +27,7 @@ from nemotron_gateway import access_log, page
 from nemotron_gateway.adapters import Adapters, LoadLoraRequest, UnloadLoraRequest
 from nemotron_gateway.admission import Admission
 from nemotron_gateway.backend import Backend
+from nemotron_gateway.batches.routes import ROUTES, answer_off
 from nemotron_gateway.connection_limits import HostCheck
 from nemotron_gateway.json_response import JsonResponse, to_http_error
 from nemotron_gateway.keys import Keys
@@ -37,9 +39,12 @@ from nemotron_gateway.openai_api import OpenAI
 from nemotron_gateway.openapi import Access, Endpoint, describe
 from nemotron_gateway.request_record import REQUEST_ID_HEADER, RequestRecord
 from nemotron_gateway.responses_api import Responses
-from nemotron_gateway.reward_api import Rewards
+from nemotron_gateway.reward_api import Handler, Rewards
 from nemotron_gateway.settings import LOOPBACK, GatewaySettings
 from nemotron_gateway.tokens_api import DetokenizeRequest, TokenizeRequest, Tokens
+
+if TYPE_CHECKING:
+    from nemotron_gateway.batches.scheduler import Scheduler
 
 LOG = logging.getLogger("nemotron_gateway")
 HEALTH = ("/health", "/health/live", "/health/ready", "/metrics")
@@ -68,9 +73,11 @@ class Gateway:
         self._backend = Backend(settings, self._metrics)
         self._hosts = HostCheck(_served_names(settings, self._keys))
         self.draining = False
-        self.running = 0
+        self._requests = 0
         """Number of requests that are being answered, health and metrics aside."""
-        adapters, admission = Adapters(settings), Admission(settings.limits.tokens)
+        self._admission = admission = Admission(settings.limits.tokens)
+        self._scheduler: Scheduler | None = None
+        adapters = Adapters(settings)
         models = Models(settings, self._backend, adapters)
         openai = OpenAI(settings, self._backend, models, admission)
         responses = Responses(settings, self._backend, models, openai)
@@ -78,11 +85,12 @@ class Gateway:
         tokens = Tokens(settings, self._backend, models)
         rewards = Rewards(settings, self._backend, models, admission)
         user, admin = Access.USER, Access.ADMIN
+        chat, completions = rewards.instead_of(openai.chat), rewards.refused(openai.completions)
         # fmt: off
         self.endpoints = (
-            Endpoint("POST", "/v1/chat/completions", rewards.instead_of(openai.chat),
+            Endpoint("POST", "/v1/chat/completions", chat,
                      "The answer to a conversation, or its scores", ChatRequest, access=user),
-            Endpoint("POST", "/v1/completions", rewards.refused(openai.completions),
+            Endpoint("POST", "/v1/completions", completions,
                      "What follows a prompt", CompletionRequest, access=user),
             Endpoint("POST", "/v1/responses", rewards.refused(responses.create),
                      "The answer to a conversation, which is not stored", ResponsesRequest,
@@ -90,6 +98,9 @@ class Gateway:
             Endpoint("GET", "/v1/models", models.list, "The model", access=user),
             Endpoint("GET", "/v1/models/{name:path}", models.one,
                      "The model, by its name", access=user),
+            *self._file_endpoints(
+                {"/v1/chat/completions": chat, "/v1/completions": completions}
+            ),
             Endpoint("POST", "/v1/load_lora_adapter", adapters.load,
                      "Load a LoRA adapter, for an admin key", LoadLoraRequest, access=admin),
             Endpoint("POST", "/v1/unload_lora_adapter", adapters.unload,
@@ -146,17 +157,57 @@ class Gateway:
                 ]
             await send(message)
 
-        self.running += is_counted
+        self._requests += is_counted
         try:
             await self._app(scope, receive, send_with_headers)
         except Exception as error:
             # The client has its answer: Starlette raises unexpected errors again for the log.
             LOG.error("request %s failed", record.request_id, exc_info=error)
         finally:
-            self.running -= is_counted
+            self._requests -= is_counted
             record.finish()
             if self._settings.access_log and record.route not in HEALTH:
                 access_log.write(scope, record)
+
+    @property
+    def running(self) -> int:
+        """Number of requests that are being answered, and of batches that run."""
+        return self._requests + (0 if self._scheduler is None else self._scheduler.running)
+
+    async def open(self) -> None:
+        """Go on with the batches of the gateway before. Raises `NemotronError` if it cannot."""
+        if self._scheduler is not None:
+            self._scheduler.open()
+
+    def drain(self) -> None:
+        """Refuse new requests; those of batches that have not begun wait for the next gateway."""
+        self.draining = True
+        self._admission.close()
+        if self._scheduler is not None:
+            self._scheduler.drain()
+
+    async def close(self) -> None:
+        """End the batches, with which the next gateway goes on."""
+        if self._scheduler is not None:
+            await self._scheduler.close()
+
+    def _file_endpoints(self, handlers: Mapping[str, Handler]) -> Sequence[Endpoint]:
+        """Return the endpoints of files and batches, whose requests `handlers` answer."""
+        folder = self._settings.files.folder
+        if folder is None:
+            return [
+                Endpoint(*route, answer_off, summary, access=Access.USER)
+                for route, summary in ROUTES.items()
+            ]
+        # Only a gateway with batches loads what runs them.
+        from nemotron_gateway.batches.endpoints import endpoints  # noqa: PLC0415
+        from nemotron_gateway.batches.inside import InsideGateway  # noqa: PLC0415
+        from nemotron_gateway.batches.scheduler import Scheduler  # noqa: PLC0415
+
+        inside = InsideGateway(handlers, self._keys, self._backend, self._metrics)
+        self._scheduler = scheduler = Scheduler(self._settings, folder, inside)
+        self._metrics.batches.set_function(lambda: scheduler.running)
+        return endpoints(self._settings, scheduler)
 
     def _route(self, endpoint: Endpoint) -> Route:
         """Return Starlette's route for an endpoint, with the checks that come first."""
@@ -189,6 +240,7 @@ class Gateway:
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
         async with self._backend:
             yield
+            await self.close()  # while the engine can still be asked
 
     async def _version(self, _request: Request, _record: RequestRecord) -> Response:
         return JsonResponse({"version": version("nemotron-triton")})
@@ -226,7 +278,7 @@ def _cross_origin(settings: GatewaySettings) -> list[Middleware]:
         Middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST", "PUT"],
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
             allow_headers=["*"],
             expose_headers=["X-Request-ID", "X-Ignored-Keys", "Retry-After"],
         )

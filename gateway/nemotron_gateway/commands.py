@@ -29,6 +29,9 @@ def gateway(
         Path | None,
         typer.Option(help="File with an API key in each line; else NEMOTRON_API_KEYS(_FILE)."),
     ] = None,
+    files: Annotated[
+        Path | None, typer.Option(help="Folder for files and batches, which are off without one.")
+    ] = None,
     settings: Annotated[
         Path | None, typer.Option(help="YAML file of settings, which the options override.")
     ] = None,
@@ -64,6 +67,7 @@ def gateway(
             "tokenizer": tokenizer,
             "engine_socket": engine_socket,
             "api_keys_file": api_keys_file,
+            "files.folder": files,
             "access_log": access_log,
             "timeouts.request": request_timeout,
             "timeouts.drain": drain_timeout,

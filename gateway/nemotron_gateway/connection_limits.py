@@ -12,6 +12,8 @@ from nemotron_gateway.settings import GatewaySettings
 
 BODY_GRACE_SECONDS = 2.0
 """Time in which the answer to a body that is late (status 408) may still be sent."""
+UPLOADS = "/v1/files"
+"""Path to which files come, for which the time for a body is one without a piece of it."""
 
 
 def bounded_protocol(settings: GatewaySettings) -> type[HttpToolsProtocol]:
@@ -86,8 +88,11 @@ def bounded_protocol(settings: GatewaySettings) -> type[HttpToolsProtocol]:
             self._expect(timeouts.body + BODY_GRACE_SECONDS)
 
         def on_body(self, body: bytes) -> None:
-            if not self.transport.is_closing():
-                super().on_body(body)
+            if self.transport.is_closing():
+                return
+            super().on_body(body)
+            if self.scope["path"] == UPLOADS and not self.cycle.response_complete:
+                self._expect(timeouts.body + BODY_GRACE_SECONDS)
 
         def on_message_complete(self) -> None:
             if self.transport.is_closing():

@@ -19,6 +19,8 @@ LOG = logging.getLogger("nemotron_gateway")
 KEYS_VARIABLE = "NEMOTRON_API_KEYS"
 KEYS_FILE_VARIABLE = "NEMOTRON_API_KEYS_FILE"
 KINDS = ("user", "admin")
+EVERYBODY = "everybody"
+"""Owner of what is stored while no keys are required."""
 LOOK_SECONDS = 1.0
 """Seconds between two looks whether the file has changed."""
 FORM = "one key a line: [user|admin] KEY [name=NAME] [requests=NUMBER] [tokens=NUMBER]"
@@ -36,6 +38,16 @@ class ApiKey:
     """Limit of the holder's prompts that run at the same time."""
     tokens: int | None = None
     """Limit of the tokens that these may still need."""
+
+    @property
+    def owner(self) -> str:
+        """Name under which what belongs to the key is stored, from which nobody gets the key."""
+        return self.digest.hex()[:32]
+
+
+def owner_of(key: ApiKey | None) -> str:
+    """Return the name under which what belongs to a key is stored. All without keys share one."""
+    return EVERYBODY if key is None else key.owner
 
 
 class Keys:
@@ -94,6 +106,19 @@ class Keys:
                 code="admin_key_needed",
             )
         return key
+
+    def of_owner(self, owner: str) -> ApiKey | None:
+        """Return the key to which an owner's things belong, or `None` if no keys are required.
+
+        Raises `NemotronError` if the key is no longer valid.
+        """
+        self._look()
+        if owner == EVERYBODY and not self._keys:
+            return None
+        for key in self._keys:
+            if key.owner == owner:
+                return key
+        raise NemotronError("the API key is no longer valid", where="the batch's owner")
 
     def _find(self, authorization: str) -> ApiKey | None:
         scheme, _, text = authorization.partition(" ")

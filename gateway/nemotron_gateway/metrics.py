@@ -65,6 +65,9 @@ class Metrics:
         self.running = Gauge(
             "nemotron_gateway_requests_running", "Prompts at the engine", registry=registry
         )
+        self.batches = Gauge(
+            "nemotron_gateway_batches_running", "Batches whose rows are asked", registry=registry
+        )
         self.prompt_tokens = Counter(
             "nemotron_gateway_prompt_tokens", "Tokens of prompts answered", registry=registry
         )

@@ -119,7 +119,7 @@ class OpenAI:
         """Yield the pieces of all answers, once the limits allow them."""
         answers = len(prompts) * (generation.num_return_sequences or 1)
         tokens = answers * generation.max_tokens + sum(map(_size, prompts))
-        with self._admission.admit(record.key, answers, tokens):
+        async with self._admission.enter(record, answers, tokens):
             source = self._backend.generate_all(prompts, generation, timeout)
             async with aclosing(source) as pieces:
                 async for index, piece in pieces:

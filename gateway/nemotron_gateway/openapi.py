@@ -43,7 +43,7 @@ class Endpoint:
 
 
 def describe(endpoints: Sequence[Endpoint], *, model: str, has_keys: bool) -> dict[str, Any]:
-    """Return the description as OpenAPI 3.1. `model` is the title, and each path's parameter."""
+    """Return the description as OpenAPI 3.1. `model` is its title and the `name` in paths."""
     documented = [endpoint for endpoint in endpoints if endpoint.summary]
     bodies = [endpoint.body for endpoint in documented if endpoint.body]
     _, schemas = models_json_schema([(body, "validation") for body in bodies], ref_template=REF)
@@ -75,7 +75,12 @@ def _operation(endpoint: Endpoint, model: str, has_keys: bool) -> dict[str, Any]
     }
     if parameters := re.findall(r"{(\w+)[:}]", endpoint.path):
         operation["parameters"] = [
-            {"name": name, "in": "path", "required": True, "schema": {"const": model}}
+            {
+                "name": name,
+                "in": "path",
+                "required": True,
+                "schema": {"const": model} if name == "name" else {"type": "string"},
+            }
             for name in parameters
         ]
     if endpoint.body:

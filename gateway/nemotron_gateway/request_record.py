@@ -36,6 +36,9 @@ class RequestRecord:
     """The first keys of the request that the gateway does not know, shortened."""
     key: ApiKey | None = None
     """The client's API key, if one is required."""
+    background_slots: int | None = None
+    """Number of sequences that the engine computes at once, for a request in the background, which
+    leaves room for others; `None` for any other request."""
     _last_piece: float = 0.0
 
     @classmethod

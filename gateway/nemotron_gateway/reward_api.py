@@ -84,7 +84,7 @@ class Rewards:
             count = sum(message["role"] == "assistant" for message in messages)
         if count > (most := self._settings.limits.answers):
             raise bad_request(f"at most {most} turns are scored in one request", "turns")
-        with self._admission.admit(record.key, count, tokens * count):
+        async with self._admission.enter(record, count, tokens * count):
             work = self._backend.score(messages, body.turns or "last", body.timeout)
             turns = await while_connected(request.receive, work)
         record.count_tokens(sum(turn.num_tokens for turn in turns), 0)

@@ -54,6 +54,7 @@ async def _serve(
     port_file: Path | None,
 ) -> None:
     gateway = Gateway(settings, keys)
+    await gateway.open()
     server = _Server(gateway, settings)
     serving = asyncio.create_task(server.serve([listener]))
     while not (server.started or serving.done()):
@@ -68,6 +69,7 @@ async def _serve(
     finally:
         if port_file is not None:
             port_file.unlink(missing_ok=True)
+        await gateway.close()
 
 
 class _Server(uvicorn.Server):
@@ -112,6 +114,7 @@ class _Server(uvicorn.Server):
     async def _drain(self) -> None:
         """Wait until all requests have ended. Meanwhile connections are accepted, to refuse."""
         deadline = time.monotonic() + self._drain_seconds
+        self._gateway.drain()
         await asyncio.sleep(REFUSE_SECONDS)
         while self._gateway.running and time.monotonic() < deadline:
             await asyncio.sleep(POLL_SECONDS)

@@ -71,6 +71,23 @@ class Timeouts(_Strict):
     """Time for the token that `/health/ready` generates."""
 
 
+class Files(_Strict):
+    """OpenAI's files and batches, which are off without a folder."""
+
+    folder: Path | None = None
+    """Folder for files and batches, which one gateway at a time uses."""
+    file_bytes: PositiveInt = 200 << 20
+    """Number of bytes of one uploaded file. The default is OpenAI's limit."""
+    key_bytes: PositiveInt = 10 << 30
+    """Number of bytes of all files of one API key."""
+    requests: PositiveInt = 50_000
+    """Number of requests of one batch. The default is OpenAI's limit."""
+    batches: PositiveInt = 2
+    """Number of batches of all keys that run at the same time. Others wait."""
+    key_batches: PositiveInt = 20
+    """Number of batches of one key that run or wait."""
+
+
 class GatewaySettings(_Strict):
     """The file of `nemotron gateway --settings FILE`. Options on the command line override it."""
 
@@ -105,6 +122,7 @@ class GatewaySettings(_Strict):
     log_prompts: bool = False
     """Whether the access log has whole requests, which may be private."""
     limits: Limits = Limits()
+    files: Files = Files()
     timeouts: Timeouts = Timeouts()
 
 

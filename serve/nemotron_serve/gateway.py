@@ -20,7 +20,10 @@ from nemotron_serve.ports import Endpoints
 from nemotron_serve.triton import die_with_parent
 
 POLL_SECONDS = 0.05
-LIBRARIES = ("starlette", "uvicorn", "prometheus_client", "httptools", "msgspec", "sentencepiece")
+LIBRARIES = (
+    *("starlette", "uvicorn", "prometheus_client", "httptools", "msgspec", "sentencepiece"),
+    *("jinja2", "python_multipart"),
+)
 
 
 def check_gateway(profile: Profile, settings: Path | None = None) -> None:

@@ -99,6 +99,10 @@ def test_what_the_schema_refuses(version: str, changes: dict[str, object], messa
         (SOURCE | {"server__replicas": 2}, "several servers need gateway.placement=beside"),
         (SOURCE | {"autoscaling__kind": "keda"}, "several servers need gateway.placement=beside"),
         (
+            SOURCE | {"gateway__settings": {"files": {"folder": "/files"}}},
+            "files.folder needs gateway.replicas=1",
+        ),
+        (
             SOURCE | SCALED | {"server__replicas": 3, "autoscaling__minReplicas": 2},
             r"autoscaling.minReplicas: less than server.replicas \(3\)",
         ),
@@ -280,6 +284,19 @@ def test_settings_of_the_gateway() -> None:
             assert str(Path(option.partition("=")[2]).parent) in mounts
             seen.add(json.dumps(template["metadata"]["annotations"], sort_keys=True))
     assert len(seen) == 4
+
+
+def test_one_gateway_has_the_folder_of_files() -> None:
+    """The next one would wait for this one, and this one for the next one to be ready."""
+    settings = {"files": {"folder": "/files"}}
+    strategies = [
+        find(render(**SOURCE, **more), "Deployment")["spec"]["strategy"]
+        for more in ({}, {"gateway__replicas": 1, "gateway__settings": settings})
+    ]
+    assert strategies == [
+        {"rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+        {"type": "Recreate"},
+    ]
 
 
 def test_a_source_has_its_own_folder() -> None:

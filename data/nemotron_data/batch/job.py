@@ -17,6 +17,7 @@ from nemotron_core.errors import NemotronError
 from nemotron_data.batch.accept import Acceptance
 from nemotron_data.batch.dry_run import dry_run
 from nemotron_data.batch.export import export, is_exported
+from nemotron_data.batch.host import Host
 from nemotron_data.batch.line_writer import ErrorFile, LineWriter
 from nemotron_data.batch.manifest import Manifest, check_same, read_manifest, write_manifest
 from nemotron_data.batch.metrics import serve_metrics
@@ -37,18 +38,17 @@ from nemotron_data.rows.parser import RowParser
 from nemotron_data.rows.row import BadRow
 from nemotron_data.rows.shard import parse_shard
 from nemotron_data.rows.source import STREAM, Source
-from nemotron_data.transport.factory import open_transport, server_urls
-from nemotron_data.transport.protocol import API_KEYS
+from nemotron_data.transport.factory import server_urls
 
 
 class Job:
     """One batch.
 
     `defaults` are keys of a request body for rows that do not set them; the options `model`,
-    `max_tokens` and `temperature` are not read. `key_variables` names the environment variables
-    with the API key. `title` stands in front of the progress. `acceptance` takes the place of the
-    option `accept`. An input of which no row has a result in the output is refused, unless
-    `may_replace_all` is true. Raises `NemotronError` if an option is wrong.
+    `max_tokens` and `temperature` are not read. `host` is the program around the job. `title`
+    stands in front of the progress. `acceptance` takes the place of the option `accept`. An input
+    of which no row has a result in the output is refused, unless `may_replace_all` is true. Raises
+    `NemotronError` if an option is wrong.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Job:
         options: BatchOptions,
         defaults: Mapping[str, Value],
         *,
-        key_variables: tuple[str, ...] = API_KEYS,
+        host: Host | None = None,
         title: str = "batch",
         acceptance: Acceptance | None = None,
         may_replace_all: bool = False,
@@ -65,7 +65,7 @@ class Job:
         if self._shard is not None and options.output != STREAM:
             options = replace(options, output=self._shard.output(options.output))
         self._options = options
-        self._key_variables = key_variables
+        self._host = host or Host()
         self._title = title
         self._urls = server_urls(options.url or [DEFAULT_URL])
         self._acceptance = acceptance or Acceptance(options.accept or ())
@@ -101,7 +101,7 @@ class Job:
             )
         with (
             contextlib.closing(Source(options.source, options.input_format)) as source,
-            Progress(self._title) as progress,
+            self._host.progress(self._title) as progress,
         ):
             if options.dry_run:
                 return self._dry_run(source, target, progress)
@@ -223,6 +223,7 @@ class Job:
             options.attempts,
             results,
             failures,
+            self._host.failure_line,
         )
         before = None if target is None else read_manifest(target.manifest)
         pool = self._pool(progress, {} if before is None else before.concurrency)
@@ -230,7 +231,7 @@ class Job:
         statistics = Statistics(self._prices)
         run = Run(work, pool, rates, progress, statistics, finished=plan.counts.kept)
         async with contextlib.aclosing(pool):
-            with run.signals():
+            with run.ended_by(self._host.interruption()):
                 await pool.connect()
                 manifest = self._manifest(source, plan, pool.description)
                 if target is not None:
@@ -283,7 +284,7 @@ class Job:
         servers = [
             Server(
                 url,
-                open_transport(url, timeout=options.timeout, key_variables=self._key_variables),
+                self._host.open_transport(url, options.timeout),
                 Concurrency(options.concurrency, known=known.get(url)),
                 progress.log,
             )

@@ -16,15 +16,55 @@ LINE_SECONDS = 10.0
 
 
 class Progress:
+    """The rows of a run, counted from another thread if need be; shows nothing."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.total: int | None = None
+        """Number of rows, once it is known."""
+        self.done = self.failed = self.tokens = 0
+        """Numbers of rows that have a result or have failed, of those that have failed in this
+        run, and of the tokens of this run's answers."""
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, error_type: type[BaseException] | None, *_error: object) -> None:
+        """End."""
+
+    def read(self, what: str, count: int) -> None:
+        """Note that so many lines of something have been read."""
+
+    def begin(self, total: int, finished: int) -> None:
+        """Start the rows, of which `finished` have their results already."""
+        self.total, self.done = total, finished
+
+    def advance(self, *, tokens: int = 0, failed: int = 0) -> None:
+        """Count one more row, which has an answer of `tokens` tokens or has failed."""
+        self.done += 1
+        self.tokens += tokens
+        self.failed += failed
+
+    def log(self, text: str) -> None:
+        """Note a text."""
+
+    def print_table(self, title: str, values: Mapping[str, str]) -> None:
+        """Note a table of two columns."""
+
+    def tick(self, running: int) -> None:
+        """Note that `running` requests are at the server. To be called regularly."""
+
+
+class Display(Progress):
     """A bar on a terminal, or a line every `LINE_SECONDS` in a log.
 
     At first it shows what is read; `begin` starts the rows.
     """
 
     def __init__(self, title: str) -> None:
-        self._title = title
-        self._total: int | None = None
-        self._before = self._rows = self._tokens = self._failed = 0
+        super().__init__(title)
+        self._before = 0
+        """Number of rows that had their results before."""
         self._start = self._last_line = time.monotonic()
         self.console = Console(stderr=True)
         self._bar: Bar | None = None
@@ -39,7 +79,7 @@ class Progress:
             )
             self._task = self._bar.add_task(title, total=None, status="")
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Display:
         if self._bar is not None:
             self._bar.start()
         return self
@@ -48,7 +88,7 @@ class Progress:
         if self._bar is not None:
             self.tick(0)
             self._bar.stop()
-        elif error_type is None and self._total is not None:
+        elif error_type is None and self.total is not None:
             self._print_line(0)
 
     def read(self, what: str, count: int) -> None:
@@ -61,23 +101,18 @@ class Progress:
 
     def begin(self, total: int, finished: int) -> None:
         """Start the rows, of which `finished` have their results already."""
-        self._total, self._before = total, finished
+        super().begin(total, finished)
+        self._before = finished
         self._start = self._last_line = time.monotonic()
         if self._bar is not None:
             self._bar.reset(self._task, total=total, completed=finished, status="")
-
-    def advance(self, *, tokens: int = 0, failed: int = 0) -> None:
-        """Count one more row, which has an answer of `tokens` tokens or has failed."""
-        self._rows += 1
-        self._tokens += tokens
-        self._failed += failed
 
     def log(self, text: str) -> None:
         """Print a line that stays."""
         if self._bar is not None:
             self.console.print(text, markup=False, highlight=False)
         else:
-            print(f"{self._title}: {text}", file=sys.stderr, flush=True)
+            print(f"{self.title}: {text}", file=sys.stderr, flush=True)
 
     def print_table(self, title: str, values: Mapping[str, str]) -> None:
         """Print a table of two columns that stays."""
@@ -90,25 +125,22 @@ class Progress:
 
     def tick(self, running: int) -> None:
         """Update the bar, or print a line if one is due; `running` requests are at the server."""
-        if self._total is None:
+        if self.total is None:
             return
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._done, status=self._status(running))
+            self._bar.update(self._task, completed=self.done, status=self._status(running))
         elif time.monotonic() - self._last_line >= LINE_SECONDS:
             self._print_line(running)
 
-    @property
-    def _done(self) -> int:
-        return self._before + self._rows
-
     def _status(self, running: int) -> str:
         seconds = max(1e-9, time.monotonic() - self._start)
-        return f"{self._tokens / seconds:,.0f} tokens/s, {running} running, {self._failed} failed"
+        return f"{self.tokens / seconds:,.0f} tokens/s, {running} running, {self.failed} failed"
 
     def _print_line(self, running: int) -> None:
         self._last_line = time.monotonic()
-        text = f"{self._done} of {self._total} rows, {self._status(running)}"
-        if self._rows > 0 and self._total is not None and self._done < self._total:
-            seconds_per_row = (self._last_line - self._start) / self._rows
-            text += f", {int((self._total - self._done) * seconds_per_row)} s left"
+        text = f"{self.done} of {self.total} rows, {self._status(running)}"
+        rows = self.done - self._before
+        if rows > 0 and self.total is not None and self.done < self.total:
+            seconds_per_row = (self._last_line - self._start) / rows
+            text += f", {int((self.total - self.done) * seconds_per_row)} s left"
         self.log(text)

@@ -11,6 +11,7 @@ Columns of the input that are no part of the request follow as `metadata`.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -37,6 +38,10 @@ class NotAccepted(Exception):
     def __init__(self, reason: str, answer: Answer) -> None:
         super().__init__(reason)
         self.answer = answer
+
+
+FailureLine = Callable[["Row | BadRow", "Failure | NotAccepted | None"], bytes]
+"""Makes the line of a failed row. A bad row has no failure."""
 
 
 def result_line(row: Row, answer: Answer) -> bytes:

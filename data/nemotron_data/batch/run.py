@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import heapq
 import itertools
 import random
-import signal
 import time
 from collections.abc import Iterator
 from http import HTTPStatus
 
 from nemotron_core.errors import ErrorKind, NemotronError
+from nemotron_data.batch.interruption import Interrupted, Interruption
 from nemotron_data.batch.opening import Opening
 from nemotron_data.batch.pace import backoff
 from nemotron_data.batch.pool import Pool
 from nemotron_data.batch.progress import Progress
 from nemotron_data.batch.rates import Rates
-from nemotron_data.batch.result_line import NotAccepted, failure_line, result_line
+from nemotron_data.batch.result_line import NotAccepted, result_line
 from nemotron_data.batch.server import Server
 from nemotron_data.batch.statistics import Statistics
 from nemotron_data.batch.work import Counts, Pending, Work
@@ -33,12 +34,6 @@ an unreachable server is seldom the row's fault."""
 TICK_SECONDS = 0.5
 YIELD_STARTS = 16
 """The event loop handles answers at least once in this many requests that start."""
-
-
-class Interrupted(NemotronError):
-    """A signal ended the run; everything that was written stays."""
-
-    kind = ErrorKind.INTERRUPTED
 
 
 class Run:
@@ -73,7 +68,7 @@ class Run:
     async def run(self) -> None:
         """Handle every row.
 
-        Raises `NemotronError` if the run cannot continue, and is cancelled after a signal.
+        Raises `NemotronError` if the run cannot continue, and is cancelled after an interruption.
         """
         ticker = asyncio.create_task(self._tick())
         ticker.add_done_callback(self._end_task)
@@ -95,26 +90,21 @@ class Run:
             raise asyncio.CancelledError
 
     @contextlib.contextmanager
-    def signals(self) -> Iterator[None]:
-        """Handle SIGINT and SIGTERM, and raise `Interrupted` when the run has ended because of one.
+    def ended_by(self, interruption: Interruption) -> Iterator[None]:
+        """Let `interruption` end the run, and raise `Interrupted` when it has ended because of it.
 
-        The first signal lets the requests finish that are at the server; the second cancels them.
+        The first time the requests that are at the server finish; the second time they are dropped.
         """
-        loop = asyncio.get_running_loop()
         main = asyncio.current_task()
         assert main is not None
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._stop, main)
-        try:
-            yield
-        except asyncio.CancelledError:
-            raise Interrupted(
-                f"interrupted with {self.counts.finished} of {self._work.total} rows done",
-                remedy="run the same command again to go on",
-            ) from None
-        finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
+        with interruption.calls(functools.partial(self._stop, main)):
+            try:
+                yield
+            except asyncio.CancelledError:
+                raise Interrupted(
+                    f"interrupted with {self.counts.finished} of {self._work.total} rows done",
+                    remedy="run the same command again to go on",
+                ) from None
 
     def _stop(self, main: asyncio.Task[object]) -> None:
         if self._is_stopping or not self._tasks:
@@ -310,7 +300,7 @@ class Run:
         self.counts.failed += 1
         self._statistics.failed += 1
         self._progress.advance(failed=1)
-        self._work.failures.append(failure_line(row, failure))
+        self._work.failures.append(self._work.failure_line(row, failure))
 
     async def _tick(self) -> None:
         while True:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from nemotron_data.batch.accept import Acceptance
 from nemotron_data.batch.request import Requests
+from nemotron_data.batch.result_line import FailureLine
 from nemotron_data.rows.row import BadRow, Row
 
 
@@ -31,6 +32,8 @@ class Work:
     attempts: int
     results: Results
     failures: Results
+    failure_line: FailureLine
+    """Makes the line of a failed row."""
 
 
 @dataclass

@@ -19,6 +19,7 @@ from typing import Any
 from nemotron_core.errors import NemotronError
 from nemotron_core.files import write_atomically
 from nemotron_data.batch.accept import Acceptance
+from nemotron_data.batch.host import Host
 from nemotron_data.batch.job import Job
 from nemotron_data.batch.manifest import read_manifest
 from nemotron_data.batch.request import row_seed
@@ -94,7 +95,7 @@ class Asker:
         counts = Job(
             batch,
             {},
-            key_variables=keys,
+            host=Host(key_variables=keys),
             title=stage.name,
             acceptance=stage.acceptance,
             may_replace_all=True,

@@ -136,6 +136,7 @@ class Failure(Exception):
         *,
         status: int | None = None,
         retry_after: float | None = None,
+        body: bytes | None = None,
     ) -> None:
         super().__init__(" ".join(text.split()))
         self.kind = kind
@@ -144,6 +145,8 @@ class Failure(Exception):
         response came over HTTP."""
         self.retry_after = retry_after
         """Seconds that the server asks clients to wait."""
+        self.body = body
+        """Body of the response, if the transport keeps it."""
 
 
 class Transport(Protocol):

@@ -1,0 +1,1 @@
+"""OpenAI's files and batches: each batch is a job of `nemotron batch` inside the gateway."""
