@@ -16,7 +16,7 @@ LOADERS_INSTALL := $(INSTALL:$(BIN)/python=.tools/transformers4/bin/python)
 CONTRACT_TESTS := $(addprefix tests/serve/test_,contract.py ensemble.py plain_infer.py batches.py \
   token_model.py streams.py sampling.py refusals.py classic_clients.py)
 
-.PHONY: demo test test-docs test-wheel site test-standins test-vllm test-clients test-loaders test-eval test-images check lint unit lock mutants fuzz loaded-test clean
+.PHONY: demo test test-docs test-wheel site test-standins test-vllm test-clients test-loaders test-eval test-ray test-images check lint unit lock mutants fuzz loaded-test clean
 # DEMO=--exit ends after the answers; DEMO=--free-ports takes other ports than those in use.
 demo: $(VENV)/.user
 	$(BIN)/nemotron demo $(DEMO)
@@ -63,6 +63,11 @@ HARNESSES ?= .tools/harnesses
 test-eval: $(VENV)/.dev $(addprefix $(VENV)/.harness-,lm-eval garak mt-bench) \
   $(addprefix $(VENV)/.tried-,guardrails inspect)
 	$(BIN)/pytest --harnesses $(HARNESSES) tests/harnesses
+
+# Shards of batches and recipes as tasks of a real Ray: 0.6 GB in .tools/ray.
+RAY ?= .tools/ray
+test-ray: $(VENV)/.dev $(VENV)/.ray
+	$(BIN)/pytest --ray $(RAY) tests/ray
 
 # The images, built by buildah and run by podman in a store of their own, as root on Debian. Where the
 # store lacks a base, it gets a stand-in of Debian and this Python 3.12: 4 GB, some minutes.
@@ -154,6 +159,11 @@ $(VENV)/.harness-%: $(VENV)/.dev evaluate/nemotron_evaluate/harnesses/locks/%.tx
 $(VENV)/.tried-%: $(VENV)/.dev tests/harnesses/%.txt
 	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(HARNESSES)/$*
 	$(INSTALL:$(BIN)/python=$(HARNESSES)/$*/bin/python) --requirements tests/harnesses/$*.txt
+	touch $@
+
+$(VENV)/.ray: $(VENV)/.dev tests/ray/requirements.txt
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(RAY)
+	$(INSTALL:$(BIN)/python=$(RAY)/bin/python) --constraint tests/ray/requirements.txt --editable '.[ray]'
 	touch $@
 
 $(VENV)/.mutants: $(VENV)/.dev tests/mutants/requirements.txt

@@ -85,6 +85,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--image-python", help="Python 3.12 of stand-ins for the images' bases")
     parser.addoption("--clients", help="folder with the environments of other people's clients")
     parser.addoption("--harnesses", help="folder with the environments of evaluation harnesses")
+    parser.addoption("--ray", help="folder with an environment that has Ray")
 
 
 def is_slow(path: Path) -> bool:
@@ -94,7 +95,7 @@ def is_slow(path: Path) -> bool:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave out slow files before they are imported: some import PyTorch and transformers."""
-    for option in ("clients", "harnesses"):
+    for option in ("clients", "harnesses", "ray"):
         if collection_path == ROOT / option and config.getoption(option) is None:
             return True
     if collection_path.name in LANE_FOLDERS and collection_path.parent == ROOT:

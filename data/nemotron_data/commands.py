@@ -7,7 +7,7 @@ import json
 import typer
 
 from nemotron_core.command_options import takes
-from nemotron_data.options import BatchOptions, SynthesisOptions
+from nemotron_data.options import BatchOptions, Runner, SynthesisOptions, check_runner
 
 
 @takes(BatchOptions)
@@ -20,18 +20,28 @@ def batch(options: BatchOptions) -> None:
     from nemotron_data.batch.interruption import Interrupted
     from nemotron_data.batch.job import Job
     from nemotron_data.batch.target import target_of
+    from nemotron_data.rows.shard import Shard
     from nemotron_data.rows.source import STREAM
 
+    check_runner(options)
     try:
-        job = Job(options, options.defaults)
-        counts = job.run()
+        if options.runner is Runner.RAY and not options.dry_run:
+            from nemotron_data.ray_runner import batch_on_ray
+
+            counts = batch_on_ray(options)
+            output = Shard(0, options.shards or 1).output(options.output)
+        else:
+            job = Job(options, options.defaults)
+            counts, output = job.run(), job.output
     except KeyboardInterrupt:
         raise Interrupted("interrupted") from None
     if counts.failed:
-        output = job.output
+        where = "standard output" if output == STREAM else str(target_of(output).errors)
+        if options.runner is Runner.RAY:
+            where = where.replace("-00000-of-", "-*-of-")
         raise NemotronError(
             f"{counts.failed} of {counts.failed + counts.finished} rows failed",
-            where="standard output" if output == STREAM else target_of(output).errors,
+            where=where,
             remedy="each is there with its reason; the same command tries them again",
         )
 
@@ -50,7 +60,15 @@ def synthesize(options: SynthesisOptions) -> None:
     from nemotron_data.synthesis.run import folder_of
     from nemotron_data.synthesis.run import synthesize as run
 
+    check_runner(options)
     try:
+        if options.runner is Runner.RAY:
+            from nemotron_data.ray_runner import synthesize_on_ray
+
+            manifests = synthesize_on_ray(options)
+            outputs = [manifest.outputs for manifest in manifests]
+            typer.echo(json.dumps({"outputs": outputs}, indent=2))
+            return
         manifest = run(options)
     except KeyboardInterrupt:
         raise Interrupted("interrupted") from None

@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from nemotron_core.errors import NemotronError
+
 MAX_TOKENS = 1024
 """Default of `max_tokens` for rows that do not set it."""
 MODEL = "nemotron-4-340b-instruct"
@@ -32,6 +34,23 @@ class Format(str, enum.Enum):
     ARROW = "arrow"
 
 
+class Runner(str, enum.Enum):
+    """What runs the shards of a corpus."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
+ShardOption = Annotated[
+    str | None,
+    typer.Option(metavar="I/N", help="Only shard I of N, from 0, with an output of its own."),
+]
+RunnerOption = Annotated[
+    Runner, typer.Option(help="ray runs all --shards as tasks of a Ray cluster; local only this.")
+]
+ShardsOption = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Number of shards for --runner ray.")
+]
 MaxConcurrency = Annotated[
     int, typer.Option(min=1, max=4096, help="Largest number of requests at once.")
 ]
@@ -86,10 +105,9 @@ class BatchOptions:
         str | None, typer.Option(help="Template of the system message, with one of these two.")
     ] = None
     id_column: Annotated[str | None, typer.Option(help="Column with each row's custom_id.")] = None
-    shard: Annotated[
-        str | None,
-        typer.Option(metavar="I/N", help="Only shard I of N, from 0, with an output of its own."),
-    ] = None
+    shard: ShardOption = None
+    runner: RunnerOption = Runner.LOCAL
+    shards: ShardsOption = None
 
     model: Annotated[str | None, typer.Option(help="Model of rows that do not name one.")] = None
     max_tokens: Annotated[
@@ -170,6 +188,20 @@ class BatchOptions:
         return None if self.no_seed else self.seed
 
 
+def check_runner(options: BatchOptions | SynthesisOptions) -> None:
+    """Raise `NemotronError` if the options about shards do not fit together."""
+    if options.runner is Runner.LOCAL and options.shards is not None:
+        raise NemotronError("only for --runner ray", where="--shards", remedy="or give --shard I/N")
+    if options.runner is Runner.RAY and options.shards is None:
+        raise NemotronError(
+            "the number of shards is missing",
+            where="--runner ray",
+            remedy="add --shards N; it is a part of the outputs' names, so keep it",
+        )
+    if options.runner is Runner.RAY and options.shard is not None:
+        raise NemotronError("Ray runs all shards", where="--shard", remedy="leave it out")
+
+
 @dataclass(frozen=True, kw_only=True)
 class SynthesisOptions:
     """Options of `nemotron synthesize`. What is generated is a matter of the recipe alone."""
@@ -188,6 +220,10 @@ class SynthesisOptions:
         list[str] | None,
         typer.Option(metavar="STEP=FILE", help="Rows of a step, in place of the recipe's."),
     ] = None
+    shard: ShardOption = None
+    """Of the rows of the recipe's first step."""
+    runner: RunnerOption = Runner.LOCAL
+    shards: ShardsOption = None
     preview: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Only the first N rows, and show them.")
     ] = None

@@ -30,7 +30,11 @@ class Shard:
         """Return whether a row belongs to this shard; a bad row does by its line."""
         if isinstance(row, BadRow):
             return row.number % self.count == self.index
-        digest = blake2b(row.custom_id.encode(), digest_size=NAME_BYTES).digest()
+        return self.has_name(row.custom_id.encode())
+
+    def has_name(self, name: bytes) -> bool:
+        """Return whether what has this name belongs to this shard."""
+        digest = blake2b(name, digest_size=NAME_BYTES).digest()
         return int.from_bytes(digest, "big") % self.count == self.index
 
     def output(self, name: str) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 from nemotron_core.errors import NemotronError
 from nemotron_data.batch.lock import LOCK, held
 from nemotron_data.options import SynthesisOptions
+from nemotron_data.rows.shard import parse_shard
 from nemotron_data.synthesis import formats
 from nemotron_data.synthesis.asker import ASKED, Asker
 from nemotron_data.synthesis.card import write_card
@@ -36,6 +37,7 @@ from nemotron_data.synthesis.manifest import Manifest, StepCounts, inputs_of
 from nemotron_data.synthesis.recipe import Recipe, find_recipe, load_recipe
 from nemotron_data.synthesis.report import write_report
 from nemotron_data.synthesis.safety import Guard
+from nemotron_data.synthesis.sharding import Sharded, check_shards, first_step
 from nemotron_data.synthesis.steps.asking import ask
 from nemotron_data.synthesis.steps.dialogue import dialogue
 from nemotron_data.synthesis.steps.guarding import guard
@@ -80,6 +82,8 @@ def synthesize(options: SynthesisOptions) -> Manifest:
     recipe = load_recipe(path, _pairs("--url", options.url), _pairs("--rows", options.rows))
     sources = dict(recipe.inputs(path.parent))
     _check_sources(recipe, path.parent, sources)
+    if options.shard is not None:
+        check_shards(recipe)
     folder = folder_of(options)
     _check_folder(folder)
     with held(folder):
@@ -87,8 +91,11 @@ def synthesize(options: SynthesisOptions) -> Manifest:
 
 
 def folder_of(options: SynthesisOptions) -> Path:
-    """Return the folder of a run, or that of its preview."""
-    return options.output if options.preview is None else options.output / PREVIEW
+    """Return the folder of a run, of its shard, or of its preview."""
+    folder = options.output
+    if options.shard is not None:
+        folder = Path(parse_shard(options.shard).output(f"{folder}/"))
+    return folder if options.preview is None else folder / PREVIEW
 
 
 class RecipeRun:
@@ -139,6 +146,8 @@ class RecipeRun:
         rows: Rows = inputs[0]
         if len(inputs) > 1:
             rows = Combined(inputs, Inputs.of(step.rows).how, f"steps.{name}.rows")
+        if self._options.shard is not None and name == first_step(self._recipe):
+            rows = Sharded(rows, parse_shard(self._options.shard))
         limits = [step.limit]
         if not any(isinstance(source, str) for source in sources):
             limits.append(self._options.preview)
