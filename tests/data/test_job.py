@@ -250,12 +250,15 @@ def test_a_dry_run_sends_and_writes_nothing(
     assert json.loads(out)["body"]["messages"][0]["content"] == "x" * 4000
     assert "2,048.00" in err  # two answers of at most 1024 tokens
     assert "to be sent" in err
+    assert "as fast as" not in err
     assert asked.bodies == []
     assert names(tmp_path) == ["in.jsonl"]
     in_process(source, tmp_path / "out.jsonl", url=[standin.url])
     capfd.readouterr()
     in_process(source, tmp_path / "out.jsonl", **options)
-    assert capfd.readouterr().out == ""  # there is no first request
+    again = capfd.readouterr()
+    assert again.out == ""  # there is no first request
+    assert "time, as fast as the last run" in again.err
     assert len(asked.bodies) == 2
 
 

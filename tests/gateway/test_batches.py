@@ -285,7 +285,7 @@ def test_the_input_may_be_deleted_meanwhile(engine: EchoEngine, tmp_path: Path) 
             with pytest.raises(
                 openai.APIStatusError, match=f"{len(content(ROWS))} bytes in 0 files"
             ):
-                await upload(client, ["x"])
+                await upload(client, ["x" * ((1 << 20) - 200)])
             engine.held.set()
             assert await texts(client, await ended(client, batch)) == ECHOES
 

@@ -17,9 +17,17 @@ BYTES_PER_TOKEN = 4
 
 
 def dry_run(
-    plan: Plan, requests: Requests, prices: Prices, urls: list[str], progress: Progress
+    plan: Plan,
+    requests: Requests,
+    prices: Prices,
+    urls: list[str],
+    progress: Progress,
+    rows_per_second: float | None,
 ) -> None:
-    """Print the number of rows, guessed tokens and cost, and the first request."""
+    """Print the number of rows, guessed tokens, time and cost, and the first request.
+
+    `rows_per_second` is the speed of the last run, if there was one.
+    """
     prompt_tokens = completion_tokens = 0
     is_limited = True
     first = None
@@ -43,6 +51,9 @@ def dry_run(
         "tokens of answers, at most": f"{completion_tokens:,}" if is_limited else "no limit",
         "servers": ", ".join(urls),
     }
+    if rows_per_second:
+        left = counts.rows - counts.bad - counts.kept
+        values["time, as fast as the last run"] = f"{left / rows_per_second:,.0f} s"
     cost = prices.cost(prompt_tokens, completion_tokens)
     if cost is not None:
         values["cost, at most about"] = f"{cost:,.2f}"

@@ -113,11 +113,13 @@ class Job:
 
     def _dry_run(self, source: Source, target: Target | None, progress: Progress) -> Counts:
         with contextlib.ExitStack() as stack:
-            results = None
+            results = before = None
             if target is not None and target.results.exists():
                 results = stack.enter_context(ResultFile(target.results))
+                before = read_manifest(target.manifest)
             plan = self._plan(source, results, progress)
-            dry_run(plan, self._requests, self._prices, self._urls, progress)
+            speed = before.last_run.rows_per_second if before and before.last_run else None
+            dry_run(plan, self._requests, self._prices, self._urls, progress, speed)
         return Counts(finished=plan.counts.kept)
 
     def _write_file(self, source: Source, target: Target, progress: Progress) -> Counts:

@@ -95,7 +95,9 @@ class Batches:
 
     async def list(self, request: Request, record: RequestRecord) -> Response:
         """Answer `GET /v1/batches`."""
-        batches = self._scheduler.store.of(owner_of(record.key)).batches()
+        owner = owner_of(record.key)
+        stored = self._scheduler.store.of(owner).batches()
+        batches = [self._scheduler.view(owner, entry.batch.id) for entry in stored]
         return page_of(request, batches, LONGEST_LIST, DEFAULT_LIST)
 
     async def one(self, request: Request, record: RequestRecord) -> Response:

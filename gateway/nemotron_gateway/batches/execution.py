@@ -78,9 +78,9 @@ class Execution:
 
     def view(self) -> Batch:
         """Return the batch with the counts of this moment."""
-        batch = self._store.stored(self.batch_id).batch
-        progress = self._progress
-        if progress is None or progress.total is None or batch.status != "in_progress":
+        stored, progress = self._store.stored(self.batch_id), self._progress
+        batch = stored.batch
+        if progress is None or progress.total is None or stored.outcome is not None:
             return batch
         return msgspec.structs.replace(batch, request_counts=_counts(progress))
 
@@ -130,7 +130,8 @@ class Execution:
         except Interrupted:
             return self._end
         except NemotronError as error:
-            self._fail([BatchError(code="batch_failed", message=str(error))])
+            message = str(error).replace(f"{self._folder}/", "")  # no path of this server
+            self._fail([BatchError(code="batch_failed", message=message)])
             return "failed"
         except Exception:
             LOG.exception("batch %s failed", self.batch_id)

@@ -12,7 +12,7 @@ from starlette.responses import FileResponse, Response
 
 from nemotron_core.errors import NemotronError
 from nemotron_core.openai.errors import HttpError, bad_request
-from nemotron_gateway.batches.records import FileObject, StoredBatch, new_id, now
+from nemotron_gateway.batches.records import Batch, FileObject, new_id, now
 from nemotron_gateway.batches.scheduler import Scheduler
 from nemotron_gateway.batches.store import FILE, OwnerStore
 from nemotron_gateway.batches.upload import Upload, receive
@@ -37,7 +37,9 @@ class Files:
         """Answer `POST /v1/files`."""
         self._check_origin(request)
         store, limits = self._of(record), self._settings.files
-        store.reserve(limits.file_bytes, limits.key_bytes)
+        announced = request.headers.get("content-length", "")
+        size = min(int(announced), limits.file_bytes) if announced.isdigit() else limits.file_bytes
+        store.reserve(size, limits.key_bytes)
         try:
             path = store.new_path()
             try:
@@ -54,7 +56,7 @@ class Files:
                 error_type="server_error",
             ) from error
         finally:
-            store.release(limits.file_bytes)
+            store.release(size)
         return JsonResponse(file)
 
     async def list(self, request: Request, record: RequestRecord) -> Response:
@@ -129,10 +131,9 @@ def _describe(upload: Upload) -> FileObject:
 
 
 def page_of(
-    request: Request, objects: Sequence[FileObject | StoredBatch], longest: int, default: int = 0
+    request: Request, items: Sequence[FileObject | Batch], longest: int, default: int = 0
 ) -> Response:
     """Answer with the part of a list that the request's `after` and `limit` ask for."""
-    items = [entry.batch if isinstance(entry, StoredBatch) else entry for entry in objects]
     limit = request.query_params.get("limit", str(default or longest))
     if not limit.isdigit() or not 0 < int(limit) <= longest:
         raise bad_request(f"limit is {limit!r}: use a number from 1 to {longest}", "limit")
