@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nemotron_core.errors import NemotronError
+from nemotron_core.errors import ErrorKind, NemotronError
 from nemotron_data.batch.interruption import Interrupted
 from nemotron_data.batch.job import Job
 from nemotron_data.batch.work import Counts
@@ -134,6 +134,8 @@ def _outcome(shard: str, run: Callable[[], Any]) -> ShardResult:
     try:
         return ShardResult(shard, run())
     except NemotronError as error:
+        if error.kind is ErrorKind.INTERRUPTED:
+            raise KeyboardInterrupt from error  # Ray expects it from a task that it has cancelled
         return ShardResult(shard, error=str(error))
 
 
