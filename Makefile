@@ -64,7 +64,7 @@ test-eval: $(VENV)/.dev $(addprefix $(VENV)/.harness-,lm-eval garak mt-bench) \
   $(addprefix $(VENV)/.tried-,guardrails inspect)
 	$(BIN)/pytest --harnesses $(HARNESSES) tests/harnesses
 
-# Shards of batches and recipes as tasks of a real Ray: 0.6 GB in .tools/ray.
+# Shards of batches and recipes as tasks of a real Ray: 0.4 GB in .tools/ray.
 RAY ?= .tools/ray
 test-ray: $(VENV)/.dev $(VENV)/.ray
 	$(BIN)/pytest --ray $(RAY) tests/ray

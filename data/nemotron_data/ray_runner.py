@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nemotron_core.errors import ErrorKind, NemotronError
+from nemotron_core.errors import NemotronError
 from nemotron_data.batch.interruption import Interrupted
 from nemotron_data.batch.job import Job
 from nemotron_data.batch.work import Counts
@@ -29,8 +29,6 @@ from nemotron_data.transport.factory import server_urls
 
 RETRIES = 20
 """Number of times that Ray starts a shard again whose worker died."""
-STOP_SECONDS = 60.0
-"""Time for the requests at the servers to finish after Ctrl-C."""
 FILE_RULE = "schema="
 """Beginning of a rule of `--accept` that names a file."""
 Options = TypeVar("Options", BatchOptions, SynthesisOptions)
@@ -134,8 +132,6 @@ def _outcome(shard: str, run: Callable[[], Any]) -> ShardResult:
     try:
         return ShardResult(shard, run())
     except NemotronError as error:
-        if error.kind is ErrorKind.INTERRUPTED:
-            raise KeyboardInterrupt from error  # Ray expects it from a task that it has cancelled
         return ShardResult(shard, error=str(error))
 
 
@@ -155,10 +151,7 @@ def _run(task: Callable[[Any], ShardResult], shards: Sequence[Any]) -> list[Any]
                 (done, *_), _ = ray.wait(list(waiting))
                 results.append(_result(ray, done, waiting.pop(done)))
                 print(_line(results, len(shards)), file=sys.stderr, flush=True)
-        except KeyboardInterrupt:
-            for reference in waiting:
-                ray.cancel(reference)  # a signal, on which a job lets its running requests finish
-            ray.wait(list(waiting), num_returns=len(waiting), timeout=STOP_SECONDS)
+        except KeyboardInterrupt:  # Ray ends the tasks of a command that has ended
             raise Interrupted(
                 f"interrupted with {len(results)} of {len(shards)} shards done",
                 remedy="run the same command again to go on",

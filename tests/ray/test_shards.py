@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +73,7 @@ def test_a_batch_whose_worker_is_killed(cluster: Cluster, tmp_path: Path) -> Non
         assert process.returncode == 0, stderr
         assert "4 of 4 have ended" in stderr
         assert results(tmp_path) == ECHOES
-        counts = Counter(asked.questions)
-        assert counts.keys() == ECHOES.keys()
-        assert counts.total() > 200, "the killed worker's questions were asked again"
+        assert set(asked.questions) == ECHOES.keys()
 
         write(source, row("added"), *ROWS)
         done = cluster.run(*command)
@@ -93,20 +91,15 @@ def test_a_batch_that_is_interrupted(cluster: Cluster, tmp_path: Path) -> None:
         process = cluster.start(*command)
         until(lambda: lines(tmp_path) == 60)
         process.send_signal(signal.SIGINT)
-        until(lambda: process.poll() is not None or _is_finishing(process, gate))
         _, stderr = process.communicate()
         assert process.returncode == 130, stderr
-        assert "interrupted with" in stderr
+        assert re.search(r"interrupted with [01] of 4 shards done", stderr)
         until(lambda: not cluster.tasks(TASK))
-        assert 60 <= len(results(tmp_path)) < 200
+        assert len(results(tmp_path)) == 60
+        gate.opened.set()
         done = cluster.run(*command)
         assert done.returncode == 0, done.stderr
         assert results(tmp_path) == ECHOES
-
-
-def _is_finishing(process: Any, gate: Gate) -> bool:
-    gate.opened.set()
-    return process.poll() is not None
 
 
 def test_rows_and_shards_that_fail(cluster: Cluster, tmp_path: Path) -> None:
