@@ -1,7 +1,7 @@
 """Start-up of `nemotron convert`: a conversion of a model of 2 MB, and what Python itself takes.
 
-The commands take turns. The fastest of them show what is left: an interpreter, and NumPy, which
-every conversion needs. Each runs once before, so that all bytecode is in place, as `pip install`
+The commands take turns. The fastest of them show what is left: an interpreter, NumPy, and the other
+libraries that every conversion needs. Each runs once before, so that all bytecode is in place, as `pip install`
 leaves it. CPU seconds are measured beside seconds, because they depend less on other processes.
 """
 
@@ -20,6 +20,7 @@ from bench.measurements.machine import NEMOTRON, ROOT
 from bench.measurements.timing import in_turn, summary
 
 MODEL = ROOT / "tests" / "golden" / "tiny_zarr_tp1pp1.nemo"
+LIBRARIES = "numpy, ml_dtypes, pydantic.types, typer.main, yaml"
 FAILING = "convert of a missing file"
 """It loads what a conversion needs and ends with an error."""
 
@@ -35,6 +36,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     commands = {
         "python": [sys.executable, "-c", "pass"],
         "python with numpy": [sys.executable, "-c", "import numpy"],
+        "python with all libraries": [sys.executable, "-c", f"import {LIBRARIES}"],
         "convert --help": [NEMOTRON, "convert", "--help"],
         FAILING: [NEMOTRON, "convert", str(out / "missing"), "-o", str(out)],
         "convert of 2 MB": [NEMOTRON, "convert", str(MODEL), "-o", str(out), "--tp", "8"],

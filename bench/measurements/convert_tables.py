@@ -22,6 +22,15 @@ def convert_index() -> list[str]:
     return [*table(head, rows), "", conditions(record)]
 
 
+def convert_startup() -> list[str]:
+    record = Record.read("convert_startup")
+    rows = [
+        [name, *(spread(record.results[key][name], ".2f") for key in ("cpu_seconds", "seconds"))]
+        for name in record.results["cpu_seconds"]
+    ]
+    return [*table(["", "CPU seconds", "seconds"], rows), "", conditions(record)]
+
+
 def hashing() -> list[str]:
     record = Record.read("hashing")
     rates = record.results["gb_per_s"]

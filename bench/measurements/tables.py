@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from bench.measurements.batch_tables import batch_slow, batch_speed
-from bench.measurements.convert_tables import convert_index, hashing
+from bench.measurements.convert_tables import convert_index, convert_startup, hashing
 from bench.measurements.cpu_peers import OURS
 from bench.measurements.fp8_tables import fp8_accuracy, fp8_compare
 from bench.measurements.records import Record, conditions
@@ -257,6 +257,7 @@ TABLES: Mapping[str, Callable[[], list[str]]] = {
     "convert": convert,
     "convert_scaling": convert_scaling,
     "convert_index": convert_index,
+    "convert_startup": convert_startup,
     "hashing": hashing,
     "fp8_quantize": fp8_quantize,
     "fp8_accuracy": fp8_accuracy,
