@@ -44,7 +44,7 @@ NOTES = {
     "return_num_output_tokens": "has no effect, because the count is always sent",
     "beam_width": "must be 1, because beams cannot be streamed",
     "stream": "sends each piece as it comes; otherwise all answers are one response",
-    "prompt_embedding_table": "the model has no prompt tuning",
+    "prompt_embedding_table": "a P-tuning is converted with its base model",
     "embedding_bias_words": "words whose tokens' logits are changed",
     "embedding_bias_weights": "the number to add to the logits, one for each word",
     "lora_name": "the adapter to compute with, by the name that it is served by",

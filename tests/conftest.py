@@ -37,6 +37,8 @@ SLOW = (
     *("convert/test_torch_dist.py", "convert/test_verification.py", "convert/test_corpus.py"),
     *("convert/test_output.py", "convert/test_types.py", "convert/test_understanding.py"),
     *("convert/test_reward.py", "convert/test_adapter_verification.py", "convert/test_peft.py"),
+    *("convert/test_virtual_tokens.py", "engine/test_virtual_tokens.py"),
+    "convert/test_tuned_prompts.py",
     *("evaluate/test_real_server.py", "evaluate/test_environment.py", "evaluate/test_answers.py"),
     *("evaluate/test_evaluation.py", "evaluate/test_mt_bench.py", "evaluate/test_redteam.py"),
     "evaluate/test_tfeval.py",

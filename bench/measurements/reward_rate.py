@@ -37,7 +37,7 @@ PROMPT_TOKENS = 10
 FLOOR = 0.9
 """Fraction of the prefill rate that a reward model should reach."""
 CONNECT_SECONDS, ANSWER_SECONDS = 30.0, 600.0
-WARM_UP = 2
+WARM_UP = 1
 """Rounds before the first that counts."""
 
 

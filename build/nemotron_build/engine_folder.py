@@ -18,6 +18,7 @@ from nemotron_core.files import FileEntry, hash_file
 from nemotron_core.folder import NotReady, check_output, new_folder
 from nemotron_core.model_config import TOKENIZER_NAME
 from nemotron_core.reward import ModelKind
+from nemotron_core.text.chat_format import FILE_NAME as CHAT_FORMAT_NAME
 
 ENGINE_NAME = "engine.json"
 
@@ -55,7 +56,7 @@ def plan_engine(checkpoint: Path, output: Path, profile: Profile) -> BuildPlan:
     check_output(output)
     _check_kind(checkpoint, profile)
     plan = lane_of(profile).plan(checkpoint, output, profile)
-    files = {*plan.files, TOKENIZER_NAME, ENGINE_NAME}
+    files = {*plan.files, *_text_files(checkpoint), ENGINE_NAME}
     return BuildPlan(sorted(files), plan.command)
 
 
@@ -77,8 +78,9 @@ def build_engine(checkpoint: Path, output: Path, profile: Profile) -> EngineReco
     lane, kind = lane_of(profile), _check_kind(checkpoint, profile)
     with new_folder(output) as folder:
         built = lane.build(checkpoint, folder, profile)
-        if not (folder / TOKENIZER_NAME).exists():
-            shutil.copyfile(checkpoint / TOKENIZER_NAME, folder / TOKENIZER_NAME)
+        for name in _text_files(checkpoint):
+            if not (folder / name).exists():
+                shutil.copyfile(checkpoint / name, folder / name)
         record = EngineRecord(
             lane=profile.lane,
             kind=kind,
@@ -99,9 +101,24 @@ def build_engine(checkpoint: Path, output: Path, profile: Profile) -> EngineReco
     return record
 
 
+def _text_files(checkpoint: Path) -> list[str]:
+    """Return the names of the files from which an engine's server makes tokens of texts."""
+    has_format = (checkpoint / CHAT_FORMAT_NAME).exists()
+    return [TOKENIZER_NAME, *([CHAT_FORMAT_NAME] if has_format else [])]
+
+
 def _check_kind(checkpoint: Path, profile: Profile) -> ModelKind:
     """Return the kind of a checkpoint. Raises `NemotronError` if the lane does not serve it."""
-    kind = read_manifest(checkpoint).kind
+    manifest = read_manifest(checkpoint)
+    kind = manifest.kind
+    if manifest.virtual_tokens and not lane_of(profile).has_virtual_tokens:
+        lanes = [name for name, one in LANES.items() if one.has_virtual_tokens]
+        raise NemotronError(
+            f"this model has the {manifest.virtual_tokens} virtual tokens of a P-tuning, which the "
+            f"lane {profile.lane} does not put in front of prompts",
+            where=checkpoint,
+            remedy=f"use a profile of the lane {' or '.join(lanes)}",
+        )
     if kind not in lane_of(profile).kinds:
         lanes = [name for name, one in LANES.items() if kind in one.kinds]
         raise NemotronError(

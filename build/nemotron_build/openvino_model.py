@@ -34,10 +34,11 @@ def build_model(checkpoint: Checkpoint, precision: Precision, weights: Weights =
     Inputs: input_ids, attention_mask and position_ids, [B, T] i64. Output: logits, [B, T, V] F32.
 
     BF16 weights stay BF16, or become INT8 or INT4 (`openvino_weights`); those of an FP8 checkpoint
-    keep their own numbers. `precision` is the type in which the plug-in will compute. With BF16 it
-    also keeps the results of operations in BF16, except the angles of the rotary embedding. The
-    scales of an FP8 checkpoint are applied to weights and inputs, but not to the KV cache, whose
-    type the engine chooses.
+    keep their own numbers. After the ids of the vocabulary come those of virtual tokens, whose
+    vectors stay F32; logits are of the vocabulary only. `precision` is the type in which the
+    plug-in will compute. With BF16 it also keeps the results of operations in BF16, except the
+    angles of the rotary embedding. The scales of an FP8 checkpoint are applied to weights and
+    inputs, but not to the KV cache, whose type the engine chooses.
     """
     return _TextGraph(checkpoint, precision, weights).model()
 
@@ -57,11 +58,23 @@ class DecoderGraph:
         """Return the input of the head, [B, T, hidden size], for ids and positions [B, T]."""
         self.batch = opset13.gather(opset13.shape_of(ids, "i64"), _i64([0]), _i64(0))
         self.cosines, self.sines = self._rotary_tables(positions)
-        table = "transformer.vocab_embedding.weight"
-        hidden = table_node(table, self.checkpoint.tensor(table), self.weights, ids)
+        hidden = self._embed(ids)
         for layer in range(self.shape.num_layers):
             hidden = self._layer(hidden, layer)
         return self._norm(hidden, "transformer.ln_f")
+
+    def _embed(self, ids: Node) -> Node:
+        """Return the embeddings [B, T, hidden size]. The ids above the vocabulary are virtual."""
+        name = "transformer.vocab_embedding.weight"
+        table, vectors = self.checkpoint.tensor(name), self.checkpoint.virtual_tokens()
+        if vectors is None:
+            return table_node(name, table, self.weights, ids)
+        size = _i64(len(table))
+        words = table_node(name, table, self.weights, opset13.minimum(ids, _i64(len(table) - 1)))
+        rows = opset13.maximum(opset13.subtract(ids, size), _i64(0))
+        virtual = opset13.gather(opset13.constant(vectors), rows, _i64(0))
+        is_virtual = opset13.unsqueeze(opset13.greater_equal(ids, size), _i64([-1]))
+        return opset13.select(is_virtual, virtual, words)
 
     def _attend(self, query: Node, key: Node, value: Node, layer: int) -> Node:
         """Return what each query attends to, [B, heads, T, size]."""

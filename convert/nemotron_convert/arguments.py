@@ -23,17 +23,17 @@ class ConvertArguments:
         list[Path],
         Argument(
             metavar="MODEL…",
-            help="A .nemo or a Hugging Face folder; with --base, LoRA or IA3 adapters in order.",
+            help="A .nemo or a Hugging Face folder; with --base, its adapters in order.",
         ),
     ]
     output: Annotated[Path, Option("-o", "--output", help="The new folder that is written.")]
     base: Annotated[
         Path | None,
-        Option(metavar="BASE.nemo", help="The model into which the adapters are merged."),
+        Option(metavar="BASE.nemo", help="The model that the adapters belong to."),
     ] = None
     format: Annotated[
         Literal["trtllm", "hf", "peft"],
-        Option(help="A TensorRT-LLM checkpoint, a Hugging Face folder, or a LoRA for PEFT."),
+        Option(help="A TensorRT-LLM checkpoint, a Hugging Face folder, or an adapter for PEFT."),
     ] = "trtllm"
     tp: Annotated[
         int | None,

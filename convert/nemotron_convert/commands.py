@@ -94,7 +94,7 @@ def verify(
 def convert(arguments: ConvertArguments) -> None:
     """Convert a .nemo or Hugging Face folder to a TensorRT-LLM checkpoint or a folder, BF16 or FP8.
 
-    With --base, the adapters are merged into that model on the way.
+    With --base, the adapters are merged into that model on the way; a P-tuning stands beside it.
 
     Under mpirun or srun, the processes divide the files among them.
     """

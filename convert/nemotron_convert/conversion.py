@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from nemotron_convert.calibration.options import CALIBRATION_NAME
 from nemotron_convert.options import Options, missing_bytes, require_space
-from nemotron_convert.source.chat_tokens import other_chat_tokens
 from nemotron_convert.source.nemo import Source
 from nemotron_convert.target import journal
 from nemotron_convert.target.copier import Copier, piece_name
@@ -20,12 +19,14 @@ from nemotron_convert.target.layout import Dtype, Format, Layout
 from nemotron_convert.target.manifest import AdapterEntry, Manifest, read_manifest, require_complete
 from nemotron_convert.target.tensor_file import TensorFile
 from nemotron_convert.target.trtllm_config import CONFIG_NAME, trtllm_config
+from nemotron_convert.target.virtual_tokens import write_virtual_tokens
 from nemotron_convert.team import Team
 from nemotron_core.errors import NemotronError
 from nemotron_core.family import model_name
 from nemotron_core.files import FileEntry, hash_file, sync, write_atomically
 from nemotron_core.model_config import TOKENIZER_NAME
 from nemotron_core.progress import byte_progress
+from nemotron_core.text.chat_format import CARD
 
 if TYPE_CHECKING:
     from nemotron_convert.calibration.calibrator import Calibrator
@@ -134,6 +135,7 @@ class Conversion:
             source=path.resolve().name,
             model=model_name(path, has_own_name=self.source.layout == "safetensors"),
             adapters=[AdapterEntry.of(adapter) for adapter in self.source.adapters],
+            virtual_tokens=len(self.source.prompt_table.vectors) if self.source.prompt_table else 0,
             kind="reward" if self.source.reward_head else "text",
             format=options.format.value,
             dtype=options.precision.weights.value,
@@ -145,8 +147,8 @@ class Conversion:
             overflow=dict(+overflow),
             underflow=dict(+underflow),
             ignored_tensors=list(self.source.ignored),
-            template_notes=self.source.template_notes,
-            other_chat_tokens=other_chat_tokens(self.source.contents.settings.raw),
+            template_notes=list(self.source.chat.notes),
+            other_chat_tokens=self.source.chat.tokens,
             calibration=calibration,
             files=dict(sorted(entries.items())),
         )
@@ -162,9 +164,14 @@ class Conversion:
         source, precision = self.source, self.options.precision
         tokenizer = source.tokenizer
         head = source.reward_head.read() if source.reward_head else None
+        chat_format = source.chat.chat_format or CARD
         (self.folder / TOKENIZER_NAME).write_bytes(tokenizer)
+        if chat_format != CARD:
+            chat_format.write(self.folder)
         if head is not None:
             head.write(self.folder)
+        if source.prompt_table is not None:
+            write_virtual_tokens(self.folder, source.prompt_table.vectors)
         if self.options.format is Format.TRTLLM:
             config = trtllm_config(
                 *(source.config, source.vocab_size, self.options.parallel, precision),
@@ -180,11 +187,12 @@ class Conversion:
             SentencePieceModel,
         )
 
-        write_hf_tokenizer(self.folder, tokenizer, source.config.max_positions)
+        write_hf_tokenizer(self.folder, tokenizer, source.config.max_positions, chat_format)
         pieces = SentencePieceModel.parse(tokenizer)
         write_hf_configs(
             *(self.folder, source.config, source.vocab_size, pieces, precision),
             is_reward=head is not None,
+            end_piece=chat_format.end_piece,
         )
         write_hf_index(self.folder, self.layout, head)
 

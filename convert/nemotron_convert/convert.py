@@ -10,10 +10,11 @@ from pathlib import Path
 
 from nemotron_convert.conversion import Conversion, checked_manifest
 from nemotron_convert.options import Options, lay_out
-from nemotron_convert.source.chat_tokens import other_chat_tokens
 from nemotron_convert.source.contents import Contents
 from nemotron_convert.source.kind import require_adapter, require_whole
 from nemotron_convert.source.nemo import Source
+from nemotron_convert.source.prompt_table import OLD_TABLE, PromptTable
+from nemotron_convert.source.tuned_prompts import TunedPrompts
 from nemotron_convert.target import journal
 from nemotron_convert.target.layout import Dtype, Format
 from nemotron_convert.target.manifest import MANIFEST_NAME, Manifest
@@ -29,10 +30,6 @@ from nemotron_core.folder import (
     writing_errors,
 )
 
-CHAT_NOTE = (
-    "this model was tuned with another prompt format than the model card's, which chats are "
-    "given: send it raw prompts"
-)
 OTHER_SCALES = (
     "these scales were calibrated without the adapters, which change the inputs of the linear "
     "layers: calibrate the merged model, or measure what it answers"
@@ -64,17 +61,16 @@ def convert(source_path: Path, output: Path, options: Options, *, team: Team = A
         adapters=options.adapters,
     ) as source:
         if team.is_leader:
-            for note in source.template_notes:
+            for note in (*source.chat.notes, *filter(None, [_chat_note(source.chat)])):
                 print(f"note: {note}", file=sys.stderr)
+        if team.is_leader:
+            _note_table(source.prompt_table)
         if options.strict and source.dtypes != ("BF16",):
             raise NemotronError(
                 f"the weights are {' and '.join(source.dtypes)}, which BF16 rounds",
                 where=source_path,
                 remedy="convert without --strict",
             )
-        tokens = other_chat_tokens(source.contents.settings.raw)
-        if tokens and team.is_leader:
-            print(f"note: {CHAT_NOTE} ({', '.join(tokens)})", file=sys.stderr)
         layout = lay_out(source, options)
         if options.format is Format.HF:
             # Loaded by the conversions that need it: it takes a tenth of the start.
@@ -104,13 +100,14 @@ def convert(source_path: Path, output: Path, options: Options, *, team: Team = A
 
 
 def convert_to_peft(adapter_path: Path, output: Path, base_path: Path | None = None) -> Manifest:
-    """Write the LoRA at `adapter_path` to the new folder `output` in PEFT's format.
+    """Write the LoRA or P-tuning at `adapter_path` to the new folder `output` in PEFT's format.
 
     With `base_path`, it is checked against that base model; otherwise against its own
     configuration. Raises `NemotronError` as `convert` does.
     """
     from nemotron_convert.source.adapter import Adapter  # noqa: PLC0415
     from nemotron_convert.target.peft_folder import write_peft_folder  # noqa: PLC0415
+    from nemotron_convert.target.peft_prompt import write_prompt_folder  # noqa: PLC0415
 
     check_output(output, source=adapter_path)
     with Contents.open(adapter_path, scratch=Path(tempfile.gettempdir())) as contents:
@@ -121,10 +118,31 @@ def convert_to_peft(adapter_path: Path, output: Path, base_path: Path | None = N
                 require_whole(whole.kind, base_path, whole.base)
                 config, base = whole.settings.model, base_path.name
         adapter = Adapter.of(contents, config)
+        _note_table(adapter.prompt)
+        write = write_peft_folder if adapter.prompt is None else write_prompt_folder
         with new_folder(output) as folder:
-            manifest = write_peft_folder(adapter, folder, base)
+            manifest = write(adapter, folder, base)
             contents.require_unchanged()
             return manifest
+
+
+def _chat_note(chat: TunedPrompts) -> str:
+    """Return what a user should know about prompts that are not the model card's."""
+    if chat.chat_format:
+        return "chats are given this model's own prompt format, not the model card's"
+    if not chat.fault:
+        return ""
+    names = f" ({', '.join(chat.tokens)})" if chat.tokens else ""
+    return (
+        f"this model was tuned with another prompt format than the model card's{names}, which "
+        f"cannot be carried: {chat.fault}. Chats are given the model card's; send it raw prompts"
+    )
+
+
+def _note_table(prompt: PromptTable | None) -> None:
+    """Print a note if a P-tuning's file has a table of other vectors, or none."""
+    if prompt is not None and not prompt.is_stored:
+        print(f"note: {OLD_TABLE}, whose vectors are taken", file=sys.stderr)
 
 
 def _scratch(output: Path, options: Options) -> Path | None:

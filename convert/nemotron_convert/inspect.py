@@ -14,12 +14,12 @@ from rich.text import Text
 
 from nemotron_convert.shards import allowed_tp
 from nemotron_convert.source.adapter import Adapter
-from nemotron_convert.source.chat_template import TemplateReport
 from nemotron_convert.source.chat_tokens import other_chat_tokens
 from nemotron_convert.source.contents import Contents
-from nemotron_convert.source.kind import MERGED, REFUSED, Kind
+from nemotron_convert.source.kind import ADAPTERS, REFUSED
 from nemotron_convert.source.nemo import Source
-from nemotron_convert.source.prompt_table import read_prompt_table
+from nemotron_convert.source.prompt_table import OLD_TABLE
+from nemotron_convert.source.tuned_prompts import TunedPrompts
 from nemotron_convert.target.checkpoint import Checkpoint
 from nemotron_convert.target.manifest import read_manifest, require_unchanged
 from nemotron_core.errors import NemotronError
@@ -53,7 +53,7 @@ class AdapterReport(BaseModel):
     virtual_tokens: int | None = None
     """Number of vectors that a P-tuning puts in front of the prompt."""
     fault: str | None = None
-    """Why it cannot be merged."""
+    """Why it cannot be converted."""
 
 
 class ModelReport(BaseModel):
@@ -87,6 +87,10 @@ class ModelReport(BaseModel):
     """Settings that do not matter to a finished model."""
     other_chat_tokens: dict[str, str]
     """Those of `data.chat_prompt_tokens` that differ from the model card's prompt format."""
+    chat_format: dict[str, str] | None
+    """The format of the prompts that chats are given, if it is not the model card's."""
+    chat_fault: str
+    """Why chats are given the model card's prompts although the model was tuned on others."""
     template_notes: list[str]
     """Conversations for which a chat template that came with the model gives other prompts."""
     refused_template: str
@@ -128,6 +132,10 @@ class ModelReport(BaseModel):
         _print_section(console, "refused: settings that are not carried out", faults)
         tokens = {key: repr(text) for key, text in self.other_chat_tokens.items()}
         _print_section(console, "prompt format: other tokens than the model card's", tokens)
+        parts = {key: repr(text) for key, text in (self.chat_format or {}).items()}
+        _print_section(console, "prompt format that chats are given", parts)
+        fault = {self.chat_fault: ""} if self.chat_fault else {}
+        _print_section(console, "chats are given the model card's prompts", fault)
         template = {self.refused_template: ""} if self.refused_template else {}
         _print_section(console, "refused: another chat template", template)
         notes = dict.fromkeys(self.template_notes, "")
@@ -174,18 +182,18 @@ def inspect(path: Path) -> ModelReport:
     """
     with Contents.open(path) as contents:
         settings, kind = contents.settings, contents.kind
-        is_whole = kind not in MERGED and kind not in REFUSED
+        is_whole = kind not in ADAPTERS and kind not in REFUSED
         source = Source.of(contents, is_lenient=True) if is_whole else None
         arrays = source.all_tensors if source else {}
         adapter = None if is_whole else _inspect_adapter(contents)
         unknown = contents.unknown()
-        template = contents.template or TemplateReport()
-        can_be_merged = kind in MERGED and adapter is not None and adapter.fault is None
+        chat = source.chat if source else TunedPrompts(tokens=other_chat_tokens(settings.raw))
+        can_be_used = kind in ADAPTERS and adapter is not None and adapter.fault is None
         return ModelReport(
             source=str(path),
             kind=kind.value,
-            convertible=(is_whole or can_be_merged)
-            and not (unknown or settings.faults or template.fault),
+            convertible=(is_whole or can_be_used)
+            and not (unknown or settings.faults or chat.refusal),
             adapter=adapter,
             layout=contents.layout,
             dtype=" and ".join(source.dtypes) if source else "",
@@ -202,36 +210,27 @@ def inspect(path: Path) -> ModelReport:
             unknown_tensors=unknown,
             refused_settings=settings.faults,
             other_settings=settings.others,
-            other_chat_tokens=other_chat_tokens(settings.raw),
-            template_notes=list(template.notes),
-            refused_template=template.fault,
+            other_chat_tokens=chat.tokens,
+            chat_format=dataclasses.asdict(chat.chat_format) if chat.chat_format else None,
+            chat_fault=chat.fault,
+            template_notes=[note for note in chat.notes if note != chat.refusal],
+            refused_template=chat.refusal,
             dropped_tensors=contents.dropped(),
         )
 
 
-def _inspect_prompt(contents: Contents) -> AdapterReport:
-    """Report on a P-tuning, whose own table of vectors may be older than its MLP."""
-    try:
-        prompt = read_prompt_table(contents)
-    except NemotronError as error:
-        return AdapterReport(details="", base=contents.base, fault=error.what)
-    count = len(prompt.vectors)
-    details = f"{count} virtual tokens"
-    if not prompt.is_stored:
-        details += "; the stored inference_table is not what the MLP computes"
-    return AdapterReport(details=details, base=contents.base, virtual_tokens=count)
-
-
 def _inspect_adapter(contents: Contents) -> AdapterReport:
     """Report on a file that is no whole model, as if it fitted its base model."""
-    if contents.kind is Kind.P_TUNING:
-        return _inspect_prompt(contents)
-    if contents.kind not in MERGED:
+    if contents.kind not in ADAPTERS:
         return AdapterReport(details="", base=contents.base)
     try:
         adapter = Adapter.of(contents, contents.settings.model)
     except NemotronError as error:
         return AdapterReport(details="", base=contents.base, fault=error.what)
+    if (prompt := adapter.prompt) is not None:
+        stale = "" if prompt.is_stored else f"; {OLD_TABLE}"
+        details, count = f"{prompt}{stale}", len(prompt.vectors)
+        return AdapterReport(details=details, base=contents.base, virtual_tokens=count)
     lora = adapter.lora
     return AdapterReport(
         details=str(adapter),
@@ -252,7 +251,9 @@ def inspect_checkpoint(folder: Path, *, check: bool) -> CheckpointReport:
     """
     manifest = read_manifest(folder)
     if manifest.format == "trtllm":
-        Checkpoint.open(folder).reward_head()
+        checkpoint = Checkpoint.open(folder)
+        checkpoint.reward_head()
+        checkpoint.virtual_tokens()
     if check:
         require_unchanged(folder, manifest)
     return CheckpointReport(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nemotron_convert.calibration.options import OWN_TEXTS, CalibrationOptions
@@ -39,7 +39,7 @@ class Options:
     ignore: tuple[str, ...] = ()
     """Patterns of the names of tensors to leave out although they are not understood."""
     adapters: tuple[Path, ...] = ()
-    """LoRA and IA3 adapters to merge into the model, in this order."""
+    """LoRA and IA3 adapters to merge into the model, in this order, and at most one P-tuning."""
     ignore_template: bool = False
     """Whether to convert a model whose chat template gives other prompts than this project."""
     precision: Precision = BF16_ONLY
@@ -71,6 +71,8 @@ def lay_out(source: Source, options: Options) -> Layout:
             where="--kv-cache-dtype",
             remedy="add --dtype fp8",
         )
+    if source.prompt_table is not None:
+        _check_prompt(options)
     if options.format is Format.HF:
         if options.parallel != Parallel(1, 1):
             raise NemotronError(
@@ -79,7 +81,25 @@ def lay_out(source: Source, options: Options) -> Layout:
         is_reward = source.reward_head is not None
         return hf_layout(source.config, source.vocab_size, precision, is_reward=is_reward)
     options.parallel.check(source.config)
+    precision = replace(precision, exact_norms=source.reward_head is not None)
     return trtllm_layout(source.config, source.vocab_size, options.parallel, precision)
+
+
+def _check_prompt(options: Options) -> None:
+    """Raise `NemotronError` if the output has no place for virtual tokens."""
+    if options.format is Format.HF:
+        raise NemotronError(
+            "this format has no place for the virtual tokens of a P-tuning",
+            where="--format hf",
+            remedy="write a checkpoint for the lane cpu without --format; for other programs, "
+            "convert the base alone, and the P-tuning with --format peft",
+        )
+    if options.precision.weights is Dtype.FP8:
+        raise NemotronError(
+            "a calibration sees tokens, not the virtual tokens of a P-tuning",
+            where="--dtype fp8",
+            remedy="convert in BF16; `nemotron build --weights int8` makes the weights smaller",
+        )
 
 
 def tensor_bytes(layout: Layout) -> int:

@@ -82,7 +82,7 @@ class Plan:
     calibration: CalibrationCost | None = None
     """The calibration of an FP8 conversion that uses no earlier one."""
     adapters: tuple[str, ...] = ()
-    """The adapters that are merged into the source, for a person."""
+    """The adapters that are converted with the source, for a person."""
 
     @property
     def seconds(self) -> float:
@@ -156,7 +156,7 @@ class Plan:
         facts = Table(show_header=False, box=None)
         facts.add_row("read", f"{self.to_read:,} bytes from {self.source}")
         for adapter in self.adapters:
-            facts.add_row("merge", adapter)
+            facts.add_row("adapter", adapter)
         facts.add_row("write", f"{self.to_write:,} bytes in {len(self.layout.files)} files")
         facts.add_row("disk", f"{self.disk:,} bytes needed, {self.free:,} free")
         facts.add_row("memory", f"about {decimal(self.memory)} per process")

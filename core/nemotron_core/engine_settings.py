@@ -55,6 +55,14 @@ class CpuEngineSettings(EngineSettings):
 
     dtype: Literal["bf16", "f32"]
     kv_cache_tokens: int
+    virtual_tokens: int = 0
+    """Number of tokens that stand before every prompt, with the ids after the vocabulary's.
+    `max_seq_len` is without them."""
+
+    @property
+    def prefix(self) -> list[int]:
+        """Ids of the virtual tokens."""
+        return list(range(self.vocab_size, self.vocab_size + self.virtual_tokens))
 
 
 class TensorRTEngineSettings(EngineSettings):

@@ -13,7 +13,7 @@ from nemotron_core.openai.keys import ListOf, OpenModel, no_effect, taken
 from nemotron_core.openai.messages import Message
 from nemotron_core.openai.token_texts import token_text
 from nemotron_core.text import Tokenizer, check_text
-from nemotron_core.text.prompt import CHAT_TEMPLATE
+from nemotron_core.text.chat_template import chat_template
 from nemotron_gateway.backend import Backend
 from nemotron_gateway.json_response import JsonResponse
 from nemotron_gateway.models import Models
@@ -122,6 +122,6 @@ class Tokens:
                 "vocab_size": tokenizer.vocab_size,
                 "model_max_length": (await self._backend.facts()).max_seq_len,
                 **special,
-                "chat_template": CHAT_TEMPLATE,
+                "chat_template": chat_template(tokenizer.chat_format),
             }
         )

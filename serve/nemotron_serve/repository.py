@@ -11,6 +11,7 @@ from nemotron_build.profile import Profile
 from nemotron_core.files import text_digest
 from nemotron_core.model_config import TOKENIZER_NAME
 from nemotron_core.resources import resource
+from nemotron_core.text.chat_format import ChatFormat
 from nemotron_core.text.prompt import template_hash
 from nemotron_serve.triton_config import model_configs, to_text
 
@@ -47,12 +48,12 @@ def models_folder() -> Path:
     return resource(__file__, "model_repository")
 
 
-def identity(record: EngineRecord) -> dict[str, str]:
+def identity(engine: Path, record: EngineRecord) -> dict[str, str]:
     """Return the SHA-256 (hex) of everything that decides an answer's text."""
     return {
         "engine": text_digest(record.model_dump_json()),
         "checkpoint": record.checkpoint,
-        "template": template_hash(),
+        "template": template_hash(ChatFormat.read(engine)),
     }
 
 
@@ -73,7 +74,7 @@ def render_repository(
         "acknowledgements": str(files.acknowledgements),
         "kind": record.kind,
         # By these, clients learn which engine answers them.
-        **identity(record),
+        **identity(engine, record),
     }
     for config in model_configs(parameters, profile.limits.max_batch_size, record.kind):
         folder = (target or files.models) / config.name

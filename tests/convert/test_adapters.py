@@ -346,7 +346,6 @@ def test_a_missing_rank(tmp_path: Path) -> None:
         (BASE, BASE, "this is a base model, which is whole and is not merged.*without --base"),
         (QKV, ALL, "this is a LoRA adapter, not a whole model.*--base /models/base.nemo"),
         (BASE, CUSTOM / "adapter_tp1.nemo", "a bottleneck adapter.*cannot be merged"),
-        (BASE, CUSTOM / "ptuning_tp2.nemo", "a P-tuning prompt.*convert its base model"),
         (OTHER_BASE, QKV, "hidden_size is 256, the base model has 128"),
     ],
 )
@@ -377,7 +376,7 @@ def test_a_compressed_lora_and_an_output_inside_of_it(tmp_path: Path) -> None:
     [
         (BASE, "this is a base model, not a checkpoint.*nemotron convert .*tiny_nemotron.nemo -o"),
         (QKV, "this is a LoRA adapter, not a whole model.*convert --base /models/base.nemo"),
-        (CUSTOM / "ptuning_tp2.nemo", "this is a P-tuning prompt"),
+        (CUSTOM / "ptuning_tp2.nemo", "this is a P-tuning prompt, not a whole model.*--base"),
     ],
 )
 def test_a_nemo_is_no_checkpoint(path: Path, message: str, tmp_path: Path) -> None:

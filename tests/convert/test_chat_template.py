@@ -42,6 +42,6 @@ def test_tokens_without_a_text_count_as_absent(token: object, tmp_path: Path) ->
 def test_entries_without_a_name_or_a_template_are_passed_over(
     entry: object, tmp_path: Path
 ) -> None:
-    whole = {"name": "default", "template": CHAT_TEMPLATE.replace("System", "SYSTEM")}
+    whole = {"name": "default", "template": CHAT_TEMPLATE.replace("capitalize", "upper") + "."}
     folder = set_template(copy_tiny(tmp_path / "in"), [entry, whole])
     assert "chat template gives" in inspect(folder).refused_template

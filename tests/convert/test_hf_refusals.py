@@ -223,7 +223,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "prompt": (
         tensors(lambda t: t.update({"model.ptuning_adapter.x": torch.zeros(2)})),
-        "this is a P-tuning prompt, which this version does not convert",
+        "this is a P-tuning prompt, not a whole model.*--base",
     ),
     "int8": (set_dtype(torch.int8), "up_proj.weight is I8.*BF16, F16, F32"),
     "float64": (set_dtype(torch.float64), "up_proj.weight is F64"),
@@ -251,8 +251,22 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 TEMPLATES = {
-    "another format": (CHATML, r"for a question, the chat template gives '<\|im_start\|>user"),
-    "begins with BOS": ("{{ bos_token }}" + CHAT_TEMPLATE, "gives '<s><extra_id_0>System"),
+    "another format": (
+        CHATML,
+        r"for a question, the chat template gives '<\|im_start\|>user.*the assistant's turn begins "
+        r"with .*, which is no control piece",
+    ),
+    "begins with BOS": (
+        "{{ bos_token }}" + CHAT_TEMPLATE,
+        "gives '<s><extra_id_0>System.*no prompt can have the piece <s>",
+    ),
+    "system messages in the first turn": (
+        "{% set system = messages[0].content if messages[0].role == 'system' else '' %}"
+        "{% for m in messages if m.role != 'system' %}"
+        "<extra_id_3>{{ m.role }}: {{ system if loop.first }}{{ m.content }}<extra_id_4>"
+        "{% endfor %}{% if add_generation_prompt %}<extra_id_3>assistant: {% endif %}",
+        "for a question, the chat template gives '<extra_id_3>user: Why",
+    ),
     "not Jinja": ("{% for %}", "the chat template fails: "),
     "unsafe": (
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",

@@ -21,6 +21,7 @@ from transformers import AutoModelForSequenceClassification
 from nemotron_convert.convert import Options, convert
 from nemotron_convert.inspect import inspect, inspect_checkpoint
 from nemotron_convert.shards import Parallel
+from nemotron_convert.target.checkpoint import Checkpoint
 from nemotron_convert.target.layout import Format
 from nemotron_convert.target.manifest import Manifest, changed_files, read_manifest
 from nemotron_convert.verification.verifier import verify
@@ -53,17 +54,17 @@ def store(folder: Path, name: str, array: NDArray[Any], dtype: str) -> None:
     (path / ".".join("0" * array.ndim)).write_bytes(array.tobytes())
 
 
-def stored_head() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the golden head, read with tarfile and NumPy only."""
+def stored(name: str, chunk: str = "0") -> NDArray[np.float32]:
+    """Return a chunk of the golden model, read with tarfile and NumPy only."""
     with tarfile.open(REWARD) as tar:
+        file = tar.extractfile(f"./{FOLDER}/{name}/{chunk}")
+        assert file is not None
+        return np.frombuffer(file.read(), ml_dtypes.bfloat16).astype(np.float32)
 
-        def read(name: str) -> NDArray[np.float32]:
-            file = tar.extractfile(f"./{FOLDER}/{name}")
-            assert file is not None
-            return np.frombuffer(file.read(), ml_dtypes.bfloat16).astype(np.float32)
 
-        columns = [read(f"{HEAD}/0.{i}").reshape(9, 32) for i in range(8)]
-        return np.concatenate(columns, 1), read(f"{BIAS}/0")
+def stored_head() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    columns = [stored(HEAD, f"0.{i}").reshape(9, 32) for i in range(8)]
+    return np.concatenate(columns, 1), stored(BIAS)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_head_is_beside_an_unchanged_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+def test_the_head_is_beside_a_checkpoint_with_exact_norms(checkpoint: Path, tmp_path: Path) -> None:
     weight, bias = stored_head()
     with safe_open(checkpoint / HEAD_NAME, "numpy") as file:
         names = file.metadata()
@@ -91,7 +92,15 @@ def test_the_head_is_beside_an_unchanged_checkpoint(checkpoint: Path, tmp_path: 
     files = convert(base, tmp_path / "out", Options(Parallel(4, 1))).files
     assert "kind" not in json.loads((tmp_path / "out" / "config.json").read_text())
     assert set(manifest.files) == {*files, HEAD_NAME}
-    assert [name for name in files if files[name] != manifest.files[name]] == ["config.json"]
+    text, reward = (Checkpoint.open(folder) for folder in (tmp_path / "out", checkpoint))
+    for rank, tensors in enumerate(reward.ranks):
+        for name in tensors:
+            held, rounded = reward.read(rank, name), text.read(rank, name)
+            is_norm = name.endswith(("layernorm.weight", "ln_f.weight"))
+            assert held.dtype == (np.float32 if is_norm else ml_dtypes.bfloat16)
+            assert (held.astype(ml_dtypes.bfloat16) == rounded).all()
+    gamma = stored("model.decoder.final_layernorm.weight")
+    assert (reward.tensor("transformer.ln_f.weight") == gamma + np.float32(1)).all()
     report = inspect_checkpoint(checkpoint, check=True)
     assert (report.kind, inspect_checkpoint(tmp_path / "out", check=True).kind) == (
         "reward",

@@ -19,7 +19,7 @@ from nemotron_serve.model_server import ModelServer
 from tests.conftest import free_ports
 from tests.data.synthesis import recipe, rows, run
 from tests.gateway.process import Running, running
-from tests.reward_fixtures import CASES, NORM_ERROR
+from tests.reward_fixtures import CASES, F32_ERROR
 from tests.serve.wire import post
 from tests.waiting import until
 
@@ -69,8 +69,8 @@ def test_conversations_in_a_batch(reward: ModelServer) -> None:
     for case, scores, total, tokens in zip(
         CASES, outputs["scores"], outputs["reward"], outputs["num_input_tokens"], strict=True
     ):
-        assert np.abs(scores[0] - case["scores"][4:]).max() < NORM_ERROR
-        assert abs(total[0] - case["reward"]) < NORM_ERROR
+        assert np.abs(scores[0] - case["scores"][4:]).max() < F32_ERROR
+        assert abs(total[0] - case["reward"]) < F32_ERROR
         assert tokens.tolist() == [len(case["token_ids"])]
 
 
@@ -79,8 +79,8 @@ def test_all_turns_of_a_conversation(reward: ModelServer) -> None:
     outputs = infer(reward, "reward", messages=texts(json.dumps(messages)), turns=texts("all"))
     assert outputs["scores"].shape == (1, 2, 5)
     first = infer(reward, "reward", messages=texts(json.dumps(messages[:2])))
-    assert np.abs(outputs["scores"][0, 0] - first["scores"][0, 0]).max() < NORM_ERROR
-    assert np.abs(outputs["scores"][0, 1] - CASES[1]["scores"][4:]).max() < NORM_ERROR
+    assert np.abs(outputs["scores"][0, 0] - first["scores"][0, 0]).max() < F32_ERROR
+    assert np.abs(outputs["scores"][0, 1] - CASES[1]["scores"][4:]).max() < F32_ERROR
 
 
 def test_sentences_as_the_annotation_client_of_nemo_sends_them(reward: ModelServer) -> None:
@@ -97,7 +97,7 @@ def test_sentences_as_the_annotation_client_of_nemo_sends_them(reward: ModelServ
         assert rewards.shape == (9,)
         assert outputs["exceeded"].tolist() == [[0]]
         if case["scores"] is not None:
-            assert np.abs(rewards - case["scores"]).max() < NORM_ERROR
+            assert np.abs(rewards - case["scores"]).max() < F32_ERROR
 
 
 def test_tokens_with_padding(reward: ModelServer) -> None:
@@ -110,7 +110,7 @@ def test_tokens_with_padding(reward: ModelServer) -> None:
         sequence_lengths=np.array([[len(row)] for row in rows], np.int64),
     )
     expected = np.array([case["scores"] for case in CASES])
-    assert np.abs(outputs["rewards"] - expected).max() < NORM_ERROR
+    assert np.abs(outputs["rewards"] - expected).max() < F32_ERROR
 
 
 FIRST, YES = json.dumps(CASES[0]["messages"]), np.array([[True]])
@@ -169,7 +169,7 @@ def test_the_gateway_answers_in_the_form_of_the_nim(gateway: Running) -> None:
             entries = {entry.token: entry.logprob for entry in choice.logprobs.content}
             assert tuple(entries) == SCORED
             assert entries == read_scores(choice.message.content)
-            assert np.abs(np.array(list(entries.values())) - case["scores"][4:]).max() < NORM_ERROR
+            assert np.abs(np.array(list(entries.values())) - case["scores"][4:]).max() < F32_ERROR
             assert answer.usage is not None
             assert answer.usage.prompt_tokens == len(case["token_ids"])
         turns = client.chat.completions.create(
@@ -230,7 +230,7 @@ def test_a_system_message_is_named_as_without_effect(gateway: Running) -> None:
     answer = gateway.ask("POST", CHAT, {"messages": system + CASES[0]["messages"]})
     assert answer.headers["x-ignored-keys"] == "messages.system"
     scores = read_scores(json.loads(answer.text)["choices"][0]["message"]["content"])
-    assert np.abs(np.array(list(scores.values())) - CASES[0]["scores"][4:]).max() < NORM_ERROR
+    assert np.abs(np.array(list(scores.values())) - CASES[0]["scores"][4:]).max() < F32_ERROR
 
 
 def test_it_is_ready_and_says_what_it_is(reward: ModelServer, gateway: Running) -> None:
@@ -256,9 +256,9 @@ def test_a_recipe_is_scored_by_it(gateway: Running, tmp_path: Path) -> None:
     records = rows(tmp_path)
     for case, record in zip(CASES, records, strict=True):
         scores = np.array([record[name] for name in SCORED])
-        assert np.abs(scores - case["scores"][4:]).max() < NORM_ERROR
-        assert abs(record["reward"] - case["reward"]) < NORM_ERROR
+        assert np.abs(scores - case["scores"][4:]).max() < F32_ERROR
+        assert abs(record["reward"] - case["reward"]) < F32_ERROR
     for record, each in zip(records, rows(tmp_path, "steps/each.jsonl"), strict=True):
         answers = sum(turn["role"] == "assistant" for turn in each["messages"])
         assert len(each["turn_rewards"]) == answers
-        assert abs(each["turn_rewards"][-1] - record["reward"]) < NORM_ERROR
+        assert abs(each["turn_rewards"][-1] - record["reward"]) < F32_ERROR

@@ -34,10 +34,12 @@ class CpuLane(Lane):
     )
     is_compiled = True
     kinds = ("text", "reward")
+    has_virtual_tokens = True
 
     def plan(self, checkpoint: Path, output: Path, profile: CpuProfile) -> BuildPlan:
         source = open_checkpoint(checkpoint)
         _check_weights(source, profile)
+        _max_seq_len(source, profile)
         is_reward = source.reward_head() is not None
         names = CpuEngineSettings
         rest = [HEAD_NAME] if is_reward else VOCABULARY_NAMES
@@ -49,15 +51,15 @@ class CpuLane(Lane):
     def build(self, checkpoint: Path, folder: Path, profile: CpuProfile) -> BuiltEngine:
         source = open_checkpoint(checkpoint)
         _check_weights(source, profile)
+        _max_seq_len(source, profile)
         source.check_hashes()
         _save_model(source, folder, profile)
         limits = profile.limits
         settings = CpuEngineSettings(
             dtype=profile.dtype,
             vocab_size=source.config.vocab_size,
-            max_seq_len=min(
-                limits.max_seq_len, source.config.max_position_embeddings, limits.kv_cache_tokens
-            ),
+            max_seq_len=_max_seq_len(source, profile),
+            virtual_tokens=source.manifest.virtual_tokens,
             max_batch_size=limits.max_batch_size,
             max_num_tokens=limits.max_num_tokens,
             kv_cache_tokens=limits.kv_cache_tokens,
@@ -89,6 +91,24 @@ def _check_weights(checkpoint: Checkpoint, profile: CpuProfile) -> None:
             where=checkpoint.folder,
             remedy="convert with --dtype bf16, or build without --weights",
         )
+
+
+def _max_seq_len(checkpoint: Checkpoint, profile: CpuProfile) -> int:
+    """Return the room for a prompt and its answer: what virtual tokens leave of a sequence.
+
+    Raises `NemotronError` if they leave none.
+    """
+    limits, taken = profile.limits, checkpoint.manifest.virtual_tokens
+    length = min(
+        limits.max_seq_len, checkpoint.config.max_position_embeddings, limits.kv_cache_tokens
+    )
+    if length - taken < 2:  # a token of a prompt and one of an answer
+        raise NemotronError(
+            f"{taken} virtual tokens leave no room in sequences of {length} tokens",
+            where=checkpoint.folder,
+            remedy="use a profile with a larger limits.max_seq_len",
+        )
+    return length - taken
 
 
 def _save_model(source: Checkpoint, folder: Path, profile: CpuProfile) -> None:

@@ -61,6 +61,8 @@ class Lane(ABC):
     """Whether an engine works only with the versions of the libraries that have built it."""
     kinds: ClassVar[tuple[ModelKind, ...]] = ("text",)
     """What models it serves."""
+    has_virtual_tokens: ClassVar[bool] = False
+    """Whether it puts the vectors of a P-tuning in front of prompts."""
 
     @abstractmethod
     def plan(self, checkpoint: Path, output: Path, profile: Any) -> BuildPlan:

@@ -29,6 +29,7 @@ from nemotron_convert.target.layout import rank_name
 from nemotron_convert.target.trtllm_config import CONFIG_NAME
 from nemotron_core.engine_settings import TensorRTEngineSettings
 from nemotron_core.errors import NemotronError
+from nemotron_core.text.chat_format import ChatFormat
 
 VERSIONS = "~=1.2.0"
 """Versions of the last release line that has engines."""
@@ -73,7 +74,8 @@ class TensorRTLane(GpuLane):
         _run(plan.command)
         settings = _settings(source, profile)
         settings.write(folder)
-        write_hf_tokenizer(folder, source.tokenizer_path.read_bytes(), settings.max_seq_len)
+        tokenizer, chat_format = source.tokenizer_path.read_bytes(), ChatFormat.read(checkpoint)
+        write_hf_tokenizer(folder, tokenizer, settings.max_seq_len, chat_format)
         if missing := [name for name in plan.files if not (folder / name).is_file()]:
             raise NemotronError(f"{TOOL} has ended successfully, but has not written {missing[0]}")
         return BuiltEngine(source.hash, settings.max_seq_len, settings.vocab_size, str(gpu))

@@ -15,6 +15,7 @@ from nemotron_convert.source.nemo import Source
 from nemotron_core.errors import NemotronError
 from nemotron_core.files import text_digest
 from nemotron_core.text import Message, Tokenizer, check_text
+from nemotron_core.text.chat_format import CARD
 from nemotron_core.text.prompt import check_training_order
 
 BUILT_IN_FILE = "calibration_texts.jsonl"
@@ -97,6 +98,7 @@ def _tokenizer(source: Source) -> Tokenizer:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "tokenizer.model")
         path.write_bytes(source.tokenizer)
+        (source.chat.chat_format or CARD).write(Path(folder))
         return Tokenizer(path)
 
 

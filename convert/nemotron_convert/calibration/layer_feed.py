@@ -93,7 +93,7 @@ class LayerFeed:
         for name in NORM_SOURCES:
             for part, values in enumerate(read_norm(self._source, layer, name)):
                 for upload, resident in zip(self._uploads, slot, strict=True):
-                    upload.start(resident.norms[name][part], values)
+                    upload.start(resident.norms[name][part], values.to(torch.bfloat16))
         for _ in pool.map(lambda piece: self._load(piece, slot), pieces):
             pass
         for upload in self._uploads:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nemotron_convert.calibration.decoder import from_words, layer_norm, split_groups
 from nemotron_convert.calibration.devices import has_bf16
 from nemotron_convert.source.nemo import Source
-from nemotron_convert.target.copier import add_gamma
+from nemotron_convert.target.copier import add_gamma, exact_gamma
 from nemotron_convert.tensor_map import LAYERS, LINEARS, TENSOR_MAP
 from nemotron_core.model_config import ModelConfig
 
@@ -88,14 +90,21 @@ def layer_nbytes(source: Source) -> int:
 
 
 def read_norm(source: Source, layer: int, name: str) -> tuple[Tensor, Tensor]:
-    """Return gamma and bias of a layer's norm, both [H] in BF16, in the CPU's memory.
+    """Return gamma and bias of a layer's norm, both [H], in the CPU's memory.
 
-    `gamma` includes the 1 that LayerNorm1P adds, as it does in the converter's output.
+    `gamma` includes the 1 that LayerNorm1P adds, as it does in the converter's output. It is F32
+    for a reward model, and everything else BF16.
     """
     weight, bias = (
         source.tensors[f"{NORM_SOURCES[name]}_{part}"].read_layer(layer)[0]
         for part in ("weight", "bias")
     )
-    if source.config.gamma_is_centered:
-        weight = add_gamma(weight, 1)
-    return from_words(weight), from_words(bias)
+    return to_gamma(source, weight), from_words(bias)
+
+
+def to_gamma(source: Source, words: NDArray[np.uint16]) -> Tensor:
+    """Return a stored norm weight as the converter writes it: see `read_norm`."""
+    offset = int(source.config.gamma_is_centered)
+    if source.reward_head is not None:
+        return torch.from_numpy(exact_gamma(words, offset))
+    return from_words(add_gamma(words, offset))

@@ -1,4 +1,4 @@
-"""A LoRA or IA3 adapter open for reading, checked against the model that it belongs to."""
+"""An adapter open for reading, checked against the model that it belongs to."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from nemotron_convert.source.contents import Contents, list_tensors
 from nemotron_convert.source.kind import Kind, require_adapter
 from nemotron_convert.source.lora_settings import LoraSettings, read_lora_settings
 from nemotron_convert.source.merge_terms import Ia3Part, Ia3Term, LoraPart, LoraTerm, MergeTerm
+from nemotron_convert.source.prompt_table import PromptTable, read_prompt_table
 from nemotron_convert.tensor_map import TensorRule
 from nemotron_core.errors import NemotronError
 from nemotron_core.files import hash_file, text_digest
@@ -40,6 +41,8 @@ class Adapter:
     """The settings of its LoRA, if it has one."""
     lora_parts: tuple[LoraPart, ...]
     ia3_parts: tuple[Ia3Part, ...]
+    prompt: PromptTable | None = None
+    """The vectors of a P-tuning, which changes no tensor of its base."""
 
     @classmethod
     def open(cls, path: Path, base: ModelConfig, *, scratch: Path | None = None) -> Adapter:
@@ -70,6 +73,8 @@ class Adapter:
                     where=path,
                     remedy="name the base model that this adapter was trained on",
                 )
+        is_prompt = contents.kind is Kind.P_TUNING
+        prompt = read_prompt_table(contents) if is_prompt else None
         lora_parts = tuple(_lora_parts(contents, base))
         ia3_parts = tuple(_ia3_parts(contents, base))
         if unknown := contents.unknown():
@@ -78,13 +83,15 @@ class Adapter:
                 where=path,
                 remedy="tune the model with a plain LoRA or IA3",
             )
-        if not lora_parts and not ia3_parts:
+        if prompt is not None and (lora_parts or ia3_parts):
+            raise NemotronError("a P-tuning with other adapters in the same file", where=path)
+        if not lora_parts and not ia3_parts and prompt is None:
             raise NemotronError("there are no adapter tensors in it", where=path)
         lora = None
         if lora_parts:
             lora = read_lora_settings(contents.settings, path)
             _check_parts(lora_parts, lora, base, path)
-        return cls(contents, base, lora, lora_parts, ia3_parts)
+        return cls(contents, base, lora, lora_parts, ia3_parts, prompt)
 
     @property
     def name(self) -> str:
@@ -129,6 +136,8 @@ class Adapter:
         return text_digest("".join(hashes))
 
     def __str__(self) -> str:
+        if self.prompt is not None:
+            return str(self.prompt)
         last = self.contents.settings.model.num_layers - 1
         layers = self.layers
         is_whole = len(layers) == last + 1

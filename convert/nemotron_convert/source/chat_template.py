@@ -16,8 +16,10 @@ from typing import Any
 
 from nemotron_convert.source.archive import Archive, read_bytes
 from nemotron_convert.source.hf_config import read_json
+from nemotron_convert.source.template_format import PROBES, read_format
 from nemotron_core.errors import NemotronError
 from nemotron_core.safe_path import SAFE_PATH
+from nemotron_core.text.chat_format import CARD, ChatFormat
 from nemotron_core.text.prompt import Message, render_prompt
 
 TEMPLATE_NAME = "chat_template.jinja"
@@ -32,6 +34,8 @@ ISOLATED = [] if sys.version_info >= (3, 11) else ["-I"]
 SECONDS = 60
 """Limit of a run on a machine that has no processor free."""
 SHOWN_CHARACTERS = 160
+Result = tuple[str | None, str | None]
+"""A prompt, or the reason why there is none."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,10 @@ class TemplateReport:
     fault: str = ""
     """Why the model expects other prompts than this project gives it; empty if it does not."""
     notes: tuple[str, ...] = ()
-    """Unusual conversations for which its prompts are others."""
+    """Unusual conversations for which its prompts are others than those of its format."""
+    chat_format: ChatFormat | None = None
+    """The format in which it writes all ordinary conversations, if there is such a one and it is
+    not the model card's. Then `fault` says what the difference is."""
 
 
 def compare_template(archive: Archive) -> TemplateReport | None:
@@ -144,14 +151,28 @@ def _compare(template: str, config: dict[str, Any]) -> TemplateReport:
     request = {
         "template": template,
         "tokens": tokens,
-        "conversations": [[one.messages, one.answer_follows] for one in every],
+        "conversations": [*([one.messages, one.answer_follows] for one in every), *PROBES],
     }
     results = _try(json.dumps(request))
     if isinstance(results, str):
         return TemplateReport(results)
+    report = _report(results[: len(every)], CARD)
+    if not report.fault:
+        return report
+    chat_format = read_format([text for text, _ in results[len(every) :]])
+    if chat_format is None:
+        return report
+    own = _report(results[: len(every)], chat_format)
+    return report if own.fault else TemplateReport(report.fault, own.notes, chat_format)
+
+
+def _report(results: Sequence[Result], chat_format: ChatFormat) -> TemplateReport:
+    """Compare the prompts of a template with those of a format."""
     notes = []
-    for one, (text, error) in zip(every, results, strict=True):
-        expected = render_prompt(one.messages, answer_follows=one.answer_follows)
+    for one, (text, error) in zip((*ORDINARY, *UNUSUAL), results, strict=True):
+        expected = render_prompt(
+            one.messages, answer_follows=one.answer_follows, chat_format=chat_format
+        )
         if text == expected:
             continue
         found = f"fails: {error}" if text is None else f"gives {text!r}"
@@ -162,7 +183,7 @@ def _compare(template: str, config: dict[str, Any]) -> TemplateReport:
     return TemplateReport(notes=tuple(notes))
 
 
-def _try(request: str) -> list[tuple[str | None, str | None]] | str:
+def _try(request: str) -> list[Result] | str:
     """Return what the other process answers, or why there is no answer."""
     excess = "the chat template takes too long or too much memory"
     try:
@@ -185,5 +206,5 @@ def _try(request: str) -> list[tuple[str | None, str | None]] | str:
     if done.returncode:
         status = reason[:SHOWN_CHARACTERS] or f"its process ends with status {done.returncode}"
         return f"the chat template cannot be tried: {status}"
-    results: list[tuple[str | None, str | None]] = json.loads(done.stdout)
+    results: list[Result] = json.loads(done.stdout)
     return results

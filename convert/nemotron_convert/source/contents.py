@@ -166,16 +166,6 @@ class Contents:
             if not any(fnmatchcase(name, pattern) for pattern in patterns)
         }
 
-    def require_template(self) -> None:
-        """Raise `NemotronError` if the model expects other prompts than this project gives it."""
-        if self.template and self.template.fault:
-            raise NemotronError(
-                self.template.fault,
-                where=self.archive.path,
-                remedy="the model was tuned on other prompts; --ignore-template converts it for "
-                "use with raw prompts",
-            )
-
     def dropped(self) -> dict[str, str]:
         """Return what is left out on purpose, with what it is."""
         return {

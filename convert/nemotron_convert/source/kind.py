@@ -29,10 +29,9 @@ class Kind(str, Enum):
         return f"an {self.value}" if self.value[0] in "AEIOi" else f"a {self.value}"
 
 
-MERGED = (Kind.LORA, Kind.IA3)
-"""The kinds that are merged into a base model."""
+ADAPTERS = (Kind.LORA, Kind.IA3, Kind.P_TUNING)
+"""The kinds that are converted together with a base model."""
 REFUSED = {
-    Kind.P_TUNING: "convert its base model, and put the instructions into the prompt",
     Kind.ADAPTER: "it cannot be merged, because it is not linear; convert its base model",
     Kind.SELECTIVE: "put its tensors into its base model and convert that",
 }
@@ -100,19 +99,21 @@ def require_whole(kind: Kind, where: object, base: str | None = None) -> None:
 
     `base` is the base model that an adapter names.
     """
-    if kind in MERGED:
+    if kind in ADAPTERS:
+        verb = "convert it with its base model" if kind is Kind.P_TUNING else "merge it"
+        command = f"nemotron convert --base {base or 'BASE.nemo'} {where} -o CHECKPOINT"
         raise NemotronError(
             f"this is {kind.with_article}, not a whole model",
             where=where,
-            remedy=f"merge it: nemotron convert --base {base or 'BASE.nemo'} {where} -o CHECKPOINT",
+            remedy=f"{verb}: {command}",
         )
     _require_usable(kind, where)
 
 
 def require_adapter(kind: Kind, where: object) -> None:
-    """Raise `NemotronError`, which says what to run, unless this can be merged into a model."""
+    """Raise `NemotronError`, which says what to run, unless this is converted with a model."""
     _require_usable(kind, where)
-    if kind not in MERGED:
+    if kind not in ADAPTERS:
         raise NemotronError(
             f"this is {kind.with_article}, which is whole and is not merged",
             where=where,

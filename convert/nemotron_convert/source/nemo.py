@@ -12,16 +12,19 @@ from typing import TYPE_CHECKING
 
 from nemotron_convert.source.archive import Archive
 from nemotron_convert.source.arrays import StoredArray
+from nemotron_convert.source.chat_tokens import has_chat_tokens
 from nemotron_convert.source.contents import Contents, list_tensors
 from nemotron_convert.source.kind import Kind, require_whole
 from nemotron_convert.source.reward_head import StoredHead
 from nemotron_convert.source.tokenizer import read_tokenizer
+from nemotron_convert.source.tuned_prompts import TunedPrompts, find_prompts
 from nemotron_convert.tensor_map import EMBEDDING, TENSOR_MAP, TensorRule, rule_shape
 from nemotron_core.errors import NemotronError
 from nemotron_core.model_config import ModelConfig
 
 if TYPE_CHECKING:
     from nemotron_convert.source.adapter import Adapter
+    from nemotron_convert.source.prompt_table import PromptTable
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ class Source:
     ignored: tuple[str, ...] = ()
     """Stored tensors that are left out because the user said so."""
     adapters: tuple[Adapter, ...] = ()
-    """The adapters that are merged into `tensors`, in this order."""
+    """The adapters that are converted with it: those merged into `tensors`, in this order, and at
+    most one P-tuning."""
     reward_head: StoredHead | None = None
     """The head of a reward model."""
 
@@ -57,16 +61,17 @@ class Source:
         With `scratch`, a folder, a compressed archive is decompressed into it, once.
         `ignore` are patterns of the names of tensors that may be left out, and with
         `ignore_template` a chat template may be another. If `is_lenient`, the caller judges
-        `unknown`, `contents.settings.faults` and `contents.template`. The `adapters` are merged
+        `unknown`, `contents.settings.faults` and `chat.refusal`. The `adapters` are merged
         into its tensors. Raises `NemotronError` if something is missing, is not understood or has
         a wrong shape, or an adapter does not fit.
         """
         with ExitStack() as stack:
             contents = stack.enter_context(Contents.open(path, scratch=scratch))
-            if not (is_lenient or ignore_template):
-                contents.require_template()
             source = cls.of(contents, ignore=ignore, is_lenient=is_lenient)
+            judges_template = not (is_lenient or ignore_template)
             if not adapters:
+                if judges_template:
+                    source.require_template()
                 stack.pop_all()
                 return source
             # Loaded by the conversions that need them.
@@ -77,8 +82,13 @@ class Source:
                 stack.enter_context(Adapter.open(adapter, source.config, scratch=scratch))
                 for adapter in adapters
             ]
+            _check_prompts(opened, source)
+            tensors = merge(source.tensors, opened)
+            merged = replace(source, tensors=tensors, adapters=tuple(opened))
+            if judges_template:
+                merged.require_template()
             stack.pop_all()
-            return replace(source, tensors=merge(source.tensors, opened), adapters=tuple(opened))
+            return merged
 
     @classmethod
     def of(
@@ -123,10 +133,28 @@ class Source:
         return {**self.tensors, **(head.tensors if head else {})}
 
     @property
-    def template_notes(self) -> list[str]:
-        """What differs between the prompts of the model's own chat template and this project's."""
-        template = self.contents.template
-        return [] if template is None else [*filter(None, [template.fault]), *template.notes]
+    def prompt_table(self) -> PromptTable | None:
+        """The vectors that stand before every prompt, if there is a P-tuning."""
+        return next((one.prompt for one in self.adapters if one.prompt is not None), None)
+
+    @cached_property
+    def chat(self) -> TunedPrompts:
+        """On what prompts the model was tuned, or else the last adapter that names them."""
+        for contents in (*(adapter.contents for adapter in reversed(self.adapters)), self.contents):
+            if contents is self.contents or has_chat_tokens(contents.settings.raw):
+                break
+        is_reward = self.reward_head is not None
+        return find_prompts(contents, self.tokenizer, is_reward=is_reward)
+
+    def require_template(self) -> None:
+        """Raise `NemotronError` if the model expects prompts that it cannot be given."""
+        if self.chat.refusal:
+            raise NemotronError(
+                self.chat.refusal,
+                where=self.archive.path,
+                remedy="the model was tuned on other prompts; --ignore-template converts it for "
+                "use with raw prompts",
+            )
 
     @property
     def nbytes(self) -> int:
@@ -143,6 +171,8 @@ class Source:
         yield repr(self.config)
         yield self.layout
         yield from self.contents.identity()
+        if self.chat.chat_format is not None:
+            yield repr(self.chat.chat_format)
         for adapter in self.adapters:
             yield f"adapter {adapter.name}"
             yield from adapter.contents.identity()
@@ -158,6 +188,30 @@ class Source:
     def __exit__(self, *_exception: object) -> None:
         for contents in (self.contents, *(adapter.contents for adapter in self.adapters)):
             contents.archive.close()
+
+
+def _check_prompts(adapters: Sequence[Adapter], source: Source) -> None:
+    """Raise `NemotronError` if the model cannot have the P-tunings among its adapters."""
+    prompts = [adapter for adapter in adapters if adapter.prompt is not None]
+    if len(prompts) > 1:
+        raise NemotronError(
+            f"{len(prompts)} P-tunings: a model has the virtual tokens of one",
+            where=prompts[1].contents.archive.path,
+        )
+    for adapter in prompts:
+        assert adapter.prompt is not None
+        if source.reward_head is not None:
+            raise NemotronError(
+                "a reward model has no virtual tokens",
+                where=adapter.contents.archive.path,
+                remedy="name the model that this P-tuning was trained on",
+            )
+        count = len(adapter.prompt.vectors)
+        if count >= source.config.max_positions:
+            raise NemotronError(
+                f"{count} virtual tokens take all of the {source.config.max_positions} positions",
+                where=adapter.contents.archive.path,
+            )
 
 
 def _ignored(contents: Contents, patterns: Collection[str]) -> tuple[str, ...]:

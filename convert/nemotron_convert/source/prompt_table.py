@@ -27,6 +27,7 @@ SETTINGS = {
 }
 """The settings of these sizes; a missing rank does not show otherwise."""
 TABLE = "inference_table"
+OLD_TABLE = f"the stored {TABLE} is not what the MLP computes"
 TOLERANCE = 0.02
 """Largest difference, as a fraction of the largest number, of a table that was filled in BF16."""
 
@@ -40,6 +41,9 @@ class PromptTable:
     is_stored: bool
     """Whether the file's own table holds the same. It is filled only when the model is evaluated,
     so a file that was saved after further steps has an older one, or none."""
+
+    def __str__(self) -> str:
+        return f"{len(self.vectors)} virtual tokens"
 
 
 def read_prompt_table(contents: Contents) -> PromptTable:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from nemotron_core.errors import NemotronError
-from nemotron_core.text.prompt import CONTROL_PREFIX
+from nemotron_core.text.chat_format import CONTROL_PREFIX
 from nemotron_core.text.sentencepiece_model import (
     Algorithm,
     Piece,

@@ -19,6 +19,7 @@ from nemotron_convert.target.layout import Precision, ScaleKind, rank_name, trtl
 from nemotron_convert.target.manifest import Manifest, read_manifest, require_unchanged
 from nemotron_convert.target.tensor_file import read_header
 from nemotron_convert.target.trtllm_config import CONFIG_NAME, TrtLlmConfig
+from nemotron_convert.target.virtual_tokens import read_virtual_tokens
 from nemotron_convert.tensor_map import TENSOR_MAP, RuleShape, TensorRule, placements, rule_shape
 from nemotron_core.errors import NemotronError
 from nemotron_core.model_config import TOKENIZER_NAME
@@ -90,6 +91,16 @@ class Checkpoint:
                 remedy="convert again",
             )
         return head
+
+    def virtual_tokens(self) -> NDArray[np.float32] | None:
+        """Return the vectors [N, hidden size] that stand before every prompt, if there are any.
+
+        Raises `NemotronError` if they cannot be read or are those of another model.
+        """
+        count = self.manifest.virtual_tokens
+        if not count:
+            return None
+        return read_virtual_tokens(self.folder, (count, self.config.hidden_size))
 
     def scale(self, name: str, kind: ScaleKind) -> float:
         """Return a scale of the linear layer whose weight is `name`; it is the same on every rank.

@@ -26,17 +26,14 @@ from nemotron_convert.source.nemo import Source
 from nemotron_convert.source.number_types import BF16_BYTES, EXPONENT
 from nemotron_convert.target.fp8 import Quantizer, Scales
 from nemotron_convert.target.journal import Finished, Journal, Note, PieceKey
-from nemotron_convert.target.layout import Layout, ScaleKind, Target
+from nemotron_convert.target.layout import GAMMAS, Layout, ScaleKind, Target
 from nemotron_convert.target.ramp import MOST_THREADS, WINDOW_SECONDS, Ramp
 from nemotron_convert.target.tensor_file import TensorFile
-from nemotron_convert.tensor_map import LAYERS, LINEARS, TENSOR_MAP
+from nemotron_convert.tensor_map import LAYERS, LINEARS
 from nemotron_core.errors import NemotronError
 
 PIECE_BYTES = 64 << 20
 """Size in bytes of a piece, the unit of work of a thread."""
-
-GAMMAS = frozenset(rule.source for rule in TENSOR_MAP if rule.is_gamma)
-"""Source tensors that are norm weights."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +78,7 @@ class Copier:
         """What is noteworthy about the pieces that were copied."""
         self._files = files
         self._strict = strict
-        self._gamma_offset = layout.gamma_offset
+        self._gamma_offset, self._has_exact_norms = layout.gamma_offset, layout.has_exact_norms
         self._quantizer = Quantizer(scales) if scales and scales.linears else None
         if scales:
             _write_scales(layout, files, scales)
@@ -180,9 +177,9 @@ class Copier:
                 where=f"{piece.array.archive.path}: {chunk.member.name}",
                 remedy="copy the checkpoint again, or convert it without --strict",
             )
-        if self._gamma_offset and piece.name in GAMMAS:
-            band = add_gamma(band, self._gamma_offset)
         values: NDArray[Any] = band
+        if piece.name in GAMMAS:
+            values = self._gamma(band)
         if self._quantizer and piece.name in LINEARS:
             values = self._quantizer.quantize(piece.name, chunk.layer, band)
         top, left = chunk.row + first, chunk.column
@@ -197,6 +194,12 @@ class Copier:
                 row, column = block.rank_row + first_row - block.row, start - block.column
                 self._files[target.file].write(target.name, row, column, part)
         return note
+
+    def _gamma(self, band: NDArray[np.uint16]) -> NDArray[Any]:
+        """Return norm weights as the layout has them: F32, or BF16 words."""
+        if self._has_exact_norms:
+            return exact_gamma(band, self._gamma_offset)
+        return add_gamma(band, self._gamma_offset) if self._gamma_offset else band
 
     def _count_down(self, piece: Piece, journal: Journal) -> None:
         """Finish the tensors of which this piece was the last one."""
@@ -284,6 +287,12 @@ def _overlap(chunk: Chunk, first: int, rows: int, block: Block) -> bool:
 
 def add_gamma(gamma: NDArray[np.uint16], offset: int) -> NDArray[np.uint16]:
     """Return a norm weight + `offset`, added in F32 and rounded to BF16 as in ModelOpt."""
-    values = gamma.view(ml_dtypes.bfloat16).astype(np.float32) + np.float32(offset)
+    values = exact_gamma(gamma, offset)
     rounded: NDArray[np.uint16] = values.astype(ml_dtypes.bfloat16).view(np.uint16)
     return rounded
+
+
+def exact_gamma(gamma: NDArray[np.uint16], offset: int) -> NDArray[np.float32]:
+    """Return a norm weight + `offset` in F32, which transformers computes with."""
+    values: NDArray[np.float32] = gamma.view(ml_dtypes.bfloat16).astype(np.float32)
+    return values + np.float32(offset)

@@ -8,10 +8,8 @@ from nemotron_convert.target.json_files import write_json
 from nemotron_convert.target.layout import Dtype, Precision
 from nemotron_core.model_config import ModelConfig
 from nemotron_core.reward import ATTRIBUTES
+from nemotron_core.text.chat_format import CARD
 from nemotron_core.text.sentencepiece_model import SentencePieceModel
-
-END_OF_TURN = "<extra_id_1>"
-"""The control piece that begins a turn, and so ends the answer before it."""
 
 
 def write_hf_configs(
@@ -22,10 +20,12 @@ def write_hf_configs(
     precision: Precision,
     *,
     is_reward: bool = False,
+    end_piece: str = CARD.end_piece,
 ) -> None:
     """Write `config.json`, `generation_config.json` and, for FP8, `hf_quant_config.json`.
 
-    For FP8, `config.json` has the same as `quantization_config`, where newer loaders look for it.
+    `end_piece` is the control piece that ends an answer. For FP8, `config.json` has the same as
+    `quantization_config`, where newer loaders look for it.
     """
     ids = {piece.text: i for i, piece in enumerate(tokenizer.pieces)}
     special = {
@@ -33,7 +33,7 @@ def write_hf_configs(
         "eos_token_id": ids.get("</s>"),
         "pad_token_id": ids.get("<pad>"),
     }
-    end_ids = [ids[text] for text in (END_OF_TURN, "</s>") if text in ids]
+    end_ids = [ids[text] for text in (end_piece, "</s>") if text in ids]
     content = hf_config(config, vocab_size) | special
     if is_reward:
         content |= reward_config()

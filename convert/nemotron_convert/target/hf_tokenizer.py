@@ -14,7 +14,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from nemotron_convert.target.json_files import write_json
 from nemotron_core.errors import NemotronError
-from nemotron_core.text.prompt import CHAT_TEMPLATE, CONTROL_PREFIX
+from nemotron_core.text.chat_format import CARD, CONTROL_PREFIX, ChatFormat
+from nemotron_core.text.chat_template import chat_template
 from nemotron_core.text.sentencepiece_model import (
     Algorithm,
     Piece,
@@ -33,7 +34,9 @@ SPECIAL_TOKENS = {
 """Transformers' names of the pieces with a meaning of their own."""
 
 
-def write_hf_tokenizer(folder: Path, model: bytes, max_positions: int) -> None:
+def write_hf_tokenizer(
+    folder: Path, model: bytes, max_positions: int, chat_format: ChatFormat = CARD
+) -> None:
     """Write `tokenizer.json` and its companions for a serialized SentencePiece model.
 
     `added_tokens_decoder` says which pieces are special, because SentencePiece's own types do not:
@@ -55,7 +58,7 @@ def write_hf_tokenizer(folder: Path, model: bytes, max_positions: int) -> None:
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": max_positions,
-        "chat_template": CHAT_TEMPLATE,
+        "chat_template": chat_template(chat_format),
     }
     write_json(folder / "tokenizer_config.json", config, ensure_ascii=False)
     write_json(folder / "special_tokens_map.json", special, ensure_ascii=False)

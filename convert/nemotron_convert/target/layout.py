@@ -22,6 +22,8 @@ from nemotron_convert.tensor_map import (
 )
 from nemotron_core.model_config import ModelConfig
 
+GAMMAS = frozenset(rule.source for rule in TENSOR_MAP if rule.is_gamma)
+"""Source tensors that are norm weights."""
 HF_SHARD_BYTES = 10_000_000_000
 """Usual largest size of a file. No tensor is divided, and a layer of the 340B model has 7 GB."""
 
@@ -34,7 +36,7 @@ class Format(str, Enum):
 
 
 class Dtype(str, Enum):
-    """The type of the linear layers' weights or of the KV cache; everything else is BF16."""
+    """The type of the linear layers' weights or of the KV cache."""
 
     BF16 = "bf16"
     FP8 = "fp8"
@@ -55,9 +57,13 @@ class Precision:
     weights: Dtype = Dtype.BF16
     """Type of the linear layers' weights and, if it is FP8, of their inputs."""
     kv_cache: Dtype = Dtype.BF16
+    exact_norms: bool = False
+    """Whether norm weights are F32, because scores show the rounding of gamma + 1 to BF16."""
 
     def spec(self, source: str, shape: tuple[int, ...]) -> TensorSpec:
         """Return the spec of a tensor of this shape that is made from the tensor `source`."""
+        if self.exact_norms and source in GAMMAS:
+            return TensorSpec("F32", shape)
         quantized = self.weights is Dtype.FP8 and source in LINEARS
         return TensorSpec("F8_E4M3" if quantized else "BF16", shape)
 
@@ -105,6 +111,8 @@ class Layout:
     """The number to add to the source's norm weights."""
     scales: Mapping[tuple[str, int], tuple[ScaleTarget, ...]]
     """The scales of each source tensor and global layer; empty in BF16."""
+    has_exact_norms: bool = False
+    """Whether norm weights are F32."""
 
     def restrict(self, files: frozenset[str]) -> Layout:
         """Return the part of the layout that concerns `files`."""
@@ -122,6 +130,7 @@ class Layout:
             targets,
             self.gamma_offset,
             scales,
+            self.has_exact_norms,
         )
 
 
@@ -189,6 +198,7 @@ def trtllm_layout(
         {key: tuple(value) for key, value in targets.items()},
         gamma_offset=1 if config.gamma_is_centered else 0,
         scales={key: tuple(value) for key, value in scales.items()},
+        has_exact_norms=precision.exact_norms,
     )
 
 

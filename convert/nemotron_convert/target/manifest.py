@@ -35,7 +35,7 @@ class CalibrationEntry(BaseModel):
 
 
 class AdapterEntry(BaseModel):
-    """An adapter that was merged into the model."""
+    """An adapter that was converted with the model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -68,7 +68,9 @@ class Manifest(BaseModel):
     kind: ModelKind = "text"
     """What the model makes: text, or the scores of a reward model."""
     adapters: list[AdapterEntry] = []
-    """The adapters that were merged into it, in this order."""
+    """The adapters that were merged into it, in this order, and a P-tuning."""
+    virtual_tokens: int = 0
+    """Number of a P-tuning's vectors, which stand before every prompt."""
     format: Literal["trtllm", "hf", "peft"] = "trtllm"
     dtype: Literal["bf16", "fp8", "f32"]
     """Type of the linear layers or, of an adapter, of its factors."""

@@ -81,7 +81,7 @@ def write_peft_folder(adapter: Adapter, folder: Path, base: str) -> Manifest:
     names = [module.name for module in modules]
     if adapter.lora is None or adapter.ia3_parts or len(set(names)) < len(names):
         raise NemotronError(
-            "only a LoRA, and one of each linear layer, can be written in this format",
+            "only a LoRA, one of each linear layer, or a P-tuning can be written in this format",
             where=adapter.contents.archive.path,
             remedy="merge it into its base model: leave out --format peft",
         )

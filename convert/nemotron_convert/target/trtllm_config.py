@@ -82,7 +82,8 @@ class TrtLlmConfig(_Strict):
         """The parts of the model that are FP8."""
         quantization = self.quantization
         algorithms = (quantization.quant_algo, quantization.kv_cache_quant_algo)
-        return Precision(*(Dtype.FP8 if algorithm else Dtype.BF16 for algorithm in algorithms))
+        weights, kv_cache = (Dtype.FP8 if algorithm else Dtype.BF16 for algorithm in algorithms)
+        return Precision(weights, kv_cache, exact_norms=self.kind == "reward")
 
     def model_shape(self) -> ModelConfig:
         """Return the model's configuration; its norm weights are gamma, not gamma - 1."""

@@ -16,6 +16,8 @@ from nemotron_convert.calibration.layer_weights import LINEAR_SOURCES
 from nemotron_convert.shards import HeadKind
 from nemotron_convert.source.adapter import Adapter
 from nemotron_convert.source.adapter_map import Axis
+from nemotron_convert.source.prompt_table import PREFIX, TENSORS
+from nemotron_convert.tensor_map import Place, TensorRule
 from nemotron_core.model_config import ModelConfig
 
 
@@ -81,6 +83,22 @@ def find_effect(
         return None
     none_in, none_out = torch.zeros(0, shape[-1]), torch.zeros(shape[-2], 0)
     return Effect(rows, columns, torch.cat([none_in, *inputs]), torch.cat([none_out, *outputs], 1))
+
+
+def prompt_vectors(adapter: Adapter) -> Tensor:
+    """Return the vectors [N, H] of a P-tuning in F32, computed from its MLP in F64."""
+    embedding, *parameters = (
+        torch.from_numpy(
+            adapter.contents.tensors.open(
+                TensorRule(PREFIX + name, "", shape, split, Place.FIRST)
+            ).read_numbers()
+        ).double()
+        for name, (shape, split) in TENSORS.items()
+    )
+    first, first_bias, second, second_bias = parameters
+    inner = torch.nn.functional.linear(embedding, first, first_bias)
+    active = torch.nn.functional.gelu(inner, approximate="tanh")
+    return torch.nn.functional.linear(active, second, second_bias).float()
 
 
 def _scale(adapter: Adapter) -> float:

@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nemotron_convert.calibration.decoder import from_words
 from nemotron_convert.calibration.layer_weights import NORM_SOURCES
 from nemotron_convert.source.adapter import Adapter
 from nemotron_convert.source.nemo import Source
 from nemotron_convert.target.checkpoint import Checkpoint
+from nemotron_convert.target.virtual_tokens import FILE_NAME
 from nemotron_convert.tensor_map import EMBEDDING, HEAD
 from nemotron_convert.verification.report import Fault
 from nemotron_convert.verification.sharded_model import Check, ShardedModel
@@ -22,6 +24,8 @@ from nemotron_core.reward import HEAD_NAME
 FINAL_NORM = "model.decoder.final_layernorm.weight"
 VOCABULARIES = {"embedding": EMBEDDING, "logits": HEAD}
 """Operations whose table holds the source's rows unchanged, with that source tensor."""
+PROMPT_TOLERANCE = 1e-4
+"""Largest relative error of virtual tokens, which are computed in F32 and here in F64."""
 COMPARED_ROWS = 8
 """Number of rows that are compared to recognize another rank's table."""
 SIZES = ("num_layers", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_size")
@@ -75,8 +79,9 @@ class Diagnosis:
         norm = check.tensor.split(".")[-2]
         name = NORM_SOURCES[norm] + "_weight" if norm in NORM_SOURCES else FINAL_NORM
         gamma = self._source.tensors[name].read_layer(max(layer, 0))[0]
-        held = self._checkpoint.read(check.rank, check.tensor).view(np.uint16)
-        return self._source.config.gamma_is_centered and bool((gamma == held).all())
+        held = torch.from_numpy(self._checkpoint.read(check.rank, check.tensor).astype(np.float32))
+        is_stored = torch.equal(from_words(gamma).float(), held)
+        return self._source.config.gamma_is_centered and is_stored
 
     def _holds_rows(self, check: Check, tp_rank: int) -> bool:
         held = self._checkpoint.read(check.rank, check.tensor)[:COMPARED_ROWS].view(np.uint16)
@@ -110,6 +115,20 @@ def adapter_faults(adapters: Sequence[Adapter], checkpoint: Checkpoint) -> Itera
         expected = ", ".join(f"{name} ({digest[:12]})" for name, digest in named) or "none"
         hint = f"the checkpoint was merged with {expected}, given: {text}"
         yield Fault("manifest.json: adapters", math.inf, hint)
+
+
+def prompt_faults(vectors: Tensor, checkpoint: Checkpoint) -> Iterator[Fault]:
+    """Yield a fault if the checkpoint has others than these virtual tokens [N, H].
+
+    Raises `NemotronError` if its own cannot be read.
+    """
+    stored = checkpoint.virtual_tokens()
+    held = torch.zeros_like(vectors[:0]) if stored is None else torch.from_numpy(stored)
+    if len(held) != len(vectors):
+        hint = f"{len(held)} virtual tokens, not {len(vectors)}"
+        yield Fault(FILE_NAME, math.inf, hint)
+    elif (error := relative_error(held, vectors)) > PROMPT_TOLERANCE:
+        yield Fault(FILE_NAME, error, "not the vectors of the P-tuning's MLP")
 
 
 def source_faults(source: Source, checkpoint: Checkpoint) -> Iterator[Fault]:

@@ -18,14 +18,13 @@ from nemotron_convert.calibration.decoder import (
     split_groups,
     trace_layer,
 )
-from nemotron_convert.calibration.layer_weights import LINEAR_SOURCES, read_norm
+from nemotron_convert.calibration.layer_weights import LINEAR_SOURCES, read_norm, to_gamma
 from nemotron_convert.source.adapter import Adapter
 from nemotron_convert.source.arrays import StoredArray
 from nemotron_convert.source.nemo import Source
-from nemotron_convert.target.copier import add_gamma
 from nemotron_convert.target.fp8 import amax_bits, bf16_from_bits
 from nemotron_convert.tensor_map import EMBEDDING, HEAD
-from nemotron_convert.verification.adapter_effects import Effect, find_effect
+from nemotron_convert.verification.adapter_effects import Effect, find_effect, prompt_vectors
 from nemotron_convert.verification.sharded_model import Check, RankSlices
 from nemotron_core.model_config import ModelConfig
 
@@ -80,11 +79,19 @@ class ReferenceModel:
         self._source, self._adapters, self._tp = source, adapters, tp
         self._lengths = lengths
         self._rotary = RotaryEmbedding(source.config, lengths)
+        vectors = [prompt_vectors(adapter) for adapter in adapters if adapter.prompt is not None]
+        self.virtual_tokens = torch.cat([torch.zeros(0, source.config.hidden_size), *vectors])
+        """Vectors [N, H] of the P-tuning among the adapters."""
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Return the embeddings [T, H] of token ids [T]."""
-        distinct_ids, indexes = np.unique(ids.numpy(), return_inverse=True)
-        return from_words(self._source.tensors[EMBEDDING].read_rows(distinct_ids)[indexes]).float()
+        """Return the embeddings [T, H] of token ids [T]; those above the vocabulary are virtual."""
+        is_virtual = ids >= self._source.vocab_size
+        distinct_ids, indexes = np.unique(ids[~is_virtual].numpy(), return_inverse=True)
+        words = self._source.tensors[EMBEDDING].read_rows(distinct_ids)[indexes]
+        hidden = torch.empty(len(ids), self._source.config.hidden_size)
+        hidden[~is_virtual] = from_words(words).float()
+        hidden[is_virtual] = self.virtual_tokens[ids[is_virtual] - self._source.vocab_size]
+        return hidden
 
     def layer(self, layer: int, hidden: Tensor) -> tuple[LayerTrace, MatrixResults]:
         """Compute one layer on hidden [T, H]."""
@@ -97,10 +104,8 @@ class ReferenceModel:
             self._source.tensors[f"model.decoder.final_layernorm.{part}"].read_layer(0)[0]
             for part in ("weight", "bias")
         )
-        if self._source.config.gamma_is_centered:
-            weight = add_gamma(weight, 1)
         eps = self._source.config.norm_eps
-        return layer_norm(hidden, from_words(weight), from_words(bias), eps)
+        return layer_norm(hidden, to_gamma(self._source, weight), from_words(bias), eps)
 
     def logits(self, normed: Tensor, rows: slice) -> Tensor:
         """Return the logits [T, rows] of a slice of the vocabulary for normed [T, H]."""

@@ -103,7 +103,7 @@ class ShardedModel:
         raise IndexError(layer)
 
     def embed(self, ids: Tensor) -> tuple[Tensor, list[Check]]:
-        """Return the embeddings [T, H] of token ids [T]."""
+        """Return the embeddings [T, H] of token ids [T]; those above the vocabulary are virtual."""
         name = "transformer.vocab_embedding.weight"
         total = torch.zeros(len(ids), self._model.hidden_size)
         checks = []
@@ -115,7 +115,14 @@ class ShardedModel:
             part[is_held] = from_words(rows.view(np.uint16)).float()
             total += part
             checks.append(Check(rank, name, "embedding", part))
-        return self._sum(total), checks
+        total = self._sum(total)
+        if (vectors := self._checkpoint.virtual_tokens()) is not None:
+            is_virtual = ids >= self._checkpoint.config.vocab_size
+            rows = (ids[is_virtual] - self._checkpoint.config.vocab_size).clamp(
+                max=len(vectors) - 1
+            )
+            total[is_virtual] = torch.from_numpy(vectors)[rows]
+        return total, checks
 
     def layer(
         self, layer: int, hidden: Tensor, reference: Tensor, trace: LayerTrace
@@ -225,7 +232,7 @@ class ShardedModel:
 
     def _norm(self, rank: int, name: str, hidden: Tensor) -> Tensor:
         weight, bias = (
-            from_words(np.array(self._checkpoint.read(rank, f"{name}.{part}")).view(np.uint16))
+            torch.from_numpy(self._checkpoint.read(rank, f"{name}.{part}").astype(np.float32))
             for part in ("weight", "bias")
         )
         return layer_norm(hidden, weight, bias, self._model.norm_eps)

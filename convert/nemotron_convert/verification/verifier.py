@@ -26,6 +26,7 @@ from nemotron_convert.verification.diagnosis import (
     check_sizes,
     config_faults,
     kind_faults,
+    prompt_faults,
     relative_error,
     source_faults,
 )
@@ -96,9 +97,12 @@ class _Verifier:
         team: Team,
     ) -> None:
         self._source, self._checkpoint, self._team = source, checkpoint, team
-        self._ids = torch.tensor(list(itertools.chain.from_iterable(data.sequences)))
-        lengths = [len(sequence) for sequence in data.sequences]
         check_sizes(source, checkpoint)
+        count = sum(len(one.prompt.vectors) for one in adapters if one.prompt is not None)
+        prefix = range(source.vocab_size, source.vocab_size + count)
+        sequences = [[*prefix, *sequence] for sequence in data.sequences]
+        self._ids = torch.tensor(list(itertools.chain.from_iterable(sequences)))
+        lengths = list(map(len, sequences))
         self._faults = [
             *adapter_faults(adapters, checkpoint),
             *source_faults(source, checkpoint),
@@ -109,6 +113,7 @@ class _Verifier:
         self._parallel = self._sharded.parallel
         self._diagnosis = Diagnosis(source, checkpoint, self._sharded)
         self._reference = ReferenceModel(source, adapters, self._parallel.tp, lengths)
+        self._faults += prompt_faults(self._reference.virtual_tokens, checkpoint)
 
     def run(self) -> Verification:
         layer_bytes = sum(self._source.tensors[name].layer_bytes for name in LINEARS)

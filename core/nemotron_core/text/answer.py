@@ -13,12 +13,13 @@ class AnswerStream:
 
     How an answer ends depends on its prompt:
 
-    - A conversation (`chat=True`). The model closes its turn as the template does, with a newline
-      and an end token. Both belong to the format and not to the answer, so exactly this newline is
-      left out. A newline at the end of a piece is therefore held back until it is known not to be
-      the closing newline. It is returned if the answer ends in another way (length, stop string,
-      cancellation).
-    - A raw prompt (`chat=False`). The answer is all of the generated text, with its newline.
+    - A conversation whose turns end with a newline (`chat=True`). The model closes its turn as the
+      template does, with a newline and an end token. Both belong to the format and not to the
+      answer, so exactly this newline is left out. A newline at the end of a piece is therefore held
+      back until it is known not to be the closing newline. It is returned if the answer ends in
+      another way (length, stop string, cancellation).
+    - A raw prompt, or a conversation of another format (`chat=False`). The answer is all of the
+      generated text, with its newline.
 
     The end token itself is never text. Stop strings are matched on the text that the model
     generated, including a closing newline.

@@ -1,4 +1,4 @@
-"""The prompt format of Nemotron-4-Instruct, and the rules for its messages."""
+"""Prompts of conversations, and the rules for their messages."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from typing import Literal, TypedDict, cast
 
 from nemotron_core.errors import NemotronError
 from nemotron_core.files import text_digest
-
-CONTROL_PREFIX = "<extra_id_"
-"""Prefix of every control piece of this model. `<extra_id_0>` opens the prompt; `<extra_id_1>`
-opens each turn and thereby ends the turn before it."""
+from nemotron_core.text.chat_format import CARD, CONTROL_PREFIX, ChatFormat
 
 ROLES = ("system", "user", "assistant")
 
@@ -51,6 +48,7 @@ def render_prompt(
     answer_follows: bool = True,
     is_continued: bool = False,
     control_prefix: str = CONTROL_PREFIX,
+    chat_format: ChatFormat = CARD,
 ) -> str:
     r"""Return the prompt for `messages`, exactly in the format that the model was trained on.
 
@@ -61,7 +59,8 @@ def render_prompt(
     turn of its own, in the order in which they come. With `answer_follows` the prompt ends where
     the answer begins. Without it the conversation is rendered as it is, for training and
     calibration; the model itself then generates `<extra_id_1>`. With `is_continued` the last
-    message, which must be the assistant's, stays open, so that the model goes on with it.
+    message, which must be the assistant's, stays open, so that the model goes on with it. A model
+    that was tuned on other prompts has another `chat_format`.
 
     A content that contains `<extra_id_1>` makes this *text* ambiguous. `Tokenizer.encode_chat`
     avoids that: it renders with a `control_prefix` that no content can contain.
@@ -75,20 +74,26 @@ def render_prompt(
             where=f"messages[{len(messages) - 1}]",
             remedy="only an assistant's message can be continued",
         )
-    system = "".join("\n" + m["content"] for m in messages if m["role"] == "system")
-    prompt = f"{control_prefix}0>System{system}\n\n"
+    part: dict[str, str] = {
+        name: text.replace(CONTROL_PREFIX, control_prefix)
+        for name, text in vars(chat_format).items()
+    }
+    system = [message["content"] for message in messages if message["role"] == "system"]
+    prompt = part["no_system"]
+    if system:
+        prompt = part["system_start"] + "\n".join(system) + part["system_end"]
     for message in messages:
-        if message["role"] != "system":
-            role = message["role"].capitalize()
-            prompt += f"{control_prefix}1>{role}\n{message['content']}\n"
+        role = message["role"]
+        if role != "system":
+            prompt += part[f"{role}_start"] + message["content"] + part[f"{role}_end"]
     if is_continued:
-        return prompt.removesuffix("\n")
+        return prompt.removesuffix(part["assistant_end"])
     if answer_follows:
-        prompt += f"{control_prefix}1>Assistant\n"
+        prompt += part["assistant_start"]
     return prompt
 
 
-def template_hash() -> str:
+def template_hash(chat_format: ChatFormat) -> str:
     """Return the SHA-256 (hex) of a rendered conversation with every role."""
     sample: list[Message] = [
         {"role": "system", "content": "a"},
@@ -96,7 +101,7 @@ def template_hash() -> str:
         {"role": "assistant", "content": "c"},
         {"role": "user", "content": "d"},
     ]
-    return text_digest(render_prompt(sample))
+    return text_digest(render_prompt(sample, chat_format=chat_format))
 
 
 def parse_messages(source: str) -> list[Message]:

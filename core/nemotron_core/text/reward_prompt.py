@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 from nemotron_core.errors import NemotronError
-from nemotron_core.text.prompt import CONTROL_PREFIX, Message, check_messages
+from nemotron_core.text.chat_format import CONTROL_PREFIX
+from nemotron_core.text.prompt import Message, check_messages
 
 SYSTEM_PROMPT = (
     "A chat between a curious user and an artificial intelligence assistant. "

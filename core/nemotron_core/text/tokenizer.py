@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemotron_core.errors import NemotronError
+from nemotron_core.text.chat_format import CONTROL_PREFIX, ChatFormat
 from nemotron_core.text.detokenizer import StreamingDetokenizer
-from nemotron_core.text.prompt import CONTROL_PREFIX, Message, render_prompt
+from nemotron_core.text.prompt import Message, render_prompt
 from nemotron_core.text.reward_prompt import render_scored
 
 if TYPE_CHECKING:
     import sentencepiece
 
-END_PIECES = ("<extra_id_1>", "</s>", "<|endoftext|>")
-"""Pieces that end an answer, in order of preference. A tokenizer may lack the last of them."""
+END_PIECES = ("</s>", "<|endoftext|>")
+"""Pieces that end an answer besides the end of the turn. A tokenizer may lack the last of them."""
 
 UNTYPABLE_PREFIX = "\udcff" * len(CONTROL_PREFIX)
 """Spelling of `CONTROL_PREFIX` in the chat vocabulary: bytes 0xFF, which no UTF-8 text contains."""
@@ -32,8 +33,9 @@ class Tokenizer:
     prompt) is SentencePiece's own in both. So `encode_chat(messages)` equals
     `encode(render_prompt(messages))` unless a message contains a control piece.
 
-    Raises `NemotronError` if the file cannot be read, is not a SentencePiece model, or has no
-    `<extra_id_0>` or `<extra_id_1>`.
+    The prompt format is the one of `chat_format.json` beside the file, and without it the model
+    card's. Raises `NemotronError` if a file cannot be read, this one is not a SentencePiece model,
+    or it lacks a piece of the format.
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,7 +51,8 @@ class Tokenizer:
         self._chat = _load(model.replace(CONTROL_PREFIX.encode(), untypable), path)
         self._texts: dict[int, str | int] = {}
         self._controls: dict[int, bool] = {}
-        missing = [p for p in ("<extra_id_0>", "<extra_id_1>") if self.id_of(p) is None]
+        self.chat_format = ChatFormat.read(path.parent)
+        missing = [p for p in self.chat_format.control_pieces if self.id_of(p) is None]
         if missing:
             raise NemotronError(
                 f"the tokenizer has no piece {' or '.join(missing)}",
@@ -65,7 +68,7 @@ class Tokenizer:
     @cached_property
     def end_ids(self) -> tuple[int, ...]:
         """Ids of the tokens that end an answer; the end of the turn comes first."""
-        ids = (self.id_of(piece) for piece in END_PIECES)
+        ids = map(self.id_of, (self.chat_format.end_piece, *END_PIECES))
         return tuple(id_ for id_ in ids if id_ is not None)
 
     def encode(self, text: str) -> list[int]:
@@ -88,6 +91,7 @@ class Tokenizer:
             answer_follows=answer_follows,
             is_continued=is_continued,
             control_prefix=UNTYPABLE_PREFIX,
+            chat_format=self.chat_format,
         )
         return list(self._chat.encode(prompt.encode(errors="surrogateescape")))
 

@@ -10,7 +10,8 @@ from typing import cast
 
 from nemotron_core.errors import NemotronError
 from nemotron_core.files import partial_path, sync, write_atomically
-from nemotron_core.text.prompt import CONTROL_PREFIX, Message, render_prompt
+from nemotron_core.text.chat_format import CONTROL_PREFIX
+from nemotron_core.text.prompt import Message, render_prompt
 from nemotron_data.extra import require
 from nemotron_data.rows.row import canonical
 from nemotron_data.synthesis.prompts import conversation

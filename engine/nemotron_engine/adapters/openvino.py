@@ -66,6 +66,7 @@ class OpenVinoAdapter:
             max_log_probs=MAX_LOG_PROBS,
             max_scored_tokens=1,
         )
+        self._prefix = self.settings.prefix
         self._weights = folder / CpuEngineSettings.WEIGHTS_NAME
         self._running: dict[bytes, _Running] = {}
         self._numbers = 0
@@ -73,6 +74,13 @@ class OpenVinoAdapter:
 
     def ask(self, request: Request) -> None:
         """See `Adapter`."""
+        if self._prefix and request.repetition_penalty != 1:
+            raise NemotronError(
+                "this engine has no repetition penalty, because virtual tokens stand before each "
+                "prompt",
+                where="repetition_penalty",
+                remedy="leave it out, or use presence_penalty and frequency_penalty",
+            )
         if request.prompt_log_probs is not None or request.top_log_probs:
             self._scorer.ask(request)
         elif request.guide_type:
@@ -82,7 +90,7 @@ class OpenVinoAdapter:
 
     def _begin(self, request: Request) -> None:
         self._numbers += 1
-        ids = openvino.Tensor(np.array([request.input_ids], np.int64))
+        ids = openvino.Tensor(np.array([self._prefix + request.input_ids], np.int64))
         try:
             handle = self._pipeline.add_request(self._numbers, ids, generation_config(request))
         except RuntimeError as error:

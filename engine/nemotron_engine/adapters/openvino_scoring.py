@@ -44,9 +44,11 @@ class _Prompt:
     """A request, and how much of its prompt is computed."""
 
     request: Request
+    ids: list[int]
+    """The virtual tokens, if there are any, and the prompt."""
     count: int = 0
     entries: Entries = field(default_factory=lambda: [[]])
-    """`Chunk.prompt_log_probs` so far; the first token has none."""
+    """The entries of `ids` so far; the first token has none."""
 
 
 class Scorer:
@@ -59,6 +61,8 @@ class Scorer:
         self, folder: Path, settings: CpuEngineSettings, properties: dict[str, Any]
     ) -> None:
         self._folder = folder
+        self._prefix = settings.prefix
+        self._vocab_size = settings.vocab_size
         self._properties = properties
         tokens = min(settings.max_num_tokens // SLOWNESS, LOGITS_BYTES // (4 * settings.vocab_size))
         self._piece = max(1, tokens)
@@ -85,7 +89,7 @@ class Scorer:
                     where=name,
                     remedy=f"set it to {neutral!r}",
                 )
-        self._prompts[request.key] = _Prompt(request)
+        self._prompts[request.key] = _Prompt(request, self._prefix + request.input_ids)
         if self._model is None:
             self._model = self._thread.submit(_load, self._folder, self._properties)
 
@@ -129,16 +133,17 @@ class Scorer:
     def _compute(self, model: Any, prompt: _Prompt) -> Chunk | None:
         """Compute the next piece, and return the answer if it was the last."""
         request, start = prompt.request, prompt.count
-        end = prompt.count = min(start + self._piece, len(request.input_ids))
-        targets = request.input_ids[start + 1 : end + 1]
-        own, best = _infer(model, request.input_ids[start:end], start, targets)
+        end = prompt.count = min(start + self._piece, len(prompt.ids))
+        # There are no logits of virtual tokens; their entries are left out in the end.
+        targets = [id_ % self._vocab_size for id_ in prompt.ids[start + 1 : end + 1]]
+        own, best = _infer(model, prompt.ids[start:end], start, targets)
         count = request.prompt_log_probs
         if count is not None:
             prompt.entries += [
                 [(target, log_prob), *entries[:count]]
                 for target, log_prob, entries in zip(targets, own, best, strict=False)
             ]
-        if end < len(request.input_ids):
+        if end < len(prompt.ids):
             return None
         token, log_prob = best[-1][0]
         return Chunk(
@@ -147,7 +152,9 @@ class Scorer:
             [log_prob] * request.log_probs,
             "stop" if token in request.end_ids else "length",
             top_log_probs=[best[-1][: request.top_log_probs]] if request.top_log_probs else [],
-            prompt_log_probs=[] if count is None else prompt.entries,
+            prompt_log_probs=[]
+            if count is None
+            else [[], *prompt.entries[len(self._prefix) + 1 :]],
         )
 
 

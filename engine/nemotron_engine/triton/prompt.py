@@ -94,12 +94,14 @@ class PromptBuilder:
         prefix = ""
         if not inputs.value(row, "exclude_input_in_output", default=True):
             prefix = (
-                render_prompt(messages, **_ending(inputs, row))
+                render_prompt(
+                    messages, chat_format=self.tokenizer.chat_format, **_ending(inputs, row)
+                )
                 if messages
                 else self.tokenizer.decode(ids, show_control=True)
             )
         return request, AnswerSettings(
-            chat=messages is not None,
+            chat=messages is not None and self.tokenizer.chat_format.closing == "\n",
             end_ids=end_ids,
             stop_strings=stop_strings,
             prefix=prefix,

@@ -22,7 +22,7 @@ class AnswerSettings(msgspec.Struct, array_like=True, frozen=True, kw_only=True)
     """What turns the tokens of one answer into its text and its outputs."""
 
     chat: bool = False
-    """Whether the prompt is a conversation; see `AnswerStream`."""
+    """Whether the prompt is a conversation whose turns end with a newline; see `AnswerStream`."""
     end_ids: list[int] = []
     stop_strings: list[str] = []
     prefix: str = ""
