@@ -1,8 +1,9 @@
 """Start-up of `nemotron convert`: a conversion of a model of 2 MB, and what Python itself takes.
 
 The commands take turns. The fastest of them show what is left: an interpreter, NumPy, and the other
-libraries that every conversion needs. Each runs once before, so that all bytecode is in place, as `pip install`
-leaves it. CPU seconds are measured beside seconds, because they depend less on other processes.
+libraries that every conversion needs. Each runs once before, so that all bytecode is in place, as
+`pip install` leaves it. CPU seconds are measured beside seconds, because they depend less on other
+processes.
 """
 
 from __future__ import annotations
