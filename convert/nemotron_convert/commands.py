@@ -113,7 +113,7 @@ def convert(arguments: ConvertArguments) -> None:
         _convert_to_peft(arguments)
         return
     model, _ = base_and_adapters(arguments.models, arguments.base, "convert")
-    output, options = arguments.output, _options(arguments)
+    output, options = arguments.output, conversion_options(arguments)
     must_be_new = not (options.resume or options.reuse or arguments.overwrite)
     if arguments.plan:
         from rich.console import Console
@@ -159,7 +159,7 @@ def convert(arguments: ConvertArguments) -> None:
         typer.echo(f"{output}: {size:,} bytes, {what}")
 
 
-def _options(arguments: ConvertArguments) -> Options:
+def conversion_options(arguments: ConvertArguments) -> Options:
     """Return the conversion's options. Raises `NemotronError` if they contradict each other."""
     from nemotron_convert.calibration.options import CalibrationOptions
     from nemotron_convert.options import Options

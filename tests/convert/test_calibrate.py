@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 import torch
 
+from nemotron_convert.arguments import ConvertArguments
 from nemotron_convert.calibration import hidden_states
 from nemotron_convert.calibration.calibration_pass import CalibrationPass
 from nemotron_convert.calibration.data import read_ids, read_texts
 from nemotron_convert.calibration.hidden_states import HiddenStates
 from nemotron_convert.calibration.options import CALIBRATION_NAME, CalibrationOptions
-from nemotron_convert.commands import ConvertArguments
+from nemotron_convert.commands import conversion_options
 from nemotron_convert.convert import Options, convert
 from nemotron_convert.shards import Parallel
 from nemotron_convert.source.nemo import Source
@@ -346,4 +347,4 @@ def test_bf16_has_nothing_to_calibrate(tmp_path: Path) -> None:
 
 def test_memory_without_limit(tmp_path: Path) -> None:
     arguments = ConvertArguments([NEMO], tmp_path / "out", dtype="fp8", calibrate_memory=math.inf)
-    assert arguments.options().calibration.memory > 1 << 60
+    assert conversion_options(arguments).calibration.memory > 1 << 60
