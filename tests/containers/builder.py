@@ -59,8 +59,9 @@ class Builder:
         arguments = {"VERSION": VERSION, "REVISION": self.revision}
         options = [f"--build-arg={key}={value}" for key, value in arguments.items()]
         options += [f"--volume={path}:{place}:ro" for path, place in self.mounts.items()]
-        # Without --layers, of which buildah 1.28 takes what is there whatever the arguments and the
-        # mounted stages are.
-        flags = ("--pull-never", "--format=docker", f"--file={file}", f"--tag={image}")
-        self.store.call("buildah", "bud", *flags, *options, ROOT)
+        # All layers are made anew: of those that are there buildah 1.28 takes each whatever the
+        # arguments and the mounted stages are.
+        flags = ("--pull-never", "--format=docker", "--layers", "--no-cache")
+        names = (f"--file={file}", f"--tag={image}")
+        self.store.call("buildah", "bud", *flags, *names, *options, ROOT)
         return image

@@ -74,7 +74,7 @@ def test_it_starts_starts_again_and_drains(
     inside("systemctl", "enable", "--now", "nemotron")
     until(is_ready, explain=log, poll_seconds=1)
     first = state("MainPID")
-    inside("kill", "-KILL", first)
+    inside("systemctl", "kill", "--signal=KILL", "--kill-whom=main", "nemotron")
     until(lambda: state("MainPID") not in ("0", first), explain=log, poll_seconds=1)
     until(is_ready, explain=log, poll_seconds=1)
     question = answers[0].question
