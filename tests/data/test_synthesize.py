@@ -153,8 +153,10 @@ def test_nothing_is_written_if_the_recipe_is_wrong(standin: ChatServer, tmp_path
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").touch()
     (tmp_path / "out" / LOCK).touch()  # other verbs hold their folders, too
-    with pytest.raises(NemotronError, match="holds something that is no run"):
-        run(tmp_path, pipeline(standin.url))
+    for preview in (None, 1):
+        with pytest.raises(NemotronError, match="holds something that is no run"):
+            run(tmp_path, pipeline(standin.url), preview=preview)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"thesis.tex", LOCK}
 
 
 def test_a_missing_column_is_named(standin: ChatServer, tmp_path: Path) -> None:

@@ -24,6 +24,14 @@ NAMESPACE = (
 """A network in which no port is in use, whatever else runs; all processes in it end together."""
 
 
+def _top_of_the_checkout() -> list[str]:
+    """Return what a reader's clone has already, so that no block may write to it by accident."""
+    command = ["git", "ls-tree", "--name-only", "HEAD"]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+
+
 class DemoServer:
     """The running demo. Its output goes to `log`; it is killed at the end of the context."""
 
@@ -68,7 +76,7 @@ class DemoServer:
         """Run a page's blocks with a label in a fresh shell, in a folder like the checkout."""
         folder = self._folder / f"{page.replace('/', '-')}-{label}"
         folder.mkdir()
-        for name in ("tests", "bench", ".venv", "demo"):
+        for name in (*_top_of_the_checkout(), ".venv", "demo"):
             (folder / name).symlink_to(ROOT / name)
         (folder / "blocks.sh").write_text(script(page, label))
         return subprocess.run(

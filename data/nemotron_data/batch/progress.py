@@ -115,7 +115,10 @@ class Display(Progress):
             print(f"{self.title}: {text}", file=sys.stderr, flush=True)
 
     def print_table(self, title: str, values: Mapping[str, str]) -> None:
-        """Print a table of two columns that stays."""
+        """Print a table of two columns that stays, below the bar, which ends."""
+        if self._bar is not None:
+            self.tick(0)
+            self._bar.stop()
         table = Table(title=title, show_header=False, title_justify="left")
         table.add_column()
         table.add_column(justify="right")

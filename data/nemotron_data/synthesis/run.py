@@ -85,6 +85,8 @@ def synthesize(options: SynthesisOptions) -> Manifest:
     if options.shard is not None:
         check_shards(recipe)
     folder = folder_of(options)
+    if options.preview is not None:
+        _check_folder(folder.parent)
     _check_folder(folder)
     with held(folder):
         return RecipeRun(recipe, path.parent, folder, options).run(sources)
