@@ -101,8 +101,8 @@ class Trial:
         profile = self.profile
         weights = getattr(profile, "weights", profile.dtype)
         return [
-            f"model   {self.source}: {self.report['kind']}, {self.report['parameters'] / 1e9:.2f} "
-            f"billion parameters",
+            f"model   {self.source}: {self.report['kind']}, "
+            f"{_count(self.report['parameters'])} parameters",
             f"engine  lane {profile.lane}, weights in {weights.upper()}, "
             f"{self.plan.context:,} tokens",
             f"disk    {_size(self.disk)} more in {self.folder}, {_size(free)} free",
@@ -295,6 +295,10 @@ def page_url(server: Mapping[str, Any]) -> str:
 
 def _total_memory() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e9:.2f} billion" if number >= 1e8 else f"{number / 1e6:.1f} million"
 
 
 def _size(count: int) -> str:

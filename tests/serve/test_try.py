@@ -210,8 +210,8 @@ def test_the_costs_come_first_and_are_named_by_content(environment: Path, folder
         text=True,
         check=True,
     )
-    assert "weights in INT4" in done.stdout
-    assert "memory  about" in done.stdout
+    for text in ("3.7 million parameters", "weights in INT4", "memory  about"):
+        assert text in done.stdout
     assert not environment.exists()
 
 
