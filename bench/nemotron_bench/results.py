@@ -62,13 +62,16 @@ class Report(_Frozen):
     """The load at which a sweep found that the server saturates, in requests in flight."""
 
     def facts(self) -> dict[str, str | int | float]:
-        """Return what was measured and on what, by name, without settings that are `None`."""
+        """Return what was measured and on what, for a person, without settings that are `None`."""
+        machine = dict(self.machine)
+        if "memory" in machine:
+            machine["memory"] = f"{int(machine['memory']) / 2**30:.1f} GiB"
         facts = {
             "target": self.target,
             "generator": self.generator,
             "started": self.started,
             **self.settings,
-            **self.machine,
+            **machine,
             **self.versions,
         }
         return {name: value for name, value in facts.items() if value is not None}

@@ -100,6 +100,12 @@ def test_unlike_runs_are_named() -> None:
     assert "warning" not in compare(report(), report(2.0))
 
 
+def test_memory_is_for_a_person() -> None:
+    one = report().model_copy(update={"machine": {"memory": 24 << 30}})
+    assert "- memory: 24.0 GiB" in markdown(one)
+    assert one.machine["memory"] == 24 << 30
+
+
 def test_markdown_has_intervals_and_the_knee() -> None:
     outcomes = [outcome(0.1 * n, 0.1 * n + 0.2, 0.1 * n + 1.2, 11) for n in range(12)]
     many = measure(Level(concurrency=2), outcomes, None)

@@ -34,7 +34,7 @@ from tests.standins.chat_server import ChatServer, Reply, refused, said
 
 
 def test_only_new_and_changed_rows_are_asked(
-    standin: ChatServer, asked: Asked, tmp_path: Path
+    standin: ChatServer, asked: Asked, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     urls = [standin.url]
@@ -47,7 +47,11 @@ def test_only_new_and_changed_rows_are_asked(
     assert results(out) == expected
     replaced = tmp_path / "out.jsonl.replaced.jsonl"
     assert results(replaced) == {"b": "answer to b", "c": "answer to c"}
+    capsys.readouterr()
     in_process(write(source, row("d"), row("a")), out, url=["http://none:1"])
+    shown = capsys.readouterr().err
+    assert "every row has its result, so nothing is sent" in shown
+    assert "2 of 2 rows" in shown
     assert results(out).keys() == {"a", "d"}
     assert len(read(replaced.read_bytes())) == 4
     assert manifest(out)["rows"] == manifest(out)["finished"] == 2

@@ -143,6 +143,8 @@ class Job:
                     )
             else:  # no server is needed
                 counts = Counts(finished=plan.counts.kept)
+                progress.begin(plan.counts.rows, plan.counts.kept)
+                progress.log("every row has its result, so nothing is sent")
                 if len(plan.stale):
                     results.move(plan.stale, target.replaced)
                 manifest = before or self._manifest(source, plan, {})
