@@ -41,6 +41,8 @@ HEAD_NAME = "reward_head.safetensors"
 """Name of the head's file in every checkpoint and engine folder of a reward model."""
 NAMES = ("nemotron-4-340b-reward", "nvidia/nemotron-4-340b-reward")
 """Names of the model in OpenAI's API."""
+EMPTY_CONVERSATION = ({"role": "user", "content": ""}, {"role": "assistant", "content": ""})
+"""The shortest conversation that has a score; it shows whether an engine scores."""
 
 
 @dataclass(frozen=True)

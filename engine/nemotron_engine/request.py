@@ -15,6 +15,7 @@ from nemotron_engine.protocol import GUIDE_TYPES, KEY_BYTES, Capabilities, Reque
 
 MAX_SEQUENCES = 1024
 """Limit of the stop sequences, and of the bad sequences, of one request."""
+SHORTEN = "shorten the conversation: what is scored is never cut"
 RANGES = {
     "top_k": (0, 2**31 - 1),
     "top_p": (0, 1),
@@ -59,6 +60,14 @@ def check_request(request: Request, settings: EngineSettings, capabilities: Capa
         _check_range("number of alternatives", count, 0, capabilities.max_log_probs)
 
 
+def check_scored_length(count: int, max_seq_len: int) -> None:
+    """Raise `NemotronError` if a sequence to score has more tokens than the model holds."""
+    if count > max_seq_len:
+        raise NemotronError(
+            f"{count} tokens are more than the {max_seq_len} this model holds", remedy=SHORTEN
+        )
+
+
 def _check_kind(request: Request, kind: str) -> None:
     if request.scores and kind != "reward":
         raise NemotronError(
@@ -77,11 +86,7 @@ def _check_lengths(request: Request, max_seq_len: int) -> None:
     if not count:
         raise NemotronError("the prompt is empty", where="input_ids")
     if request.scores:
-        if count > max_seq_len:
-            raise NemotronError(
-                f"{count} tokens are more than the {max_seq_len} this model holds",
-                remedy="shorten the conversation: what is scored is never cut",
-            )
+        check_scored_length(count, max_seq_len)
         if request.max_tokens:
             raise NemotronError(
                 f"max_tokens is {request.max_tokens}", remedy="ask for 0: scores are no tokens"

@@ -15,7 +15,7 @@ from nemotron_core.generation import Generation, Piece, Prompt
 from nemotron_core.openai.answer import engine_fingerprint
 from nemotron_core.openai.errors import HttpError
 from nemotron_core.openai.reward import TurnScores
-from nemotron_core.reward import ModelKind
+from nemotron_core.reward import EMPTY_CONVERSATION, ModelKind
 from nemotron_core.text import Tokenizer
 from nemotron_gateway.metrics import Metrics
 from nemotron_gateway.sequences import generate_groups, groups_of
@@ -24,8 +24,6 @@ from nemotron_gateway.triton import Configuration, Triton
 
 CANARY_IDS = (5,)
 """Prompt of the request that shows whether the engine generates."""
-CANARY_MESSAGES = ({"role": "user", "content": ""}, {"role": "assistant", "content": ""})
-"""The conversation that shows it of a reward model."""
 CANARY_SECONDS = 1.0
 """Seconds for which the result of that request is used again."""
 FACTS_SECONDS, OLD_FACTS_SECONDS = 2.0, 5.0
@@ -256,7 +254,7 @@ class Backend:
         """Let the engine generate a token or score a conversation. Raises `HttpError`."""
         seconds = self._settings.timeouts.ready
         if kind == "reward":
-            await self._triton.score(CANARY_MESSAGES, "last", seconds)
+            await self._triton.score(EMPTY_CONVERSATION, "last", seconds)
             return
         canary = self._triton.generate(CANARY_IDS, Generation(max_tokens=1), seconds)
         async with aclosing(canary) as pieces:

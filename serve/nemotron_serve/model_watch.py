@@ -12,7 +12,7 @@ from http import HTTPStatus
 from pathlib import Path
 
 from nemotron_core.errors import ErrorKind
-from nemotron_core.reward import ModelKind
+from nemotron_core.reward import EMPTY_CONVERSATION, ModelKind
 from nemotron_serve.server import TritonServer
 
 CANARY_SECONDS = 3.0
@@ -22,11 +22,10 @@ SILENT_SECONDS = 5.0
 CANARY_LIMIT = 120.0
 """Time limit of a canary's connection."""
 _TEXT = {"text_input": "\n", "max_tokens": 1}
-_CONVERSATION = [{"role": "user", "content": ""}, {"role": "assistant", "content": ""}]
 CANARIES: dict[ModelKind, dict[str, dict[str, object]]] = {
     "text": {"ensemble": _TEXT, "tensorrt_llm_bls": _TEXT, "generate": _TEXT},
     "reward": {
-        "reward": {"messages": json.dumps(_CONVERSATION)},
+        "reward": {"messages": json.dumps(EMPTY_CONVERSATION)},
         "reward_model": {"sentences": "\n"},
     },
 }

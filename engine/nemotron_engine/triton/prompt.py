@@ -14,6 +14,7 @@ from nemotron_core.text import (
     render_prompt,
 )
 from nemotron_engine.protocol import Hello, Request
+from nemotron_engine.triton.builder import Builder
 from nemotron_engine.triton.fields import (
     alternatives,
     common_fields,
@@ -28,31 +29,20 @@ from nemotron_engine.triton.tensors import Inputs, Options
 
 PROMPTS = ("text_input", "messages", "input_token_ids")
 """The inputs that can hold the prompt; each row of a request has exactly one of them."""
-SHORT_CHARACTERS = 1 << 14
-"""Texts up to this length are tokenized in a few milliseconds."""
 
 
-class PromptBuilder:
+class PromptBuilder(Builder):
     """Makes prompts with the chat template, the tokenizer and the limits of one model."""
 
+    text_inputs = ("text_input", "messages")
+    remedy = "shorten the prompt"
+
     def __init__(self, tokenizer: Tokenizer, *, clamps: bool) -> None:
-        self.tokenizer = tokenizer
+        super().__init__(tokenizer)
         self._clamps = clamps
-        pieces = (self.tokenizer.piece(id_) for id_ in range(self.tokenizer.vocab_size))
-        self._longest_piece = max(map(len, pieces))
 
-    def is_long(self, inputs: Inputs) -> bool:
-        """Return whether tokenizing the prompts may take longer than a few milliseconds."""
-        return self._characters(inputs) > SHORT_CHARACTERS
-
-    def build(self, inputs: Inputs, options: Options, request_id: str, hello: Hello) -> Prompts:
-        """Return a request's prompts. Raises `NemotronError` if the request is invalid."""
-        limit = len(inputs) * hello.max_seq_len * self._longest_piece
-        if (characters := self._characters(inputs)) > limit:
-            raise NemotronError(
-                f"{characters} characters are more than {hello.max_seq_len} tokens can hold",
-                remedy="shorten the prompt",
-            )
+    def prompts(self, inputs: Inputs, options: Options, request_id: str, hello: Hello) -> Prompts:
+        """See `Builder`."""
         prompts = [
             (
                 *self._prompt(inputs, row, options, request_id, hello),
@@ -62,14 +52,6 @@ class PromptBuilder:
         ]
         stream = inputs.value(0, "stream", default=False)
         return Prompts.of_rows(prompts, request_settings(inputs, options, stream=stream))
-
-    def _characters(self, inputs: Inputs) -> int:
-        return sum(
-            len(text)
-            for row in range(len(inputs))
-            for name in ("text_input", "messages")
-            for text in inputs.values(row, name) or ()
-        )
 
     def _prompt(
         self, inputs: Inputs, row: int, options: Options, request_id: str, hello: Hello

@@ -7,13 +7,13 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from nemotron_core.errors import ErrorKind, NemotronError
 from nemotron_core.text import Tokenizer
 from nemotron_core.wire import TEXT_INPUTS, Input
 from nemotron_engine.client import EngineClient
-from nemotron_engine.protocol import Hello
+from nemotron_engine.triton.builder import Builder
 from nemotron_engine.triton.prompt import PromptBuilder
 from nemotron_engine.triton.prompts import Prompts
 from nemotron_engine.triton.tensors import (
@@ -27,16 +27,6 @@ from nemotron_engine.triton.tensors import (
 
 HELLO_SECONDS = 1.0
 """Time that the first request waits for an engine that is starting."""
-
-
-class Builder(Protocol):
-    """What makes the engine's sequences of a request's inputs."""
-
-    def is_long(self, inputs: Inputs) -> bool:
-        """Return whether that may take longer than a few milliseconds."""
-
-    def build(self, inputs: Inputs, options: Options, request_id: str, hello: Hello) -> Prompts:
-        """Return the sequences. Raises `NemotronError` if the request is invalid."""
 
 
 class PromptReader:

@@ -2,51 +2,35 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
 from nemotron_core.errors import NemotronError
-from nemotron_core.text import Tokenizer, check_text, parse_messages
+from nemotron_core.text import check_text, parse_messages
 from nemotron_core.text.reward_prompt import scored_turns
 from nemotron_engine.client import new_key
 from nemotron_engine.protocol import Hello, Request
+from nemotron_engine.request import SHORTEN, check_scored_length
+from nemotron_engine.triton.builder import Builder
 from nemotron_engine.triton.prompts import AnswerSettings, Prompts, RequestSettings
 from nemotron_engine.triton.tensors import Inputs, Options
 
-SHORT_CHARACTERS = 1 << 14
-"""Texts up to this length are tokenized in a few milliseconds."""
 
-
-class ScoredPromptBuilder(ABC):
+class ScoredPromptBuilder(Builder):
     """Makes the sequences of a request for scores: one or more for each row of its batch."""
 
-    text_inputs: tuple[str, ...]
-    """Inputs whose texts are tokenized."""
+    remedy = SHORTEN
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
-        pieces = (tokenizer.piece(id_) for id_ in range(tokenizer.vocab_size))
-        self._longest_piece = max(map(len, pieces))
+    def prompts(self, inputs: Inputs, options: Options, request_id: str, hello: Hello) -> Prompts:
+        """See `Builder`.
 
-    def is_long(self, inputs: Inputs) -> bool:
-        """Return whether tokenizing may take longer than a few milliseconds."""
-        return self._characters(inputs) > SHORT_CHARACTERS
-
-    def build(self, inputs: Inputs, options: Options, request_id: str, hello: Hello) -> Prompts:
-        """Return a request's sequences. Raises `NemotronError` if the request is invalid.
-
-        What is too long is refused by the engine, and before that if it is absurdly long.
+        The first sequence that is too long ends it: the ones of later turns are longer still.
         """
-        limit = len(inputs) * hello.max_seq_len * self._longest_piece
-        if (characters := self._characters(inputs)) > limit:
-            raise NemotronError(
-                f"{characters} characters are more than {hello.max_seq_len} tokens can hold",
-                remedy="shorten the conversation: what is scored is never cut",
-            )
         requests, answers = [], []
         for row in range(len(inputs)):
             for index, ids in enumerate(self.sequences(inputs, row)):
+                check_scored_length(len(ids), hello.max_seq_len)
                 requests.append(
                     Request(
                         key=new_key(),
@@ -65,14 +49,6 @@ class ScoredPromptBuilder(ABC):
     @abstractmethod
     def sequences(self, inputs: Inputs, row: int) -> Iterator[list[int]]:
         """Yield the tokens of each sequence of a row."""
-
-    def _characters(self, inputs: Inputs) -> int:
-        return sum(
-            len(text)
-            for row in range(len(inputs))
-            for name in self.text_inputs
-            for text in inputs.values(row, name) or ()
-        )
 
 
 class ConversationBuilder(ScoredPromptBuilder):
