@@ -58,7 +58,7 @@ def run_level(
             *("--input-file", str(folder / "prompts.jsonl")),
             *("--custom-dataset-type", "single_turn", "--use-server-token-count"),
             *("--tokenizer", str(folder / "tokenizer")),
-            *("--extra-inputs", f"max_tokens:{tokens}", "--extra-inputs", f"min_tokens:{tokens}"),
+            *("--extra-inputs", f"max_tokens:{tokens}", "--extra-inputs", "ignore_eos:true"),
             *("--request-count", str(requests), "--artifact-dir", str(folder / "out")),
             *("--random-seed", str(settings.seed), "--ui-type", "none"),
             *("--no-gpu-telemetry", "--no-server-metrics"),

@@ -36,7 +36,7 @@ def run_level(
     prompts = [source.next() for _ in range(requests)]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        inputs = {"max_tokens": [tokens], "min_tokens": [tokens], "stream": [True]}
+        inputs = {"max_tokens": [tokens], "end_id": [-1], "stream": [True]}
         data = [{"text_input": [prompt], **inputs} for prompt in prompts]
         (folder / "input.json").write_text(json.dumps({"data": data}))
         command = [

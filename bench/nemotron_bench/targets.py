@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from nemotron_core.errors import NemotronError
 
+KEY_VARIABLE = "NEMOTRON_API_KEY"
 TIMEOUT = 600.0
 """Seconds without a response after which a request has failed."""
 
@@ -70,8 +71,34 @@ def open_target(url: str, model: str | None) -> Target:
             remedy="use grpc://host:8001 for Triton, http://host:1424 for the gateway",
         )
     if parts.scheme == "http":
-        return OpenAITarget(host, model or "nemotron-4-340b-instruct")
+        return OpenAITarget(host, model or _first_model(host))
     return TritonTarget(host, model or "ensemble")
+
+
+def _headers(api_key: str | None) -> dict[str, str]:
+    headers = {"Content-Type": "application/json"}
+    return headers | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
+
+
+def _first_model(host: str) -> str:
+    """Return the name of a server's first model. Raises `NemotronError` if it lists none."""
+    connection = http.client.HTTPConnection(host, timeout=TIMEOUT)
+    try:
+        connection.request("GET", "/v1/models", headers=_headers(os.environ.get(KEY_VARIABLE)))
+        response = connection.getresponse()
+        text = response.read()
+        if response.status == http.HTTPStatus.OK:
+            return str(json.loads(text)["data"][0]["id"])
+        reason = f"HTTP {response.status}"
+    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+    finally:
+        connection.close()
+    raise NemotronError(
+        f"/v1/models names no model: {reason}",
+        where=f"http://{host}",
+        remedy="start the server, set NEMOTRON_API_KEY, or name a model with --model",
+    )
 
 
 class TritonTarget:
@@ -96,8 +123,9 @@ class TritonTarget:
         from nemotron_client.request import generation_request  # noqa: PLC0415
         from nemotron_core.generation import Generation  # noqa: PLC0415
 
-        # `min_tokens` keeps the end token out, so every answer has the requested length.
-        generation = Generation(max_tokens=max_tokens, min_tokens=max_tokens)
+        # No token ends the answer, so that every one has the requested length. `min_tokens` would
+        # do the same, but not every engine with a draft has it.
+        generation = Generation(max_tokens=max_tokens, end_id=-1)
         request = generation_request(self.model, uuid.uuid4().hex, prompt, generation, stream=True)
         serialized: bytes = request.SerializeToString()
         return serialized
@@ -147,10 +175,8 @@ class OpenAITarget:
     def __init__(self, host: str, model: str) -> None:
         self.name = f"http://{host} {model}"
         self.host, self.model = host, model
-        self.api_key = os.environ.get("NEMOTRON_API_KEY")
-        self._headers = {"Content-Type": "application/json"}
-        if self.api_key:
-            self._headers["Authorization"] = f"Bearer {self.api_key}"
+        self.api_key = os.environ.get(KEY_VARIABLE)
+        self._headers = _headers(self.api_key)
 
     def request(self, prompt: str, max_tokens: int) -> bytes:
         """See `Target`. Returns a JSON body."""
@@ -158,7 +184,7 @@ class OpenAITarget:
             "model": self.model,
             "prompt": prompt,
             "max_tokens": max_tokens,
-            "min_tokens": max_tokens,
+            "ignore_eos": True,
             "temperature": 0,
             "stream": True,
             "stream_options": {"include_usage": True},

@@ -15,7 +15,7 @@ from nemotron_core.errors import NemotronError
 MAX_TOKENS = 1024
 """Default of `max_tokens` for rows that do not set it."""
 MODEL = "nemotron-4-340b-instruct"
-"""Default of `model` for rows that do not set it."""
+"""Name of the model at a server that does not say which one it has."""
 DEFAULT_URL = "http://127.0.0.1:1424"
 
 Value = str | int | float | bool | None
@@ -109,7 +109,10 @@ class BatchOptions:
     runner: RunnerOption = Runner.LOCAL
     shards: ShardsOption = None
 
-    model: Annotated[str | None, typer.Option(help="Model of rows that do not name one.")] = None
+    model: Annotated[
+        str | None,
+        typer.Option(help="Model of rows that do not name one, instead of the server's first."),
+    ] = None
     max_tokens: Annotated[
         int, typer.Option(min=1, help="Longest answer in tokens, for rows that do not set it.")
     ] = MAX_TOKENS
@@ -176,8 +179,8 @@ class BatchOptions:
 
     @property
     def defaults(self) -> Mapping[str, Value]:
-        """Keys of a request body for rows that do not set them."""
-        defaults: dict[str, Value] = {"model": self.model or MODEL}
+        """Keys of a request body for rows that do not set them. See `Requests` for the model."""
+        defaults: dict[str, Value] = {"model": self.model}
         if not self.no_max_tokens:
             defaults["max_tokens"] = self.max_tokens
         return defaults | {"temperature": self.temperature}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nemotron_build.engine_folder import EngineRecord
 from nemotron_build.profile import Profile
+from nemotron_core.family import LARGEST
 from nemotron_core.files import text_digest
 from nemotron_core.model_config import TOKENIZER_NAME
 from nemotron_core.resources import resource
@@ -73,6 +74,7 @@ def render_repository(
         "drain_file": str(files.drain_file),
         "acknowledgements": str(files.acknowledgements),
         "kind": record.kind,
+        "model": record.model or LARGEST,
         # By these, clients learn which engine answers them.
         **identity(engine, record),
     }

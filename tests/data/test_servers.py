@@ -76,11 +76,25 @@ def test_a_model_that_does_not_exist_ends_the_run_and_names_others(tmp_path: Pat
     source = write(tmp_path / "in.jsonl", *(row(str(number)) for number in range(50)))
     out = tmp_path / "out.jsonl"
     with ChatServer(asked, model={"id": "tiny"}) as server:
-        with pytest.raises(NemotronError, match="no model 'nemotron-4-340b-instruct', but tiny"):
-            in_process(source, out, url=[server.url])
+        with pytest.raises(NemotronError, match="no model 'large', but tiny"):
+            in_process(source, out, url=[server.url], model="large")
         assert len(asked.bodies) <= 20
         out.with_name("out.jsonl.manifest.json").unlink()
         assert in_process(source, out, url=[server.url], model="tiny").finished == 50
+
+
+def test_the_model_is_the_servers_first_one_unless_a_row_or_an_option_names_another(
+    tmp_path: Path,
+) -> None:
+    asked = Asked(lambda body, _: echo(body))
+    source = write(tmp_path / "in.jsonl", row("a"), row("b", model="other"))
+    with ChatServer(asked, model={"id": "tiny"}) as server:
+        in_process(source, tmp_path / "out.jsonl", url=[server.url])
+        in_process(source, tmp_path / "named.jsonl", url=[server.url], model="large")
+    assert {body["model"] for body in asked.bodies[:2]} == {"tiny", "other"}
+    assert {body["model"] for body in asked.bodies[2:]} == {"large", "other"}
+    written = json.loads((tmp_path / "out.jsonl.manifest.json").read_text())
+    assert written["defaults"]["model"] == "tiny"
 
 
 def test_the_number_of_requests_at_once_is_remembered(tmp_path: Path) -> None:

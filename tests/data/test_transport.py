@@ -173,3 +173,13 @@ def test_the_length_of_an_answer_has_a_default() -> None:
         body = {"model": MODEL, "prompt": "Hello", **change}
         prompt, generation, _ = parse_request(Row(1, "a", COMPLETION, body), body)
         assert (prompt, generation.max_tokens) == ("Hello", max_tokens)
+
+
+def test_a_row_may_name_the_servers_own_model() -> None:
+    small = "nemotron-mini-4b-instruct"
+    for name in (small, "nvidia/Nemotron-Mini-4B-Instruct"):
+        body = BODY | {"model": name}
+        messages, _, _ = parse_request(Row(1, "a", CHAT, body), body, small)
+        assert messages == BODY["messages"]
+    with pytest.raises(Failure, match=f"no model '{MODEL}', only '{small}'"):
+        parse_request(Row(1, "a", CHAT, BODY), BODY, small)

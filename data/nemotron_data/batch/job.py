@@ -204,7 +204,7 @@ class Job:
             source=source.name,
             rows_sha256="" if plan is None else hashlib.sha256(plan.keys).hexdigest(),
             seed=self._requests.seed,
-            defaults=dict(self._requests.defaults),
+            defaults=dict(self._requests.at_server(server).defaults),
             server=dict(server),
             rows=0 if plan is None else plan.counts.rows,
         )
@@ -237,6 +237,7 @@ class Job:
         async with contextlib.aclosing(pool):
             with run.ended_by(self._host.interruption()):
                 await pool.connect()
+                self._requests = work.requests = self._requests.at_server(pool.description)
                 manifest = self._manifest(source, plan, pool.description)
                 if target is not None:
                     if before is not None and plan.counts.kept:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from nemotron_data.options import Value
+from nemotron_data.options import MODEL, Value
 from nemotron_data.rows.row import Row
 
 
@@ -28,7 +28,8 @@ def row_seed(seed: int, custom_id: str, attempt: int = 1) -> int:
 class Requests:
     """Makes the body of each row's request.
 
-    `defaults` are keys for rows that do not set them. Without a `seed`, rows get none.
+    `defaults` are keys for rows that do not set them; a `model` of `None` means the server's.
+    Without a `seed`, rows get none.
     """
 
     defaults: Mapping[str, Value]
@@ -37,6 +38,8 @@ class Requests:
     def body(self, row: Row, attempt: int = 1) -> dict[str, Any]:
         """Return the body. `attempt` counts the answers that were asked for, from 1."""
         body: dict[str, Any] = {**self.defaults, **row.body}
+        if body.get("model", "") is None:
+            del body["model"]
         if "max_completion_tokens" in row.body and "max_tokens" not in row.body:
             body.pop("max_tokens", None)
         own_seed = row.body.get("seed")
@@ -45,6 +48,13 @@ class Requests:
         elif isinstance(own_seed, int) and attempt > 1:
             body["seed"] = own_seed + attempt - 1
         return body
+
+    def at_server(self, description: Mapping[str, Value]) -> Requests:
+        """Return the requests to a server that describes itself so: with the name of its model."""
+        if self.defaults.get("model", "") is not None:
+            return self
+        model = description.get("model") or MODEL
+        return replace(self, defaults={**self.defaults, "model": model})
 
     def can_differ(self, row: Row) -> bool:
         """Return whether another attempt may give another answer: not for greedy decoding."""

@@ -20,7 +20,7 @@ class Results(Protocol):
     def tick(self) -> None: ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class Work:
     """The rows to send, how they are sent and judged, and the destinations of their results."""
 

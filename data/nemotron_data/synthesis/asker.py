@@ -24,7 +24,7 @@ from nemotron_data.batch.job import Job
 from nemotron_data.batch.manifest import read_manifest
 from nemotron_data.batch.request import row_seed
 from nemotron_data.batch.target import Target
-from nemotron_data.options import BatchOptions, SynthesisOptions
+from nemotron_data.options import MODEL, BatchOptions, SynthesisOptions
 from nemotron_data.rows.row import CHAT, canonical
 from nemotron_data.synthesis.prompts import Messages
 from nemotron_data.synthesis.recipe import Recipe
@@ -94,7 +94,7 @@ class Asker:
         keys = (settings.key_variable,) if settings.key_variable else API_KEYS
         counts = Job(
             batch,
-            {},
+            {"model": None} if settings.model is None else {},
             host=Host(key_variables=keys),
             title=stage.name,
             acceptance=stage.acceptance,
@@ -110,7 +110,8 @@ class Asker:
             )
         if (manifest := read_manifest(target.manifest)) is not None:
             self.servers[stage.model] = manifest.server
-        return self._replies(questions, answers, settings.model, counts.failed)
+        model = settings.model or self.servers.get(stage.model, {}).get("model") or MODEL
+        return self._replies(questions, answers, model, counts.failed)
 
     def _questions(
         self, stage: Stage, conversations: Iterable[Messages]
@@ -119,10 +120,13 @@ class Asker:
         settings = self._recipe.models[stage.model]
         counts: Counter[bytes] = Counter()
         for messages in conversations:
-            body = {"model": settings.model, "messages": messages, **stage.sampling}
-            digest = blake2b(canonical(body), digest_size=NAME_BYTES).digest()
+            body = {"messages": messages, **stage.sampling}
+            named = {"model": settings.model or MODEL, **body}  # so that names stay what they were
+            digest = blake2b(canonical(named), digest_size=NAME_BYTES).digest()
             counts[digest] += 1
             name = f"{digest.hex()}-{counts[digest]}"
+            if settings.model is not None:
+                body["model"] = settings.model
             if settings.seed:
                 body["seed"] = row_seed(self._recipe.seed, name)
             yield {"custom_id": name, "method": "POST", "url": CHAT, "body": body}

@@ -44,7 +44,8 @@ def card(manifest: Manifest) -> str:
         hashes = [
             f"`{server[key]}`" if server.get(key) else "–" for key in ("engine", "checkpoint")
         ]
-        lines.append(f"| {name} | {model.model} | {' | '.join(hashes)} |")
+        served = model.model or server.get("model") or "–"
+        lines.append(f"| {name} | {served} | {' | '.join(hashes)} |")
     lines += ["", "| input | SHA-256 |", "|---|---|"]
     for source in manifest.inputs:
         lines.append(f"| {source.path} | {f'`{source.sha256}`' if source.sha256 else 'a folder'} |")

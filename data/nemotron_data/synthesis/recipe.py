@@ -10,7 +10,7 @@ import yaml
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from nemotron_core.errors import NemotronError
-from nemotron_data.options import DEFAULT_URL, MODEL
+from nemotron_data.options import DEFAULT_URL
 from nemotron_data.synthesis.fields import Inputs, Strict
 from nemotron_data.synthesis.kinds import (
     Ask,
@@ -40,7 +40,8 @@ class Model(Strict):
     """A model that steps ask: one server or several with the same engine."""
 
     url: str | list[str] = DEFAULT_URL
-    model: str = MODEL
+    model: str | None = None
+    """Its name at the server. `None` means the first one that the server has."""
     key_variable: str | None = None
     """Environment variable with the API key, in place of the usual ones."""
     seed: bool = True

@@ -21,10 +21,11 @@ from nemotron_client import (
     Tls,
 )
 from nemotron_core.errors import ErrorKind
+from nemotron_core.family import aliases
 from nemotron_core.generation import Prompt
 from nemotron_core.openai.answer import AnswerOptions, ChatAnswer, CompletionAnswer
 from nemotron_core.openai.errors import HttpError
-from nemotron_core.openai.schema import ALIASES, ChatRequest, CompletionRequest
+from nemotron_core.openai.schema import ChatRequest, CompletionRequest
 from nemotron_data.options import MAX_TOKENS, MODEL
 from nemotron_data.rows.row import CHAT, Row
 from nemotron_data.transport.protocol import HASHES, Answer, Failure
@@ -33,8 +34,12 @@ IDENTITY_MODEL = "tensorrt_llm_bls"
 """Triton model whose parameters identify the engine; every lane has it."""
 
 
-def parse_request(row: Row, body: Mapping[str, Any]) -> tuple[Prompt, Generation, list[str]]:
+def parse_request(
+    row: Row, body: Mapping[str, Any], model: str = MODEL
+) -> tuple[Prompt, Generation, list[str]]:
     """Return a request body's prompt, its generation settings, and its keys that are ignored.
+
+    `model` is the name of the server's only model.
 
     The body is checked by the gateway's own schema. Raises `Failure` if the body does not fit it,
     or needs something that only the gateway can do.
@@ -52,8 +57,8 @@ def parse_request(row: Row, body: Mapping[str, Any]) -> tuple[Prompt, Generation
         raise _refusal(f"{key}: {first['msg']}") from error
     except HttpError as error:
         raise _refusal(str(error)) from error
-    if request.model not in (None, MODEL, *ALIASES):
-        raise _refusal(f"there is no model {request.model!r}, only {MODEL!r}")
+    if request.model not in (None, model, *aliases(model)):
+        raise _refusal(f"there is no model {request.model!r}, only {model!r}")
     if request.log_probs:
         raise _refusal("logprobs: ask the gateway, over http://")
     if request.timeout is not None:
@@ -72,6 +77,7 @@ class TritonTransport:
 
     def __init__(self, address: str, *, secure: bool, api_key: str | None, timeout: float) -> None:
         self._address = address
+        self._model = MODEL
         self._client = AsyncClient(
             address,
             timeouts=Timeouts(total=timeout),
@@ -93,13 +99,14 @@ class TritonTransport:
             parameters = {}  # another project's Triton, without this model
         except ClientError as error:
             raise Failure(ErrorKind.UNREACHABLE, str(error)) from error
-        return {"model": MODEL} | {name: parameters.get(name) for name in HASHES}
+        self._model = parameters.get("model", MODEL)
+        return {"model": self._model} | {name: parameters.get(name) for name in HASHES}
 
     async def models(self) -> list[str]:
-        return [MODEL]
+        return [self._model]
 
     async def send(self, row: Row, body: Mapping[str, Any]) -> Answer:
-        prompt, generation, ignored = parse_request(row, body)
+        prompt, generation, ignored = parse_request(row, body, self._model)
         try:
             pieces = [piece async for piece in self._client.generate(prompt, generation)]
             if any(piece.finish_reason == "cancelled" for piece in pieces):
@@ -109,7 +116,7 @@ class TritonTransport:
         request_id = secrets.token_hex(16)
         builder = ChatAnswer if row.endpoint == CHAT else CompletionAnswer
         choices = {piece.sequence_index: piece for piece in pieces}
-        content = builder(MODEL, AnswerOptions(request_id=request_id)).whole(choices)
+        content = builder(self._model, AnswerOptions(request_id=request_id)).whole(choices)
         return Answer(HTTPStatus.OK, request_id, json.dumps(content).encode(), ignored)
 
 
