@@ -106,11 +106,17 @@ def vllm_python() -> Path:
 
 
 def run_worker(
-    python: Path | str, engine: str, folder: Path, *, vocabulary: int = SHAPE.vocab
+    python: Path | str,
+    engine: str,
+    folder: Path,
+    *,
+    vocabulary: int = SHAPE.vocab,
+    batches: str | None = None,
 ) -> dict[str, Any]:
     """Return the worker's measurements. Raises `RuntimeError` with its last output."""
+    others = [] if batches is None else [batches]
     process = subprocess.run(
-        [python, WORKER, engine, folder, str(vocabulary)],
+        [python, WORKER, engine, folder, str(vocabulary), *others],
         env=os.environ | QUIET,
         capture_output=True,
         text=True,

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -46,12 +47,14 @@ QUANTIZED = "Q4_K_M"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layers", type=int, default=32, help="layers of the model, default 32")
+    parser.add_argument("--vocabulary", type=int, default=VOCABULARY, help="rows of its tables")
+    parser.add_argument("--batches", default="", help="numbers of prompts at once: 8,32")
     parser.add_argument("--llama-cpp", type=Path, help="folder of llama.cpp's programs")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     shape = FAMILY[MODEL].config
-    prepare(options.work, options.layers)
+    prepare(options)
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in WEIGHTS}
     peer: list[float] = []
     for run, name in in_turn(options.runs, [*WEIGHTS, *(["peer"] if options.llama_cpp else [])]):
@@ -60,7 +63,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             print(f"{run + 1}: llama.cpp {peer[-1]:.2f} tokens/s", flush=True)
             continue
         runs[name].append(
-            run_worker(sys.executable, "openvino", options.work / name, vocabulary=VOCABULARY)
+            run_worker(
+                sys.executable,
+                "openvino",
+                options.work / name,
+                vocabulary=options.vocabulary,
+                batches=options.batches,
+            )
         )
         print(f"{run + 1}: {name} {json.dumps(runs[name][-1])}", flush=True)
     config = Checkpoint.open(options.work / "checkpoint").config
@@ -68,30 +77,34 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "model": MODEL,
         "layers": options.layers,
         "of_layers": shape.num_layers,
+        "vocabulary": options.vocabulary,
         "engines": {name: speeds(config, name, runs[name]) for name in WEIGHTS},
         "llama_cpp": {QUANTIZED: summary(peer)} if peer else None,
         "agreement": {name: agreement(options.work, name) for name in WEIGHTS[1:]},
     }
 
 
-def prepare(folder: Path, layers: int) -> None:
+def prepare(options: argparse.Namespace) -> None:
     """Write the model and its engines, unless they are there already."""
+    folder: Path = options.work
     shape = FAMILY[MODEL].config
     if not (folder / "checkpoint").exists():
         sizes = Shape(
-            layers=layers,
+            layers=options.layers,
             hidden=shape.hidden_size,
             heads=shape.num_heads,
             kv_heads=shape.num_kv_heads,
-            vocab=VOCABULARY,
+            vocab=options.vocabulary,
             tp=1,
             mlp=shape.intermediate_size,
             head_size=shape.head_size,
         )
-        tokenizer = large_tokenizer(VOCABULARY)
+        tokenizer = large_tokenizer(options.vocabulary)
         source = write_nemo(folder / "source", sizes, tokenizer, small=True)
         convert(source, folder / "checkpoint", Options(Parallel(1, 1)))
-        convert(source, folder / "hf", Options(Parallel(1, 1), Format.HF))
+        if options.llama_cpp:
+            convert(source, folder / "hf", Options(Parallel(1, 1), Format.HF))
+        shutil.rmtree(source)
     if not (folder / "tiny").exists():
         convert(TINY / "tiny_nemotron.nemo", folder / "tiny", Options(Parallel(1, 1)))
     for name in WEIGHTS:

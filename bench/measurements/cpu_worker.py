@@ -1,10 +1,11 @@
 """A process that loads one engine on the CPU and times it, for the measurement `cpu_peers`.
 
-    PYTHON bench/measurements/cpu_worker.py ENGINE FOLDER VOCABULARY
+    PYTHON bench/measurements/cpu_worker.py ENGINE FOLDER VOCABULARY [BATCHES]
 
-Prints one JSON line. It also runs in environments of other engines, so it imports the project only
-for `openvino`, whose decoding is measured in turn with the memory's bandwidth. Servers are started
-as their users start them, and asked over HTTP for several prompts in one request.
+Prints one JSON line. `BATCHES` are numbers of prompts at once, separated by commas, or nothing. It
+also runs in environments of other engines, so it imports the project only for `openvino`, whose
+decoding is measured in turn with the memory's bandwidth. Servers are started as their users start
+them, and asked over HTTP for several prompts in one request.
 """
 
 from __future__ import annotations
@@ -57,12 +58,7 @@ def openvino(folder: Path) -> Generate:
     client.hello(LOAD_SECONDS)
 
     def generate(prompts: list[list[int]], tokens: int) -> None:
-        client.ask(
-            [
-                Request(key=new_key(), input_ids=ids, max_tokens=tokens, min_tokens=tokens)
-                for ids in prompts
-            ]
-        )
+        client.ask([Request(key=new_key(), input_ids=ids, max_tokens=tokens) for ids in prompts])
         for _ in prompts:
             finished.acquire()
 
@@ -165,7 +161,8 @@ def decode_with_bandwidth(decode: Callable[[], float]) -> list[tuple[float, floa
 
 
 def main() -> None:
-    name, folder, vocabulary = sys.argv[1:]
+    name, folder, vocabulary, *others = sys.argv[1:]
+    batches = [int(word) for word in others[0].split(",") if word] if others else BATCHES
     rng = random.Random(1)
 
     def prompts(count: int, length: int) -> list[list[int]]:
@@ -181,7 +178,7 @@ def main() -> None:
         generate(batch, tokens)
         return time.perf_counter() - start
 
-    for count, length in ((1, PROMPT), (1, LONG_PROMPT), (BATCHES[-1], PROMPT)):
+    for count, length in ((1, PROMPT), (1, LONG_PROMPT), *((n, PROMPT) for n in batches[-1:])):
         seconds(count, length, 8)  # warm-up: kernels are compiled and weights packed at first use
 
     def decode() -> float:
@@ -192,7 +189,7 @@ def main() -> None:
         "decode, batch 1": statistics.median(decode() for _ in range(TURNS)),
         "prefill": LONG_PROMPT / seconds(1, LONG_PROMPT, 1),
     }
-    for count in BATCHES:
+    for count in batches:
         rates[f"{count} at once"] = count * ANSWER / seconds(count, PROMPT, ANSWER)
     this = psutil.Process()
     processes = [this.pid, *(child.pid for child in this.children(recursive=True))]
