@@ -29,6 +29,7 @@ SLOW = (
     *("build/test_reuse.py", "build/test_tensorrt_lane.py", "client/test_client.py"),
     *("client/test_failures.py", "client/test_http.py"),
     *("data/test_failures.py", "engine/test_openvino.py", "engine/test_weights.py"),
+    "engine/test_drafts.py",
     *("convert/test_inspect.py", "convert/test_legacy.py", "convert/test_plan.py"),
     "convert/test_logits.py",
     *("convert/test_calibrate.py", "convert/test_convert.py", "convert/test_fp8.py"),

@@ -54,6 +54,7 @@ MEASUREMENTS: Mapping[str, Measurement] = {
     "cpu_peers": Measurement("the CPU engine against transformers, vLLM and the memory limit", 3),
     "reward_rate": Measurement("a reward model beside the engine's own prefill", 5),
     "cpu_weights": Measurement("the CPU engine with INT8 and INT4 weights, by BF16", 3),
+    "drafts": Measurement("the CPU engine with a draft, beside itself without one", 3),
     "startup": Measurement("time from `nemotron serve` to the first answer, by step", 5),
     "serving": Measurement("tokens and CPU of the serving path, against an earlier commit", 5),
     "hops": Measurement("the fraction of the CPU engine's tokens that each hop carries", 3),

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from nemotron_bench.draft import DraftCounts
 from nemotron_bench.load import Level, Outcome
 from nemotron_bench.statistics import LATENCIES, Summary, meets, summarize, throughput_interval
 
@@ -40,6 +41,8 @@ class LevelResult(_Frozen):
     """Mean number of requests in flight: that of the load, less what its end leaves out."""
     latencies: dict[str, Summary | None]
     """Summary by the names of `statistics.LATENCIES`, or `None` if no request has that latency."""
+    draft: DraftCounts | None = None
+    """What a draft did during the load and its warm-up; `None` if there was none, or is unknown."""
 
     @property
     def label(self) -> str:
@@ -66,10 +69,16 @@ class Report(_Frozen):
         machine = dict(self.machine)
         if "memory" in machine:
             machine["memory"] = f"{int(machine['memory']) / 2**30:.1f} GiB"
+        drafts = {
+            f"draft, {level.label}": str(level.draft)
+            for level in self.levels
+            if level.draft is not None
+        }
         facts = {
             "target": self.target,
             "generator": self.generator,
             "started": self.started,
+            **drafts,
             **self.settings,
             **machine,
             **self.versions,

@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 from nemotron_bench import aiperf, builtin, perf_analyzer
+from nemotron_bench.draft import read_counts
 from nemotron_bench.load import Level, Prompts
 from nemotron_bench.machine import machine, now, versions
 from nemotron_bench.results import LevelResult, Report
@@ -44,7 +45,12 @@ def run(settings: BenchSettings) -> Report:
         prompts = Prompts(target, settings.inputs, settings.seed)
 
         def measure(level: Level) -> LevelResult:
-            return GENERATORS[name](settings, target, prompts, level)
+            if settings.metrics is None:
+                return GENERATORS[name](settings, target, prompts, level)
+            before = read_counts(settings.metrics)
+            result = GENERATORS[name](settings, target, prompts, level)
+            counts = read_counts(settings.metrics).since(before)
+            return result.model_copy(update={"draft": counts})
 
         levels = sweep(measure) if settings.sweep else [*map(measure, settings.levels)]
         return Report(

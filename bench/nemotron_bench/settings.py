@@ -64,6 +64,13 @@ class BenchSettings:
     generator: Annotated[
         str, typer.Option(help="Load generator: builtin, or a path to perf_analyzer or aiperf.")
     ] = "builtin"
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            help="Triton's page of metrics, http://HOST:8002/metrics: with it, the report says how"
+            " many tokens per step a draft gives."
+        ),
+    ] = None
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="Folder to write JSON, Markdown and HTML reports to."),

@@ -64,20 +64,35 @@ def plan(
         Literal["bf16", "int8", "int4"] | None,
         typer.Option(help="CPU lane: type of the weights in memory, instead of the profile's."),
     ] = None,
+    draft: Annotated[
+        str | None,
+        typer.Option(help="What proposes tokens: a model of the family, a checkpoint, or ngram."),
+    ] = None,
+    draft_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, max=16, help="Tokens proposed in a step, instead of the profile's."),
+    ] = None,
+    acceptance: Annotated[
+        float, typer.Option(help="Probability that a proposed token is right if those before are.")
+    ] = 0.7,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print what fits on the GPUs of a profile, and how fast it can be at best."""
     import json
 
+    from nemotron_build.draft_plan import draft_plan
     from nemotron_build.plan import plans
-    from nemotron_build.profile import load_profile, with_weights
+    from nemotron_build.profile import DRAFT_TOKENS, load_profile, with_weights
 
     chosen = with_weights(load_profile(profile), weights)
     serving_plans = plans(chosen, gpu or [], checkpoint, model)
-    if as_json:
-        typer.echo(json.dumps([item.as_dict() for item in serving_plans], indent=2))
-    else:
-        typer.echo("\n\n".join(map(str, serving_plans)))
+    texts, dicts = [*map(str, serving_plans)], [item.as_dict() for item in serving_plans]
+    if draft is not None:
+        count = draft_tokens or int(getattr(chosen, "draft_tokens", DRAFT_TOKENS))
+        drafts = [draft_plan(item, draft, count, acceptance) for item in serving_plans]
+        texts = [f"{text}\n{one}" for text, one in zip(texts, drafts, strict=True)]
+        dicts = [{**item, "draft": one.as_dict()} for item, one in zip(dicts, drafts, strict=True)]
+    typer.echo(json.dumps(dicts, indent=2) if as_json else "\n\n".join(texts))
 
 
 def build(

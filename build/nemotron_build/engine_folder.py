@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nemotron_build.lanes import LANES, lane_of
 from nemotron_build.lanes.lane import BuildPlan
-from nemotron_build.profile import Profile
+from nemotron_build.profile import NGRAM, Profile
 from nemotron_convert.target.manifest import MANIFEST_NAME, read_manifest, require_no_nemo
 from nemotron_core.errors import NemotronError
 from nemotron_core.files import FileEntry, hash_file
@@ -54,6 +54,7 @@ def plan_engine(checkpoint: Path, output: Path, profile: Profile) -> BuildPlan:
     Raises `NemotronError` if the checkpoint does not fit the profile.
     """
     check_output(output)
+    profile = _with_draft(checkpoint, profile)
     _check_kind(checkpoint, profile)
     plan = lane_of(profile).plan(checkpoint, output, profile)
     files = {*plan.files, *_text_files(checkpoint), ENGINE_NAME}
@@ -75,6 +76,7 @@ def build_engine(checkpoint: Path, output: Path, profile: Profile) -> EngineReco
 
     Raises `NemotronError` if the checkpoint does not fit the profile or this machine cannot build.
     """
+    profile = _with_draft(checkpoint, profile)
     lane, kind = lane_of(profile), _check_kind(checkpoint, profile)
     with new_folder(output) as folder:
         built = lane.build(checkpoint, folder, profile)
@@ -126,7 +128,45 @@ def _check_kind(checkpoint: Path, profile: Profile) -> ModelKind:
             where=checkpoint,
             remedy=f"use a profile of the lane {' or '.join(lanes)}",
         )
+    if kind == "reward" and getattr(profile, "draft", None):
+        raise NemotronError(
+            "a reward model generates no tokens that a draft could propose",
+            where="draft",
+            remedy="use a profile without `draft`",
+        )
     return kind
+
+
+def _with_draft(checkpoint: Path, profile: Profile) -> Profile:
+    """Return the profile with the absolute path of its draft.
+
+    Raises `NemotronError` if that is no engine of the same lane with the checkpoint's vocabulary,
+    or if the checkpoint has virtual tokens, which no draft knows.
+    """
+    draft = getattr(profile, "draft", None)
+    if draft is not None and read_manifest(checkpoint).virtual_tokens:
+        raise NemotronError(
+            "virtual tokens (P-tuning) and a draft do not go together",
+            where=checkpoint,
+            remedy="use a profile without `draft`",
+        )
+    if draft in (None, NGRAM):
+        return profile
+    folder = Path(draft).resolve()
+    record = open_engine(folder)
+    if (record.lane, record.kind) != (profile.lane, "text"):
+        raise NemotronError(
+            f"this is a {record.kind} engine of the lane {record.lane}",
+            where=folder,
+            remedy=f"build the draft with a profile of the lane {profile.lane}",
+        )
+    if record.files[TOKENIZER_NAME].sha256 != hash_file(checkpoint / TOKENIZER_NAME).sha256:
+        raise NemotronError(
+            "the draft has another vocabulary than the checkpoint",
+            where=folder,
+            remedy="a draft needs the same tokenizer.model: use another model, or `draft: ngram`",
+        )
+    return profile.model_copy(update={"draft": str(folder)})
 
 
 def reuse_or_build(checkpoint: Path, output: Path, profile: Profile) -> EngineRecord:
@@ -145,7 +185,7 @@ def reuse_or_build(checkpoint: Path, output: Path, profile: Profile) -> EngineRe
         )
     if not (output / ENGINE_NAME).exists():
         return build_engine(checkpoint, output, profile)
-    record = open_engine(output)
+    record, profile = open_engine(output), _with_draft(checkpoint, profile)
     if record.checkpoint != read_manifest(checkpoint).content_hash:
         difference = "checkpoint"
     elif _build_settings(record.profile) != _build_settings(profile):

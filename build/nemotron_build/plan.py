@@ -116,18 +116,19 @@ class ServingPlan:
         """Seconds per token at batch 1 for reading the weights alone."""
         return sum(stage.read for stage in self.stages) / self.hardware.bandwidth
 
-    def step_seconds(self, sequences: int) -> float:
-        """Return the seconds that a step takes: one token for each of the full sequences."""
-        return sum(self._stage_seconds(stage, sequences) for stage in self.stages)
+    def step_seconds(self, sequences: int, tokens: int = 1) -> float:
+        """Return the seconds that a step takes: `tokens` of each of the full sequences."""
+        return sum(self._stage_seconds(stage, sequences, tokens) for stage in self.stages)
 
     def decode_rate(self, sequences: int) -> float:
         """Return the tokens per second if each pipeline stage works on a batch of `sequences`."""
         return sequences * len(self.stages) / self.step_seconds(sequences)
 
-    def _stage_seconds(self, stage: Stage, sequences: int) -> float:
+    def _stage_seconds(self, stage: Stage, sequences: int, tokens: int) -> float:
         kv = sequences * self.context * stage.kv_token
         reading = (stage.read + kv) / self.hardware.bandwidth
-        return max(reading, sequences * self._compute_seconds(stage, self.context, head=True))
+        computing = self._compute_seconds(stage, self.context, head=True)
+        return max(reading, sequences * tokens * computing)
 
     @cached_property
     def prefill_rate(self) -> float | None:
@@ -245,23 +246,25 @@ def plans(
         for gpu in processors:
             if sizing.weights not in gpu.flops:
                 raise NemotronError(f"{gpu.name} does not compute in FP8", where="--gpu")
-    if checkpoint is None:
-        shape, vocab_size = _family_shape(model), VOCABULARY
-    else:
-        config = Checkpoint.open(checkpoint).config
-        shape, vocab_size = config.model_shape(), config.vocab_size
+    shape, vocab_size = shape_of(checkpoint, model)
     return [make_plan(profile, p, shape=shape, vocab_size=vocab_size) for p in processors]
 
 
-def _family_shape(model: str) -> ModelConfig:
-    """Return a model's shape. Raises `NemotronError` if the family has no such model."""
+def shape_of(checkpoint: Path | None, model: str) -> tuple[ModelConfig, int]:
+    """Return the shape and the vocabulary's size of a checkpoint, or else of a model by its name.
+
+    Raises `NemotronError` if it is no checkpoint, or the family has no such model.
+    """
+    if checkpoint is not None:
+        config = Checkpoint.open(checkpoint).config
+        return config.model_shape(), config.vocab_size
     if model not in FAMILY:
         raise NemotronError(
             f"no model {model!r} in the family",
             where="--model",
             remedy=f"use one of {', '.join(FAMILY)}, or --checkpoint",
         )
-    return FAMILY[model].config
+    return FAMILY[model].config, VOCABULARY
 
 
 def make_plan(

@@ -19,12 +19,16 @@ from pydantic import (
 
 from nemotron_build.trtllm_build import check_flags
 from nemotron_build.weights import Weights
-from nemotron_core.engine_settings import LoraLimits
+from nemotron_core.engine_settings import DraftSettings, LoraLimits
 from nemotron_core.errors import NemotronError
 from nemotron_core.resources import resource
 
 FP8_CAPABILITY = (8, 9)
 """Compute capability of the first GPUs that compute in FP8."""
+NGRAM = "ngram"
+"""Value of `draft` for tokens that are copied from the text itself."""
+DRAFT_TOKENS = 4
+"""Default of `draft_tokens`."""
 
 
 class _Strict(BaseModel):
@@ -151,7 +155,22 @@ class _OnGpus(_Served):
         return self
 
 
-class CpuProfile(_Served):
+class _Drafted(_Strict):
+    draft: str | None = None
+    """What proposes tokens that the engine then checks, several in a step: the folder of an engine
+    with the same vocabulary, or `ngram`, which copies them from the text. `None` means nothing."""
+    draft_tokens: int = Field(default=DRAFT_TOKENS, ge=1, le=16)
+    """Most tokens that are proposed in a step."""
+
+    @property
+    def draft_settings(self) -> DraftSettings | None:
+        if self.draft is None:
+            return None
+        engine = None if self.draft == NGRAM else Path(self.draft)
+        return DraftSettings(engine=engine, tokens=self.draft_tokens)
+
+
+class CpuProfile(_Drafted, _Served):
     """Profile of the CPU lane: OpenVINO on any machine."""
 
     lane: Literal["cpu"]
@@ -188,7 +207,7 @@ class TensorRTProfile(_OnGpus):
         return self
 
 
-class PyTorchProfile(_OnGpus):
+class PyTorchProfile(_Drafted, _OnGpus):
     """Profile of the PyTorch lane: a Hugging Face folder behind TensorRT-LLM's `LLM` API."""
 
     lane: Literal["pytorch"]
@@ -196,7 +215,7 @@ class PyTorchProfile(_OnGpus):
     """Number of tokens that the library gathers for each part of an answer, after the first one."""
 
 
-class VllmProfile(_Served):
+class VllmProfile(_Drafted, _Served):
     """Profile of the vLLM lane: a Hugging Face folder behind vLLM, on GPUs or on a CPU."""
 
     lane: Literal["vllm"]
@@ -216,6 +235,8 @@ class VllmProfile(_Served):
 
     @model_validator(mode="after")
     def _has_its_memory(self) -> VllmProfile:
+        if self.lora is not None and self.draft is not None:
+            raise ValueError("draft and lora do not go together")
         if self.gpu is None:
             if self.kv_cache_tokens is None or self.memory_share is not None:
                 raise ValueError("without gpu, kv_cache_tokens and not memory_share sets the cache")

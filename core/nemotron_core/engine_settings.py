@@ -11,6 +11,18 @@ from typing_extensions import Self
 from nemotron_core.errors import NemotronError
 
 
+class DraftSettings(BaseModel):
+    """What proposes the next tokens, of which the engine checks several in one step."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    engine: Path | None
+    """Folder of the engine that proposes them. `None` means that they are copied from the text:
+    what followed its last tokens at an earlier place."""
+    tokens: PositiveInt
+    """Most tokens that are proposed in a step."""
+
+
 class EngineSettings(BaseModel):
     """Settings that are written when the engine is built and read when it starts."""
 
@@ -28,6 +40,8 @@ class EngineSettings(BaseModel):
     """Number of requests that may wait for a step; further requests are refused."""
     request_seconds: int
     """Time limit of a request in seconds, waiting included."""
+    draft: DraftSettings | None = None
+    """`None` means one token in a step."""
 
     def write(self, folder: Path) -> None:
         """Write the settings into an engine folder."""

@@ -17,6 +17,7 @@ class Counters:
 
     def __init__(self) -> None:
         self.steps = self.prompt_tokens = self.generated_tokens = 0
+        self.draft_steps = self.draft_proposed = self.draft_accepted = 0
         self.histograms = {
             name: Histogram([0] * (len(LATENCY_BOUNDS) + 1))
             for name in (TIME_TO_FIRST_TOKEN_METRIC, INTER_TOKEN_LATENCY_METRIC)
@@ -25,6 +26,12 @@ class Counters:
     def observe_first_token(self, seconds: float) -> None:
         """Count the time from a request's arrival to its first token."""
         self._observe(TIME_TO_FIRST_TOKEN_METRIC, seconds, 1)
+
+    def observe_draft(self, count: int, proposed: int) -> None:
+        """Count a step that gave an answer `count` tokens after `proposed` ones of a draft."""
+        self.draft_steps += 1
+        self.draft_proposed += proposed
+        self.draft_accepted += min(count - 1, proposed)
 
     def observe_tokens(self, seconds: float, count: int) -> None:
         """Count `count` tokens that came `seconds` after the tokens before them."""

@@ -97,6 +97,10 @@ class Capabilities(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     """What the scores of a reward model are, in their order."""
     weights: list[float] = []
     """Weight of each score in the reward."""
+    draft_tokens: int = 0
+    """Most tokens that a draft proposes in a step; 0 without a draft."""
+    without: list[str] = []
+    """Fields of requests that do not go with the draft."""
 
 
 class Ask(msgspec.Struct, array_like=True, frozen=True, tag=1):
@@ -217,6 +221,12 @@ class Load(msgspec.Struct, array_like=True, frozen=True, kw_only=True, tag=12):
     """Latencies in seconds, by the names in `nemotron_core.metrics.HISTOGRAMS`."""
     loras: list[str] = []
     """Names of the LoRA adapters that are loaded."""
+    draft_steps: int = 0
+    """Number of times that an answer got tokens in a step with a draft, its first one excluded."""
+    draft_proposed: int = 0
+    """Most tokens that the draft could propose in them."""
+    draft_accepted: int = 0
+    """Number of tokens that were right, and came beside the one of the model itself."""
 
 
 class Histogram(msgspec.Struct, array_like=True):

@@ -16,6 +16,17 @@ from nemotron_engine.protocol import GUIDE_TYPES, KEY_BYTES, Capabilities, Reque
 MAX_SEQUENCES = 1024
 """Limit of the stop sequences, and of the bad sequences, of one request."""
 SHORTEN = "shorten the conversation: what is scored is never cut"
+LABELS = {
+    "guide_type": "a guide",
+    "bias": "a bias",
+    "temperature": "a temperature above 0",
+    "log_probs": "log-probabilities",
+    "top_log_probs": "log-probabilities",
+    "prompt_log_probs": "log-probabilities",
+}
+"""What a field of a request is called in errors, if not by its name."""
+NEUTRAL: dict[str, object] = {"min_tokens": 1}
+"""A value of a field, besides its default, that changes nothing."""
 RANGES = {
     "top_k": (0, 2**31 - 1),
     "top_p": (0, 1),
@@ -48,6 +59,7 @@ def check_request(request: Request, settings: EngineSettings, capabilities: Capa
         if not math.isfinite(weight):
             raise NemotronError(f"a bias is {weight}", remedy="use a finite number")
     _check_guide(request)
+    _check_draft(request, capabilities.without)
     for feature in _needed_features(request):
         if feature not in capabilities.features:
             raise NemotronError(f"this engine has no {feature.replace('_', ' ')}")
@@ -58,6 +70,18 @@ def check_request(request: Request, settings: EngineSettings, capabilities: Capa
         )
     for count in (request.top_log_probs, request.prompt_log_probs or 0):
         _check_range("number of alternatives", count, 0, capabilities.max_log_probs)
+
+
+def _check_draft(request: Request, without: Iterable[str]) -> None:
+    """Raise `NemotronError` if a field has a value that does not go with the engine's draft."""
+    defaults = Request(key=request.key, input_ids=[], max_tokens=0)
+    for name in without:
+        if getattr(request, name) not in (getattr(defaults, name), NEUTRAL.get(name)):
+            raise NemotronError(
+                f"{LABELS.get(name, name)} and the draft of this engine do not go together",
+                where=name,
+                remedy="leave it out, or ask an engine that was built without `draft`",
+            )
 
 
 def check_scored_length(count: int, max_seq_len: int) -> None:

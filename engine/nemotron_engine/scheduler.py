@@ -162,6 +162,7 @@ class Scheduler:
                 running.scheduled_ns = now_ns
             self._unscheduled.clear()
         chunks = self._adapter.collect()
+        draft_tokens = self._adapter.capabilities.draft_tokens
         now = time.monotonic()
         counts: defaultdict[float, int] = defaultdict(int)
         has_scores = False
@@ -178,6 +179,9 @@ class Scheduler:
                 if not running.count:
                     self._counters.observe_first_token(now - running.last_seconds)
                     running.last_seconds = now
+                elif draft_tokens:
+                    room = running.request.max_tokens - running.count - 1
+                    self._counters.observe_draft(count, min(draft_tokens, room))
                 running.count += count
                 self._counters.generated_tokens += count
                 counts[running.last_seconds] += count
@@ -215,6 +219,9 @@ class Scheduler:
             generated_tokens=counters.generated_tokens,
             histograms=counters.histograms,
             loras=self.loras,
+            draft_steps=counters.draft_steps,
+            draft_proposed=counters.draft_proposed,
+            draft_accepted=counters.draft_accepted,
         )
 
     def _match_stops(self, running: _Running, chunk: Chunk) -> None:

@@ -101,7 +101,7 @@ def test_a_message_is_its_length_and_an_array_that_begins_with_its_tag() -> None
 
 
 SAMPLING = [0.0, 0, 1.0, 1.0, 0.0, 0.0, 0, 0]
-CAPABILITIES = [["bias"], [], 0, 1000.0, None, "text", [], []]
+CAPABILITIES = [["bias"], [], 0, 1000.0, None, "text", [], [], 0, []]
 FORMAT: list[tuple[ClientMessage | EngineMessage, list[object]]] = [
     (
         Ask([Request(key=KEY, input_ids=[7], max_tokens=3)]),
@@ -147,7 +147,7 @@ FORMAT: list[tuple[ClientMessage | EngineMessage, list[object]]] = [
             generated_tokens=5,
             histograms={"seconds": Histogram([6])},
         ),
-        [12, 1, 2, 3, None, 4, 5, {"seconds": [[6], 0.0]}, []],
+        [12, 1, 2, 3, None, 4, 5, {"seconds": [[6], 0.0]}, [], 0, 0, 0],
     ),
     (Failed("gone"), [13, "gone"]),
     (LoadLora("polite", "/a"), [5, "polite", "/a"]),

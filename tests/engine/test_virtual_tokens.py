@@ -175,3 +175,9 @@ def test_sequences_without_room(checkpoint: Path, cpu_profile: Profile, tmp_path
     profile = cpu_profile.model_copy(update={"limits": limits})
     with pytest.raises(NemotronError, match="10 virtual tokens leave no room in sequences of 11"):
         build_engine(checkpoint, tmp_path / "engine", profile)
+
+
+def test_a_draft_does_not_know_them(checkpoint: Path, cpu_profile: Profile, tmp_path: Path) -> None:
+    profile = cpu_profile.model_copy(update={"draft": "ngram"})
+    with pytest.raises(NemotronError, match=r"virtual tokens .* and a draft do not go together"):
+        build_engine(checkpoint, tmp_path / "engine", profile)

@@ -65,6 +65,7 @@ class CpuLane(Lane):
             kv_cache_tokens=limits.kv_cache_tokens,
             max_queue_size=limits.max_queue_size,
             request_seconds=profile.timeouts.request,
+            draft=profile.draft_settings,
         )
         settings.write(folder)
         return BuiltEngine(source.hash, settings.max_seq_len, settings.vocab_size)

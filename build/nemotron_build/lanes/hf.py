@@ -52,6 +52,7 @@ class HFLane(Lane):
             max_num_tokens=limits.max_num_tokens,
             max_queue_size=limits.max_queue_size,
             request_seconds=profile.timeouts.request,
+            draft=profile.draft_settings,
             tp=split.tp,
             pp=split.pp,
             gpus_per_node=split.gpus_per_node,

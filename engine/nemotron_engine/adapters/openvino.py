@@ -13,6 +13,14 @@ import numpy as np
 from nemotron_core.engine_settings import CpuEngineSettings
 from nemotron_core.errors import ErrorKind, NemotronError
 from nemotron_core.openvino import openvino, openvino_genai
+from nemotron_engine.adapters.openvino_draft import (
+    KV_BLOCK_TOKENS,
+    WITHOUT,
+    Admission,
+    load_drafted,
+    set_draft,
+    spare_blocks,
+)
 from nemotron_engine.adapters.openvino_guides import GuideTrials, guide_types, structured_output
 from nemotron_engine.adapters.openvino_properties import NOT_LOADED, properties
 from nemotron_engine.adapters.openvino_scoring import MAX_LOG_PROBS, Scorer
@@ -22,8 +30,6 @@ from nemotron_engine.protocol import Capabilities, Chunk, Request
 PACKED_STEPS = 16
 """Number of steps after which every weight was used, with prompts and with single tokens, and is
 therefore packed."""
-KV_BLOCK_TOKENS = 32
-"""Number of tokens in one block of OpenVINO's paged KV cache on a CPU."""
 IDLE_SECONDS = 0.005
 """Time of a step in which there is nothing to compute yet."""
 NO_ROOM = "the KV cache has no room for this request"
@@ -52,6 +58,7 @@ class OpenVinoAdapter:
 
     def __init__(self, folder: Path) -> None:
         self.settings = CpuEngineSettings.read(folder)
+        draft = self.settings.draft
         self.library = f"openvino-genai {openvino_genai.__version__}"
         try:
             self._pipeline = load_pipeline(folder)
@@ -65,9 +72,13 @@ class OpenVinoAdapter:
             guide_types=types,
             max_log_probs=MAX_LOG_PROBS,
             max_scored_tokens=1,
+            draft_tokens=draft.tokens if draft else 0,
+            without=WITHOUT if draft else [],
         )
         self._prefix = self.settings.prefix
-        self._weights = folder / CpuEngineSettings.WEIGHTS_NAME
+        self._admission = Admission(self.settings, kv_blocks(self.settings))
+        folders = [folder, *([draft.engine] if draft and draft.engine else [])]
+        self._weights = [one / CpuEngineSettings.WEIGHTS_NAME for one in folders]
         self._running: dict[bytes, _Running] = {}
         self._numbers = 0
         self._steps = 0
@@ -86,13 +97,16 @@ class OpenVinoAdapter:
         elif request.guide_type:
             self._guides.ask(request)
         else:
-            self._begin(request)
+            self._admission.ask(request)
 
     def _begin(self, request: Request) -> None:
         self._numbers += 1
         ids = openvino.Tensor(np.array([self._prefix + request.input_ids], np.int64))
         try:
-            handle = self._pipeline.add_request(self._numbers, ids, generation_config(request))
+            config = generation_config(request)
+            if self.settings.draft is not None:
+                set_draft(config, self.settings.draft)
+            handle = self._pipeline.add_request(self._numbers, ids, config)
         except RuntimeError as error:
             raise NemotronError(f"the engine refuses the request: {error}") from error
         self._running[request.key] = _Running(request, handle)
@@ -101,6 +115,7 @@ class OpenVinoAdapter:
         """See `Adapter`."""
         self._guides.cancel(key)
         self._scorer.cancel(key)
+        self._admission.cancel(key)
         if (running := self._running.pop(key, None)) is not None:
             running.handle.stop()
 
@@ -108,30 +123,39 @@ class OpenVinoAdapter:
         """See `Adapter`. A pipeline that has failed once fails forever."""
         chunks = []
         for request, error in self._guides.collect():
+            if error is None:
+                self._admission.ask(request)
+            else:
+                chunks.append(Chunk.of_error(request.key, error))
+        for request in self._admission.begin():
             try:
-                if error is not None:
-                    raise error
                 self._begin(request)
             except NemotronError as failure:
+                self._admission.generated(request.key, is_whole=True)
                 chunks.append(Chunk.of_error(request.key, failure))
         if self._pipeline.has_non_finished_requests():
             chunks += self._step()
-        elif not self._scorer.is_busy:
+            return iter(chunks + self._scorer.collect())
+        self._admission.stepped()
+        if not self._scorer.is_busy:
             wait(self._guides.pending | self._scorer.pending, IDLE_SECONDS, FIRST_COMPLETED)
         return iter(chunks + self._scorer.collect())
 
     def _step(self) -> list[Chunk]:
         """Compute a step of the pipeline, and return the new tokens."""
         self._pipeline.step()
+        self._admission.stepped()
         self._steps += 1
         if self._steps == PACKED_STEPS:  # from now on only embeddings are read from the file
-            give_back(self._weights)
+            for path in self._weights:
+                give_back(path)
         chunks = []
         for key, running in list(self._running.items()):
             if (chunk := _read(key, running)) is not None:
                 chunks.append(chunk)
                 if chunk.finish_reason:
                     del self._running[key]
+                self._admission.generated(key, is_whole=bool(chunk.finish_reason))
         return chunks
 
     def kv_cache_usage(self) -> float:
@@ -179,10 +203,17 @@ def load_pipeline(folder: Path) -> Any:
     scheduler = openvino_genai.SchedulerConfig()
     scheduler.max_num_seqs = settings.max_batch_size
     scheduler.max_num_batched_tokens = settings.max_num_tokens
-    scheduler.num_kv_blocks = -(-settings.kv_cache_tokens // KV_BLOCK_TOKENS)
+    scheduler.num_kv_blocks = kv_blocks(settings)
     scheduler.enable_prefix_caching = True
     scheduler.dynamic_split_fuse = True
+    if settings.draft is not None:
+        return load_drafted(folder, settings, scheduler, properties(settings))
     return openvino_genai.ContinuousBatchingPipeline(folder, scheduler, "CPU", properties(settings))
+
+
+def kv_blocks(settings: CpuEngineSettings) -> int:
+    """Return the number of blocks in an engine's KV cache."""
+    return -(-settings.kv_cache_tokens // KV_BLOCK_TOKENS) + spare_blocks(settings.draft)
 
 
 def generation_config(request: Request) -> Any:

@@ -25,6 +25,7 @@ from nemotron_core.engine_settings import (
     TensorRTEngineSettings,
 )
 from nemotron_core.errors import NemotronError
+from nemotron_engine.adapters.tensorrt_llm_draft import WITHOUT, draft_arguments
 from nemotron_engine.adapters.tensorrt_llm_log_probs import LOGITS_FEATURES, MAX_LOG_PROBS, LogProbs
 from nemotron_engine.adapters.tensorrt_llm_sampling import Sampling, library_priority
 from nemotron_engine.outbox import Outbox
@@ -66,6 +67,7 @@ class _LlmAdapter(ABC):
             features=FEATURES + features,
             guide_types=list(GUIDE_TYPES),
             max_log_probs=MAX_LOG_PROBS if features else 0,
+            without=WITHOUT if self.settings.draft else [],
         )
         vocab_size = self.settings.vocab_size
         self._log_probs = LogProbs(
@@ -274,7 +276,7 @@ class PyTorchAdapter(_LlmAdapter):
             max_num_tokens=settings.max_num_tokens,
             max_seq_len=settings.max_seq_len,
             enable_chunked_prefill=True,
-            disable_overlap_scheduler=False,
+            **draft_arguments(self._api.llmapi, folder, settings),
             cuda_graph_config=self._api.llmapi.CudaGraphConfig(
                 # With padding, a batch runs the graph of the next larger size that has one.
                 max_batch_size=settings.max_batch_size,

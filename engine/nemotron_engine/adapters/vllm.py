@@ -21,6 +21,10 @@ from nemotron_engine.protocol import FEATURES, GUIDE_TYPES, Capabilities, Chunk,
 MAX_TEMPERATURE = 2.0
 """vLLM's limit."""
 FINISH_REASONS = {"stop": "stop", "length": "length"}
+WITHOUT = ["temperature", "bias"]
+"""Fields of requests that do not go with a draft. vLLM refuses a bias (`_validate_spec_decode`,
+sampling_params.py). In vLLM 0.32 on a CPU, samples with another model as the draft had another
+distribution than without, and a `top_k` ended the engine for everybody."""
 GUIDE_FIELDS = {"json_schema": "json", "ebnf_grammar": "grammar"}
 """Names that vLLM has for a guide; the others are the same."""
 
@@ -35,11 +39,14 @@ class VllmAdapter:
 
     def __init__(self, folder: Path) -> None:
         self.settings = VllmEngineSettings.read(folder)
+        draft = self.settings.draft
         self.capabilities = Capabilities(
             features=[name for name in FEATURES if name != "lora" or self.settings.lora],
             guide_types=list(GUIDE_TYPES),
             max_log_probs=MAX_LOG_PROBS,
             max_temperature=MAX_TEMPERATURE,
+            draft_tokens=draft.tokens if draft else 0,
+            without=WITHOUT if draft else [],
         )
         self._engine = load_engine(folder, self.settings)
         self.loras = (

@@ -12,6 +12,7 @@ from nemotron_core.engine_settings import VllmEngineSettings
 from nemotron_core.errors import NemotronError
 from nemotron_core.launcher import first_machine, own_rank
 from nemotron_core.reward import HEAD_NAME
+from nemotron_engine.adapters.draft import NGRAM_TOKENS, draft_engine
 from nemotron_engine.adapters.peft_folder import PROJECTIONS
 from nemotron_engine.first_machine import end_with
 from nemotron_engine.worker_watch import workers_watched
@@ -133,10 +134,15 @@ def engine_arguments(
             # engine ends when those of several prompts are to be scored (vLLM 0.32).
             "lora_target_modules": list(PROJECTIONS),
         }
+    kv_bytes = _kv_bytes(folder)
+    if settings.draft is not None:
+        draft = draft_engine(folder, settings)
+        arguments["speculative_config"] = _draft_arguments(draft, settings.draft.tokens)
+        kv_bytes += _kv_bytes(draft) if draft else 0
     if settings.kv_cache_tokens is not None:
         arguments["enforce_eager"] = True
         arguments["kv_cache_memory_bytes"] = (
-            settings.kv_cache_tokens * _kv_bytes(folder) // (settings.tp * settings.pp)
+            settings.kv_cache_tokens * kv_bytes // (settings.tp * settings.pp)
         )
     else:
         arguments["gpu_memory_utilization"] = settings.memory_share
@@ -156,6 +162,18 @@ def engine_arguments(
             "master_port": _port(),
         }
     return arguments
+
+
+def _draft_arguments(draft: Path | None, tokens: int) -> dict[str, Any]:
+    """Return vLLM's `speculative_config`. Without the folder of a draft it copies from the text."""
+    if draft is None:
+        return {
+            "method": "ngram",
+            "num_speculative_tokens": tokens,
+            "prompt_lookup_min": 1,
+            "prompt_lookup_max": NGRAM_TOKENS,
+        }
+    return {"method": "draft_model", "model": str(draft), "num_speculative_tokens": tokens}
 
 
 def _lora_rank(rank: int) -> int:

@@ -10,6 +10,9 @@ import triton_python_backend_utils as pb_utils
 
 from nemotron_core.metrics import (
     COUNTERS,
+    DRAFT_ACCEPTED_METRIC,
+    DRAFT_PROPOSED_METRIC,
+    DRAFT_STEPS_METRIC,
     GAUGES,
     GENERATED_TOKENS_METRIC,
     HISTOGRAMS,
@@ -54,6 +57,12 @@ class Meter:
             PROMPT_TOKENS_METRIC: load.prompt_tokens,
             GENERATED_TOKENS_METRIC: load.generated_tokens,
         }
+        if load.draft_steps:
+            counters |= {
+                DRAFT_STEPS_METRIC: load.draft_steps,
+                DRAFT_PROPOSED_METRIC: load.draft_proposed,
+                DRAFT_ACCEPTED_METRIC: load.draft_accepted,
+            }
         for name, count in counters.items():
             self._metric(name, COUNTERS[name]).count(count)
         for name, histogram in load.histograms.items():

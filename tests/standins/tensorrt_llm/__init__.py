@@ -26,6 +26,7 @@ class LLM(BaseLLM):
     allowed = COMMON | {
         *("cuda_graph_config", "disable_overlap_scheduler", "stream_interval"),
         *("attn_backend", "sampler_type", "torch_compile_config", "enable_iter_perf_stats"),
+        "speculative_config",
     }
     guided_backends = (None, "xgrammar", "llguidance")
     knows_prompt_tokens = not IS_1_2

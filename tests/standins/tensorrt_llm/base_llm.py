@@ -63,7 +63,7 @@ class BaseLLM:
         self.max_batch_size = arguments.get("max_batch_size")
         self._check(folder, arguments, kv_cache)
         self._calls = folder / CALLS
-        models = ("kv_cache_config", "cuda_graph_config")
+        models = ("kv_cache_config", "cuda_graph_config", "speculative_config")
         configs = {name: arguments[name].model_dump() for name in models if name in arguments}
         self._note({**arguments, **configs})
         self._session = Session(self._world_size(folder, arguments))

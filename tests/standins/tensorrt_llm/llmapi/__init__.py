@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
 
 
 class RequestError(RuntimeError):
@@ -55,4 +56,27 @@ class CudaGraphConfig(_Strict):
             raise ValueError("cuda_graph_config.max_batch_size must be non-negative")
         if self.batch_sizes and self.max_batch_size not in (0, max(self.batch_sizes)):
             raise ValueError("cuda_graph_config.batch_sizes and max_batch_size do not agree")
+        return self
+
+
+class NGramDecodingConfig(_Strict):
+    """Exists for the PyTorch backend only (llmapi/llm_args.py, 1.2). Nothing is drafted here."""
+
+    max_draft_len: PositiveInt
+    max_matching_ngram_size: int = 0
+    is_keep_all: bool = True
+    is_use_oldest: bool = True
+    is_public_pool: bool = True
+
+
+class DraftTargetDecodingConfig(_Strict):
+    """As above, with a Hugging Face folder."""
+
+    max_draft_len: PositiveInt
+    speculative_model_dir: str
+
+    @model_validator(mode="after")
+    def _is_a_model(self) -> DraftTargetDecodingConfig:
+        if not (Path(self.speculative_model_dir) / "config.json").is_file():
+            raise ValueError(f"{self.speculative_model_dir} is no model")
         return self
