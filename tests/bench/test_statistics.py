@@ -163,7 +163,7 @@ def test_wrong_options_are_named() -> None:
 
 
 def test_events_of_an_openai_api() -> None:
-    read = open_target("http://127.0.0.1:1", None).read
+    read = open_target("http://127.0.0.1:1", "tiny").read
     last = b'{"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4}}'
     assert read(last).output_tokens == 4
     assert read(b'{"choices": [{"text": "a"}]}').has_text
