@@ -153,4 +153,6 @@ def build(
         typer.echo(record.model_dump_json(indent=2))
         return
     size = sum(entry.size for entry in record.files.values())
-    typer.echo(f"{output}: {size:,} bytes, lane {record.lane}, {record.profile.dtype}")
+    rounded = getattr(record.profile, "weights", "bf16")
+    note = "" if rounded == "bf16" else f", weights in {rounded}"
+    typer.echo(f"{output}: {size:,} bytes, lane {record.lane}, {record.profile.dtype}{note}")

@@ -18,6 +18,7 @@ from nemotron_data.synthesis.recipe import RECIPES
 from nemotron_data.synthesis.run import synthesize
 from nemotron_serve.model_server import ModelServer
 from tests.data.runs import read
+from tests.docs.blocks import blocks
 from tests.standins.chat_server import ChatServer, Reply, said
 from tests.standins.reward_server import reward_server
 
@@ -127,18 +128,16 @@ def test_a_second_round_names_the_first(
     assert [row["messages"][:-1] for row in read(again.read_bytes())] == prompts
 
 
-PAGE = Path(__file__).parents[2] / "docs" / "synthesize.md"
+PAGE = "docs/synthesize.md"
 
 
 def test_the_tutorial(server: ModelServer, tmp_path: Path) -> None:
     """The page's own questions and recipe, on the tiny model."""
-    blocks = PAGE.read_text().split("```")
-    questions = next(block for block in blocks if block.startswith("sh\nprintf"))
-    content = next(block for block in blocks if block.startswith("yaml\n# recipe.yaml"))
-    subprocess.run(["bash", "-c", questions.removeprefix("sh\n")], cwd=tmp_path, check=True)
+    block = next(block for block in blocks() if (block.page, block.label) == (PAGE, "demo"))
+    files, *_ = block.text.partition("nemotron synthesize")
+    subprocess.run(["bash", "-c", files], cwd=tmp_path, check=True)
     path = tmp_path / "recipe.yaml"
     url = f"grpc://{server.endpoints.address}:{server.endpoints.grpc}"
-    path.write_text(content.removeprefix("yaml\n"))
     options = SynthesisOptions(recipe=str(path), output=tmp_path / "data", url=[f"generator={url}"])
     manifest = synthesize(options)
     assert manifest.steps["answers"].rows_out == 12

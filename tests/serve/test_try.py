@@ -43,7 +43,7 @@ COMMAND = [sys.executable, "-m", "nemotron_cli"]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model in Hugging Face's cache, as `hf download` leaves it."""
-    hub = tmp_path_factory.mktemp("hub") / "models--me--Nemotron-Mini-4B-Instruct-tiny"
+    hub = tmp_path_factory.mktemp("hub") / "models--me--Nemotron-Mini-4B-Instruct"
     snapshot = hub / "snapshots" / "0123abcd"
     convert(NEMO, snapshot, Options(Parallel(1, 1), Format.HF))
     (snapshot / "manifest.json").unlink()
@@ -82,7 +82,7 @@ def running(command: list[str]) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_a_model_of_the_cache_answers_and_is_kept(environment: Path) -> None:
-    name = "me/Nemotron-Mini-4B-Instruct-tiny"
+    name = "me/Nemotron-Mini-4B-Instruct"
     command = [*COMMAND, "try", name, "--port", "0"]
     port_file = make_trial(find_source(name), "laptop", None).folder / "server.json"
     for attempt in range(2):
@@ -108,6 +108,7 @@ def test_a_model_of_the_cache_answers_and_is_kept(environment: Path) -> None:
         text = output.decode()
         assert "weights in INT8" in text
         assert ("converting" in text or "trtllm bf16" in text) == (attempt == 0)
+        assert ("lane cpu, bf16, weights in int8" in text) == (attempt == 0)
     (kept,) = cached()
     assert not (kept[0] / "checkpoint").exists()
     assert clean() == [kept]
