@@ -42,11 +42,9 @@ test-standins: $(VENV)/.dev
 	$(BIN)/pytest --lane tensorrt $(CONTRACT_TESTS)
 	$(BIN)/pytest --lane pytorch $(CONTRACT_TESTS)
 
-# The contract on a real vLLM, which takes two gigabytes in .tools/vllm and Python 3.11 or later, and
-# lm-eval by log-likelihood.
-test-vllm: $(VENV)/.dev $(VENV)/.vllm $(VENV)/.harness-lm-eval
-	$(BIN)/pytest --lane vllm --harnesses $(HARNESSES) tests/vllm $(CONTRACT_TESTS) \
-	  "tests/harnesses/test_lm_eval.py::test_by_log_likelihood[HF tokenizer, 4 at once]"
+# The contract on a real vLLM, which takes two gigabytes in .tools/vllm and Python 3.11 or later.
+test-vllm: $(VENV)/.dev $(VENV)/.vllm
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --lane vllm tests/vllm $(CONTRACT_TESTS)
 
 # Clients of others, unmodified, each in an environment of its own: 0.8 GB in .tools/clients.
 CLIENT_TOOLS ?= .tools/clients
@@ -58,11 +56,13 @@ test-clients: $(VENV)/.dev
 test-loaders: $(VENV)/.dev $(VENV)/.vllm $(VENV)/.loaders
 	$(BIN)/pytest --lane loaders tests/loaders
 
-# The harnesses of `nemotron eval` and `nemotron redteam` on the real stack.
+# The harnesses of `nemotron eval` and `nemotron redteam` on the real stack, and one of them on vLLM.
 HARNESSES ?= .tools/harnesses
-test-eval: $(VENV)/.dev $(addprefix $(VENV)/.harness-,lm-eval garak mt-bench) \
+LOG_LIKELIHOOD := "tests/harnesses/test_lm_eval.py::test_by_log_likelihood[HF tokenizer, 4 at once]"
+test-eval: $(VENV)/.dev $(VENV)/.vllm $(addprefix $(VENV)/.harness-,lm-eval garak mt-bench) \
   $(addprefix $(VENV)/.tried-,guardrails inspect)
 	$(BIN)/pytest --harnesses $(HARNESSES) tests/harnesses
+	$(BIN)/pytest --harnesses $(HARNESSES) --lane vllm $(LOG_LIKELIHOOD)
 
 # Shards of batches and recipes as tasks of a real Ray: 0.4 GB in .tools/ray.
 RAY ?= .tools/ray
