@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bench.measurements.records import Record
+from bench.measurements.records import Record, conditions
+from bench.measurements.timing import spread
 from nemotron_bench.report import table
 
 
@@ -48,3 +49,22 @@ def fp8_compare() -> list[str]:
     head = [f"{compare['tokens']:,} tokens of {compare['texts']:,} conversations", "",
             "95 % interval"]  # fmt: skip
     return table(head, rows)
+
+
+def calibrate_speed() -> list[str]:
+    """Return the time of a layer's calibration beside what nothing can beat by much."""
+    record = Record.read("calibrate_speed")
+    names = {
+        "layer": "a layer, without the first",
+        "read": "reading its files",
+        "compute_at_half_of_peak": "its matrix products alone",
+        "over_limit": "a layer over the greater of both",
+    }
+    rows = [
+        [label, spread(record.results["seconds"][name], ".2f")] for name, label in names.items()
+    ]
+    operations = record.results["fraction_of_device_time"]
+    kinds = ", ".join(f"{kind} {fraction:.2f}" for kind, fraction in operations.items())
+    tokens, size = record.results["tokens"], record.results["layer_bytes"]
+    text = f"A layer of {size / 1e6:,.0f} MB and {tokens:,} tokens. Fractions of its time: {kinds}."
+    return [*table(["seconds", ""], rows), "", text, "", conditions(record)]

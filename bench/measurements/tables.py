@@ -9,7 +9,7 @@ from typing import Any
 from bench.measurements.batch_tables import batch_slow, batch_speed
 from bench.measurements.convert_tables import convert_index, convert_startup, hashing
 from bench.measurements.cpu_peers import OURS
-from bench.measurements.fp8_tables import fp8_accuracy, fp8_compare
+from bench.measurements.fp8_tables import calibrate_speed, fp8_accuracy, fp8_compare
 from bench.measurements.records import Record, conditions
 from bench.measurements.serving_tables import hangups, hops, leaving, serving
 from bench.measurements.timing import spread
@@ -251,6 +251,7 @@ TABLES: Mapping[str, Callable[[], list[str]]] = {
     "leaving": leaving,
     "cpu_peers": partial(peers, "cpu_peers"),
     "cpu_peers_zen4": partial(peers, "cpu_peers_zen4"),
+    "cpu_peers_avx2": partial(peers, "cpu_peers_avx2"),
     "startup": startup,
     "perf_analyzer_check": partial(perf_analyzer, "perf_analyzer_check"),
     "perf_analyzer_check_tiny": partial(perf_analyzer, "perf_analyzer_check_tiny"),
@@ -263,6 +264,7 @@ TABLES: Mapping[str, Callable[[], list[str]]] = {
     "fp8_accuracy": fp8_accuracy,
     "fp8_compare": fp8_compare,
     "calibrate_memory": calibrate_memory,
+    "calibrate_speed": calibrate_speed,
     "gateway_overhead": gateway_overhead,
     "idle_connections": idle_connections,
     "batch_speed": batch_speed,
