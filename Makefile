@@ -77,7 +77,7 @@ test-images: $(VENV)/.dev
 	scripts/debian_packages.sh tests/containers/debian.list
 	$(BIN)/pytest --lane containers --images $(IMAGES) --image-python $(IMAGE_PYTHON) tests/containers
 
-# Lint, types, import contracts and the fast tests, in about two minutes.
+# Lint, types, import contracts and the fast tests, in a minute and a half.
 check: lint unit
 
 lint: $(VENV)/.dev
