@@ -90,8 +90,10 @@ def plan(
     if draft is not None:
         count = draft_tokens or int(getattr(chosen, "draft_tokens", DRAFT_TOKENS))
         drafts = [draft_plan(item, draft, count, acceptance) for item in serving_plans]
-        texts = [f"{text}\n{one}" for text, one in zip(texts, drafts, strict=True)]
-        dicts = [{**item, "draft": one.as_dict()} for item, one in zip(dicts, drafts, strict=True)]
+        texts = [f"{text}\n{gain}" for text, gain in zip(texts, drafts, strict=True)]
+        dicts = [
+            {**item, "draft": gain.as_dict()} for item, gain in zip(dicts, drafts, strict=True)
+        ]
     typer.echo(json.dumps(dicts, indent=2) if as_json else "\n\n".join(texts))
 
 

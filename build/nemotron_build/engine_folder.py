@@ -114,7 +114,7 @@ def _check_kind(checkpoint: Path, profile: Profile) -> ModelKind:
     manifest = read_manifest(checkpoint)
     kind = manifest.kind
     if manifest.virtual_tokens and not lane_of(profile).has_virtual_tokens:
-        lanes = [name for name, one in LANES.items() if one.has_virtual_tokens]
+        lanes = [name for name, lane in LANES.items() if lane.has_virtual_tokens]
         raise NemotronError(
             f"this model has the {manifest.virtual_tokens} virtual tokens of a P-tuning, which the "
             f"lane {profile.lane} does not put in front of prompts",
@@ -122,7 +122,7 @@ def _check_kind(checkpoint: Path, profile: Profile) -> ModelKind:
             remedy=f"use a profile of the lane {' or '.join(lanes)}",
         )
     if kind not in lane_of(profile).kinds:
-        lanes = [name for name, one in LANES.items() if kind in one.kinds]
+        lanes = [name for name, lane in LANES.items() if kind in lane.kinds]
         raise NemotronError(
             f"this is a {kind} model, which the lane {profile.lane} does not serve",
             where=checkpoint,

@@ -174,7 +174,7 @@ def _parse(lines: Sequence[str], where: str) -> tuple[ApiKey, ...]:
         fields: dict[str, str | int] = {}
         for option in options:
             name, _, value = option.partition("=")
-            is_number = name in ("requests", "tokens") and value.isdigit() and int(value) > 0
+            is_number = name in ("requests", "tokens") and value.isdecimal() and int(value) > 0
             if not is_number and (name != "name" or not value):
                 place = f"{where}, line {number}"
                 raise NemotronError("a key's line is wrong", where=place, remedy=FORM)

@@ -175,6 +175,13 @@ def test_forms_that_are_wrong(tmp_path: Path) -> None:
         (b"no form", {}, 400, "the form is wrong"),
         (form(*good, ("more", "x" * 70_000)), {}, 413, "the form has more than 65536 bytes"),
         (form(*good, ("expires_after[seconds]", "-1")), {}, 400, "expires_after[seconds] is '-1'"),
+        (form(*good, ("expires_after[seconds]", "²")), {}, 400, "expires_after[seconds] is '²'"),
+        (
+            form(*good, ("expires_after[seconds]", "9" * 5000)),
+            {},
+            400,
+            "expires_after[seconds] is '999",
+        ),
         (b"{}", {"content-type": "application/json"}, 415, "send the file as multipart/form-data"),
         (form(*good), {"origin": "https://evil.example"}, 403, "pages of https://evil.example"),
     ]

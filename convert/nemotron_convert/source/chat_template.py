@@ -125,8 +125,8 @@ def _find_template(archive: Archive, config: dict[str, Any]) -> str | None:
         return read_bytes(archive, TEMPLATE_NAME, limit=TEMPLATE_LIMIT).decode(errors="replace")
     template = config.get("chat_template")
     if isinstance(template, list):
-        entries = [one for one in template if isinstance(one, dict)]
-        named = [one.get("template") for one in entries if one.get("name") == "default"]
+        entries = [entry for entry in template if isinstance(entry, dict)]
+        named = [entry.get("template") for entry in entries if entry.get("name") == "default"]
         template = named[-1] if named else None
     if isinstance(template, str) and len(template) > TEMPLATE_LIMIT:
         raise NemotronError(
@@ -151,7 +151,7 @@ def _compare(template: str, config: dict[str, Any]) -> TemplateReport:
     request = {
         "template": template,
         "tokens": tokens,
-        "conversations": [*([one.messages, one.answer_follows] for one in every), *PROBES],
+        "conversations": [*([case.messages, case.answer_follows] for case in every), *PROBES],
     }
     results = _try(json.dumps(request))
     if isinstance(results, str):
@@ -169,17 +169,17 @@ def _compare(template: str, config: dict[str, Any]) -> TemplateReport:
 def _report(results: Sequence[Result], chat_format: ChatFormat) -> TemplateReport:
     """Compare the prompts of a template with those of a format."""
     notes = []
-    for one, (text, error) in zip((*ORDINARY, *UNUSUAL), results, strict=True):
+    for case, (text, error) in zip((*ORDINARY, *UNUSUAL), results, strict=True):
         expected = render_prompt(
-            one.messages, answer_follows=one.answer_follows, chat_format=chat_format
+            case.messages, answer_follows=case.answer_follows, chat_format=chat_format
         )
         if text == expected:
             continue
         found = f"fails: {error}" if text is None else f"gives {text!r}"
-        if one in ORDINARY:
+        if case in ORDINARY:
             shown = f"{found[:SHOWN_CHARACTERS]}, not {expected[:SHOWN_CHARACTERS]!r}"
-            return TemplateReport(f"for {one.what}, the chat template {shown}")
-        notes.append(f"{one.what}: the folder's chat template {found[:SHOWN_CHARACTERS]}")
+            return TemplateReport(f"for {case.what}, the chat template {shown}")
+        notes.append(f"{case.what}: the folder's chat template {found[:SHOWN_CHARACTERS]}")
     return TemplateReport(notes=tuple(notes))
 
 

@@ -135,7 +135,7 @@ class Source:
     @property
     def prompt_table(self) -> PromptTable | None:
         """The vectors that stand before every prompt, if there is a P-tuning."""
-        return next((one.prompt for one in self.adapters if one.prompt is not None), None)
+        return next((a.prompt for a in self.adapters if a.prompt is not None), None)
 
     @cached_property
     def chat(self) -> TunedPrompts:

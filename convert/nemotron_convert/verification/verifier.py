@@ -98,7 +98,7 @@ class _Verifier:
     ) -> None:
         self._source, self._checkpoint, self._team = source, checkpoint, team
         check_sizes(source, checkpoint)
-        count = sum(len(one.prompt.vectors) for one in adapters if one.prompt is not None)
+        count = sum(len(a.prompt.vectors) for a in adapters if a.prompt is not None)
         prefix = range(source.vocab_size, source.vocab_size + count)
         sequences = [[*prefix, *sequence] for sequence in data.sequences]
         self._ids = torch.tensor(list(itertools.chain.from_iterable(sequences)))

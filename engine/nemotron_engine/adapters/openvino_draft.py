@@ -126,7 +126,7 @@ class Admission:
         if key in self._places:
             self._cancelled.add(key)
         else:
-            self._waiting = deque(one for one in self._waiting if one.key != key)
+            self._waiting = deque(request for request in self._waiting if request.key != key)
 
     def begin(self) -> Iterator[Request]:
         """Yield the requests that may begin with the next step, in the order of their arrival."""
@@ -157,6 +157,6 @@ class Admission:
         running = self._places.values()
         return not (running and self._draft) or (
             len(running) < self._max_requests
-            and sum(one.blocks for one in running) + place.blocks <= self._blocks
-            and sum(one.tokens for one in running) + place.tokens <= self._max_tokens
+            and sum(other.blocks for other in running) + place.blocks <= self._blocks
+            and sum(other.tokens for other in running) + place.tokens <= self._max_tokens
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 from http import HTTPStatus
 from urllib.parse import urlsplit
@@ -23,6 +24,8 @@ from nemotron_gateway.settings import GatewaySettings
 
 PURPOSE = "batch"
 LONGEST_LIST = 10_000
+NUMBER = re.compile(r"[1-9][0-9]{0,8}")
+"""A number from 1 on that a form or a query may have; `isdigit` takes more than `int` does."""
 EXPIRY = "expires_after[seconds]"
 """Name of the form's field with the seconds for which a file stays."""
 
@@ -117,8 +120,8 @@ def _describe(upload: Upload) -> FileObject:
         raise bad_request("the file is empty", "file")
     created, expires = now(), None
     if (seconds := upload.fields.get(EXPIRY)) is not None:
-        if not seconds.isdigit() or not int(seconds):
-            raise bad_request(f"{EXPIRY} is {seconds!r}: use a number from 1 on", EXPIRY)
+        if not NUMBER.fullmatch(seconds):
+            raise bad_request(f"{EXPIRY} is {seconds[:20]!r}: use a number from 1 on", EXPIRY)
         expires = created + int(seconds)
     return FileObject(
         id=new_id(FILE),
@@ -135,8 +138,8 @@ def page_of(
 ) -> Response:
     """Answer with the part of a list that the request's `after` and `limit` ask for."""
     limit = request.query_params.get("limit", str(default or longest))
-    if not limit.isdigit() or not 0 < int(limit) <= longest:
-        raise bad_request(f"limit is {limit!r}: use a number from 1 to {longest}", "limit")
+    if not NUMBER.fullmatch(limit) or int(limit) > longest:
+        raise bad_request(f"limit is {limit[:20]!r}: use a number from 1 to {longest}", "limit")
     if (after := request.query_params.get("after")) is not None:
         names = [item.id for item in items]
         if after not in names:
